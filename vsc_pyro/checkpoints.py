@@ -1,0 +1,77 @@
+"""Checkpoints: plain dictionaries of tensors and numbers, written atomically and read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+FORMAT = 1
+
+
+def save_checkpoint(path: str | os.PathLike, state: dict[str, Any]) -> None:
+    """Write `state` (dictionaries, lists, numbers, strings, tensors) to `path`, whole or not at all.
+
+    The file is written beside its final place, flushed to disk and then renamed, so that a reader, or a process that
+    is killed at any moment, finds the old checkpoint or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain containers are unpickled (`weights_only=True`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated or corrupt file, one that asks to run code, or one of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {path} holds more than tensors and plain values and was not read, for it could run code; "
+            "use only checkpoints that vsc_pyro wrote"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise ValueError(f"checkpoint {path} is truncated or corrupt; delete it and train again ({error})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a vsc_pyro checkpoint of format {FORMAT}; train again with this version")
+    return state
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
+    """Load ``state["model"]`` into `model`, in place.
+
+    Raises:
+        ValueError: the weights are of another architecture; the message names the first that differs.
+    """
+    own, saved = model.state_dict(), state["model"]
+    for name in sorted(own.keys() | saved.keys()):
+        here = tuple(own[name].shape) if name in own else "absent"
+        there = tuple(saved[name].shape) if name in saved else "absent"
+        if here != there:
+            raise ValueError(
+                f"checkpoint {path} is of another architecture: {name} is {there} there and {here} in this model; "
+                "build the model with the settings it was trained with"
+            )
+    model.load_state_dict(saved)

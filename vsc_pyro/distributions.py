@@ -1,0 +1,348 @@
+r"""The spike-and-slab distribution, with a density that is one.
+
+.. math:: q(z) = \gamma\, F(z) + (1 - \gamma)\, \delta_0(z)
+
+The slab :math:`F` is any atom-free reparametrised distribution of a scalar and :math:`\gamma = P(z \neq 0)` the
+*inclusion* probability. Densities are with respect to Lebesgue measure plus a unit atom at zero:
+
+.. math:: \log q(z) = \log(1 - \gamma) \;\text{where}\; z = 0, \qquad \log \gamma + \log F(z) \;\text{elsewhere,}
+
+so the mass at zero and the integral of the density add up to one, and a density is never added to a mass.
+
+**Why a draw remembers how it was made.** A hard spike has no derivative, so :math:`\log q(z)` read off :math:`z = 0`
+has none through the spike either, and `pyro.infer.Trace_ELBO` would never learn the sparsity (or, with a
+straight-through spike, learn it with the wrong sign) without saying so. Given the slab draw :math:`w`, however, every
+log-density is linear in the spike,
+
+.. math:: \log q = s\,(\log\gamma + \log F(w)) + (1 - s) \log(1 - \gamma),
+
+so with :math:`s = \text{hard} + \gamma - \text{stop}(\gamma)`, of derivative exactly one, the value is the same number
+and its gradient is unbiased. A draw therefore carries :math:`(w, s)`, and `log_prob` of *any* `SpikeSlab`, guide's or
+prior's, uses them where they are there. (`pyro.distributions.RelaxedBernoulliStraightThrough` carries its unrounded
+value the same way.) What is left to the gate is the likelihood's part of the gradient; see `vsc_pyro.gates`.
+
+Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`) inherit the gate's bias in the
+KL part as well; use ``gate="score"`` with `Trace_ELBO`, `TraceGraph_ELBO` or `TraceEnum_ELBO` for an unbiased gradient.
+
+References
+    T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
+    M. K. Titsias, M. Lázaro-Gredilla (2011), Spike and slab variational inference for multi-task learning.
+    F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
+
+Example:
+    >>> q = SpikeSlab(Normal(torch.zeros(5), 1.0), probs=torch.tensor(0.1)).to_event(1)
+    >>> q.sample((1000,)).ne(0).float().mean()  # close to 0.1
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import torch
+from pyro.distributions import Delta, Independent, MultivariateNormal, TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.distributions import Distribution, biject_to, constraints, kl_divergence, register_kl
+from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
+from torch.nn.functional import logsigmoid
+
+from vsc_pyro.gates import Gate, get_gate
+
+_DRAW = "_spike_slab_draw"
+
+
+class _Draw(NamedTuple):
+    slab: Tensor
+    spike: Tensor
+
+
+class _WithZero(constraints.Constraint):
+    """The slab's support and the point zero."""
+
+    def __init__(self, slab: constraints.Constraint) -> None:
+        self.slab = slab
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value == 0) | self.slab.check(value)
+
+
+class SpikeSlab(TorchDistribution):
+    r"""Spike-and-slab distribution :math:`\gamma F + (1 - \gamma)\delta_0` of a scalar.
+
+    Args:
+        slab: the slab F: a reparametrised, atom-free Pyro or torch distribution of scalars, any batch shape.
+        logits: log-odds of the inclusion probability :math:`\gamma = P(z \neq 0)`, broadcast against the slab.
+        probs: the inclusion probability itself, in [0, 1]; give exactly one of the two.
+        gate: how a gradient passes the spike: a name or a `Gate`, see `vsc_pyro.gates`.
+        validate_args: as everywhere in `torch.distributions`.
+
+    Shapes:
+        `batch_shape` is the broadcast of the slab's and the logits'; `event_shape` is ``()``. Use ``.to_event(1)`` for
+        a code of several latents.
+
+    Raises:
+        ValueError: neither or both of `logits` and `probs`; a slab with an atom, without `rsample`, or of vectors.
+    """
+
+    arg_constraints = {"logits": constraints.real, "probs": constraints.unit_interval}
+
+    def __init__(
+        self,
+        slab: Distribution,
+        logits: Tensor | float | None = None,
+        probs: Tensor | float | None = None,
+        gate: str | Gate = "concrete",
+        validate_args: bool | None = None,
+    ) -> None:
+        if (logits is None) == (probs is None):
+            raise ValueError("give exactly one of logits and probs, the log-odds of being on or the probability itself")
+        if isinstance(slab, (SpikeSlab, Delta)) or not slab.has_rsample or slab.support.is_discrete:
+            raise ValueError(
+                f"slab must be reparametrised and free of atoms, got {type(slab).__name__}; "
+                "take Normal, Laplace, Cauchy or another continuous distribution with rsample"
+            )
+        if slab.event_shape:
+            raise ValueError(
+                f"slab must be a distribution of scalars, got event_shape {tuple(slab.event_shape)}; "
+                "build SpikeSlab on the scalar slab and call .to_event() on the result"
+            )
+        self.gate = get_gate(gate)
+        parameter = logits if probs is None else probs
+        if not isinstance(parameter, Tensor):
+            parameter = torch.as_tensor(parameter, dtype=torch.get_default_dtype())
+        batch_shape = torch.broadcast_shapes(slab.batch_shape, parameter.shape)
+        self.slab = slab.expand(batch_shape) if slab.batch_shape != batch_shape else slab
+        if probs is None:
+            self.logits = parameter.expand(batch_shape)
+        else:
+            self.probs = parameter.expand(batch_shape)
+        super().__init__(batch_shape, validate_args=validate_args)
+
+    @lazy_property
+    def logits(self) -> Tensor:
+        """Log-odds of being on."""
+        return probs_to_logits(self.probs, is_binary=True)
+
+    @lazy_property
+    def probs(self) -> Tensor:
+        """Inclusion probability, P(z != 0)."""
+        return logits_to_probs(self.logits, is_binary=True)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        slab = self.slab.support
+        return slab if slab is constraints.real else _WithZero(slab)
+
+    @property
+    def has_rsample(self) -> bool:
+        return self.gate.reparametrized
+
+    def has_rsample_(self, value: bool) -> SpikeSlab:
+        raise NotImplementedError(
+            "a SpikeSlab is reparametrised or not by its gate; build it with gate='score' for the score function"
+        )
+
+    def expand(self, batch_shape: torch.Size, _instance: SpikeSlab | None = None) -> SpikeSlab:
+        new = self._get_checked_instance(SpikeSlab, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.gate = self.gate
+        new.slab = self.slab.expand(batch_shape)
+        for name in ("logits", "probs"):
+            if name in self.__dict__:
+                setattr(new, name, getattr(self, name).expand(batch_shape))
+        super(SpikeSlab, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> SpikeSlab | IndependentSpikeSlab:
+        ndims = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        return IndependentSpikeSlab(self, ndims) if ndims else self
+
+    # Moments and such ------------------------------------------------------------------------------------------------
+
+    @property
+    def mean(self) -> Tensor:
+        r""":math:`\gamma m`, m the slab's mean; shape `batch_shape`."""
+        return self.probs * self.slab.mean
+
+    @property
+    def variance(self) -> Tensor:
+        r""":math:`\gamma (v + m^2) - \gamma^2 m^2`, m and v the slab's mean and variance; shape `batch_shape`."""
+        mean = self.slab.mean
+        return self.probs * (self.slab.variance + mean**2) - (self.probs * mean) ** 2
+
+    def entropy(self) -> Tensor:
+        r"""Entropy in nats with respect to the base measure, :math:`H(\gamma) + \gamma h(F)`; shape `batch_shape`."""
+        spike = -(self.probs * logsigmoid(self.logits) + (1 - self.probs) * logsigmoid(-self.logits))
+        return spike + self.probs * self.slab.entropy()
+
+    def cdf(self, value: Tensor) -> Tensor:
+        r""":math:`P(z \le \text{value}) = \gamma F(\text{value}) + (1 - \gamma) [\text{value} \ge 0]`."""
+        support = self.slab.support
+        inside = support.check(value)
+        point = biject_to(support)(torch.zeros_like(value))
+        # Outside an interval the slab's cdf is 0 below and 1 above; torch would refuse to evaluate it there.
+        slab_cdf = torch.where(
+            inside, self.slab.cdf(torch.where(inside, value, point)), (value > point).to(value.dtype)
+        )
+        return self.probs * slab_cdf + (1 - self.probs) * (value >= 0)
+
+    # Drawing ---------------------------------------------------------------------------------------------------------
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Exact draws, zeros included, whatever the gate; no gradient. Shape `sample_shape + batch_shape`."""
+        shape = self._extended_shape(sample_shape)
+        with torch.no_grad():
+            spike = self.gate.draw(self.logits.expand(shape)).hard
+            slab = self.slab.sample(sample_shape)
+            return torch.where(spike > 0, slab, torch.zeros_like(slab))
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draws with the gate's forward value and gradient. Shape `sample_shape + batch_shape`.
+
+        Raises:
+            NotImplementedError: the gate has no pathwise gradient (``"score"``); use `sample`, or an ELBO.
+        """
+        if not self.has_rsample:
+            raise NotImplementedError(
+                f"gate {self.gate!r} has no pathwise gradient through the spike; call sample(), or train with an ELBO "
+                "that takes score functions, or choose gate='concrete'"
+            )
+        return self._draw(sample_shape)
+
+    def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """What `pyro.sample` draws: the slab always pathwise, the spike by the gate."""
+        return self._draw(sample_shape)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        logits = self.logits.expand(self._extended_shape(sample_shape))
+        hard, factor = self.gate.draw(logits)
+        slab = self.slab.rsample(sample_shape)
+        value = factor * slab
+        if self.has_rsample:
+            probs = torch.sigmoid(logits)
+            setattr(value, _DRAW, _Draw(slab, hard + (probs - probs.detach())))
+        return value
+
+    # Densities -------------------------------------------------------------------------------------------------------
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density with respect to Lebesgue measure plus an atom at zero, shape of `value` and batch broadcast.
+
+        A value that a `SpikeSlab` just drew (by `rsample` or `pyro.sample`) is scored by the draw it carries, with the
+        unbiased gradient of the module's docstring; any other by whether it is zero.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_on, log_off = logsigmoid(self.logits), logsigmoid(-self.logits)
+        draw = getattr(value, _DRAW, None)
+        if draw is not None:
+            return log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
+        zero = value == 0
+        return torch.where(zero, log_off, log_on + self.slab.log_prob(self._inside_slab_support(value, zero)))
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """What Pyro's ELBOs differentiate (see `pyro.distributions.Distribution.score_parts`).
+
+        Raises:
+            ValueError: a differentiable value that has lost the draw it came from (an operation was applied to it
+                after `rsample`), for its gradient would be wrong.
+        """
+        log_prob = self.log_prob(value)
+        if self.has_rsample:
+            if value.requires_grad and not hasattr(value, _DRAW):
+                raise ValueError(
+                    "this value carries gradients but not the spike-and-slab draw it came from, so the gradient of its "
+                    "density would be wrong; pass the tensor that rsample returned itself, or use gate='score'"
+                )
+            return ScoreParts(log_prob, 0, log_prob)
+        if not value.requires_grad:
+            return ScoreParts(log_prob, log_prob, 0)
+        spike_log_prob = torch.where(value == 0, logsigmoid(-self.logits), logsigmoid(self.logits))
+        return ScoreParts(log_prob, spike_log_prob, log_prob)
+
+    def _inside_slab_support(self, value: Tensor, zero: Tensor) -> Tensor:
+        # Where the value is zero the slab's density is not used, but its gradient must not be NaN nor its check fail.
+        support = self.slab.support
+        if support is constraints.real:
+            return value
+        return torch.where(zero, biject_to(support)(torch.zeros_like(value)), value)
+
+
+class IndependentSpikeSlab(Independent):
+    """`SpikeSlab` with its rightmost batch dimensions declared event dimensions: what ``.to_event(n)`` returns.
+
+    Pyro's own `Independent` would hand ``gate="score"`` to the score function altogether; this one keeps the slab
+    pathwise.
+    """
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> SpikeSlab | IndependentSpikeSlab:
+        ndims = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        return self.base_dist.to_event(ndims + self.reinterpreted_batch_ndims)
+
+    def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.base_dist(sample_shape)
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        parts = self.base_dist.score_parts(value)
+        return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
+
+
+def inclusion_logits(distribution: Distribution) -> Tensor | None:
+    """Log-odds of P(z != 0) of every coordinate, shape `batch_shape + event_shape`; None where zero has no mass."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution.logits if isinstance(distribution, SpikeSlab) else None
+
+
+# Kullback-Leibler divergences ----------------------------------------------------------------------------------------
+
+
+@register_kl(SpikeSlab, SpikeSlab)
+def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
+    r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))`, any slab pair that has one."""
+    on = logsigmoid(p.logits) - logsigmoid(q.logits)
+    off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
+    return p.probs * (kl_divergence(p.slab, q.slab) + on) + (1 - p.probs) * off
+
+
+@register_kl(Distribution, SpikeSlab)
+def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
+    r""":math:`KL(p \| F_q) - \log \gamma_q`: finite, since q dominates any atom-free p."""
+    if p.support.is_discrete or not p.has_rsample:
+        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || SpikeSlab)")
+    return kl_divergence(p, q.slab) - logsigmoid(q.logits)
+
+
+@register_kl(Delta, SpikeSlab)
+def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> Tensor:
+    # Pyro's convention for a point estimate: the entropy of the point is left out.
+    return -q.log_prob(p.v)
+
+
+def _refuse_atom_free(p: Distribution, q: Distribution) -> NoReturn:
+    base = q
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, (SpikeSlab, Delta)) or base.support.is_discrete:
+        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
+    # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(base).__name__}) is infinite: the spike-and-slab has an atom at zero and "
+        f"{type(base).__name__} has none; use a SpikeSlab prior, or an atom-free posterior such as NormalEncoder"
+    )
+
+
+register_kl(SpikeSlab, Distribution)(_refuse_atom_free)
+register_kl(IndependentSpikeSlab, Distribution)(_refuse_atom_free)
+register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_atom_free)
+
+
+@register_kl(IndependentSpikeSlab, Independent)
+def _kl_independent(p: IndependentSpikeSlab, q: Independent) -> Tensor:
+    shared = min(p.reinterpreted_batch_ndims, q.reinterpreted_batch_ndims)
+    inner_p = p.base_dist.to_event(p.reinterpreted_batch_ndims - shared)
+    rest_q = q.reinterpreted_batch_ndims - shared
+    inner_q = Independent(q.base_dist, rest_q) if rest_q else q.base_dist
+    return sum_rightmost(kl_divergence(inner_p, inner_q), shared)

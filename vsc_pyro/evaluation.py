@@ -1,0 +1,219 @@
+r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes.
+
+* ELBO :math:`= E_q[\log p(x|z)] - KL(q \| p)`, its two parts apart, at beta = 1;
+* importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), from the exact
+  mixture densities;
+* relaxation gap: the objective as trained (soft spikes, if the gate's are soft) minus the hard ELBO. A large gap means
+  that the objective measured a code that is not the one the model has;
+* sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior above prior
+  odds; Hoyer's measure :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
+  (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+from tqdm.auto import tqdm
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.distributions import inclusion_logits
+from vsc_pyro.vae import VAE
+
+_GAP_DRAWS = 10
+_ROWS_AT_ONCE = 10_000  # decoded codes held in memory: 784 pixels in float32 take 30 MB a copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Means over data; nats per datum where they are log-probabilities.
+
+    Attributes:
+        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`.
+        reconstruction: :math:`E_q[\\log p(x|z)]`.
+        kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
+        iwae: importance-weighted bound of `num_draws` draws.
+        relaxation_gap: objective as trained minus `elbo`; exactly 0 for gates with hard spikes.
+        expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j`.
+        hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
+        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's.
+        hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
+        active_units: latents whose posterior mean varies over data by more than 0.01 (variance).
+        used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
+        usage: mean inclusion probability of each latent, shape ``(J,)``, on the CPU.
+        num_draws, num_data, binarize: the protocol.
+    """
+
+    elbo: float
+    reconstruction: float
+    kl: float
+    kl_is_exact: bool
+    iwae: float
+    relaxation_gap: float
+    expected_l0: float
+    hard_l0: float
+    hard_l0_odds: float
+    hoyer: float
+    active_units: int
+    used_latents: int
+    usage: Tensor
+    num_draws: int
+    num_data: int
+    binarize: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain numbers, strings and lists, ready for JSON."""
+        return {**dataclasses.asdict(self), "usage": self.usage.tolist()}
+
+    def __str__(self) -> str:
+        latents = len(self.usage)
+        kl = "closed form" if self.kl_is_exact else "sampled"
+        rows = [
+            ("ELBO", f"{self.elbo:.2f}", "nats, hard spikes"),
+            ("  reconstruction", f"{self.reconstruction:.2f}", ""),
+            ("  KL", f"{self.kl:.2f}", kl),
+            (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", "importance-weighted"),
+            ("relaxation gap", f"{self.relaxation_gap:.2f}", "objective as trained minus ELBO"),
+            ("expected L0", f"{self.expected_l0:.2f}", f"of {latents} latents"),
+            ("hard L0", f"{self.hard_l0:.2f}", f"by 1/2; {self.hard_l0_odds:.2f} by prior odds"),
+            ("Hoyer", f"{self.hoyer:.3f}", "standardised codes"),
+            ("active units", f"{self.active_units}", f"{self.used_latents} latents ever on"),
+        ]
+        head = f"{self.num_data} data, binarisation: {self.binarize or 'none'}"
+        return "\n".join([head, *(f"{name:<22}{value:>10}  {note}".rstrip() for name, value, note in rows)])
+
+
+@torch.no_grad()
+def evaluate(
+    model: VAE, data: Dataset | Tensor | np.ndarray, *, num_draws: int = 100, seed: int = 0, progress: bool = False
+) -> Evaluation:
+    """Evaluate `model`, where it is and in evaluation mode, on `data`.
+
+    Memory is bounded whatever `num_draws` is: draws are taken and reduced in chunks. The caller's random state and the
+    model's mode are left as they were.
+
+    Args:
+        model: a `VAE`.
+        data: a `Dataset`, or any array or tensor of shape ``(N, ...)``; dynamic binarisation is drawn once, by `seed`.
+        num_draws: draws K of each code.
+        seed: of binarisation and draws.
+        progress: show a bar.
+
+    Raises:
+        ValueError: data that do not fit the model, or fewer than one draw.
+    """
+    num_draws = positive_int("num_draws", num_draws)
+    data = as_dataset(data)
+    model.check_data(data.images)
+    device = model.reference.device
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            parts = []
+            chunk = min(num_draws, 100)
+            batch_size = max(1, _ROWS_AT_ONCE // chunk)
+            for rows in tqdm(
+                torch.arange(len(data)).split(batch_size), desc="evaluate", unit="batch", disable=not progress
+            ):
+                x = data.draw(rows).to(model.reference)
+                parts.append(_evaluate_batch(model, x, num_draws, chunk, seed))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return _summary([torch.cat(field).double() for field in zip(*parts, strict=True)], num_draws, data.binarize)
+
+
+def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int) -> tuple:
+    posterior = model.encoder(x)
+    prior = model.prior(x).expand(posterior.batch_shape)
+    reconstruction, log_ratio = x.new_zeros(len(x)), x.new_zeros(len(x))
+    log_total = x.new_full((len(x),), -math.inf)
+    for start in range(0, num_draws, chunk):
+        z = posterior.sample((min(chunk, num_draws - start),))
+        log_likelihood = _log_likelihood(model, x, z)
+        difference = posterior.log_prob(z) - prior.log_prob(z)
+        reconstruction += log_likelihood.sum(0)
+        log_ratio += difference.sum(0)
+        log_total = torch.logaddexp(log_total, torch.logsumexp(log_likelihood - difference, 0))
+    try:
+        kl, exact = kl_divergence(posterior, prior), True
+    except NotImplementedError:
+        kl, exact = log_ratio / num_draws, False
+    ones = z.new_ones(z.shape[1:])
+    own, other = inclusion_logits(posterior), inclusion_logits(prior)
+    inclusion = ones if own is None else own.sigmoid()
+    by_odds = ones if own is None else (own > other).to(z)
+    gap = _relaxation_gap(model, x, posterior, seed)
+    tensors = (reconstruction / num_draws, kl, log_total - math.log(num_draws), gap, inclusion, by_odds, z[-1])
+    return tuple(t.cpu() for t in (*tensors, posterior.mean)) + (torch.tensor([exact]),)
+
+
+def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    likelihood = model.decoder(z)
+    return likelihood.log_prob(x.reshape(x.shape[:1] + likelihood.event_shape))
+
+
+def _relaxation_gap(model: VAE, x: Tensor, hard: Distribution, seed: int) -> Tensor:
+    # Only the encoder's own flag, which turns its gate: a BatchNorm inside it must not see training mode.
+    model.encoder.training = True
+    as_trained = model.encoder(x)
+    model.encoder.training = False
+    devices = [x.device] if x.device.type == "cuda" else []
+    bounds = []
+    for posterior in (as_trained, hard):
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)  # the same noise for both, so that hard gates give exactly zero
+            bounds.append(_log_likelihood(model, x, posterior((_GAP_DRAWS,))).mean(0))
+    return bounds[0] - bounds[1]
+
+
+def _summary(fields: list[Tensor], num_draws: int, binarize: str | None) -> Evaluation:
+    reconstruction, kl, iwae, gap, inclusion, by_odds, codes, means, exact = fields
+    on = inclusion > 0.5
+    return Evaluation(
+        elbo=float((reconstruction - kl).mean()),
+        reconstruction=float(reconstruction.mean()),
+        kl=float(kl.mean()),
+        kl_is_exact=bool(exact.all()),
+        iwae=float(iwae.mean()),
+        relaxation_gap=float(gap.mean()),
+        expected_l0=float(inclusion.sum(1).mean()),
+        hard_l0=float(on.double().sum(1).mean()),
+        hard_l0_odds=float(by_odds.sum(1).mean()),
+        hoyer=hoyer(codes),
+        active_units=int((means.var(0, correction=0) > 0.01).sum()),
+        used_latents=int(on.any(0).sum()),
+        usage=inclusion.mean(0).float(),
+        num_draws=num_draws,
+        num_data=len(kl),
+        binarize=binarize,
+    )
+
+
+def hoyer(codes: Tensor) -> float:
+    r"""Mean over data of Hoyer's sparsity :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)`, each latent standardised.
+
+    Latents are divided by their standard deviation over data (those that never vary are left out of the norms, not of
+    J); a code of zeros counts as fully sparse, 1.
+
+    Args:
+        codes: shape ``(N, J)``, J of at least 2.
+    """
+    num_latents = codes.shape[1]
+    if num_latents < 2:
+        return math.nan
+    deviation = codes.std(0, correction=0)
+    scaled = torch.where(deviation > 0, codes / deviation, torch.zeros_like(codes))
+    l1, l2 = scaled.abs().sum(1), scaled.norm(dim=1)
+    root = math.sqrt(num_latents)
+    sparsity = torch.where(l2 > 0, (root - l1 / l2) / (root - 1), torch.ones_like(l2))
+    return float(sparsity.mean())

@@ -1,0 +1,152 @@
+r"""Objectives: Pyro ELBOs that never wait for the device, and that take analytic KLs together with score functions.
+
+With q the guide and f the learning signal, both maximise :math:`E_q[\log p(x|z)] - KL(q \| p)`:
+
+* `TraceELBO` samples the KL, as `pyro.infer.Trace_ELBO` does;
+* `AnalyticELBO` takes it in closed form wherever `torch.distributions.kl_divergence` knows it, as
+  `pyro.infer.TraceMeanField_ELBO` does. Where a guide site has no pathwise gradient (``gate="score"``), for which
+  Pyro's class has no answer, the score-function term is added, with a signal from which the site's own KL, known
+  exactly, is left out.
+
+Pyro's classes call `.item()` on every site in every step, which makes the host wait for the device; these return
+tensors. Each works with `pyro.infer.SVI` too.
+
+References
+    D. Wingate, T. Weber (2013), Automated variational inference in probabilistic programming.
+    R. Ranganath, S. Gerrish, D. M. Blei (2014), Black box variational inference.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer.util import MultiFrameTensor
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from vsc_pyro.arguments import choice, positive_int
+
+
+class _Term(NamedTuple):
+    """One site's share of the ELBO, of the shape of its plates: its value, and what is differentiated."""
+
+    value: Tensor
+    surrogate: Tensor
+    exact_kl: bool = False
+
+
+class TraceELBO(Trace_ELBO):
+    """`pyro.infer.Trace_ELBO`, value and gradient, without its host-device synchronisations. Same arguments."""
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Estimate of minus the ELBO, summed over data, without gradients."""
+        with torch.no_grad():
+            return float(self._losses(model, guide, args, kwargs)[0])
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the ELBO, summed over data, as a tensor whose gradient is this estimator's."""
+        loss, surrogate = self._losses(model, guide, args, kwargs)
+        return surrogate + (loss - surrogate).detach()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Back-propagate minus the ELBO, summed over data, and return it as a tensor on the device."""
+        loss, surrogate = self._losses(model, guide, args, kwargs)
+        if surrogate.requires_grad:
+            surrogate.backward(retain_graph=self.retain_graph)
+        return loss.detach()
+
+    def _losses(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        particles = [self._particle(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        loss, surrogate = (-sum(parts) / self.num_particles for parts in zip(*particles, strict=True))
+        return loss, surrogate
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        sites = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
+        guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+        terms = {}
+        for name, site in sites.items():
+            if site["is_observed"]:
+                terms[name] = _Term(site["log_prob"], site["log_prob"])
+            else:
+                terms[name] = self._latent_term(site, guide_sites[name])
+        for name, site in guide_sites.items():
+            if name not in sites:  # an auxiliary site of the guide
+                terms[name] = _Term(-site["log_prob"], -_entropy_term(site))
+        elbo = sum(term.value.sum() for term in terms.values())
+        surrogate = sum(term.surrogate.sum() for term in terms.values())
+        for name, site in guide_sites.items():
+            score = site["score_parts"].score_function
+            if is_identically_zero(score):
+                continue
+            signal = MultiFrameTensor(
+                *(
+                    ((sites | guide_sites)[other]["cond_indep_stack"], term.value.detach())
+                    for other, term in terms.items()
+                    if not (other == name and term.exact_kl)
+                )
+            )
+            surrogate = surrogate + (signal.sum_to(site["cond_indep_stack"]) * score).sum()
+        return elbo, surrogate
+
+    def _latent_term(self, model_site: dict, guide_site: dict) -> _Term:
+        value = model_site["log_prob"] - guide_site["log_prob"]
+        return _Term(value, model_site["log_prob"] - _entropy_term(guide_site))
+
+
+class AnalyticELBO(TraceELBO):
+    """`pyro.infer.TraceMeanField_ELBO` that also takes score functions, and never synchronises. Same arguments.
+
+    A pair of guide and prior without closed form has its KL sampled, and a warning says so once.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sampled: set[str] = set()
+
+    def _latent_term(self, model_site: dict, guide_site: dict) -> _Term:
+        posterior, prior = guide_site["fn"], model_site["fn"]
+        try:
+            kl = kl_divergence(posterior, prior)
+        except NotImplementedError:
+            if guide_site["name"] not in self._sampled:
+                self._sampled.add(guide_site["name"])
+                warnings.warn(
+                    f"the KL divergence at site {guide_site['name']!r} has no closed form and is sampled",
+                    stacklevel=2,
+                )
+            return super()._latent_term(model_site, guide_site)
+        term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
+        return _Term(term, term, exact_kl=True)
+
+
+def _entropy_term(guide_site: dict) -> Tensor:
+    entropy = guide_site["score_parts"].entropy_term
+    return torch.zeros_like(guide_site["log_prob"]) if is_identically_zero(entropy) else entropy
+
+
+OBJECTIVES: dict[str, type[ELBO]] = {"trace": TraceELBO, "analytic": AnalyticELBO}
+
+
+def get_objective(objective: str | ELBO, num_draws: int = 1) -> ELBO:
+    """The objective of that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
+
+    Args:
+        objective: ``"trace"``, ``"analytic"`` or any instance of `pyro.infer.ELBO`.
+        num_draws: draws of each code that a named objective averages over, in one vectorised pass.
+
+    Raises:
+        ValueError: an unknown name, or fewer than one draw.
+    """
+    if isinstance(objective, ELBO):
+        return objective
+    num_draws = positive_int("num_draws", num_draws)
+    # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
+    return choice("objective", objective, OBJECTIVES)(
+        num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1
+    )

@@ -1,0 +1,191 @@
+"""Pictures of a trained model, one function each, returning a `matplotlib.figure.Figure` to show or save.
+
+Spikes are hard in every picture: a model is put into evaluation mode while it is drawn and left as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pyro import poutine
+from pyro.infer import Predictive
+from torch import Tensor
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.distributions import inclusion_logits
+from vsc_pyro.training import History
+from vsc_pyro.vae import VAE
+
+_INCHES = 0.75  # of one small picture
+F = TypeVar("F", bound=Callable[..., Figure])
+
+
+def _looking(function: F) -> F:
+    """Run in evaluation mode, without gradients, and leave mode and random state as they were."""
+
+    @functools.wraps(function)
+    def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Figure:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(kwargs.get("seed", 0))
+                return function(model, *args, **kwargs)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    return wrapper
+
+
+@_looking
+def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 12, seed: int = 0) -> Figure:
+    """Data as the model sees them above the means that the decoder gives for one draw of their codes.
+
+    Args:
+        model, data: a `VAE` and data of shape ``(N, ...)``.
+        num: how many data, from the first on.
+        seed: of binarisation and draws.
+    """
+    data = as_dataset(data)
+    num = min(positive_int("num", num), len(data))
+    x = data.draw(slice(num)).to(model.reference)
+    decoded = model.decoder(model.encoder(x).sample()).mean
+    return _grid([x.cpu(), decoded.reshape(x.shape).cpu()], ["data", "decoded"], "Reconstructions, hard spikes")
+
+
+@_looking
+def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60, seed: int = 0) -> Figure:
+    """Means that the decoder gives for codes drawn from the prior.
+
+    Args:
+        model: a `VAE`.
+        data: data of shape ``(N, ...)``; gives the pictures their shape (and the prior its x, if it looks at one).
+        num: how many samples.
+        seed: of the draws.
+    """
+    x = as_dataset(data).images[:1].to(model.reference)
+    draws = Predictive(poutine.uncondition(model.model), num_samples=positive_int("num", num), return_sites=("z",))(x)
+    decoded = model.decoder(draws["z"].squeeze(1)).mean.reshape(num, *x.shape[1:]).cpu()
+    columns = min(num, 12)
+    rows = [decoded[start : start + columns] for start in range(0, num, columns)]
+    return _grid(rows, [""] * len(rows), "Decoded samples of the prior")
+
+
+@_looking
+def traversals(
+    model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 10, limit: float = 3.0, seed: int = 0
+) -> Figure:
+    """What single latents draw: a row for each of the most used, in a datum in which it is surely on.
+
+    The first columns are the datum, its decoded code and the same code with this one latent off; in the others the
+    latent goes from -limit to limit, all others as they are.
+
+    Args:
+        model, data: a `VAE` and data of shape ``(N, ...)``.
+        num: number of latents, most used first.
+        limit: range of the latent's value, in standard deviations of the standard slab.
+        seed: of binarisation and draws.
+    """
+    data = as_dataset(data)
+    x = data.draw(slice(2000)).to(model.reference)
+    posterior = model.encoder(x)
+    inclusion = _inclusion(posterior)
+    # A latent is used where it is on and its value says something about the datum.
+    use = inclusion.mean(0) * posterior.mean.std(0, correction=0)
+    latents = use.argsort(descending=True)[: positive_int("num", num)].tolist()
+    values = torch.linspace(-limit, limit, 7).to(x)
+    rows, names = [], []
+    for latent in latents:
+        datum = int((inclusion[:, latent] * posterior.mean[:, latent].abs()).argmax())
+        code = torch.where(inclusion[datum] > 0.5, posterior.mean[datum] / inclusion[datum], 0)
+        codes = code.repeat(2 + len(values), 1)
+        codes[1:, latent] = torch.cat([values.new_zeros(1), values])
+        decoded = model.decoder(codes).mean.reshape(-1, *x.shape[1:])
+        rows.append(torch.cat([x[datum : datum + 1], decoded]).cpu())
+        names.append(f"latent {latent}\non {float(inclusion[:, latent].mean()):.0%}")
+    columns = ["datum", "decoded", "off", *(f"z = {value:g}" for value in values.tolist())]
+    return _grid(rows, names, "Traversals of single latents", columns)
+
+
+@_looking
+def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, seed: int = 0) -> Figure:
+    """Mean inclusion probability of every latent (columns, most used first) for every class (rows).
+
+    Args:
+        model: a `VAE`.
+        data: a `Dataset` with labels.
+        num_classes: rows; the largest label plus one if None.
+        seed: of binarisation.
+
+    Raises:
+        ValueError: data without labels.
+    """
+    if data.labels is None:
+        raise ValueError("inclusion_map needs labels, and data.labels is None; pass Dataset(images, labels)")
+    batches = [data.draw(rows).to(model.reference) for rows in torch.arange(len(data)).split(1000)]
+    inclusion = torch.cat([_inclusion(model.encoder(x)).cpu() for x in batches])
+    labels = data.labels.cpu()
+    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    by_class = torch.stack([inclusion[labels == label].mean(0) for label in range(num_classes)])
+    order = inclusion.mean(0).argsort(descending=True)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(by_class[:, order], aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks(range(num_classes))
+    ticks = range(0, len(order), max(1, math.ceil(len(order) / 25)))
+    axes.set_xticks(ticks, [str(int(order[tick])) for tick in ticks])
+    axes.set(xlabel="latent, most used first", ylabel="class", title="Inclusion by class")
+    figure.colorbar(image, label="mean inclusion probability")
+    return figure
+
+
+def training_curve(history: History) -> Figure:
+    """Training ELBO against epochs, as `fit` measured it (by the gate as trained)."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, len(history) + 1), history.elbo, color="#0072B2", marker="." if len(history) < 30 else None)
+    # The first epochs fall off a cliff that would hide all others.
+    later = history.elbo[len(history) // 10 :]
+    margin = 0.05 * (max(later) - min(later)) or 1.0
+    axes.set_ylim(min(later) - margin, max(later) + margin)
+    axes.set(xlabel="epoch", ylabel="training ELBO, nats per datum", title="Training")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _inclusion(posterior: torch.distributions.Distribution) -> Tensor:
+    logits = inclusion_logits(posterior)
+    return torch.ones_like(posterior.mean) if logits is None else logits.sigmoid()
+
+
+def _grid(rows: list[Tensor], names: list[str], title: str, columns: list[str] | None = None) -> Figure:
+    width = max(len(row) for row in rows)
+    figure = Figure(figsize=(_INCHES * width + 1.0, _INCHES * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), width, squeeze=False)
+    for row, name, line in zip(rows, names, grid, strict=True):
+        for axes in line:
+            axes.axis("off")
+        for picture, axes in zip(row, line, strict=False):
+            axes.imshow(_picture(picture), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    for name, axes in zip(columns or [], grid[0], strict=False):
+        axes.set_title(name, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _picture(x: Tensor) -> Tensor:
+    if x.ndim == 3:
+        return x[0] if len(x) == 1 else x.permute(1, 2, 0)
+    if x.ndim == 1:
+        side = math.isqrt(len(x))
+        return x.reshape(side, side) if side * side == len(x) else x.reshape(1, -1)
+    return x

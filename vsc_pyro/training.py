@@ -1,0 +1,269 @@
+"""`fit`: train a `VAE` by stochastic variational inference, with progress, checkpoints and exact resumption."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vsc_pyro.arguments import positive_float, positive_int
+from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.objectives import get_objective
+from vsc_pyro.svi import SVI
+from vsc_pyro.vae import VAE
+
+# Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
+_STEPS_BETWEEN_LOOKS = 50
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training met a loss or a weight that is NaN or infinite."""
+
+
+@dataclasses.dataclass
+class History:
+    """What `fit` measured, one entry for each epoch.
+
+    Attributes:
+        elbo: training ELBO (the objective, by the gate as trained), nats per datum, mean over the epoch.
+        seconds: duration of the epoch.
+    """
+
+    elbo: list[float] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.elbo)
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write columns epoch, elbo, seconds."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["epoch", "elbo", "seconds"])
+            writer.writerows(zip(range(1, len(self) + 1), self.elbo, self.seconds, strict=True))
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"``: the GPU where there is one, else the CPU; anything else as torch takes it.
+
+    Raises:
+        ValueError: a device that this machine or this build of torch does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not available: {error}; use 'auto' or 'cpu'") from error
+    return resolved
+
+
+def fit(
+    model: VAE,
+    data: Dataset | Tensor | np.ndarray,
+    *,
+    objective: str | ELBO = "analytic",
+    num_draws: int = 1,
+    epochs: int = 50,
+    batch_size: int = 200,
+    lr: float = 1e-3,
+    lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train `model` on `data` with one `vsc_pyro.SVI` and Adam (Kingma & Ba, 2015).
+
+    The data are moved to the device once and minibatches gathered there; no step waits for the device. The caller's
+    random state and Pyro's parameter store are left as they were.
+
+    Args:
+        model: trained in place; moved to `device`.
+        data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``.
+        objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), or any `pyro.infer.ELBO`.
+        num_draws: draws of each code per step, for a named objective.
+        epochs: passes over the data, those of a resumed run included.
+        batch_size: data per step; the last batch of an epoch may be smaller.
+        lr: learning rate of Adam.
+        lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
+        device: ``"auto"`` for the GPU where there is one.
+        seed: of shuffling, binarisation and all draws.
+        checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically.
+        resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
+            the CPU, same thread count). Where it does not exist, training starts from the beginning.
+        progress: show a bar with the running ELBO.
+
+    Returns:
+        The history of all epochs, resumed ones included.
+
+    Raises:
+        ValueError: bad arguments or data, before any training.
+        NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
+    """
+    epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
+    checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint=, the file to go on from")
+    device = resolve_device(device)
+    loss = get_objective(objective, num_draws)
+    data = as_dataset(data)
+    model.check_data(data.images)
+    model.to(device)
+    data = data.to(model.reference)
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+    schedule = lr_schedule(optimizer) if lr_schedule is not None else None
+    generator = torch.Generator(device).manual_seed(seed)
+    run = _Run(
+        model, optimizer, schedule, generator, {"batch_size": batch_size, "lr": lr, "seed": seed, "size": len(data)}
+    )
+    svi = SVI(model.model, model.guide, optimizer, loss)
+
+    with _private_state(model, device, seed):
+        if resume and Path(checkpoint).is_file():
+            run.restore(checkpoint, device)
+        first_epoch = len(run.history)
+        steps = -(-len(data) // batch_size)
+        with tqdm(
+            total=epochs * steps, initial=first_epoch * steps, disable=not progress, unit="step", desc="fit"
+        ) as bar:
+            for epoch in range(first_epoch, epochs):
+                run.epoch(svi, data, batch_size, bar)
+                if schedule is not None:
+                    schedule.step()
+                if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
+                    run.save(checkpoint)
+    return run.history
+
+
+@contextlib.contextmanager
+def _private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
+    was_training = model.training
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        model.train()
+        try:
+            yield
+        finally:
+            model.train(was_training)
+
+
+class _Run:
+    """All that changes in the course of a run, as one thing to save and restore."""
+
+    def __init__(
+        self,
+        model: VAE,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler | None,
+        generator: torch.Generator,
+        settings: dict[str, float],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.generator = generator
+        self.settings = settings
+        self.history = History()
+
+    def epoch(self, svi: SVI, data: Dataset, batch_size: int, bar: tqdm) -> None:
+        """One pass over the data, in a random order."""
+        start = time.perf_counter()
+        device = data.images.device
+        order = torch.randperm(len(data), generator=self.generator, device=device)
+        losses: list[Tensor] = []
+        looked = 0
+        for step, indices in enumerate(order.split(batch_size), start=1):
+            # Pyro's checks wait for the device several times a step; the first step of a run is checked.
+            with pyro.validation_enabled(not self.history and step == 1):
+                loss = svi.step(data.draw(indices, self.generator))
+            losses.append(torch.as_tensor(loss, device=device))
+            if step % _STEPS_BETWEEN_LOOKS == 0 or step * batch_size >= len(data):
+                recent = torch.stack(losses[looked:])
+                self._stop_if_not_finite(recent, looked)
+                bar.update(step - looked)
+                bar.set_postfix(elbo=f"{-float(recent.mean()) / batch_size:.2f}", refresh=False)
+                looked = step
+        self._stop_if_weights_not_finite()
+        self.history.elbo.append(-float(torch.stack(losses).double().sum()) / len(data))
+        self.history.seconds.append(time.perf_counter() - start)
+
+    def _stop_if_not_finite(self, losses: Tensor, offset: int) -> None:
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            step = offset + int(finite.logical_not().nonzero()[0, 0]) + 1
+            raise NonFiniteLossError(
+                f"the loss became {float(losses[step - offset - 1])} at step {step} of epoch {len(self.history) + 1}; "
+                "the last checkpoint, if one was written, is untouched; try a lower lr, or look for outliers in data"
+            )
+
+    def _stop_if_weights_not_finite(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"{name} became NaN or infinite in epoch {len(self.history) + 1}; "
+                    "the last checkpoint, if one was written, is untouched; try a lower lr"
+                )
+
+    def save(self, path: str | os.PathLike) -> None:
+        device = self.generator.device
+        save_checkpoint(
+            path,
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": None if self.schedule is None else self.schedule.state_dict(),
+                "epoch": len(self.history),
+                "history": dataclasses.asdict(self.history),
+                "settings": self.settings,
+                "rng": {
+                    "data": self.generator.get_state(),
+                    "cpu": torch.get_rng_state(),
+                    "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                },
+            },
+        )
+
+    def restore(self, path: str | os.PathLike, device: torch.device) -> None:
+        state: dict[str, Any] = load_checkpoint(path, device)
+        changed = [
+            f"{name}={value} (now {self.settings[name]})"
+            for name, value in state["settings"].items()
+            if value != self.settings[name]
+        ]
+        if changed:
+            raise ValueError(
+                f"checkpoint {path} is of a run with {', '.join(changed)}; resume with the same settings, "
+                "or train anew into another file"
+            )
+        if (state["schedule"] is None) != (self.schedule is None):
+            raise ValueError(f"checkpoint {path} was written {'without' if self.schedule else 'with'} an lr_schedule")
+        load_weights(self.model, state, path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.history = History(**state["history"])
+        rng = state["rng"]
+        self.generator.set_state(rng["data"].cpu())
+        torch.set_rng_state(rng["cpu"].cpu())
+        if rng["cuda"] is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"].cpu(), device)

@@ -1,0 +1,157 @@
+r"""The variational autoencoder as a Pyro program: the one place of the library that says `pyro.sample`.
+
+.. math:: z \sim p(z), \quad x \sim p(x|z) \qquad\text{(model)}, \qquad z \sim q(z|x) \quad\text{(guide)}
+
+Encoder, decoder and prior are modules that return distributions; which ones, nothing here asks.
+
+References
+    D. P. Kingma, M. Welling (2014), Auto-encoding variational Bayes.
+    I. Higgins et al. (2017), beta-VAE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from vsc_pyro.arguments import positive_float
+
+_CHECK_CHUNK = 4096
+
+
+class VAE(nn.Module):
+    r"""Variational autoencoder of an encoder, a decoder and a prior.
+
+    Trained by `vsc_pyro.fit`, or by bare Pyro inside a parameter-store scope of its own::
+
+        with pyro.get_param_store().scope():
+            svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+            svi.step(x)
+
+    Args:
+        encoder: x ``(B, ...)`` -> q(z|x) with `batch_shape` ``(B,)``.
+        decoder: z ``(*, J)`` -> p(x|z) with `batch_shape` ``(*)``.
+        prior: x -> p(z), with a batch shape that broadcasts to ``(B,)``.
+        beta: weight of the KL divergence (Higgins et al., 2017); 1 for the evidence lower bound.
+
+    Raises:
+        ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
+            the prior is infinite. Checked at construction where the encoder has an `input_shape`.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module, beta: float = 1.0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = prior
+        self.beta = positive_float("beta", beta)
+        if hasattr(encoder, "input_shape"):
+            self._check_parts(encoder.input_shape)
+
+    @property
+    def reference(self) -> Tensor:
+        """A parameter; ``x.to(vae.reference)`` puts x on the model's device in its floating-point type."""
+        return next(self.parameters())
+
+    def model(self, x: Tensor) -> Tensor:
+        """Pyro model of data x, shape ``(B, ...)``; sites ``"z"`` and ``"x"`` in a plate ``"data"``. Returns z."""
+        self._register()
+        with pyro.plate("data", x.shape[0], dim=-1):
+            with poutine.scale(scale=self.beta):
+                z = pyro.sample("z", self.prior(x))
+            likelihood = self.decoder(z)
+            pyro.sample("x", likelihood, obs=_as_events(x, likelihood))
+        return z
+
+    def guide(self, x: Tensor) -> Tensor:
+        """Pyro guide of data x, shape ``(B, ...)``; site ``"z"`` in a plate ``"data"``. Returns z."""
+        self._register()
+        with pyro.plate("data", x.shape[0], dim=-1), poutine.scale(scale=self.beta):
+            return pyro.sample("z", self.encoder(x))
+
+    def check_data(self, x: Tensor) -> None:
+        """Raise `ValueError` unless x, shape ``(N, ...)``, is data this model can be trained on or evaluated with.
+
+        That is: finite, of the shape that encoder and decoder take, and within the support of the likelihood.
+        """
+        with self._probing():
+            if not torch.isfinite(x).all():
+                count = int((~torch.isfinite(x)).sum())
+                raise ValueError(f"data holds {count} NaN or infinite values; remove or impute them first")
+            try:
+                posterior = self.encoder(x[:1].to(self.reference))
+            except RuntimeError as error:
+                raise ValueError(f"the encoder does not take data of shape (N, {_inner(x)}): {error}") from error
+            likelihood = self.decoder(self.reference.new_zeros(1, *posterior.event_shape))
+            for chunk in x.split(_CHECK_CHUNK):
+                if not likelihood.support.check(_as_events(chunk.to(self.reference), likelihood)).all():
+                    base = likelihood.base_dist if hasattr(likelihood, "base_dist") else likelihood
+                    raise ValueError(
+                        f"data must lie in the support of the likelihood, {base.support}, "
+                        f"got values from {x.min():.4g} to {x.max():.4g}; rescale them or take another decoder"
+                    )
+
+    def _register(self) -> None:
+        # What pyro.module("vae", self) does, minus its warning for frozen parameters and plus a check: of two models
+        # under one name Pyro's SVI would step the first one's parameters and leave the second untrained.
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and pyro.param(f"vae$$${name}", parameter) is not parameter:
+                raise RuntimeError(
+                    "Pyro's parameter store holds another model under the name 'vae', and training this one would "
+                    "change nothing; wrap each model's training in `with pyro.get_param_store().scope():`, "
+                    "or call pyro.clear_param_store() first"
+                )
+
+    @contextmanager
+    def _probing(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _check_parts(self, input_shape: tuple[int, ...]) -> None:
+        with self._probing():
+            x = self.reference.new_zeros(1, *input_shape)
+            posterior, prior = self.encoder(x), self.prior(x)
+            if posterior.event_shape != prior.event_shape:
+                raise ValueError(
+                    f"encoder and prior must have the same number of latents, got codes of shape "
+                    f"{tuple(posterior.event_shape)} and {tuple(prior.event_shape)}; pass the same latent_dim to both"
+                )
+            try:
+                likelihood = self.decoder(self.reference.new_zeros(1, *posterior.event_shape))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the decoder does not take the encoder's codes of shape {tuple(posterior.event_shape)}; "
+                    f"pass the same latent_dim to both ({error})"
+                ) from error
+            _as_events(x, likelihood)
+            try:
+                kl_divergence(posterior, prior.expand(posterior.batch_shape))
+            except NotImplementedError:
+                pass  # a pair without closed form is sampled, and the objective says so
+
+
+def _inner(x: Tensor) -> str:
+    return ", ".join(map(str, x.shape[1:]))
+
+
+def _as_events(x: Tensor, likelihood: Distribution) -> Tensor:
+    shape = likelihood.event_shape
+    if math.prod(x.shape[1:]) != math.prod(shape):
+        raise ValueError(
+            f"data of shape (N, {_inner(x)}) do not fit a decoder of shape {tuple(shape)}; "
+            "pass the decoder the shape of one datum"
+        )
+    return x.reshape(x.shape[:1] + shape)
