@@ -36,7 +36,7 @@ Example:
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from typing import ClassVar, NamedTuple, NoReturn
 
 import torch
 from pyro.distributions import Delta, Independent, MultivariateNormal, TorchDistribution
@@ -85,7 +85,7 @@ class SpikeSlab(TorchDistribution):
         ValueError: neither or both of `logits` and `probs`; a slab with an atom, without `rsample`, or of vectors.
     """
 
-    arg_constraints = {"logits": constraints.real, "probs": constraints.unit_interval}
+    arg_constraints: ClassVar = {"logits": constraints.real, "probs": constraints.unit_interval}
 
     def __init__(
         self,
@@ -183,9 +183,8 @@ class SpikeSlab(TorchDistribution):
         inside = support.check(value)
         point = biject_to(support)(torch.zeros_like(value))
         # Outside an interval the slab's cdf is 0 below and 1 above; torch would refuse to evaluate it there.
-        slab_cdf = torch.where(
-            inside, self.slab.cdf(torch.where(inside, value, point)), (value > point).to(value.dtype)
-        )
+        within = self.slab.cdf(torch.where(inside, value, point))
+        slab_cdf = torch.where(inside, within, (value > point).to(within.dtype))
         return self.probs * slab_cdf + (1 - self.probs) * (value >= 0)
 
     # Drawing ---------------------------------------------------------------------------------------------------------
@@ -301,7 +300,7 @@ def inclusion_logits(distribution: Distribution) -> Tensor | None:
 
 @register_kl(SpikeSlab, SpikeSlab)
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
-    r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))`, any slab pair that has one."""
+    r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
     on = logsigmoid(p.logits) - logsigmoid(q.logits)
     off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
     return p.probs * (kl_divergence(p.slab, q.slab) + on) + (1 - p.probs) * off

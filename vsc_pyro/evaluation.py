@@ -90,7 +90,6 @@ class Evaluation:
         return "\n".join([head, *(f"{name:<22}{value:>10}  {note}".rstrip() for name, value, note in rows)])
 
 
-@torch.no_grad()
 def evaluate(
     model: VAE, data: Dataset | Tensor | np.ndarray, *, num_draws: int = 100, seed: int = 0, progress: bool = False
 ) -> Evaluation:
@@ -113,22 +112,14 @@ def evaluate(
     data = as_dataset(data)
     model.check_data(data.images)
     device = model.reference.device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            parts = []
-            chunk = min(num_draws, 100)
-            batch_size = max(1, _ROWS_AT_ONCE // chunk)
-            for rows in tqdm(
-                torch.arange(len(data)).split(batch_size), desc="evaluate", unit="batch", disable=not progress
-            ):
-                x = data.draw(rows).to(model.reference)
-                parts.append(_evaluate_batch(model, x, num_draws, chunk, seed))
-    finally:
-        for module, training in modes:
-            module.training = training
+    chunk = min(num_draws, 100)
+    batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // chunk)
+    with model.evaluating(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        parts = [
+            _evaluate_batch(model, data.draw(rows).to(model.reference), num_draws, chunk, seed)
+            for rows in tqdm(batches, desc="evaluate", unit="batch", disable=not progress)
+        ]
     return _summary([torch.cat(field).double() for field in zip(*parts, strict=True)], num_draws, data.binarize)
 
 
@@ -154,7 +145,7 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
     by_odds = ones if own is None else (own > other).to(z)
     gap = _relaxation_gap(model, x, posterior, seed)
     tensors = (reconstruction / num_draws, kl, log_total - math.log(num_draws), gap, inclusion, by_odds, z[-1])
-    return tuple(t.cpu() for t in (*tensors, posterior.mean)) + (torch.tensor([exact]),)
+    return (*(t.cpu() for t in (*tensors, posterior.mean)), torch.tensor([exact]))
 
 
 def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
 r"""Gates: how a spike is drawn, and how a gradient passes it.
 
-A spike :math:`s \in \{0, 1\}` is on with probability :math:`\gamma = \mathrm{sigmoid}(\mathrm{logit})`. Every gate draws
-it from one uniform number :math:`u`,
+A spike :math:`s \in \{0, 1\}` is on with probability :math:`\gamma`, given by its log-odds. Every gate draws it from
+one uniform number :math:`u`,
 
 .. math:: s = [u > 1 - \gamma] = [\mathrm{logit}(u) + \mathrm{logit}(\gamma) > 0],
 
 and multiplies the slab by a *factor* whose value is :math:`s` (a soft gate: a number in (0, 1)) and whose derivative is
 the gate's. Gates are small immutable objects; wherever one is taken, its name does as well:
 
-=====================  =============================  ===============================================  ==================
-name                   factor, forward                derivative                                       bias
-=====================  =============================  ===============================================  ==================
-``straight-through``   :math:`s`                      that of :math:`\gamma`                           likelihood part
-``concrete``           :math:`s` (or soft)            that of the relaxed spike                        likelihood part
-``shifted-sigmoid``    soft (or :math:`s`)            that of the relaxed spike                        likelihood; *leaks*
-``score``              :math:`s`                      none: the ELBO adds a score-function term        none
-=====================  =============================  ===============================================  ==================
+====================  ===================  ========================================  ===================
+name                  factor, forward      derivative                                bias
+====================  ===================  ========================================  ===================
+``straight-through``  :math:`s`            that of :math:`\gamma`                    likelihood part
+``concrete``          :math:`s` (or soft)  that of the relaxed spike                 likelihood part
+``shifted-sigmoid``   soft (or :math:`s`)  that of the relaxed spike                 likelihood; *leaks*
+``score``             :math:`s`            none: the ELBO adds a score-function term  none
+====================  ===================  ========================================  ===================
 
 References
     Y. Bengio, N. Léonard, A. Courville (2013), Estimating or propagating gradients through stochastic neurons.
@@ -88,7 +88,9 @@ class StraightThrough(Gate):
 
 @dataclasses.dataclass(frozen=True)
 class BinaryConcrete(Gate):
-    r"""Binary concrete spikes, :math:`\mathrm{sigmoid}((\mathrm{logit}\,\gamma + \mathrm{logit}\,u) / t)` (Maddison et al., 2017).
+    r"""Binary concrete spikes (Maddison et al., 2017).
+
+    .. math:: \mathrm{sigmoid}((\mathrm{logit}\,\gamma + \mathrm{logit}\,u) / t)
 
     Thresholding the relaxed spike at 1/2 gives an exact one, so `hard` draws have the exact distribution.
 

@@ -32,15 +32,9 @@ def _looking(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Figure:
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                torch.manual_seed(kwargs.get("seed", 0))
-                return function(model, *args, **kwargs)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with model.evaluating(), torch.random.fork_rng():
+            torch.manual_seed(kwargs.get("seed", 0))
+            return function(model, *args, **kwargs)
 
     return wrapper
 

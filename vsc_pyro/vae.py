@@ -11,9 +11,9 @@ References
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyro
 import torch
@@ -76,12 +76,24 @@ class VAE(nn.Module):
         with pyro.plate("data", x.shape[0], dim=-1), poutine.scale(scale=self.beta):
             return pyro.sample("z", self.encoder(x))
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode (hard spikes) without gradients, and afterwards every module's mode as it was."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
     def check_data(self, x: Tensor) -> None:
         """Raise `ValueError` unless x, shape ``(N, ...)``, is data this model can be trained on or evaluated with.
 
         That is: finite, of the shape that encoder and decoder take, and within the support of the likelihood.
         """
-        with self._probing():
+        with self.evaluating():
             if not torch.isfinite(x).all():
                 count = int((~torch.isfinite(x)).sum())
                 raise ValueError(f"data holds {count} NaN or infinite values; remove or impute them first")
@@ -109,19 +121,8 @@ class VAE(nn.Module):
                     "or call pyro.clear_param_store() first"
                 )
 
-    @contextmanager
-    def _probing(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
     def _check_parts(self, input_shape: tuple[int, ...]) -> None:
-        with self._probing():
+        with self.evaluating():
             x = self.reference.new_zeros(1, *input_shape)
             posterior, prior = self.encoder(x), self.prior(x)
             if posterior.event_shape != prior.event_shape:
@@ -137,10 +138,9 @@ class VAE(nn.Module):
                     f"pass the same latent_dim to both ({error})"
                 ) from error
             _as_events(x, likelihood)
-            try:
+            # A pair without closed form is sampled, and the objective says so.
+            with contextlib.suppress(NotImplementedError):
                 kl_divergence(posterior, prior.expand(posterior.batch_shape))
-            except NotImplementedError:
-                pass  # a pair without closed form is sampled, and the objective says so
 
 
 def _inner(x: Tensor) -> str:
