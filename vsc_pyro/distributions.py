@@ -335,13 +335,12 @@ def _refuse_atom_free(p: Distribution, q: Distribution) -> NoReturn:
 
 register_kl(SpikeSlab, Distribution)(_refuse_atom_free)
 register_kl(IndependentSpikeSlab, Distribution)(_refuse_atom_free)
+register_kl(IndependentSpikeSlab, SpikeSlab)(_refuse_atom_free)
 register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_atom_free)
 
 
 @register_kl(IndependentSpikeSlab, Independent)
 def _kl_independent(p: IndependentSpikeSlab, q: Independent) -> Tensor:
-    shared = min(p.reinterpreted_batch_ndims, q.reinterpreted_batch_ndims)
-    inner_p = p.base_dist.to_event(p.reinterpreted_batch_ndims - shared)
-    rest_q = q.reinterpreted_batch_ndims - shared
-    inner_q = Independent(q.base_dist, rest_q) if rest_q else q.base_dist
-    return sum_rightmost(kl_divergence(inner_p, inner_q), shared)
+    if p.reinterpreted_batch_ndims != q.reinterpreted_batch_ndims:
+        raise NotImplementedError(f"events of shapes {tuple(p.event_shape)} and {tuple(q.event_shape)} have no KL")
+    return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)

@@ -1,0 +1,75 @@
+"""Fixtures: real data, a clean Pyro, and a device chosen on the command line."""
+
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import vsc_pyro as vsc
+
+# One bound for every statistical assertion: a two-sided normal tail of 5 standard errors has probability 5.7e-7, so
+# the few hundred of them in this suite together fail by chance in about one of 5,000 runs (and seeds are fixed).
+Z_BOUND = 5.0
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="device that the tests of training and evaluation run on")
+
+
+@pytest.fixture
+def device(request):
+    return request.config.getoption("--device")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--device").startswith("cuda"):
+        skip = pytest.mark.skip(reason="needs a CUDA device: run with --device cuda")
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def clean_pyro():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return vsc.datasets.load("digits")
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    root = Path(os.environ.get("VSC_PYRO_DATA", ""))
+    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        pytest.skip("real MNIST is not on this machine: set VSC_PYRO_DATA to the folder that holds MNIST/raw")
+    return root
+
+
+@pytest.fixture
+def small_vae():
+    """A factory of small models of the bundled 8x8 digits."""
+
+    def make(gate="concrete", latent_dim=8, seed=0, **prior):
+        torch.manual_seed(seed)
+        return vsc.VAE(
+            vsc.SpikeSlabEncoder((1, 8, 8), latent_dim, hidden=(32,), gate=gate),
+            vsc.BernoulliDecoder(latent_dim, (1, 8, 8), hidden=(32,)),
+            vsc.SpikeSlabPrior(latent_dim, **({"inclusion": 0.2} | prior)),
+        )
+
+    return make
+
+
+def assert_mean_equals(samples, expected, z_bound=Z_BOUND):
+    """The mean over the first dimension of i.i.d. `samples` equals `expected` within `z_bound` standard errors."""
+    samples = samples.double()
+    error = samples.std(0) / len(samples) ** 0.5
+    z = (samples.mean(0) - torch.as_tensor(expected, dtype=torch.float64)).abs() / error.clamp(min=1e-12)
+    assert (z < z_bound).all(), f"mean {samples.mean(0)} differs from {expected} by {z} standard errors"
