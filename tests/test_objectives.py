@@ -35,7 +35,7 @@ SAMPLED_KL = [Trace_ELBO, TraceGraph_ELBO, trace_enum_elbo, TraceELBO]
 CLOSED_KL = [TraceMeanField_ELBO, AnalyticELBO]
 
 
-# The toy of one latent: z ~ SS(N(0, 1), 0.2), x | z ~ N(z, 0.6), x = 1.1, and a posterior that is far from optimal -----
+# The toy of one latent: z ~ SS(N(0, 1), 0.2), x | z ~ N(z, 0.6), x = 1.1, and a posterior that is far from optimal
 
 N = 200_000
 TOY = {"logits": -0.4, "loc": 0.7, "scale": 0.8}
@@ -43,7 +43,9 @@ X, NOISE, ALPHA = 1.1, 0.6, 0.2
 
 
 def toy_prior():
-    return SpikeSlab(dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0), probs=torch.tensor(ALPHA, dtype=torch.float64))
+    return SpikeSlab(
+        dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0), probs=torch.tensor(ALPHA, dtype=torch.float64)
+    )
 
 
 def toy_exact(likelihood):
@@ -176,7 +178,7 @@ def _toy_loss(elbo, gate):
     return elbo.loss(model, guide) / 5000
 
 
-# Six latents behind a nonlinear decoder, by enumeration of the 64 patterns for fixed draws of the slab -----------------
+# Six latents behind a nonlinear decoder, by enumeration of the 64 patterns for fixed draws of the slab
 
 J, DRAWS, REPEATS = 6, 50, 3000
 
@@ -284,7 +286,7 @@ def test_six_latents_relaxed_gates_bias_only_the_spikes_likelihood_part(gate):
     assert z.max() > 10  # the documented bias is there: this problem can tell right from wrong
 
 
-# Plumbing ---------------------------------------------------------------------------------------------------------------
+# Plumbing
 
 
 def vae_sites(gate, num_data=64):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from vsc_pyro.files import replacing
+
 FORMAT = 1
 
 
 def save_checkpoint(path: str | os.PathLike, state: dict[str, Any]) -> None:
     """Write `state` (dictionaries, lists, numbers, strings, tensors) to `path`, whole or not at all.
 
-    The file is written beside its final place, flushed to disk and then renamed, so that a reader, or a process that
-    is killed at any moment, finds the old checkpoint or the new one, never half of one.
+    A process that is killed at any moment leaves the old checkpoint or the new one, see `vsc_pyro.files.replacing`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
 
 
 def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import inclusion_logits
+from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
 _GAP_DRAWS = 10
@@ -111,11 +112,9 @@ def evaluate(
     num_draws = positive_int("num_draws", num_draws)
     data = as_dataset(data)
     model.check_data(data.images)
-    device = model.reference.device
     chunk = min(num_draws, 100)
     batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // chunk)
-    with model.evaluating(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with model.evaluating(), seeded(seed, model.reference.device):
         parts = [
             _evaluate_batch(model, data.draw(rows).to(model.reference), num_draws, chunk, seed)
             for rows in tqdm(batches, desc="evaluate", unit="batch", disable=not progress)
@@ -158,11 +157,9 @@ def _relaxation_gap(model: VAE, x: Tensor, hard: Distribution, seed: int) -> Ten
     model.encoder.training = True
     as_trained = model.encoder(x)
     model.encoder.training = False
-    devices = [x.device] if x.device.type == "cuda" else []
     bounds = []
     for posterior in (as_trained, hard):
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)  # the same noise for both, so that hard gates give exactly zero
+        with seeded(seed, x.device):  # the same noise for both, so that hard gates give exactly zero
             bounds.append(_log_likelihood(model, x, posterior((_GAP_DRAWS,))).mean(0))
     return bounds[0] - bounds[1]
 

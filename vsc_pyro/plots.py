@@ -20,6 +20,7 @@ from torch import Tensor
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import inclusion_logits
+from vsc_pyro.seeding import seeded
 from vsc_pyro.training import History
 from vsc_pyro.vae import VAE
 
@@ -32,8 +33,7 @@ def _looking(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Figure:
-        with model.evaluating(), torch.random.fork_rng():
-            torch.manual_seed(kwargs.get("seed", 0))
+        with model.evaluating(), seeded(kwargs.get("seed", 0), model.reference.device):
             return function(model, *args, **kwargs)
 
     return wrapper

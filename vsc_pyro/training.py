@@ -21,7 +21,9 @@ from tqdm.auto import tqdm
 from vsc_pyro.arguments import positive_float, positive_int
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.files import replacing
 from vsc_pyro.objectives import get_objective
+from vsc_pyro.seeding import seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.vae import VAE
 
@@ -50,7 +52,7 @@ class History:
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Write columns epoch, elbo, seconds."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", "elbo", "seconds"])
             writer.writerows(zip(range(1, len(self) + 1), self.elbo, self.seconds, strict=True))
@@ -157,9 +159,7 @@ def fit(
 @contextlib.contextmanager
 def _private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
     was_training = model.training
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), pyro.get_param_store().scope():
-        torch.manual_seed(seed)
+    with seeded(seed, device), pyro.get_param_store().scope():
         model.train()
         try:
             yield

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from vsc_pyro.arguments import choice, positive_float, positive_int, sizes
+
+
+def test_good_values_pass_through():
+    assert positive_int("n", np.int64(3)) == 3
+    assert positive_float("x", 2) == 2.0
+    assert sizes("s", 5) == (5,)
+    assert sizes("s", [1, 28, 28]) == (1, 28, 28)
+    assert choice("letter", "a", {"a": 1}) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", None, True])
+def test_positive_int_refuses(value):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got "):
+        positive_int("n", value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "3", None])
+def test_positive_float_refuses(value):
+    with pytest.raises(ValueError, match="x must be a finite number above 0, got "):
+        positive_float("x", value)
+
+
+def test_choice_lists_what_is_known():
+    with pytest.raises(ValueError, match="unknown letter 'c'; known are 'a', 'b'"):
+        choice("letter", "c", {"b": 1, "a": 2})

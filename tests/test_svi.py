@@ -1,0 +1,73 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import vsc_pyro as vsc
+from vsc_pyro.gates import GATES
+from vsc_pyro.objectives import get_objective
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts the operations for which the host has to wait for the device (`.item()`, `bool(tensor)`, `nonzero`)."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.waits += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+def make_svi(vae, objective="analytic"):
+    elbo = get_objective(objective)
+    return vsc.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), elbo)
+
+
+@pytest.mark.parametrize("objective", ["trace", "analytic"])
+@pytest.mark.parametrize("gate", GATES)
+def test_no_step_waits_for_the_device(small_vae, digits, gate, objective):
+    svi, x = make_svi(small_vae(gate), objective), digits.train.images[:50].round()
+    with pyro.validation_enabled(False), CountWaits() as counter:
+        loss = svi.step(x)
+    assert counter.waits == 0
+    assert isinstance(loss, torch.Tensor)
+    assert not loss.requires_grad
+
+
+def test_stock_objectives_wait_and_work_as_well(small_vae, digits):
+    svi, x = make_svi(small_vae(), Trace_ELBO()), digits.train.images[:50].round()
+    with pyro.validation_enabled(False), CountWaits() as counter:
+        svi.step(x)
+    assert counter.waits > 0  # the counter counts
+
+
+def test_is_a_pyro_svi_of_one_optimizer(small_vae, digits):
+    vae, x = small_vae(), digits.train.images[:50].round()
+    svi = make_svi(vae)
+    assert isinstance(svi, pyro.infer.SVI)
+    before = svi.evaluate_loss(x)
+    assert isinstance(before, float)
+    for _ in range(100):
+        svi.step(x)
+    assert svi.evaluate_loss(x) < before
+
+
+def test_two_models_do_not_meet_in_the_parameter_store():
+    # Not a VAE: two Pyro programs with one parameter name, of which the optimiser decides who learns.
+    def program(parameter):
+        def model():
+            pyro.sample("x", dist.Normal(parameter, 1.0), obs=torch.tensor(3.0))
+
+        return vsc.SVI(model, lambda: None, torch.optim.Adam([parameter], 0.1), vsc.TraceELBO())
+
+    parameters = [torch.zeros((), requires_grad=True) for _ in range(2)]
+    for parameter in parameters:
+        svi = program(parameter)
+        for _ in range(300):
+            svi.step()
+    for parameter in parameters:
+        torch.testing.assert_close(parameter.detach(), torch.tensor(3.0), atol=0.05, rtol=0)
