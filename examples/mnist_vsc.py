@@ -17,11 +17,14 @@ import torch
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
+from vsc_pyro.arguments import positive_float, positive_int
 from vsc_pyro.files import replacing
 from vsc_pyro.gates import GATES
 from vsc_pyro.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES
 
+FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
+FILES = ("config.json", "checkpoint.pt", "history.csv", "metrics.json", *(f"{name}.png" for name in FIGURES))
 # Settings that may differ between a run and its resumption; every other decides what the run computes.
 FREE_TO_CHANGE = ("epochs", "device", "output", "data_root", "resume", "overwrite", "quiet", "iwae_draws")
 
@@ -38,6 +41,20 @@ def normal(args, shape):
 PRIORS = {"spike-slab": spike_slab, "normal": normal}
 
 
+def whole(text):
+    try:
+        return positive_int("the value", int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}") from error
+
+
+def positive(text):
+    try:
+        return positive_float("the value", float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}") from error
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -47,18 +64,18 @@ def parse(argv):
     add("--prior", default="spike-slab", choices=PRIORS)
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
     add("--learn-inclusion", action="store_true", help="learn that probability for every latent")
-    add("--latent-dim", type=int, default=50)
-    add("--hidden", type=int, nargs="+", default=[400], help="widths of the hidden layers")
+    add("--latent-dim", type=whole, default=50)
+    add("--hidden", type=whole, nargs="+", default=[400], help="widths of the hidden layers")
     add("--activation", default="relu", choices=ACTIVATIONS)
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     add("--objective", default="analytic", choices=OBJECTIVES)
-    add("--epochs", type=int, default=50)
-    add("--batch-size", type=int, default=200)
-    add("--lr", type=float, default=1e-3)
-    add("--beta", type=float, default=1.0, help="weight of the KL divergence")
+    add("--epochs", type=whole, default=50)
+    add("--batch-size", type=whole, default=200)
+    add("--lr", type=positive, default=1e-3)
+    add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="auto, cpu, cuda, ...")
-    add("--iwae-draws", type=int, default=100, help="draws of the importance-weighted bound")
+    add("--iwae-draws", type=whole, default=100, help="draws of the importance-weighted bound")
     add("--output", type=Path, default=Path("runs/mnist_vsc"), metavar="DIR")
     add("--resume", action="store_true", help="go on with the run in --output")
     add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
@@ -66,27 +83,35 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def prepare_output(args):
-    """Refuse to touch a run that is there unless told to; note the settings of a new one."""
-    config_file = args.output / "config.json"
-    config = {k: v for k, v in vars(args).items() if k not in FREE_TO_CHANGE}
-    ours = [config_file, *(args.output / name for name in ("metrics.json", "history.csv", "checkpoint.pt"))]
+def settings(args):
+    return {name: value for name, value in vars(args).items() if name not in FREE_TO_CHANGE}
+
+
+def check_output(args):
+    """Refuse to touch a run that is there unless told to."""
+    if args.resume and args.overwrite:
+        raise SystemExit("--resume and --overwrite contradict each other; pass one of them")
+    there = [args.output / name for name in FILES if (args.output / name).exists()]
+    if not there or args.overwrite:
+        return
+    if not args.resume:
+        state = "a finished" if args.output / "metrics.json" in there else "an unfinished"
+        raise SystemExit(
+            f"{args.output} holds {state} run; "
+            "pass --resume to go on with it, --overwrite to replace it, or another --output"
+        )
+    if args.output / "config.json" in there:
+        before = json.loads((args.output / "config.json").read_text())
+        changed = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in settings(args).items() if before.get(k) != v]
+        if changed:
+            raise SystemExit(f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings")
+
+
+def start_output(args):
     if args.overwrite:
-        for file in (*ours, *args.output.glob("*.png")):
-            file.unlink(missing_ok=True)
-    elif any(file.exists() for file in ours):
-        if not args.resume:
-            state = "finished" if (args.output / "metrics.json").exists() else "unfinished"
-            raise SystemExit(
-                f"{args.output} holds {'a' if state == 'finished' else 'an'} {state} run; "
-                "pass --resume to go on with it, --overwrite to replace it, or another --output"
-            )
-        if config_file.exists():
-            before = json.loads(config_file.read_text())
-            changed = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in config.items() if before.get(k) != v]
-            if changed:
-                raise SystemExit(f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings")
-    write_json(config_file, config)
+        for name in FILES:
+            (args.output / name).unlink(missing_ok=True)
+    write_json(args.output / "config.json", settings(args))
 
 
 def load_data(args):
@@ -108,7 +133,7 @@ def write_json(path, content):
 def main(argv=None):
     args = parse(argv)
     start = time.perf_counter()
-    prepare_output(args)
+    check_output(args)
     train, test = load_data(args)
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
@@ -116,6 +141,7 @@ def main(argv=None):
     decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden, args.activation)
     model = vsc.VAE(encoder, decoder, prior, beta=args.beta)
 
+    start_output(args)
     try:
         history = vsc.fit(
             model,
@@ -135,14 +161,9 @@ def main(argv=None):
     result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
 
     history.to_csv(args.output / "history.csv")
-    figures = {
-        "reconstructions": plots.reconstructions(model, test, seed=args.seed),
-        "prior_samples": plots.prior_samples(model, test, seed=args.seed),
-        "traversals": plots.traversals(model, test, seed=args.seed),
-        "inclusion_map": plots.inclusion_map(model, test, seed=args.seed),
-        "training_curve": plots.training_curve(history),
-    }
-    for name, figure in figures.items():
+    for name in FIGURES:
+        function = getattr(plots, name)
+        figure = function(history) if name == "training_curve" else function(model, test, seed=args.seed)
         with replacing(args.output / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=130)
 
@@ -191,5 +212,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, vsc.NonFiniteLossError) as error:
+    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -174,8 +174,9 @@ def _read_torchvision(class_name: str, root: Path, train: bool, download: bool) 
             with _network_timeout(DOWNLOAD_TIMEOUT):
                 cls(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0].rstrip(":")  # torchvision lists every mirror on lines of their own
             raise FileNotFoundError(
-                f"{class_name} is not in {root} and could not be downloaded ({error}); put the four files "
+                f"{class_name} is not in {root} and could not be downloaded ({reason}); put the four files "
                 f"{', '.join(files)} into {folder}, or name the folder that has them"
             ) from error
     try:

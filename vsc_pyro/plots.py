@@ -132,7 +132,9 @@ def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, see
     order = inclusion.mean(0).argsort(descending=True)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(by_class[:, order], aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(
+        by_class[:, order].numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest"
+    )
     axes.set_yticks(range(num_classes))
     ticks = range(0, len(order), max(1, math.ceil(len(order) / 25)))
     axes.set_xticks(ticks, [str(int(order[tick])) for tick in ticks])
@@ -176,10 +178,10 @@ def _grid(rows: list[Tensor], names: list[str], title: str, columns: list[str] |
     return figure
 
 
-def _picture(x: Tensor) -> Tensor:
-    if x.ndim == 3:
-        return x[0] if len(x) == 1 else x.permute(1, 2, 0)
+def _picture(x: Tensor) -> np.ndarray:
     if x.ndim == 1:
         side = math.isqrt(len(x))
-        return x.reshape(side, side) if side * side == len(x) else x.reshape(1, -1)
-    return x
+        x = x.reshape(side, side) if side * side == len(x) else x.reshape(1, -1)
+    elif x.ndim == 3:
+        x = x[0] if len(x) == 1 else x.permute(1, 2, 0)
+    return x.numpy()

@@ -1,0 +1,137 @@
+import gzip
+import shutil
+import struct
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_mean_equals
+
+import vsc_pyro as vsc
+from vsc_pyro.datasets import as_dataset, default_root
+
+
+def test_digits_are_real_and_split_by_seed():
+    train, test = vsc.datasets.load("digits")
+    assert (train.images.shape, test.images.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
+    assert train.images.dtype == torch.float32
+    assert (train.images.min(), train.images.max()) == (0, 1)
+    assert len(train.images.unique()) == 17
+    assert (train.labels.bincount() > 100).all()
+    assert torch.equal(vsc.datasets.load("digits").train.images, train.images)
+    assert not torch.equal(vsc.datasets.load("digits", seed=1).train.images, train.images)
+
+
+@pytest.mark.parametrize(("name", "ink"), [("mnist", 0.1307), ("fashion-mnist", 0.2860)])
+def test_real_files_on_a_root_that_is_read_only(mnist_root, name, ink):
+    train, test = vsc.datasets.load(name, root=mnist_root)
+    assert (train.images.shape, test.images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
+    assert train.images.mean() == pytest.approx(ink, abs=1e-4)  # the published mean intensity
+    assert (train.name, train.binarize) == (name, "dynamic")
+
+
+def test_dynamic_binarisation_draws_afresh_and_by_the_generator():
+    data = vsc.datasets.load("digits").train
+    rows = torch.arange(5).repeat_interleave(4000)
+    draws = data.draw(rows)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    for row in range(5):
+        assert_mean_equals(draws[rows == row].flatten(1), data.images[row].flatten())
+    a, b = (data.draw(rows, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_static_binarisation_is_drawn_once():
+    train = vsc.datasets.load("digits", binarize="static").train
+    assert set(train.images.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(train.draw(slice(50)), train.images[:50])
+    assert torch.equal(train.images, vsc.datasets.load("digits", binarize="static").train.images)
+    grey = vsc.datasets.load("digits", binarize=None).train
+    assert torch.equal(grey.draw(slice(50)), grey.images[:50])
+
+
+@pytest.mark.parametrize("array", [np.ones((5, 7)), torch.rand(5, 7), torch.ones(5, 7, dtype=torch.uint8)])
+def test_arrays_of_the_users_own(array):
+    data = as_dataset(array)
+    assert (len(data), data.labels, data.binarize) == (5, None, None)
+    assert data.images.is_floating_point()
+    assert as_dataset(data) is data
+
+
+def test_bad_arrays():
+    for shape in [(0, 7), (7,), (), (5, 0)]:
+        with pytest.raises(ValueError, match=r"data must have shape \(N, \.\.\.\) with at least one datum"):
+            as_dataset(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), one for each datum, got \(4,\)"):
+        vsc.Dataset(torch.zeros(5, 7), torch.zeros(4))
+    for bad in (2.0, -0.5, float("nan")):
+        with pytest.raises(ValueError, match=r"dynamic binarisation takes grey levels .* lie in \[0, 1\]"):
+            vsc.Dataset(torch.full((5, 7), bad), binarize="dynamic")
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="unknown data set 'svhn'; known are 'digits', 'fashion-mnist', 'mnist'"):
+        vsc.datasets.load("svhn")
+    with pytest.raises(ValueError, match="unknown binarisation 'otsu'; known are 'dynamic', 'static', None"):
+        vsc.datasets.load("digits", binarize="otsu")
+
+
+def test_default_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("VSC_PYRO_DATA", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("VSC_PYRO_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert default_root() == tmp_path / "cache" / "vsc_pyro"
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"lacks train-images-idx3-ubyte, .*or load with download=True"):
+        vsc.datasets.load("mnist", root=tmp_path, download=False)
+
+
+def test_a_download_that_fails_says_where_to_put_the_files(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network here")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*put the four files .*MNIST/raw"):
+        vsc.datasets.load("mnist", root=tmp_path)
+
+
+def write_idx(path, array):
+    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for kind, size in (("train", 30), ("t10k", 10)):
+        write_idx(raw / f"{kind}-images-idx3-ubyte", random.integers(0, 256, (size, 28, 28)))
+        write_idx(raw / f"{kind}-labels-idx1-ubyte", random.integers(0, 10, size))
+    return raw
+
+
+def test_files_in_the_real_format_are_used_as_they_are(tiny_mnist):
+    train, test = vsc.datasets.load("mnist", root=tiny_mnist.parent.parent)
+    assert (len(train), len(test)) == (30, 10)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "labels", "gzip"])
+def test_corrupt_files_are_named(tiny_mnist, damage):
+    file = tiny_mnist / "train-images-idx3-ubyte"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "noise":
+        file.write_bytes(bytes(range(256)) * 50)
+    elif damage == "labels":
+        shutil.copy(tiny_mnist / "t10k-labels-idx1-ubyte", tiny_mnist / "train-labels-idx1-ubyte")
+    else:
+        file.write_bytes(gzip.compress(file.read_bytes()))
+    with pytest.raises(OSError, match=r"MNIST/raw/train-\* are corrupt or truncated .*delete them and load again"):
+        vsc.datasets.load("mnist", root=tiny_mnist.parent.parent)

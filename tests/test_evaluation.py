@@ -1,0 +1,182 @@
+import itertools
+import json
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import assert_mean_equals
+from torch import nn
+from torch.distributions import kl_divergence
+
+import vsc_pyro as vsc
+from vsc_pyro.evaluation import hoyer
+from vsc_pyro.gates import GATES, get_gate
+
+# A linear-Gaussian model whose evidence is known: the sum over all 2^8 spike patterns of Gaussian marginals.
+
+J, D, NOISE, ALPHA = 8, 14, 1.0, 0.3
+
+
+class LinearNormalDecoder(nn.Module):
+    """A decoder of a user's own: p(x|z) = N(W z, noise^2), fixed."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("weight", torch.randn(D, J, generator=generator))
+
+    def forward(self, z):
+        return dist.Normal(z @ self.weight.T, NOISE).to_event(1)
+
+
+def log_evidence(x, weight):
+    x, weight = x.double(), weight.double()
+    terms = []
+    for pattern in itertools.product([0.0, 1.0], repeat=J):
+        active = weight * torch.tensor(pattern)
+        marginal = torch.distributions.MultivariateNormal(
+            torch.zeros(D, dtype=torch.float64), active @ active.T + NOISE**2 * torch.eye(D, dtype=torch.float64)
+        )
+        log_prior = sum(pattern) * math.log(ALPHA) + (J - sum(pattern)) * math.log(1 - ALPHA)
+        terms.append(log_prior + marginal.log_prob(x))
+    return torch.logsumexp(torch.stack(terms), 0)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    torch.manual_seed(0)
+    decoder, prior = LinearNormalDecoder(), vsc.SpikeSlabPrior(J, ALPHA)
+    with torch.no_grad():
+        x = decoder(prior(None).sample((20_200,))).sample()
+    model = vsc.VAE(vsc.SpikeSlabEncoder(D, J, hidden=(128, 128)), decoder, prior)
+    vsc.fit(model, x[200:], epochs=15, batch_size=100, lr=2e-3, device="cpu", progress=False)
+    return model, x[:200]
+
+
+def test_bounds_rise_to_the_evidence(linear):
+    model, x = linear
+    evidence = float(log_evidence(x, model.decoder.weight).mean())
+    elbo = vsc.evaluate(model, x, num_draws=100).elbo
+    bound = {k: vsc.evaluate(model, x, num_draws=k).iwae for k in (10, 1000, 5000)}
+    print(f"ELBO {elbo:.3f}, IWAE {bound}, log p(x) {evidence:.3f}")
+    assert elbo < bound[10] < bound[1000] <= evidence
+    assert abs(bound[5000] - evidence) < 0.05
+
+
+def test_parts_of_the_bound_agree_with_a_direct_computation(linear):
+    model, x = linear
+    result = vsc.evaluate(model, x, num_draws=500)
+    model.eval()
+    with torch.no_grad():
+        q, p = model.encoder(x), model.prior(x)
+        z = q.sample((2000,))
+        recon = model.decoder(z).log_prob(x).mean(1)
+        log_w = model.decoder(z).log_prob(x) + p.log_prob(z) - q.log_prob(z)
+    model.train()
+    assert result.kl == pytest.approx(float(kl_divergence(q, p.expand(q.batch_shape)).mean()), rel=1e-5)
+    assert result.kl_is_exact
+    assert_mean_equals(recon, result.reconstruction, z_bound=5 * math.sqrt(1 + 2000 / 500))
+    assert result.elbo == pytest.approx(result.reconstruction - result.kl, rel=1e-6)
+    assert result.iwae == pytest.approx(float((log_w.logsumexp(0) - math.log(2000)).mean()), abs=0.1)
+    assert result.expected_l0 == pytest.approx(float(q.base_dist.probs.sum(1).mean()), rel=1e-5)
+    assert result.hard_l0 == pytest.approx(float((q.base_dist.probs > 0.5).sum(1).double().mean()))
+    assert result.hard_l0_odds == pytest.approx(float((q.base_dist.probs > ALPHA).sum(1).double().mean()))
+    torch.testing.assert_close(result.usage, q.base_dist.probs.mean(0))
+
+
+def test_memory_is_bounded_in_the_number_of_draws(small_vae, digits, monkeypatch):
+    model, rows = small_vae(), []
+    model.decoder.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[:-1].numel()))
+    vsc.evaluate(model, digits.test, num_draws=1050)
+    assert max(rows) <= 10_000
+    assert sum(rows) >= 1050 * 360
+
+
+def test_seeded_and_the_callers_state_and_mode_are_left(small_vae, digits):
+    model = small_vae()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = vsc.evaluate(model, digits.test, num_draws=5)
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training
+    second = vsc.evaluate(model, digits.test, num_draws=5)
+    assert first.as_dict() == second.as_dict()
+    assert vsc.evaluate(model, digits.test, num_draws=5, seed=1).elbo != first.elbo
+
+
+@pytest.mark.parametrize("gate", [name for name in GATES if get_gate(name).hardened() == get_gate(name)])
+def test_relaxation_gap_is_exactly_zero_for_hard_gates(small_vae, digits, gate):
+    model = small_vae(gate)
+    vsc.fit(model, digits.train, epochs=1, device="cpu", progress=False)
+    assert vsc.evaluate(model, digits.test, num_draws=3).relaxation_gap == 0
+
+
+def test_relaxation_gap_shows_the_leak_of_soft_spikes(small_vae, digits):
+    model = small_vae("shifted-sigmoid", inclusion=0.05)
+    vsc.fit(model, digits.train, epochs=80, batch_size=50, lr=5e-3, device="cpu", progress=False)
+    result = vsc.evaluate(model, digits.test, num_draws=10)
+    print(f"ELBO {result.elbo:.2f}, relaxation gap {result.relaxation_gap:.2f}")
+    assert result.relaxation_gap > 0.2
+
+
+def test_beta_does_not_enter(small_vae, digits):
+    model = small_vae()
+    plain = vsc.evaluate(model, digits.test, num_draws=5)
+    model.beta = 7.0
+    assert vsc.evaluate(model, digits.test, num_draws=5).elbo == plain.elbo
+
+
+def test_dense_codes(digits):
+    model = vsc.VAE(vsc.NormalEncoder(64, 6), vsc.BernoulliDecoder(6, 64), vsc.NormalPrior(6))
+    result = vsc.evaluate(model, digits.test, num_draws=5)
+    assert (result.expected_l0, result.hard_l0, result.hard_l0_odds, result.used_latents) == (6, 6, 6, 6)
+    assert result.relaxation_gap == 0
+    # Normal codes have |z|_1 / |z|_2 near sqrt(2 J / pi), more exactly a Hoyer measure of .28 to .36 at J = 6.
+    assert 0.2 < result.hoyer < 0.45
+
+
+def test_hoyer_at_its_ends():
+    assert hoyer(torch.eye(5)) == pytest.approx(1)
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)))
+    assert hoyer(signs * torch.tensor([1.0, 5.0, 100.0, 0.1])) == pytest.approx(0, abs=1e-6)  # scales do not count
+    assert hoyer(torch.zeros(3, 5)) == 1
+    assert math.isnan(hoyer(torch.ones(3, 1)))
+
+
+class MixturePrior(nn.Module):
+    """A prior without a closed form against a normal posterior."""
+
+    def forward(self, x):
+        mixture = dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(6, 2)), dist.Normal(torch.zeros(6, 2), torch.tensor([0.1, 1.0]).expand(6, 2))
+        )
+        return mixture.to_event(1)
+
+
+def test_a_kl_without_closed_form_is_sampled_and_marked(digits):
+    model = vsc.VAE(vsc.NormalEncoder(64, 6), vsc.BernoulliDecoder(6, 64), MixturePrior())
+    result = vsc.evaluate(model, digits.test, num_draws=200)
+    assert not result.kl_is_exact
+    assert "sampled" in str(result)
+    q, p = model.encoder(digits.test.images), model.prior(None)
+    z = q.sample((2000,))
+    assert result.kl == pytest.approx(float((q.log_prob(z) - p.log_prob(z)).mean().detach()), rel=0.2)
+
+
+def test_the_table_and_json(small_vae, digits):
+    result = vsc.evaluate(small_vae(), digits.test, num_draws=3, progress=False)
+    text = str(result)
+    for piece in ("360 data, binarisation: dynamic", "ELBO", "bound of 3 draws", "relaxation gap", "of 8 latents"):
+        assert piece in text
+    assert json.loads(json.dumps(result.as_dict()))["num_data"] == 360
+
+
+def test_bad_arguments(small_vae, digits):
+    with pytest.raises(ValueError, match="num_draws must be a whole number of at least 1, got 0"):
+        vsc.evaluate(small_vae(), digits.test, num_draws=0)
+    with pytest.raises(ValueError, match="support of the likelihood"):
+        vsc.evaluate(small_vae(), digits.test.images * 16)
+    with pytest.raises(ValueError, match="at least one datum"):
+        vsc.evaluate(small_vae(), torch.zeros(0, 64))

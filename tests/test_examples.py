@@ -1,0 +1,154 @@
+"""Every example runs as a user runs it, on real data, and leaves what it promises."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+METRICS = """dataset binarize latent_dim inclusion gate objective epochs seed device seconds
+test_elbo test_reconstruction test_kl test_iwae iwae_draws relaxation_gap
+expected_l0 hard_l0 hoyer active_units num_test""".split()
+FIGURES = "reconstructions prior_samples traversals inclusion_map training_curve".split()
+SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu".split()
+
+
+def run(name, *arguments, **settings):
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **settings)
+
+
+def test_every_example_has_a_test():
+    text = Path(__file__).read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert f'run("{example.name}"' in text, f"{example.name} has no test in this file"
+
+
+def test_bare_svi():
+    result = run("bare_svi.py", "--steps", 60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("360 data, binarisation: dynamic") == 2
+
+
+def test_mnist_vsc_writes_what_it_promises(tmp_path):
+    result = run("mnist_vsc.py", *SMALL, "--output", tmp_path / "run", "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "ELBO" in result.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(METRICS) <= metrics.keys()
+    assert (metrics["dataset"], metrics["epochs"], metrics["num_test"], metrics["iwae_draws"]) == ("digits", 2, 360, 5)
+    assert metrics["test_elbo"] == pytest.approx(metrics["test_reconstruction"] - metrics["test_kl"])
+    with open(tmp_path / "run" / "history.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    for name in FIGURES:
+        assert imread(tmp_path / "run" / f"{name}.png").std() > 0.01
+    expected = {"metrics.json", "history.csv", "checkpoint.pt", "config.json", *(f"{name}.png" for name in FIGURES)}
+    assert {file.name for file in (tmp_path / "run").iterdir()} == expected
+
+
+def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
+    arguments = (*SMALL, "--output", tmp_path, "--quiet")
+    assert run("mnist_vsc.py", *arguments).returncode == 0
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    refused = run("mnist_vsc.py", *arguments)
+    assert refused.returncode != 0
+    assert "holds a finished run; pass --resume to go on with it, --overwrite to replace it" in refused.stderr
+    other = run("mnist_vsc.py", *arguments, "--resume", "--gate", "score")
+    assert "holds a run with gate='concrete' (now 'score'); resume with the same settings" in other.stderr
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    longer = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
+    assert longer.returncode == 0, longer.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
+    anew = run("mnist_vsc.py", *arguments, "--overwrite")
+    assert anew.returncode == 0, anew.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 2
+
+
+def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
+    settings = "--dataset digits --epochs 40 --batch-size 20 --latent-dim 6 --hidden 20 --iwae-draws 5".split()
+    command = [sys.executable, EXAMPLES / "mnist_vsc.py", *settings, "--device", "cpu", "--output", tmp_path / "a"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "a" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode != 0
+    assert "interrupted; pass --resume to go on" in error
+    assert not (tmp_path / "a" / "metrics.json").exists()
+    results = []
+    for arguments in (["--output", tmp_path / "a", "--resume"], ["--output", tmp_path / "b"]):
+        done = run("mnist_vsc.py", *settings, "--device", "cpu", "--quiet", *arguments, env=environment)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((Path(arguments[1]) / "metrics.json").read_text()))
+    for metrics in results:
+        del metrics["seconds"], metrics["seconds_this_run"]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--prior", "normal", "--objective", "trace"),
+        ("--learn-inclusion", "--gate", "score", "--inclusion", "0.3", "--beta", "2"),
+        ("--gate", "shifted-sigmoid", "--binarize", "none", "--activation", "tanh"),
+        ("--gate", "straight-through", "--binarize", "static", "--hidden", "20", "10"),
+    ],
+    ids=lambda arguments: arguments[1],
+)
+def test_mnist_vsc_takes_every_system(tmp_path, arguments):
+    result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, *arguments)
+    assert result.returncode == 0, result.stderr
+
+
+def test_mnist_vsc_falls_back_loudly_and_only_on_auto(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "VSC_PYRO_DATA"} | {
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",  # no network, whatever machine this is
+    }
+    small = (*SMALL[2:], "--data-root", tmp_path / "empty", "--quiet")
+    fallback = run("mnist_vsc.py", *small, "--output", tmp_path / "a", env=environment)
+    assert fallback.returncode == 0, fallback.stderr
+    assert fallback.stderr.count("\n") == 1
+    assert "MNIST is not at hand, training on scikit-learn's bundled 8x8 digits instead" in fallback.stderr
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["dataset"] == "digits"
+    strict = run("mnist_vsc.py", *small, "--dataset", "mnist", "--output", tmp_path / "b", env=environment)
+    assert strict.returncode != 0
+    assert "put the four files" in strict.stderr
+    assert "Traceback" not in strict.stderr
+
+
+def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
+    small = "--epochs 1 --batch-size 1000 --hidden 20 --iwae-draws 2 --device cpu --quiet".split()
+    result = run("mnist_vsc.py", *small, "--output", tmp_path, env=os.environ | {"VSC_PYRO_DATA": str(mnist_root)})
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["dataset"] == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--inclusion", "0"), "inclusion must lie strictly between 0 and 1, got 0.0"),
+        (("--latent-dim", "0"), "--latent-dim: must be a whole number of at least 1, got '0'"),
+        (("--batch-size", "0"), "--batch-size: must be a whole number of at least 1, got '0'"),
+        (("--lr", "-1"), "--lr: must be a number above 0"),
+        (("--gate", "hard"), "invalid choice: 'hard'"),
+        (("--iwae-draws", "0"), "--iwae-draws: must be a whole number of at least 1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_mnist_vsc_refuses_bad_arguments_before_any_work(tmp_path, arguments, message):
+    result = run("mnist_vsc.py", *SMALL, *arguments, "--quiet", "--output", tmp_path / "run")
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,103 @@
+import io
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import vsc_pyro as vsc
+from vsc_pyro import plots
+
+
+@pytest.fixture(scope="module")
+def trained():
+    train, test = vsc.datasets.load("digits")
+    torch.manual_seed(0)
+    encoder = vsc.SpikeSlabEncoder((1, 8, 8), 12, gate="shifted-sigmoid")
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(12, (1, 8, 8)), vsc.SpikeSlabPrior(12))
+    history = vsc.fit(model, train, epochs=12, batch_size=50, lr=3e-3, device="cpu", progress=False)
+    return model, test, history
+
+
+def shown_in(axes):
+    return torch.from_numpy(axes.images[0].get_array().filled())
+
+
+def pixels(figure):
+    assert isinstance(figure, Figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=60)
+    buffer.seek(0)
+    return imread(buffer)
+
+
+@pytest.mark.parametrize(
+    ("function", "panels"),
+    [
+        (lambda m, d: plots.reconstructions(m, d, num=5), 2 * 5),
+        (lambda m, d: plots.prior_samples(m, d, num=18), 2 * 12),
+        (lambda m, d: plots.traversals(m, d, num=3), 3 * 10),
+        (lambda m, d: plots.inclusion_map(m, d), 2),
+    ],
+    ids=["reconstructions", "prior_samples", "traversals", "inclusion_map"],
+)
+def test_pictures_show_something_and_change_nothing(trained, function, panels):
+    model, test, _ = trained
+    torch.manual_seed(4)
+    expected = torch.rand(1)
+    torch.manual_seed(4)
+    figure = function(model, test)
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training
+    assert len(figure.axes) == panels
+    image = pixels(figure)
+    assert image.std() > 0.02
+    again = pixels(function(model, test))
+    assert (image == again).all()
+
+
+def test_reconstructions_show_the_data_above_the_decoded(trained):
+    model, test, _ = trained
+    grey = vsc.Dataset(test.images, test.labels, binarize=None)
+    figure = plots.reconstructions(model, grey, num=4)
+    for column in range(4):
+        shown = shown_in(figure.axes[column])
+        torch.testing.assert_close(shown, test.images[column, 0])
+        decoded = shown_in(figure.axes[4 + column])
+        assert (decoded - shown).abs().mean() < (test.images.mean(0)[0] - shown).abs().mean() + 0.05
+
+
+def test_traversals_move_the_one_latent(trained):
+    model, test, _ = trained
+    figure = plots.traversals(model, test, num=2)
+    row = [shown_in(axes) for axes in figure.axes[:10]]
+    off, zero = row[2], row[3 + 3]
+    assert (off == zero).all()  # a slab at zero and a spike off decode to the same picture
+    assert abs(row[3] - row[-1]).max() > 0.05
+
+
+def test_inclusion_map_is_the_mean_by_class(trained):
+    model, test, _ = trained
+    grey = vsc.Dataset(test.images, test.labels)
+    figure = plots.inclusion_map(model, grey)
+    shown = shown_in(figure.axes[0])
+    with model.evaluating():
+        probs = model.encoder(test.images).base_dist.probs
+    order = probs.mean(0).argsort(descending=True)
+    torch.testing.assert_close(shown[3], probs[test.labels == 3].mean(0)[order])
+    with pytest.raises(ValueError, match="needs labels"):
+        plots.inclusion_map(model, vsc.Dataset(test.images))
+
+
+def test_training_curve(trained):
+    figure = plots.training_curve(trained[2])
+    assert list(figure.axes[0].lines[0].get_ydata()) == trained[2].elbo
+    assert "nats" in figure.axes[0].get_ylabel()
+    pixels(plots.training_curve(vsc.History([-3.0], [1.0])))
+
+
+def test_flat_and_dense_models(digits):
+    model = vsc.VAE(vsc.NormalEncoder(64, 3), vsc.BernoulliDecoder(3, 64), vsc.NormalPrior(3))
+    flat = vsc.Dataset(digits.test.images.flatten(1), digits.test.labels, "dynamic")
+    for figure in (plots.reconstructions(model, flat), plots.prior_samples(model, flat), plots.traversals(model, flat)):
+        pixels(figure)

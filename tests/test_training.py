@@ -1,0 +1,304 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import vsc_pyro as vsc
+from vsc_pyro.training import resolve_device
+
+QUIET = {"progress": False}
+
+
+def weights(model):
+    return {name: value.cpu().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("objective", ["trace", "analytic"])
+@pytest.mark.parametrize("gate", ["straight-through", "concrete", "shifted-sigmoid", "score"])
+def test_every_gate_and_objective_trains(small_vae, digits, gate, objective, device):
+    model = small_vae(gate)
+    history = vsc.fit(
+        model, digits.train, objective=objective, epochs=4, batch_size=100, lr=3e-3, device=device, **QUIET
+    )
+    assert len(history) == 4
+    assert np.isfinite(history.elbo).all()
+    assert history.elbo[-1] > history.elbo[0] + 5
+    assert model.reference.device.type == torch.device(device).type
+
+
+def independent_pixels(data):
+    """Nats per datum of the best code-free model: every pixel a Bernoulli of its own."""
+    mean = data.train.images.mean(0).clamp(1e-3, 1 - 1e-3)
+    test = data.test.images
+    return float((test * mean.log() + (1 - test) * (1 - mean).log()).flatten(1).sum(1).mean())
+
+
+def test_real_mnist_one_epoch(mnist_root, device):
+    data = vsc.datasets.load("mnist", root=mnist_root)
+    model = vsc.VAE(vsc.SpikeSlabEncoder(784, 50), vsc.BernoulliDecoder(50, 784), vsc.SpikeSlabPrior(50, 0.1))
+    history = vsc.fit(model, data.train, epochs=1, device=device, **QUIET)
+    result = vsc.evaluate(model, vsc.Dataset(data.test.images[:1000], binarize="dynamic"), num_draws=5)
+    assert len(history) == 1
+    assert result.elbo > independent_pixels(data) + 30
+    assert result.iwae > result.elbo
+
+
+def test_trace_and_analytic_reach_the_same_bound(small_vae, digits, device):
+    bounds = {
+        objective: torch.tensor([_fitted_bound(small_vae, digits, objective, seed, device) for seed in range(4)])
+        for objective in ("trace", "analytic")
+    }
+    difference = bounds["trace"].mean() - bounds["analytic"].mean()
+    error = (sum(b.var() for b in bounds.values()) / 4).sqrt()
+    # Student's t with 6 degrees of freedom exceeds 5.96 with probability 0.001; the seeds are fixed.
+    assert abs(difference) < 5.96 * error
+    assert torch.cat(list(bounds.values())).min() > independent_pixels(digits) + 1
+
+
+def _fitted_bound(small_vae, digits, objective, seed, device):
+    model = small_vae(seed=seed)
+    settings = {"epochs": 25, "batch_size": 50, "lr": 5e-3, "seed": seed, "device": device}
+    vsc.fit(model, digits.train, objective=objective, **settings, **QUIET)
+    return vsc.evaluate(model, digits.test, num_draws=20).elbo
+
+
+def test_same_seed_same_weights_and_the_callers_state_is_untouched(small_vae, digits):
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    runs = []
+    for _ in range(2):
+        model = small_vae()
+        torch.manual_seed(7)
+        vsc.fit(model, digits.train, epochs=2, seed=3, device="cpu", **QUIET)
+        assert torch.equal(torch.rand(1), expected)
+        runs.append(weights(model))
+    assert_same(*runs)
+    assert len(list(pyro.get_param_store().keys())) == 0
+    other = small_vae()
+    vsc.fit(other, digits.train, epochs=2, seed=4, device="cpu", **QUIET)
+    assert not torch.equal(other.reference, runs[0]["encoder.network.0.weight"])
+
+
+def test_two_models_in_one_process_both_train(small_vae, digits):
+    for seed in (0, 1):
+        model = small_vae(seed=seed)
+        before = weights(model)
+        history = vsc.fit(model, digits.train, epochs=3, batch_size=50, device="cpu", **QUIET)
+        assert history.elbo[-1] > history.elbo[0] + 5
+        assert all(not torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_learned_inclusion_moves(small_vae, digits):
+    model = small_vae(learn_inclusion=True)
+    before = model.prior.inclusion_logits.detach().clone()
+    vsc.fit(model, digits.train, epochs=5, batch_size=50, device="cpu", **QUIET)
+    assert (model.prior.inclusion_logits - before).abs().min() > 0.05
+
+
+def test_several_draws_and_stock_objectives(small_vae, digits):
+    for objective, draws in [("analytic", 3), ("trace", 2), (pyro.infer.TraceMeanField_ELBO(), 1)]:
+        history = vsc.fit(
+            small_vae(), digits.train, objective=objective, num_draws=draws, epochs=2, device="cpu", **QUIET
+        )
+        assert history.elbo[-1] > history.elbo[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 51])
+def test_any_number_of_data_also_a_last_batch_of_one(small_vae, digits, size):
+    history = vsc.fit(small_vae(), digits.train.images[:size].round(), epochs=2, batch_size=50, device="cpu", **QUIET)
+    assert np.isfinite(history.elbo).all()
+
+
+def test_arrays_of_another_type_are_taken_to_the_models(small_vae, digits):
+    array = digits.train.images[:100].double().numpy()
+    vsc.fit(small_vae(), array, epochs=1, device="cpu", **QUIET)
+    model = small_vae().double()
+    vsc.fit(model, digits.train.images[:100], epochs=1, device="cpu", **QUIET)
+    assert model.reference.dtype == torch.float64
+
+
+def test_the_mode_is_left_as_it_was(small_vae, digits):
+    model = small_vae().eval()
+    vsc.fit(model, digits.train.images[:50], epochs=1, device="cpu", **QUIET)
+    assert not model.training
+
+
+def test_progress_bar_shows_the_running_elbo(small_vae, digits, capsys):
+    vsc.fit(small_vae(), digits.train, epochs=2, batch_size=100, device="cpu")
+    shown = capsys.readouterr().err
+    assert "30/30" in shown
+    assert "elbo=-" in shown
+
+
+# Checkpoints
+
+
+def schedule(optimizer):
+    return CosineAnnealingLR(optimizer, T_max=6)
+
+
+def test_resuming_ends_in_the_same_weights(small_vae, digits, tmp_path):
+    settings = {"batch_size": 100, "lr_schedule": schedule, "device": "cpu", **QUIET}
+    whole = small_vae()
+    full_history = vsc.fit(whole, digits.train, epochs=6, **settings)
+    path = tmp_path / "c.pt"
+    vsc.fit(small_vae(), digits.train, epochs=2, checkpoint=path, **settings)
+    resumed = small_vae(seed=99)
+    history = vsc.fit(resumed, digits.train, epochs=6, checkpoint=path, resume=True, **settings)
+    assert_same(weights(whole), weights(resumed))
+    assert history.elbo == full_history.elbo
+    again = small_vae(seed=98)
+    assert vsc.fit(again, digits.train, epochs=6, checkpoint=path, resume=True, **settings).elbo == full_history.elbo
+    assert_same(weights(whole), weights(again))
+
+
+PROGRAM = """
+import sys, torch, vsc_pyro as vsc
+torch.set_num_threads(1)
+torch.manual_seed(0)
+train, _ = vsc.datasets.load("digits")
+model = vsc.VAE(
+    vsc.SpikeSlabEncoder((1, 8, 8), 8), vsc.BernoulliDecoder(8, (1, 8, 8)), vsc.SpikeSlabPrior(8, learn_inclusion=True)
+)
+vsc.fit(model, train, epochs=12, batch_size=20, checkpoint=sys.argv[1], resume=True, progress=False, device="cpu")
+torch.save(model.state_dict(), sys.argv[2])
+"""
+
+
+def test_a_killed_process_resumes_and_ends_in_the_same_weights(tmp_path):
+    def start(name):
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path / f"{name}.pt", tmp_path / f"{name}-end.pt"])
+
+    checkpoint = tmp_path / "killed.pt"
+    for kill in range(3):
+        process = start("killed")
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(0.11 * kill)  # another moment of an epoch each time
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert 0 < vsc.load_checkpoint(checkpoint)["epoch"] < 12
+    assert start("killed").wait() == 0
+    assert start("whole").wait() == 0
+    ends = [torch.load(tmp_path / f"{name}-end.pt", weights_only=True) for name in ("killed", "whole")]
+    assert_same(*ends)
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(small_vae, digits, tmp_path):
+    path, data = tmp_path / "c.pt", digits.train.images[:100]
+    vsc.fit(small_vae(), data, epochs=1, batch_size=50, checkpoint=path, device="cpu", **QUIET)
+    resume = {"epochs": 2, "batch_size": 50, "checkpoint": path, "resume": True, "device": "cpu", **QUIET}
+    for changed, message in [
+        ({"lr": 0.1}, r"lr=0\.001 \(now 0\.1\)"),
+        ({"batch_size": 20, "seed": 5}, r"batch_size=50 \(now 20\), seed=0 \(now 5\)"),
+        ({"lr_schedule": schedule}, "written without an lr_schedule"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            vsc.fit(small_vae(), data, **{**resume, **changed})
+    with pytest.raises(ValueError, match="of another architecture"):
+        vsc.fit(small_vae(latent_dim=9), data, **resume)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        vsc.fit(small_vae(), data, **resume)
+    with pytest.raises(ValueError, match="resume=True needs checkpoint="):
+        vsc.fit(small_vae(), data, resume=True)
+
+
+# Divergence
+
+
+def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(small_vae, digits, tmp_path):
+    model, path = small_vae(), tmp_path / "c.pt"
+    calls = 0
+
+    def poison(module, inputs, output):
+        nonlocal calls
+        calls += module.training
+        return output * float("nan") if calls == 2 * 15 + 4 else output
+
+    model.decoder.network.register_forward_hook(poison)
+    with pytest.raises(vsc.NonFiniteLossError, match=r"the loss became nan at step 4 of epoch 3; the last checkpoint"):
+        vsc.fit(model, digits.train, epochs=5, batch_size=100, checkpoint=path, device="cpu", **QUIET)
+    state = vsc.load_checkpoint(path)
+    assert state["epoch"] == 2
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_weights_that_overflow_are_not_written(small_vae, digits, tmp_path):
+    path = tmp_path / "c.pt"
+    with pytest.raises(vsc.NonFiniteLossError, match=r"became NaN or infinite in epoch 1"):
+        vsc.fit(small_vae(), digits.train.images[:50], lr=1e39, epochs=1, checkpoint=path, device="cpu", **QUIET)
+    assert not path.exists()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be"),
+        ({"lr": -1.0}, "lr must be a finite number above 0"),
+        ({"num_draws": 0}, "num_draws must be"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be"),
+        ({"objective": "elbo"}, "unknown objective 'elbo'; known are"),
+        ({"device": "tpu9"}, "device 'tpu9' is not available"),
+    ],
+)
+def test_bad_arguments(small_vae, digits, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vsc.fit(small_vae(), digits.train, **arguments)
+
+
+def test_bad_data(small_vae):
+    with pytest.raises(ValueError, match="at least one datum"):
+        vsc.fit(small_vae(), torch.zeros(0, 64))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        vsc.fit(small_vae(), torch.full((5, 64), float("nan")))
+    with pytest.raises(ValueError, match="support of the likelihood"):
+        vsc.fit(small_vae(), torch.full((5, 64), 255))
+    with pytest.raises(ValueError, match=r"does not take data of shape \(N, 65\)"):
+        vsc.fit(small_vae(), torch.zeros(5, 65))
+
+
+def test_history_as_csv(tmp_path):
+    vsc.History([-3.5, -2.0], [0.1, 0.2]).to_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text().split() == ["epoch,elbo,seconds", "1,-3.5,0.1", "2,-2.0,0.2"]
+
+
+def test_resolve_device():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.cuda
+def test_cuda_runs_without_synchronising(small_vae, digits, device):
+    model = small_vae()
+    optimizer = torch.optim.Adam(model.to(device).parameters(), 1e-3, fused=True)
+    svi = vsc.SVI(model.model, model.guide, optimizer, vsc.AnalyticELBO(max_plate_nesting=1))
+    x = digits.train.images[:100].round().to(device)
+    with pyro.validation_enabled(False):
+        svi.step(x)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            svi.step(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
