@@ -29,7 +29,7 @@ def test_gates_by_name_and_exact_spikes_in_evaluation_mode(gate):
 
 def test_gates_as_objects():
     gate = ShiftedSigmoid(c=200)
-    encoder = vsc.SpikeSlabEncoder(64, 5, gate=gate)
+    encoder = vsc.SpikeSlabEncoder(64, 5, gate=gate, initial_inclusion=0.5)
     assert encoder(X).base_dist.gate is gate
     assert (encoder(X)((200,)) == 0).float().mean() < 0.2
     assert vsc.SpikeSlabEncoder(64, 5, gate=BinaryConcrete(0.3)).gate.temperature == 0.3
@@ -43,7 +43,15 @@ def test_gradients_reach_every_parameter(encoder_class):
     assert all(p.grad.abs().sum() > 0 for p in encoder.parameters())
 
 
+def test_codes_start_as_sparse_as_asked():
+    for inclusion in (0.02, 0.1, 0.5):
+        q = vsc.SpikeSlabEncoder(64, 200, initial_inclusion=inclusion)(X)
+        assert q.base_dist.probs.mean().item() == pytest.approx(inclusion, rel=0.1)
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="initial_inclusion must lie strictly between 0 and 1, got 1"):
+        vsc.SpikeSlabEncoder(64, 5, initial_inclusion=1)
     with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1, got 0"):
         vsc.SpikeSlabEncoder(64, 0)
     with pytest.raises(ValueError, match="input_shape must be a whole number of at least 1, got 0"):

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from vsc_pyro.arguments import positive_int, sizes
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.networks import MLP
 
-# Keeps a slab's log-density finite: float32 noise of a standard scale is about 1e-7.
+# Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
 
 
@@ -41,6 +41,10 @@ class _MLPEncoder(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.network(x.flatten(1)).chunk(self.num_heads, -1)
+
+
+def _normal(loc: Tensor, log_variance: Tensor) -> Normal:
+    return Normal(loc, torch.exp(0.5 * log_variance) + _MIN_SCALE)
 
 
 class NormalEncoder(_MLPEncoder):
@@ -66,8 +70,7 @@ class NormalEncoder(_MLPEncoder):
         super().__init__(input_shape, latent_dim, 2, hidden, activation)
 
     def forward(self, x: Tensor) -> Independent:
-        loc, raw_scale = self.heads(x)
-        return Normal(loc, softplus(raw_scale) + _MIN_SCALE).to_event(1)
+        return _normal(*self.heads(x)).to_event(1)
 
 
 class SpikeSlabEncoder(_MLPEncoder):
@@ -84,6 +87,8 @@ class SpikeSlabEncoder(_MLPEncoder):
         hidden: widths of the hidden layers.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
+        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1. A code that
+            starts sparse keeps more latents alive than one that starts half on and is driven down by a sparse prior.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
@@ -96,15 +101,20 @@ class SpikeSlabEncoder(_MLPEncoder):
         hidden: int | Sequence[int] = (400,),
         activation: str = "relu",
         gate: str | Gate = "concrete",
+        initial_inclusion: float = 0.1,
     ) -> None:
         super().__init__(input_shape, latent_dim, 3, hidden, activation)
         self.gate = get_gate(gate)
+        if not 0 < initial_inclusion < 1:
+            raise ValueError(f"initial_inclusion must lie strictly between 0 and 1, got {initial_inclusion!r}")
+        with torch.no_grad():
+            logits_bias = self.network[-1].bias[2 * self.latent_dim :]
+            logits_bias += math.log(initial_inclusion / (1 - initial_inclusion))
 
     def forward(self, x: Tensor) -> IndependentSpikeSlab:
-        loc, raw_scale, logits = self.heads(x)
-        slab = Normal(loc, softplus(raw_scale) + _MIN_SCALE)
+        loc, log_variance, logits = self.heads(x)
         gate = self.gate if self.training else self.gate.hardened()
-        return SpikeSlab(slab, logits=logits, gate=gate).to_event(1)
+        return SpikeSlab(_normal(loc, log_variance), logits=logits, gate=gate).to_event(1)
 
     def extra_repr(self) -> str:
         return f"gate={self.gate!r}"
