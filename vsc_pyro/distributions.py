@@ -53,8 +53,11 @@ _DRAW = "_spike_slab_draw"
 
 
 class _Draw(NamedTuple):
+    """What a draw remembers: its slab, its spike with the derivative of a density, and who drew it."""
+
     slab: Tensor
     spike: Tensor
+    by: SpikeSlab
 
 
 class _WithZero(constraints.Constraint):
@@ -219,9 +222,11 @@ class SpikeSlab(TorchDistribution):
         hard, factor = self.gate.draw(logits)
         slab = self.slab.rsample(sample_shape)
         value = factor * slab
+        spike = hard
         if self.has_rsample:
             probs = torch.sigmoid(logits)
-            setattr(value, _DRAW, _Draw(slab, hard + (probs - probs.detach())))
+            spike = hard + (probs - probs.detach())
+        setattr(value, _DRAW, _Draw(slab, spike, self))
         return value
 
     # Densities -------------------------------------------------------------------------------------------------------
@@ -247,10 +252,18 @@ class SpikeSlab(TorchDistribution):
         Raises:
             ValueError: a differentiable value that has lost the draw it came from (an operation was applied to it
                 after `rsample`), for its gradient would be wrong.
+            NotImplementedError: an ELBO that has no estimator for ``gate="score"`` (`TraceTMC_ELBO`; it is known by
+                asking a prior for the score of a guide's draw).
         """
+        draw = getattr(value, _DRAW, None)
+        if draw is not None and draw.by is not self and not draw.by.has_rsample:
+            raise NotImplementedError(
+                "this ELBO has no estimator for spikes drawn with gate='score' and would leave them untrained; "
+                "use Trace_ELBO, TraceGraph_ELBO or TraceEnum_ELBO, or another gate"
+            )
         log_prob = self.log_prob(value)
         if self.has_rsample:
-            if value.requires_grad and not hasattr(value, _DRAW):
+            if value.requires_grad and draw is None:
                 raise ValueError(
                     "this value carries gradients but not the spike-and-slab draw it came from, so the gradient of its "
                     "density would be wrong; pass the tensor that rsample returned itself, or use gate='score'"
