@@ -30,12 +30,14 @@ FREE_TO_CHANGE = ("epochs", "device", "output", "data_root", "resume", "overwrit
 
 
 def spike_slab(args, shape):
-    encoder = vsc.SpikeSlabEncoder(shape, args.latent_dim, args.hidden, args.activation, args.gate)
+    encoder = vsc.SpikeSlabEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation, args.gate)
     return encoder, vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, args.learn_inclusion)
 
 
 def normal(args, shape):
-    return vsc.NormalEncoder(shape, args.latent_dim, args.hidden, args.activation), vsc.NormalPrior(args.latent_dim)
+    return vsc.NormalEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation), vsc.NormalPrior(
+        args.latent_dim
+    )
 
 
 PRIORS = {"spike-slab": spike_slab, "normal": normal}
@@ -66,7 +68,8 @@ def parse(argv):
     add("--learn-inclusion", action="store_true", help="learn that probability for every latent")
     add("--latent-dim", type=whole, default=50)
     add("--hidden", type=whole, nargs="+", default=[400], help="widths of the hidden layers")
-    add("--activation", default="relu", choices=ACTIVATIONS)
+    add("--encoder-activation", default="silu", choices=ACTIVATIONS)
+    add("--decoder-activation", default="relu", choices=ACTIVATIONS)
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     add("--objective", default="analytic", choices=OBJECTIVES)
     add("--epochs", type=whole, default=50)
@@ -138,7 +141,7 @@ def main(argv=None):
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
     encoder, prior = PRIORS[args.prior](args, shape)
-    decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden, args.activation)
+    decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden, args.decoder_activation)
     model = vsc.VAE(encoder, decoder, prior, beta=args.beta)
 
     start_output(args)
@@ -177,7 +180,8 @@ def main(argv=None):
         "learn_inclusion": args.learn_inclusion,
         "gate": args.gate if args.prior == "spike-slab" else None,
         "hidden": args.hidden,
-        "activation": args.activation,
+        "encoder_activation": args.encoder_activation,
+        "decoder_activation": args.decoder_activation,
         "objective": args.objective,
         "beta": args.beta,
         "epochs": len(history),

@@ -65,7 +65,7 @@ class NormalEncoder(_MLPEncoder):
         input_shape: int | Sequence[int],
         latent_dim: int,
         hidden: int | Sequence[int] = (400,),
-        activation: str = "relu",
+        activation: str = "silu",
     ) -> None:
         super().__init__(input_shape, latent_dim, 2, hidden, activation)
 
@@ -99,7 +99,7 @@ class SpikeSlabEncoder(_MLPEncoder):
         input_shape: int | Sequence[int],
         latent_dim: int,
         hidden: int | Sequence[int] = (400,),
-        activation: str = "relu",
+        activation: str = "silu",
         gate: str | Gate = "concrete",
         initial_inclusion: float = 0.1,
     ) -> None:
