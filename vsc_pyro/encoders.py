@@ -87,8 +87,7 @@ class SpikeSlabEncoder(_MLPEncoder):
         hidden: widths of the hidden layers.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
-        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1. A code that
-            starts sparse keeps more latents alive than one that starts half on and is driven down by a sparse prior.
+        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.

@@ -1,0 +1,36 @@
+"""What the README tells a newcomer to type is run, not believed."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_thirty_lines_run(tmp_path, monkeypatch):
+    (program,) = blocks("python")
+    assert len(program.splitlines()) <= 30
+    small = {'"mnist", root="data"': '"digits"', "784": "64", "epochs=50": "epochs=1"}
+    for here, there in small.items():
+        assert here in program
+        program = program.replace(here, there)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "README.md", "exec"), {})
+    assert {file.name for file in tmp_path.iterdir()} == {"vsc.pt", "traversals.png", "inclusion_map.png"}
+
+
+def test_two_commands_do_all_their_own_setup():
+    commands = [block.strip() for block in blocks("sh")]
+    assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install -e ") for command in commands)
+    assert [command.rpartition(" && ")[2] for command in commands] == [
+        ".venv/bin/python examples/mnist_vsc.py",
+        ".venv/bin/python -m pytest",
+    ]
+
+
+def test_pictures_are_there():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (Path(__file__).parent.parent / picture).is_file()
