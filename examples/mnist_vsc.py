@@ -9,6 +9,7 @@ config.json and the figures.
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from vsc_pyro.files import replacing
 from vsc_pyro.gates import GATES
 from vsc_pyro.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES
+from vsc_pyro.training import resolve_device
 
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
 FILES = ("config.json", "checkpoint.pt", "history.csv", "metrics.json", *(f"{name}.png" for name in FIGURES))
@@ -50,6 +52,12 @@ def whole(text):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}") from error
 
 
+def natural(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def positive(text):
     try:
         return positive_float("the value", float(text))
@@ -67,7 +75,13 @@ def parse(argv):
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
     add("--learn-inclusion", action="store_true", help="learn that probability for every latent")
     add("--latent-dim", type=whole, default=50)
-    add("--hidden", type=whole, nargs="+", default=[400], help="widths of the hidden layers")
+    add(
+        "--hidden",
+        type=whole,
+        nargs="+",
+        default=[400],
+        help="widths of the encoder's hidden layers; the decoder mirrors them",
+    )
     add("--encoder-activation", default="silu", choices=ACTIVATIONS)
     add("--decoder-activation", default="relu", choices=ACTIVATIONS)
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
@@ -76,14 +90,17 @@ def parse(argv):
     add("--batch-size", type=whole, default=200)
     add("--lr", type=positive, default=1e-3)
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
-    add("--seed", type=int, default=0)
+    add("--seed", type=natural, default=0)
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--iwae-draws", type=whole, default=100, help="draws of the importance-weighted bound")
     add("--output", type=Path, default=Path("runs/mnist_vsc"), metavar="DIR")
     add("--resume", action="store_true", help="go on with the run in --output")
     add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
     add("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.learn_inclusion and args.prior != "spike-slab":
+        parser.error(f"--learn-inclusion goes with --prior spike-slab, got --prior {args.prior}")
+    return args
 
 
 def settings(args):
@@ -104,7 +121,10 @@ def check_output(args):
             "pass --resume to go on with it, --overwrite to replace it, or another --output"
         )
     if args.output / "config.json" in there:
-        before = json.loads((args.output / "config.json").read_text())
+        try:
+            before = json.loads((args.output / "config.json").read_text())
+        except ValueError as error:
+            raise SystemExit(f"{args.output / 'config.json'} is damaged ({error}); pass --overwrite") from error
         changed = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in settings(args).items() if before.get(k) != v]
         if changed:
             raise SystemExit(f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings")
@@ -123,7 +143,7 @@ def load_data(args):
         return vsc.datasets.load(args.dataset, args.data_root, binarize, args.seed)
     try:
         return vsc.datasets.load("mnist", args.data_root, binarize, args.seed)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError) as error:
         print(f"MNIST is not at hand, training on scikit-learn's bundled 8x8 digits instead ({error})", file=sys.stderr)
         return vsc.datasets.load("digits", None, binarize, args.seed)
 
@@ -141,9 +161,11 @@ def main(argv=None):
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
     encoder, prior = PRIORS[args.prior](args, shape)
-    decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden, args.decoder_activation)
+    decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden[::-1], args.decoder_activation)
     model = vsc.VAE(encoder, decoder, prior, beta=args.beta)
 
+    device = resolve_device(args.device)
+    model.check_data(train.images)
     start_output(args)
     try:
         history = vsc.fit(
@@ -153,7 +175,7 @@ def main(argv=None):
             epochs=args.epochs,
             batch_size=args.batch_size,
             lr=args.lr,
-            device=args.device,
+            device=device,
             seed=args.seed,
             checkpoint=args.output / "checkpoint.pt",
             resume=args.resume,
@@ -170,7 +192,6 @@ def main(argv=None):
         with replacing(args.output / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=130)
 
-    device = model.reference.device
     metrics = {
         "dataset": train.name,
         "binarize": train.binarize,
@@ -202,7 +223,7 @@ def main(argv=None):
         "expected_l0": result.expected_l0,
         "hard_l0": result.hard_l0,
         "hard_l0_odds": result.hard_l0_odds,
-        "hoyer": result.hoyer,
+        "hoyer": None if math.isnan(result.hoyer) else result.hoyer,
         "active_units": result.active_units,
         "used_latents": result.used_latents,
         "usage": result.usage.tolist(),

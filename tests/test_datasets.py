@@ -65,6 +65,9 @@ def test_bad_arrays():
             as_dataset(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"labels must have shape \(5,\), one for each datum, got \(4,\)"):
         vsc.Dataset(torch.zeros(5, 7), torch.zeros(4))
+    for images in (np.zeros((5, 7)), torch.zeros(5, 7, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="images must be a floating-point tensor, got"):
+            vsc.Dataset(images)
     for bad in (2.0, -0.5, float("nan")):
         with pytest.raises(ValueError, match=r"dynamic binarisation takes grey levels .* lie in \[0, 1\]"):
             vsc.Dataset(torch.full((5, 7), bad), binarize="dynamic")

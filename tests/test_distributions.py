@@ -81,7 +81,13 @@ def test_finite_with_gradients_at_extreme_logits(gate):
     q = SpikeSlab(dist.Normal(loc, 1.0), logits=logits, gate=gate)
     p = SpikeSlab(dist.Normal(0.0, 1.0), probs=torch.tensor(0.1))
     z = q()
-    total = q.log_prob(z) + p.log_prob(z) + kl_divergence(q, p.expand(q.batch_shape)) + q.entropy() + q.log_prob(z * 0)
+    total = (
+        q.log_prob(z)
+        + p.log_prob(z)
+        + kl_divergence(q, p.expand(q.batch_shape))
+        + q.entropy()
+        + q.expand(q.batch_shape).log_prob(torch.zeros_like(z))
+    )
     assert torch.isfinite(total).all()
     total.sum().backward()
     assert torch.isfinite(logits.grad).all()
@@ -146,6 +152,8 @@ def test_kl_of_an_atom_free_posterior_is_finite():
     normal, p = dist.Normal(torch.tensor(0.5), 0.7), spike_slab("normal", 0.1)
     z = normal.sample((400_000,))
     assert_mean_equals(normal.log_prob(z) - p.log_prob(z), kl_divergence(normal, p).double())
+    torch_event = torch.distributions.Independent(p.expand((3,)), 1)
+    assert kl_divergence(p.expand((3,)).to_event(1), torch_event) == 0
     event = kl_divergence(normal.expand((3,)).to_event(1), p.expand((3,)).to_event(1))
     torch.testing.assert_close(event, 3 * kl_divergence(normal, p))
 
@@ -168,7 +176,9 @@ def test_infinite_kl_is_an_error_that_says_so(prior):
 
 def test_pairs_without_closed_form_ask_to_be_sampled():
     q = spike_slab("normal")
-    for other in (spike_slab("student"), dist.Delta(torch.tensor(0.0)), q.mask(torch.tensor(True))):
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), q.expand((2,)))
+    inflated = dist.ZeroInflatedDistribution(dist.Normal(torch.tensor(0.0), 1.0), gate=torch.tensor(0.5))
+    for other in (spike_slab("student"), dist.Delta(torch.tensor(0.0)), q.mask(torch.tensor(True)), mixture, inflated):
         with pytest.raises(NotImplementedError):
             kl_divergence(q, other)
     with pytest.raises(NotImplementedError):
@@ -191,7 +201,8 @@ def test_bad_arguments():
     for both in ({}, {"logits": torch.zeros(1), "probs": torch.ones(1)}):
         with pytest.raises(ValueError, match="exactly one of logits and probs"):
             SpikeSlab(normal, **both)
-    for slab in (spike_slab(), dist.Delta(torch.tensor(1.0)), dist.Poisson(1.0), dist.Bernoulli(0.5)):
+    transformed = dist.TransformedDistribution(spike_slab(), [dist.transforms.AffineTransform(0.0, 2.0)])
+    for slab in (spike_slab(), transformed, dist.Delta(torch.tensor(1.0)), dist.Poisson(1.0), dist.Bernoulli(0.5)):
         with pytest.raises(ValueError, match=r"slab must be reparametrised and free of atoms, got .*; take Normal"):
             SpikeSlab(slab, probs=0.5)
     with pytest.raises(ValueError, match="slab must be a distribution of scalars"):
@@ -204,13 +215,51 @@ def test_bad_arguments():
         spike_slab("uniform").log_prob(torch.tensor(0.5))
     with pytest.raises(NotImplementedError, match="gate='concrete'"):
         spike_slab(gate="score").rsample()
-    with pytest.raises(NotImplementedError, match="gate='score'"):
-        spike_slab().has_rsample_(False)
+    for q in (spike_slab(), spike_slab().expand((2,)).to_event(1)):
+        with pytest.raises(NotImplementedError, match="gate='score'"):
+            q.has_rsample_(False)
 
 
-def test_a_value_that_lost_its_draw_is_refused_as_a_guide_site():
+def test_a_value_that_lost_its_draw_is_refused():
     q = SpikeSlab(SLABS["normal"], logits=torch.zeros(3, requires_grad=True)).to_event(1)
     z = q.rsample()
     q.score_parts(z)
-    with pytest.raises(ValueError, match=r"not the spike-and-slab draw it came from"):
-        q.score_parts(z * 1.0)
+    for lost in (z * 1.0, z[:].clone()):
+        for score in (q.log_prob, q.score_parts):
+            with pytest.raises(ValueError, match=r"not the spike-and-slab draw it came from"):
+                score(lost)
+    q.log_prob(z.detach())  # a number like any other
+    prior = SpikeSlab(SLABS["normal"], probs=torch.full((3,), 0.2)).to_event(1)
+    prior.log_prob(z * 1.0)  # a prior that drew nothing scores any posterior's value
+
+
+def test_a_draw_edited_in_place_is_not_scored_by_what_it_was():
+    q = SpikeSlab(SLABS["normal"], probs=torch.full((3,), 0.2))
+    z = q.rsample()
+    z[:] = 0
+    torch.testing.assert_close(q.log_prob(z), torch.full((3,), 0.8).log())
+    with torch.inference_mode():
+        q.log_prob(q.rsample())
+
+
+def test_soft_draws_are_scored_with_their_draw_or_not_at_all():
+    q = SpikeSlab(dist.Uniform(torch.ones(3), 3.0), probs=torch.full((3,), 0.2), gate="shifted-sigmoid")
+    z = q.rsample()
+    q.log_prob(z)  # soft values lie outside the slab's support; the draw does not
+    with pytest.raises(ValueError, match="use a gate with hard spikes"):
+        q.log_prob(z.detach())
+    q.expand((3,)).log_prob(torch.zeros(3))
+
+
+def test_python_numbers_take_the_slabs_type():
+    q = SpikeSlab(dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0), probs=0.1)
+    assert q.log_prob(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
+    assert q.probs[0].item() == 0.1
+
+
+def test_low_precision_keeps_rare_spikes_rare():
+    q = SpikeSlab(dist.Normal(torch.zeros((), dtype=torch.bfloat16), 1.0), probs=0.002)
+    z = q.sample((1_000_000,))
+    assert z.dtype == torch.bfloat16
+    assert_mean_equals((z != 0).double(), float(q.logits.float().sigmoid()))
+    assert float(q.logits.float().sigmoid()) == pytest.approx(0.002, rel=0.02)

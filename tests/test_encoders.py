@@ -5,7 +5,7 @@ from torch.distributions import kl_divergence
 import vsc_pyro as vsc
 from vsc_pyro.gates import GATES, BinaryConcrete, ShiftedSigmoid
 
-X = torch.rand(6, 1, 8, 8)
+X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("input_shape", [64, (64,), (1, 8, 8)])

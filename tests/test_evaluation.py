@@ -48,24 +48,31 @@ def linear():
     torch.manual_seed(0)
     decoder, prior = LinearNormalDecoder(), vsc.SpikeSlabPrior(J, ALPHA)
     with torch.no_grad():
-        x = decoder(prior(None).sample((20_200,))).sample()
+        x = decoder(prior(None).sample((21_000,))).sample()
     model = vsc.VAE(vsc.SpikeSlabEncoder(D, J, hidden=(128, 128)), decoder, prior)
-    vsc.fit(model, x[200:], epochs=15, batch_size=100, lr=2e-3, device="cpu", progress=False)
-    return model, x[:200]
+    vsc.fit(model, x[1000:], epochs=15, batch_size=100, lr=2e-3, device="cpu", progress=False)
+    return model, x[:1000]
 
 
 def test_bounds_rise_to_the_evidence(linear):
     model, x = linear
     evidence = float(log_evidence(x, model.decoder.weight).mean())
-    elbo = vsc.evaluate(model, x, num_draws=100).elbo
-    bound = {k: vsc.evaluate(model, x, num_draws=k).iwae for k in (10, 1000, 5000)}
-    print(f"ELBO {elbo:.3f}, IWAE {bound}, log p(x) {evidence:.3f}")
-    assert elbo < bound[10] < bound[1000] <= evidence
-    assert abs(bound[5000] - evidence) < 0.05
+    few = torch.tensor([[(r := vsc.evaluate(model, x, num_draws=10, seed=s)).elbo, r.iwae] for s in range(5)]).double()
+    many = torch.tensor([vsc.evaluate(model, x, num_draws=1000, seed=s).iwae for s in range(5)]).double()
+    most = vsc.evaluate(model, x, num_draws=5000).iwae
+    (elbo, ten), thousand = few.mean(0), many.mean()
+    error = many.std() / 5**0.5
+    print(f"ELBO {elbo:.3f}, IWAE(10) {ten:.3f}, IWAE(1000) {thousand:.4f} +- {error:.4f}, IWAE(5000) {most:.4f}")
+    print(f"log p(x) {evidence:.4f}")
+    assert elbo < ten - 0.1
+    assert ten < thousand - 0.02
+    assert thousand < evidence + 5 * error
+    assert abs(most - evidence) < 0.05
 
 
 def test_parts_of_the_bound_agree_with_a_direct_computation(linear):
     model, x = linear
+    x = x[:200]
     result = vsc.evaluate(model, x, num_draws=500)
     model.eval()
     with torch.no_grad():
@@ -78,7 +85,9 @@ def test_parts_of_the_bound_agree_with_a_direct_computation(linear):
     assert result.kl_is_exact
     assert_mean_equals(recon, result.reconstruction, z_bound=5 * math.sqrt(1 + 2000 / 500))
     assert result.elbo == pytest.approx(result.reconstruction - result.kl, rel=1e-6)
-    assert result.iwae == pytest.approx(float((log_w.logsumexp(0) - math.log(2000)).mean()), abs=0.1)
+    # 500 draws of the same weights in another order of 2,000: four estimates of the same bound.
+    quarters = (log_w.reshape(4, 500, -1).logsumexp(1) - math.log(500)).mean(1)
+    assert abs(result.iwae - quarters.mean()) < 6 * quarters.std()
     assert result.expected_l0 == pytest.approx(float(q.base_dist.probs.sum(1).mean()), rel=1e-5)
     assert result.hard_l0 == pytest.approx(float((q.base_dist.probs > 0.5).sum(1).double().mean()))
     assert result.hard_l0_odds == pytest.approx(float((q.base_dist.probs > ALPHA).sum(1).double().mean()))
@@ -86,11 +95,13 @@ def test_parts_of_the_bound_agree_with_a_direct_computation(linear):
 
 
 def test_memory_is_bounded_in_the_number_of_draws(small_vae, digits, monkeypatch):
-    model, rows = small_vae(), []
-    model.decoder.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[:-1].numel()))
-    vsc.evaluate(model, digits.test, num_draws=1050)
-    assert max(rows) <= 10_000
-    assert sum(rows) >= 1050 * 360
+    monkeypatch.setattr("vsc_pyro.evaluation._ROWS_AT_ONCE", 1000)
+    for num_draws in (1, 30, 1050):
+        model, rows = small_vae(), []
+        model.decoder.register_forward_hook(lambda _, inputs, __, r=rows: r.append(inputs[0].shape[:-1].numel()))
+        vsc.evaluate(model, digits.test, num_draws=num_draws)
+        assert max(rows) <= 1000
+        assert sum(rows) >= num_draws * 360
 
 
 def test_seeded_and_the_callers_state_and_mode_are_left(small_vae, digits):
@@ -118,7 +129,52 @@ def test_relaxation_gap_shows_the_leak_of_soft_spikes(small_vae, digits):
     vsc.fit(model, digits.train, epochs=80, batch_size=50, lr=5e-3, device="cpu", progress=False)
     result = vsc.evaluate(model, digits.test, num_draws=10)
     print(f"ELBO {result.elbo:.2f}, relaxation gap {result.relaxation_gap:.2f}")
-    assert result.relaxation_gap > 0.2
+    assert result.relaxation_gap > 0.1
+
+
+def test_relaxation_gap_of_an_encoder_inside_another_module(small_vae, digits):
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = small_vae("shifted-sigmoid")
+    plain = vsc.evaluate(model, digits.test, num_draws=3).relaxation_gap
+    model.encoder = Wrapped(model.encoder)
+    assert vsc.evaluate(model, digits.test, num_draws=3).relaxation_gap == plain != 0
+
+
+def test_codes_of_two_dimensions(digits):
+    class Grid(nn.Module):
+        def __init__(self, event):
+            super().__init__()
+            self.event = event
+            self.inner = vsc.SpikeSlabEncoder(64, 12)
+
+        def forward(self, x):
+            q = self.inner(x).base_dist
+            loc, scale, logits = (t.unflatten(-1, self.event) for t in (q.slab.loc, q.slab.scale, q.logits))
+            return vsc.SpikeSlab(dist.Normal(loc, scale), logits=logits).to_event(len(self.event))
+
+    class GridPrior(nn.Module):
+        def __init__(self, event):
+            super().__init__()
+            self.event = event
+
+        def forward(self, x):
+            return vsc.SpikeSlab(dist.Normal(torch.zeros(self.event), 1.0), probs=0.1).to_event(len(self.event))
+
+    results = []
+    for event in ((12,), (4, 3)):
+        torch.manual_seed(0)
+        decoder = nn.Sequential(
+            nn.Flatten(-len(event)) if len(event) > 1 else nn.Identity(), vsc.BernoulliDecoder(12, 64)
+        )
+        results.append(vsc.evaluate(vsc.VAE(Grid(event), decoder, GridPrior(event)), digits.test, num_draws=4))
+    assert results[0].as_dict() == results[1].as_dict()
 
 
 def test_beta_does_not_enter(small_vae, digits):
@@ -162,7 +218,9 @@ def test_a_kl_without_closed_form_is_sampled_and_marked(digits):
     assert "sampled" in str(result)
     q, p = model.encoder(digits.test.images), model.prior(None)
     z = q.sample((2000,))
-    assert result.kl == pytest.approx(float((q.log_prob(z) - p.log_prob(z)).mean().detach()), rel=0.2)
+    sampled = (q.log_prob(z) - p.log_prob(z)).mean(1).detach()
+    # Each draw's mean over data varies; the library's 200 draws and these 2,000 estimate the same number.
+    assert_mean_equals(sampled, result.kl, z_bound=5 * math.sqrt(1 + 2000 / 200))
 
 
 def test_the_table_and_json(small_vae, digits):
@@ -170,6 +228,10 @@ def test_the_table_and_json(small_vae, digits):
     text = str(result)
     for piece in ("360 data, binarisation: dynamic", "ELBO", "bound of 3 draws", "relaxation gap", "of 8 latents"):
         assert piece in text
+    assert (
+        json.loads(json.dumps(vsc.evaluate(small_vae(latent_dim=1), digits.test, num_draws=1).as_dict()))["hoyer"]
+        is None
+    )
     assert json.loads(json.dumps(result.as_dict()))["num_data"] == 360
 
 

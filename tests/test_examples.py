@@ -64,6 +64,9 @@ def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
     other = run("mnist_vsc.py", *arguments, "--resume", "--gate", "score")
     assert "holds a run with gate='concrete' (now 'score'); resume with the same settings" in other.stderr
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    typo = run("mnist_vsc.py", *arguments, "--overwrite", "--device", "tpu9")
+    assert typo.returncode != 0
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     longer = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert longer.returncode == 0, longer.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
@@ -141,6 +144,10 @@ def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
         (("--latent-dim", "0"), "--latent-dim: must be a whole number of at least 1, got '0'"),
         (("--batch-size", "0"), "--batch-size: must be a whole number of at least 1, got '0'"),
         (("--lr", "-1"), "--lr: must be a number above 0"),
+        (("--device", "tpu9"), "device 'tpu9' is not available"),
+        (("--seed", "-1"), "--seed: must be a whole number of at least 0"),
+        (("--prior", "normal", "--learn-inclusion"), "--learn-inclusion goes with --prior spike-slab"),
+        (("--resume", "--overwrite"), "--resume and --overwrite contradict each other"),
         (("--gate", "hard"), "invalid choice: 'hard'"),
         (("--iwae-draws", "0"), "--iwae-draws: must be a whole number of at least 1"),
     ],

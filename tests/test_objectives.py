@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,10 +15,12 @@ from pyro.infer import (
     JitTraceGraph_ELBO,
     JitTraceMeanField_ELBO,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
     TraceTMC_ELBO,
 )
 from torch.distributions import kl_divergence
@@ -156,7 +159,7 @@ def test_without_the_draw_the_gradient_would_be_wrong(elbo, monkeypatch):
     # What a straight-through spike scored by z == 0 gives: the trap itself, and the proof that these tests can fail.
     draw = SpikeSlab._draw
     monkeypatch.setattr(SpikeSlab, "_draw", lambda self, shape: draw(self, shape) * 1)
-    monkeypatch.setattr(SpikeSlab, "score_parts", dist.TorchDistribution.score_parts)
+    monkeypatch.setattr(SpikeSlab, "_refuse_lost_draw", lambda self, value: None)
     _, exact = toy_exact(likelihood=False)
     gradient = toy_gradients(elbo(), "straight-through", likelihood=False)["logits"]
     z = (gradient.mean() - exact["logits"]).abs() / (gradient.std() / N**0.5)
@@ -174,12 +177,65 @@ def test_pyros_tensor_monte_carlo_refuses_the_score_function():
         toy_gradients(trace_tmc_elbo(), "score", likelihood=True)
 
 
-def test_renyi_elbo_takes_relaxed_gates_and_refuses_the_score_function():
-    gradients = toy_gradients(RenyiELBO(alpha=0.5, num_particles=2), "concrete", likelihood=True)
-    assert all(torch.isfinite(g).all() for g in gradients.values())
-    pyro.clear_param_store()
+NOT_LINEAR = [
+    lambda: RenyiELBO(alpha=0, num_particles=2),
+    lambda: RenyiELBO(alpha=0.5, num_particles=2),
+    lambda: TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+]
+
+
+@pytest.mark.parametrize("elbo", NOT_LINEAR)
+@pytest.mark.parametrize("gate", RELAXED)
+def test_elbos_that_are_not_linear_say_that_relaxed_gates_bias_them(elbo, gate):
+    with pytest.warns(UserWarning, match="is not linear in log-densities, so with .* the KL part .* is biased"):
+        toy_gradients(elbo(), gate, likelihood=True)
+
+
+@pytest.mark.parametrize("elbo", NOT_LINEAR)
+def test_elbos_that_are_not_linear_refuse_the_score_function(elbo):
     with pytest.raises(NotImplementedError):
-        toy_gradients(RenyiELBO(alpha=0.5, num_particles=2), "score", likelihood=True)
+        toy_gradients(elbo(), "score", likelihood=True)
+
+
+def test_renyi_elbo_has_the_exact_slab_gradient_and_the_biased_spike_gradient_it_warns_of():
+    # E[-log mean_k p(x, z_k) / q(z_k)] for K = 2, by enumerating both spikes and quadrature over both slabs.
+    theta = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in TOY.items()}
+    nodes, weights = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(100))
+    weights = weights / weights.sum()
+    w = theta["loc"] + theta["scale"] * nodes
+    slab, gamma = dist.Normal(theta["loc"], theta["scale"]), theta["logits"].sigmoid()
+    unit = dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+    on = dist.Normal(w, NOISE).log_prob(torch.tensor(X)) + math.log(ALPHA) + unit.log_prob(w)
+    on = on - gamma.log() - slab.log_prob(w)
+    off = dist.Normal(0.0, NOISE).log_prob(torch.tensor(X)).double() + math.log(1 - ALPHA) - (1 - gamma).log()
+    log_w = torch.cat([on, off[None]])
+    prob = torch.cat([gamma * weights, (1 - gamma)[None]])
+    bound = torch.logaddexp(log_w[:, None], log_w[None]) - math.log(2)
+    (-(prob[:, None] * prob[None] * bound).sum()).backward()
+    with pytest.warns(UserWarning, match="not linear"):
+        gradients = toy_gradients(RenyiELBO(alpha=0, num_particles=2), "straight-through", likelihood=True)
+    for name in ("loc", "scale"):
+        assert_mean_equals(gradients[name], theta[name].grad)
+    estimate = gradients["logits"]
+    assert (estimate.mean() - theta["logits"].grad).abs() > 10 * estimate.std() / N**0.5
+
+
+def test_reweighted_wake_sleep_refuses_soft_gates_and_takes_hard_ones():
+    for gate in HARD:
+        toy_gradients(ReweightedWakeSleep(num_particles=2), gate, likelihood=True)
+        pyro.clear_param_store()
+    with pytest.raises(ValueError, match="never exactly zero"):
+        toy_gradients(ReweightedWakeSleep(num_particles=2), "shifted-sigmoid", likelihood=True)
+
+
+@pytest.mark.parametrize("gate", RELAXED)
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceELBO, AnalyticELBO])
+def test_a_transformed_posterior_is_refused_rather_than_trained_wrong(elbo, gate):
+    def wrap(d):
+        return dist.TransformedDistribution(d, [dist.transforms.AffineTransform(0.0, 2.0)]).to_event(1)
+
+    with pytest.raises(ValueError, match="draw it came from"):
+        toy_gradients(elbo(), gate, False, wrap, lambda d: d.to_event(1))
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -409,11 +465,67 @@ def test_a_pair_without_closed_form_is_sampled_and_says_so_once():
     torch.testing.assert_close(pyro.param("loc").grad.shape, torch.Size([2]))
 
 
+def test_a_guide_in_another_order_is_pointed_out():
+    def program(names):
+        def run():
+            z = torch.zeros(())
+            for name in names:
+                z = pyro.sample(name, dist.Normal(z, 1.0))
+
+        return run
+
+    for elbo in (AnalyticELBO(), TraceMeanField_ELBO()):
+        with pytest.warns(UserWarning, match="Failed to verify mean field restriction"):
+            elbo.loss(program("ab"), program("ba"))
+
+
+@pytest.mark.parametrize("elbos", [(TraceELBO, Trace_ELBO), (AnalyticELBO, TraceMeanField_ELBO)])
+@pytest.mark.parametrize("gate", ["concrete", "score"])
+def test_subsampled_plates_and_masks_as_in_pyro(elbos, gate):
+    if gate == "score" and AnalyticELBO in elbos:
+        pytest.skip("Pyro's class refuses score functions")
+    logits = torch.linspace(-1, 1, 50)
+    mask = torch.arange(20) % 3 > 0
+
+    def model():
+        with pyro.plate("data", 50, subsample_size=20), poutine.mask(mask=mask):
+            z = pyro.sample("z", SpikeSlab(dist.Normal(0.0, 1.0), probs=torch.tensor(0.2)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(20))
+
+    def guide():
+        value = pyro.param("logits", logits.clone())
+        with pyro.plate("data", 50, subsample_size=20) as index, poutine.mask(mask=mask):
+            slab = dist.Normal(torch.full((20,), 0.5), 1.0)
+            pyro.sample("z", SpikeSlab(slab, logits=value[index], gate=gate))
+
+    results = []
+    for elbo in elbos:
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        results.append((torch.as_tensor(elbo().loss_and_grads(model, guide)), pyro.param("logits").grad))
+    torch.testing.assert_close(*results)
+
+
+def test_a_latent_that_the_guide_leaves_to_the_prior():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    losses = []
+    for elbo in (TraceELBO(), Trace_ELBO()):
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="Found vars in model but not guide"):
+            losses.append(elbo.loss(model, lambda: None))
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_names_and_objects():
     assert type(get_objective("trace")) is TraceELBO
     assert get_objective("analytic", num_draws=3).num_particles == 3
     own = Trace_ELBO()
     assert get_objective(own) is own
+    with pytest.raises(ValueError, match="num_draws=3 goes with a named objective"):
+        get_objective(own, num_draws=3)
     with pytest.raises(ValueError, match="unknown objective 'elbo'; known are 'analytic', 'trace'"):
         get_objective("elbo")
     with pytest.raises(ValueError, match="num_draws must be a whole number of at least 1, got 0"):

@@ -1,5 +1,6 @@
 import io
 
+import pyro
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -85,6 +86,9 @@ def test_inclusion_map_is_the_mean_by_class(trained):
         probs = model.encoder(test.images).base_dist.probs
     order = probs.mean(0).argsort(descending=True)
     torch.testing.assert_close(shown[3], probs[test.labels == 3].mean(0)[order])
+    for unlabelled in (vsc.Dataset(test.images), test.images):
+        with pytest.raises(ValueError, match="needs labels"):
+            plots.inclusion_map(model, unlabelled)
     with pytest.raises(ValueError, match="needs labels"):
         plots.inclusion_map(model, vsc.Dataset(test.images))
 
@@ -94,6 +98,14 @@ def test_training_curve(trained):
     assert list(figure.axes[0].lines[0].get_ydata()) == trained[2].elbo
     assert "nats" in figure.axes[0].get_ylabel()
     pixels(plots.training_curve(vsc.History([-3.0], [1.0])))
+    with pytest.raises(ValueError, match="history holds no epoch"):
+        plots.training_curve(vsc.History())
+
+
+def test_pictures_follow_their_seed_and_leave_the_parameter_store_alone(trained):
+    model, test, _ = trained
+    assert (pixels(plots.prior_samples(model, test, 12, seed=1)) != pixels(plots.prior_samples(model, test, 12))).any()
+    assert list(pyro.get_param_store().keys()) == []
 
 
 def test_flat_and_dense_models(digits):

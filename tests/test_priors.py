@@ -23,8 +23,9 @@ def test_learned_inclusion_is_a_parameter_and_fixed_is_not():
     assert [name for name, _ in learned.named_parameters()] == ["inclusion_logits"]
     learned(torch.zeros(1)).log_prob(torch.zeros(3)).backward()
     torch.testing.assert_close(learned.inclusion_logits.grad, torch.full((3,), -0.2))
-    # A model trained with one is not read into the other without notice, and what is fixed travels with the weights.
+    # What is fixed travels with the weights too; fit tells the two apart when it resumes (test_training.py).
     assert fixed.state_dict().keys() == learned.state_dict().keys()
+    assert "inclusion=0.2, learn_inclusion=True" in repr(learned)
 
 
 @pytest.mark.parametrize("inclusion", [0, 1, -0.1, 1.5, float("nan"), torch.tensor([0.5, 0.0, 0.5])])

@@ -1,6 +1,13 @@
+import pytest
 import torch
 
 from vsc_pyro.seeding import seeded
+
+
+def test_other_devices_are_not_touched(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded every CUDA device"))
+    with seeded(1, torch.device("cpu")):
+        torch.rand(1)
 
 
 def test_seeds_within_and_leaves_the_callers_state():

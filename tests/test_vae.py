@@ -78,6 +78,53 @@ def test_a_second_model_without_a_scope_is_refused_rather_than_not_trained(small
         SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x)
 
 
+def test_drawing_from_models_leaves_the_parameter_store_alone(small_vae, digits):
+    x = digits.test.images[:3].round()
+    for seed in (0, 1):
+        vae = small_vae(seed=seed)
+        Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=2, return_sites=("x",))(x)
+        with torch.no_grad():
+            Trace_ELBO().loss(vae.model, vae.guide, x)
+    assert list(pyro.get_param_store().keys()) == []
+
+
+def test_a_parameter_that_pyro_would_copy_is_named(small_vae, digits):
+    vae = small_vae()
+    weight = vae.decoder.network[0].weight
+    weight.data = weight.data.t().contiguous().t()
+    with pytest.raises(RuntimeError, match=r"decoder\.network\.0\.weight is not contiguous"):
+        vae.model(digits.test.images[:3].round())
+
+
+class Wrapped(nn.Module):
+    """An encoder of a user's own, which does not say its input shape."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.inner = encoder
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_parts_without_an_input_shape_are_checked_with_the_first_data(digits):
+    vae = vsc.VAE(Wrapped(vsc.SpikeSlabEncoder(64, 5)), vsc.BernoulliDecoder(5, 64), vsc.NormalPrior(5))
+    for objective in ("trace", "analytic"):
+        with pytest.raises(ValueError, match="is infinite"):
+            vsc.fit(vae, digits.train, objective=objective, epochs=1, device="cpu", progress=False)
+    with pytest.raises(ValueError, match="is infinite"):
+        vsc.evaluate(vae, digits.test)
+
+
+def test_parts_that_return_torch_distributions_are_pointed_out():
+    class TorchPrior(nn.Module):
+        def forward(self, x):
+            return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5), 1.0), 1)
+
+    with pytest.raises(ValueError, match=r"the prior must return a Pyro distribution, got torch\.distributions"):
+        vsc.VAE(vsc.NormalEncoder(64, 5), vsc.BernoulliDecoder(5, 64), TorchPrior())
+
+
 def test_frozen_parameters_are_left_alone_without_warnings(small_vae, digits):
     vae = small_vae()
     vae.decoder.requires_grad_(False)

@@ -36,25 +36,31 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {path} holds more than tensors and plain values and was not read, for it could run code; "
-            "use only checkpoints that vsc_pyro wrote"
+            f"checkpoint {path} was not read: it is damaged, or holds more than tensors and plain values and could run "
+            "code; use only checkpoints that vsc_pyro wrote, or train again"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file fails in the parser in many ways; all mean the same to the user
         raise ValueError(f"checkpoint {path} is truncated or corrupt; delete it and train again ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a vsc_pyro checkpoint of format {FORMAT}; train again with this version")
     return state
 
 
-def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
-    """Load ``state["model"]`` into `model`, in place.
+def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
+    """Check that ``state["model"]`` fits `model`, and change nothing.
 
     Raises:
-        ValueError: the weights are of another architecture; the message names the first that differs.
+        ValueError: no weights there, or of another architecture; the message names the first that differs.
     """
+    if "model" not in state:
+        raise ValueError(f"checkpoint {path} holds no weights: it has {', '.join(sorted(state))}, not 'model'")
     own, saved = model.state_dict(), state["model"]
     for name in sorted(own.keys() | saved.keys()):
         here = tuple(own[name].shape) if name in own else "absent"
@@ -64,4 +70,9 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLik
                 f"checkpoint {path} is of another architecture: {name} is {there} there and {here} in this model; "
                 "build the model with the settings it was trained with"
             )
-    model.load_state_dict(saved)
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
+    """Load ``state["model"]`` into `model`, in place; raises as `check_weights` does, before anything is changed."""
+    check_weights(model, state, path)
+    model.load_state_dict(state["model"])

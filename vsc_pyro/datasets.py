@@ -29,7 +29,7 @@ BINARIZATIONS = ("dynamic", "static", None)
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Data in memory.
 
@@ -38,6 +38,10 @@ class Dataset:
         labels: integer tensor of shape ``(N,)``, or None.
         binarize: what a model sees of the images: ``"dynamic"``, ``"static"`` (done already) or None.
         name: what to call it in tables.
+
+    Raises:
+        ValueError: no datum, no floating-point tensor, labels of another length, or values outside [0, 1] that are to
+            be binarised.
     """
 
     images: Tensor
@@ -47,6 +51,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         _check_binarize(self.binarize)
+        if not isinstance(self.images, Tensor) or not self.images.is_floating_point():
+            kind = self.images.dtype if isinstance(self.images, Tensor) else type(self.images).__name__
+            raise ValueError(
+                f"images must be a floating-point tensor, got {kind}; convert with torch.as_tensor(x).float()"
+            )
         if self.images.ndim < 2 or self.images.numel() == 0:
             raise ValueError(
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
@@ -152,7 +161,10 @@ def _torchvision(class_name: str) -> Callable[[Path, bool, int], list[tuple[Tens
 
 
 def _read_torchvision(class_name: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
-    """60,000 training or 10,000 test images of 28x28 pixels, labels 0 to 9."""
+    """60,000 training or 10,000 test images of 28x28 pixels, labels 0 to 9.
+
+    MNIST: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner (1998). Fashion-MNIST: H. Xiao, K. Rasul, R. Vollgraf (2017).
+    """
     try:
         import torchvision.datasets
     except (ImportError, RuntimeError) as error:

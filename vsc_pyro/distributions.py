@@ -22,7 +22,9 @@ prior's, uses them where they are there. (`pyro.distributions.RelaxedBernoulliSt
 value the same way.) What is left to the gate is the likelihood's part of the gradient; see `vsc_pyro.gates`.
 
 Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`) inherit the gate's bias in the
-KL part as well; use ``gate="score"`` with `Trace_ELBO`, `TraceGraph_ELBO` or `TraceEnum_ELBO` for an unbiased gradient.
+KL part as well, and a warning says so; ``gate="score"`` is unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and
+`TraceEnum_ELBO` and refused by the others. A value whose draw was lost on the way (transformed, edited in place) is
+refused rather than scored with the wrong gradient.
 
 References
     T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
@@ -36,12 +38,15 @@ Example:
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import ClassVar, NamedTuple, NoReturn
 
 import torch
-from pyro.distributions import Delta, Independent, MultivariateNormal, TorchDistribution
+from pyro.distributions import Delta, Independent, MultivariateNormal, TorchDistribution, ZeroInflatedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
+from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints, kl_divergence, register_kl
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
@@ -53,11 +58,22 @@ _DRAW = "_spike_slab_draw"
 
 
 class _Draw(NamedTuple):
-    """What a draw remembers: its slab, its spike with the derivative of a density, and who drew it."""
+    """What a draw remembers: its slab, its spike with the derivative of a density, who drew it, and its version."""
 
     slab: Tensor
     spike: Tensor
     by: SpikeSlab
+    version: int
+
+
+def _draw_of(value: Tensor) -> _Draw | None:
+    draw = getattr(value, _DRAW, None)
+    # A tensor edited in place is no longer what was drawn.
+    return draw if draw is not None and draw.version == _version(value) else None
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
 
 
 class _WithZero(constraints.Constraint):
@@ -68,6 +84,9 @@ class _WithZero(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         return (value == 0) | self.slab.check(value)
+
+    def __repr__(self) -> str:
+        return f"zero or {self.slab}"
 
 
 class SpikeSlab(TorchDistribution):
@@ -100,7 +119,7 @@ class SpikeSlab(TorchDistribution):
     ) -> None:
         if (logits is None) == (probs is None):
             raise ValueError("give exactly one of logits and probs, the log-odds of being on or the probability itself")
-        if isinstance(slab, (SpikeSlab, Delta)) or not slab.has_rsample or slab.support.is_discrete:
+        if not slab.has_rsample or not _is_atom_free(slab):
             raise ValueError(
                 f"slab must be reparametrised and free of atoms, got {type(slab).__name__}; "
                 "take Normal, Laplace, Cauchy or another continuous distribution with rsample"
@@ -111,9 +130,13 @@ class SpikeSlab(TorchDistribution):
                 "build SpikeSlab on the scalar slab and call .to_event() on the result"
             )
         self.gate = get_gate(gate)
+        self._drew = False
         parameter = logits if probs is None else probs
         if not isinstance(parameter, Tensor):
-            parameter = torch.as_tensor(parameter, dtype=torch.get_default_dtype())
+            like = next(
+                (p for p in map(slab.__dict__.get, slab.arg_constraints) if isinstance(p, Tensor)), torch.empty(0)
+            )
+            parameter = torch.as_tensor(parameter, dtype=like.dtype, device=like.device)
         batch_shape = torch.broadcast_shapes(slab.batch_shape, parameter.shape)
         self.slab = slab.expand(batch_shape) if slab.batch_shape != batch_shape else slab
         if probs is None:
@@ -125,7 +148,9 @@ class SpikeSlab(TorchDistribution):
     @lazy_property
     def logits(self) -> Tensor:
         """Log-odds of being on."""
-        return probs_to_logits(self.probs, is_binary=True)
+        # torch clamps probabilities by the type's precision, which in bfloat16 would lift 0.002 to 0.008.
+        precise = self.probs.to(torch.promote_types(self.probs.dtype, torch.float32))
+        return probs_to_logits(precise, is_binary=True).to(self.probs.dtype)
 
     @lazy_property
     def probs(self) -> Tensor:
@@ -141,7 +166,7 @@ class SpikeSlab(TorchDistribution):
     def has_rsample(self) -> bool:
         return self.gate.reparametrized
 
-    def has_rsample_(self, value: bool) -> SpikeSlab:
+    def has_rsample_(self, value: bool) -> NoReturn:
         raise NotImplementedError(
             "a SpikeSlab is reparametrised or not by its gate; build it with gate='score' for the score function"
         )
@@ -150,6 +175,7 @@ class SpikeSlab(TorchDistribution):
         new = self._get_checked_instance(SpikeSlab, _instance)
         batch_shape = torch.Size(batch_shape)
         new.gate = self.gate
+        new._drew = False
         new.slab = self.slab.expand(batch_shape)
         for name in ("logits", "probs"):
             if name in self.__dict__:
@@ -226,7 +252,8 @@ class SpikeSlab(TorchDistribution):
         if self.has_rsample:
             probs = torch.sigmoid(logits)
             spike = hard + (probs - probs.detach())
-        setattr(value, _DRAW, _Draw(slab, spike, self))
+        self._drew = True
+        setattr(value, _DRAW, _Draw(slab, spike, self, _version(value)))
         return value
 
     # Densities -------------------------------------------------------------------------------------------------------
@@ -236,13 +263,19 @@ class SpikeSlab(TorchDistribution):
 
         A value that a `SpikeSlab` just drew (by `rsample` or `pyro.sample`) is scored by the draw it carries, with the
         unbiased gradient of the module's docstring; any other by whether it is zero.
+
+        Raises:
+            ValueError: a value that this very distribution drew and that lost its draw (an operation was applied to
+                it since), where its density (soft spikes) or the gradient of its density would be wrong.
         """
-        if self._validate_args:
-            self._validate_sample(value)
         log_on, log_off = logsigmoid(self.logits), logsigmoid(-self.logits)
-        draw = getattr(value, _DRAW, None)
+        draw = _draw_of(value)
         if draw is not None:
             return log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
+        if self._drew:
+            self._refuse_lost_draw(value)
+        if self._validate_args:
+            self._validate_sample(value)
         zero = value == 0
         return torch.where(zero, log_off, log_on + self.slab.log_prob(self._inside_slab_support(value, zero)))
 
@@ -250,12 +283,11 @@ class SpikeSlab(TorchDistribution):
         """What Pyro's ELBOs differentiate (see `pyro.distributions.Distribution.score_parts`).
 
         Raises:
-            ValueError: a differentiable value that has lost the draw it came from (an operation was applied to it
-                after `rsample`), for its gradient would be wrong.
+            ValueError: a value that has lost the draw it came from, as `log_prob`.
             NotImplementedError: an ELBO that has no estimator for ``gate="score"`` (`TraceTMC_ELBO`; it is known by
                 asking a prior for the score of a guide's draw).
         """
-        draw = getattr(value, _DRAW, None)
+        draw = _draw_of(value)
         if draw is not None and draw.by is not self and not draw.by.has_rsample:
             raise NotImplementedError(
                 "this ELBO has no estimator for spikes drawn with gate='score' and would leave them untrained; "
@@ -263,16 +295,25 @@ class SpikeSlab(TorchDistribution):
             )
         log_prob = self.log_prob(value)
         if self.has_rsample:
-            if value.requires_grad and draw is None:
-                raise ValueError(
-                    "this value carries gradients but not the spike-and-slab draw it came from, so the gradient of its "
-                    "density would be wrong; pass the tensor that rsample returned itself, or use gate='score'"
-                )
+            if value.requires_grad:
+                _warn_if_not_linear(self.gate)
             return ScoreParts(log_prob, 0, log_prob)
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)
         spike_log_prob = torch.where(value == 0, logsigmoid(-self.logits), logsigmoid(self.logits))
         return ScoreParts(log_prob, spike_log_prob, log_prob)
+
+    def _refuse_lost_draw(self, value: Tensor) -> None:
+        if self.gate.hardened() != self.gate:
+            raise ValueError(
+                f"a value drawn with soft spikes ({self.gate!r}) is never exactly zero and cannot be scored without "
+                "the draw it came from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
+            )
+        if value.requires_grad and self.has_rsample:
+            raise ValueError(
+                "this value carries gradients but not the spike-and-slab draw it came from, so the gradient of its "
+                "density would be wrong; pass the tensor that rsample returned itself, or use gate='score'"
+            )
 
     def _inside_slab_support(self, value: Tensor, zero: Tensor) -> Tensor:
         # Where the value is zero the slab's density is not used, but its gradient must not be NaN nor its check fail.
@@ -293,12 +334,37 @@ class IndependentSpikeSlab(Independent):
         ndims = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         return self.base_dist.to_event(ndims + self.reinterpreted_batch_ndims)
 
+    def has_rsample_(self, value: bool) -> NoReturn:
+        self.base_dist.has_rsample_(value)
+
     def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self.base_dist(sample_shape)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
         return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
+
+
+def _warn_if_not_linear(gate: Gate) -> None:
+    # No distribution is told which ELBO asks for its score, and these two take a relaxed gate without complaint.
+    frame = sys._getframe(1)
+    while frame is not None and not isinstance(frame.f_locals.get("self"), ELBO):
+        frame = frame.f_back
+    elbo = frame.f_locals["self"] if frame is not None else None
+    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO)):
+        warnings.warn(
+            f"{type(elbo).__name__} is not linear in log-densities, so with {gate!r} the KL part of the spikes' "
+            "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",
+            stacklevel=2,
+        )
+
+
+def _is_atom_free(distribution: Distribution) -> bool:
+    if isinstance(distribution, (SpikeSlab, Delta, ZeroInflatedDistribution)):
+        return False
+    names = ("base_dist", "component_distribution", "component0", "component1")
+    parts = [getattr(distribution, name) for name in names if hasattr(distribution, name)]
+    return all(map(_is_atom_free, parts)) if parts else not distribution.support.is_discrete
 
 
 def inclusion_logits(distribution: Distribution) -> Tensor | None:
@@ -333,16 +399,19 @@ def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> Tensor:
     return -q.log_prob(p.v)
 
 
+def _name(distribution: Distribution) -> str:
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
 def _refuse_atom_free(p: Distribution, q: Distribution) -> NoReturn:
-    base = q
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, (SpikeSlab, Delta)) or base.support.is_discrete:
+    if not _is_atom_free(q):
         raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
     # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
     raise ValueError(
-        f"KL({type(p).__name__} || {type(base).__name__}) is infinite: the spike-and-slab has an atom at zero and "
-        f"{type(base).__name__} has none; use a SpikeSlab prior, or an atom-free posterior such as NormalEncoder"
+        f"KL({type(p).__name__} || {_name(q)}) is infinite: the spike-and-slab has an atom at zero and "
+        f"{_name(q)} has none; use a SpikeSlab prior, or an atom-free posterior such as NormalEncoder"
     )
 
 
@@ -352,8 +421,8 @@ register_kl(IndependentSpikeSlab, SpikeSlab)(_refuse_atom_free)
 register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_atom_free)
 
 
-@register_kl(IndependentSpikeSlab, Independent)
-def _kl_independent(p: IndependentSpikeSlab, q: Independent) -> Tensor:
+@register_kl(IndependentSpikeSlab, torch.distributions.Independent)
+def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent) -> Tensor:
     if p.reinterpreted_batch_ndims != q.reinterpreted_batch_ndims:
         raise NotImplementedError(f"events of shapes {tuple(p.event_shape)} and {tuple(q.event_shape)} have no KL")
     return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)

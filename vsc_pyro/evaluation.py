@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
@@ -32,7 +33,7 @@ _GAP_DRAWS = 10
 _ROWS_AT_ONCE = 10_000  # decoded codes held in memory: 784 pixels in float32 take 30 MB a copy
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """Means over data; nats per datum where they are log-probabilities.
 
@@ -44,7 +45,8 @@ class Evaluation:
         relaxation_gap: objective as trained minus `elbo`; exactly 0 for gates with hard spikes.
         expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j`.
         hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
-        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's.
+        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (NaN where a spike-and-slab
+            posterior meets a prior that has no odds for each latent).
         hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
         active_units: latents whose posterior mean varies over data by more than 0.01 (variance).
         used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
@@ -70,8 +72,9 @@ class Evaluation:
     binarize: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain numbers, strings and lists, ready for JSON."""
-        return {**dataclasses.asdict(self), "usage": self.usage.tolist()}
+        """The fields as plain numbers, strings and lists, ready for JSON (what is not defined is None)."""
+        fields = {**dataclasses.asdict(self), "usage": self.usage.tolist()}
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
 
     def __str__(self) -> str:
         latents = len(self.usage)
@@ -113,8 +116,9 @@ def evaluate(
     data = as_dataset(data)
     model.check_data(data.images)
     chunk = min(num_draws, 100)
-    batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // chunk)
-    with model.evaluating(), seeded(seed, model.reference.device):
+    batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // max(chunk, _GAP_DRAWS))
+    # The data have been checked; Pyro would check every draw again and wait for the device each time.
+    with model.evaluating(), seeded(seed, model.reference.device), pyro.validation_enabled(False):
         parts = [
             _evaluate_batch(model, data.draw(rows).to(model.reference), num_draws, chunk, seed)
             for rows in tqdm(batches, desc="evaluate", unit="batch", disable=not progress)
@@ -141,10 +145,13 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
     ones = z.new_ones(z.shape[1:])
     own, other = inclusion_logits(posterior), inclusion_logits(prior)
     inclusion = ones if own is None else own.sigmoid()
-    by_odds = ones if own is None else (own > other).to(z)
+    by_odds = ones
+    if own is not None:  # a prior such as a mixture has no odds of its own for each latent
+        by_odds = ones * math.nan if other is None else (own > other).to(z)
     gap = _relaxation_gap(model, x, posterior, seed)
-    tensors = (reconstruction / num_draws, kl, log_total - math.log(num_draws), gap, inclusion, by_odds, z[-1])
-    return (*(t.cpu() for t in (*tensors, posterior.mean)), torch.tensor([exact]))
+    bounds = (reconstruction / num_draws, kl, log_total - math.log(num_draws), gap)
+    codes = (inclusion, by_odds, z[-1], posterior.mean)
+    return (*(t.cpu() for t in bounds), *(t.flatten(1).cpu() for t in codes), torch.tensor([exact]))
 
 
 def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
@@ -153,10 +160,13 @@ def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def _relaxation_gap(model: VAE, x: Tensor, hard: Distribution, seed: int) -> Tensor:
-    # Only the encoder's own flag, which turns its gate: a BatchNorm inside it must not see training mode.
-    model.encoder.training = True
+    # Only the modules that hold a gate: a BatchNorm beside it must not see training mode.
+    gated = [module for module in model.encoder.modules() if hasattr(module, "gate")]
+    for module in gated:
+        module.training = True
     as_trained = model.encoder(x)
-    model.encoder.training = False
+    for module in gated:
+        module.training = False
     bounds = []
     for posterior in (as_trained, hard):
         with seeded(seed, x.device):  # the same noise for both, so that hard gates give exactly zero

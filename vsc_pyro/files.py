@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,25 +13,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on leaving without an error it is flushed to disk and renamed.
 
     A reader, or a process that is killed at any moment, finds the old file or the new one, never half of one. The
-    temporary keeps the suffix of `path`, by which some writers choose a format. Missing folders are made.
+    temporary is hidden and keeps the suffix of `path`, by which some writers choose a format; one that a killed process
+    left behind is overwritten by the next. Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-partial{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp's files are private to the user; the finished one is an ordinary file.
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

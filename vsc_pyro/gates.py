@@ -67,8 +67,13 @@ class Gate:
         return self
 
 
+def _uniform(logits: Tensor) -> Tensor:
+    # At least float32: a uniform number of 8 bits cannot tell a rare spike from one twice as rare.
+    return torch.rand_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def _logistic_noise(logits: Tensor) -> Tensor:
-    uniform = torch.rand_like(logits)
+    uniform = _uniform(logits)
     return torch.logit(uniform, eps=torch.finfo(uniform.dtype).tiny)
 
 
@@ -108,7 +113,7 @@ class BinaryConcrete(Gate):
     def draw(self, logits: Tensor) -> SpikeDraw:
         perturbed = logits + _logistic_noise(logits)
         hard = (perturbed.detach() > 0).to(logits.dtype)
-        soft = torch.sigmoid(perturbed / self.temperature)
+        soft = torch.sigmoid(perturbed / self.temperature).to(logits.dtype)
         return SpikeDraw(hard, _with_gradient_of(hard, soft) if self.hard else soft)
 
     def hardened(self) -> Gate:
@@ -134,9 +139,9 @@ class ShiftedSigmoid(Gate):
         positive_float("c", self.c)
 
     def draw(self, logits: Tensor) -> SpikeDraw:
-        shifted = torch.rand_like(logits) - 1 + torch.sigmoid(logits)
+        shifted = _uniform(logits) - 1 + torch.sigmoid(logits)
         hard = (shifted.detach() > 0).to(logits.dtype)
-        soft = torch.sigmoid(self.c * shifted)
+        soft = torch.sigmoid(self.c * shifted).to(logits.dtype)
         return SpikeDraw(hard, _with_gradient_of(hard, soft) if self.hard else soft)
 
     def hardened(self) -> Gate:

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.infer.util import MultiFrameTensor
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -71,7 +72,7 @@ class TraceELBO(Trace_ELBO):
         guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
         terms = {}
         for name, site in sites.items():
-            if site["is_observed"]:
+            if site["is_observed"] or name not in guide_sites:  # the latter: drawn from the prior itself
                 terms[name] = _Term(site["log_prob"], site["log_prob"])
             else:
                 terms[name] = self._latent_term(site, guide_sites[name])
@@ -102,12 +103,20 @@ class TraceELBO(Trace_ELBO):
 class AnalyticELBO(TraceELBO):
     """`pyro.infer.TraceMeanField_ELBO` that also takes score functions, and never synchronises. Same arguments.
 
-    A pair of guide and prior without closed form has its KL sampled, and a warning says so once.
+    As with Pyro's, latents of the guide must come in the model's order and, given x, not depend on one another in ways
+    the model does not; a warning says where that cannot be verified. A pair of guide and prior without closed form has
+    its KL sampled, and a warning says so once.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sampled: set[str] = set()
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        traces = super()._get_trace(model, guide, args, kwargs)
+        if is_validation_enabled():
+            _check_mean_field_requirement(*traces)
+        return traces
 
     def _latent_term(self, model_site: dict, guide_site: dict) -> _Term:
         posterior, prior = guide_site["fn"], model_site["fn"]
@@ -141,11 +150,16 @@ def get_objective(objective: str | ELBO, num_draws: int = 1) -> ELBO:
         num_draws: draws of each code that a named objective averages over, in one vectorised pass.
 
     Raises:
-        ValueError: an unknown name, or fewer than one draw.
+        ValueError: an unknown name, fewer than one draw, or several for an `ELBO` that has its own number.
     """
-    if isinstance(objective, ELBO):
-        return objective
     num_draws = positive_int("num_draws", num_draws)
+    if isinstance(objective, ELBO):
+        if num_draws > 1:
+            raise ValueError(
+                f"num_draws={num_draws} goes with a named objective; build the {type(objective).__name__} "
+                "with num_particles= instead"
+            )
+        return objective
     # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
     return choice("objective", objective, OBJECTIVES)(
         num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1

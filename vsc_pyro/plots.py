@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pyro import poutine
-from pyro.infer import Predictive
 from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
@@ -40,7 +38,7 @@ def _looking(function: F) -> F:
 
 
 @_looking
-def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 12, seed: int = 0) -> Figure:
+def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 12, *, seed: int = 0) -> Figure:
     """Data as the model sees them above the means that the decoder gives for one draw of their codes.
 
     Args:
@@ -56,7 +54,7 @@ def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 
 
 
 @_looking
-def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60, seed: int = 0) -> Figure:
+def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60, *, seed: int = 0) -> Figure:
     """Means that the decoder gives for codes drawn from the prior.
 
     Args:
@@ -66,8 +64,8 @@ def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60
         seed: of the draws.
     """
     x = as_dataset(data).images[:1].to(model.reference)
-    draws = Predictive(poutine.uncondition(model.model), num_samples=positive_int("num", num), return_sites=("z",))(x)
-    decoded = model.decoder(draws["z"].squeeze(1)).mean.reshape(num, *x.shape[1:]).cpu()
+    z = model.prior(x).expand((1,)).sample((positive_int("num", num),)).squeeze(1)
+    decoded = model.decoder(z).mean.reshape(num, *x.shape[1:]).cpu()
     columns = min(num, 12)
     rows = [decoded[start : start + columns] for start in range(0, num, columns)]
     return _grid(rows, [""] * len(rows), "Decoded samples of the prior")
@@ -75,7 +73,7 @@ def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60
 
 @_looking
 def traversals(
-    model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 10, limit: float = 3.0, seed: int = 0
+    model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 10, limit: float = 3.0, *, seed: int = 0
 ) -> Figure:
     """What single latents draw: a row for each of the most used, in a datum in which it is surely on.
 
@@ -110,7 +108,7 @@ def traversals(
 
 
 @_looking
-def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, seed: int = 0) -> Figure:
+def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, *, seed: int = 0) -> Figure:
     """Mean inclusion probability of every latent (columns, most used first) for every class (rows).
 
     Args:
@@ -122,6 +120,7 @@ def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, see
     Raises:
         ValueError: data without labels.
     """
+    data = as_dataset(data)
     if data.labels is None:
         raise ValueError("inclusion_map needs labels, and data.labels is None; pass Dataset(images, labels)")
     batches = [data.draw(rows).to(model.reference) for rows in torch.arange(len(data)).split(1000)]
@@ -144,7 +143,13 @@ def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, see
 
 
 def training_curve(history: History) -> Figure:
-    """Training ELBO against epochs, as `fit` measured it (by the gate as trained)."""
+    """Training ELBO against epochs, as `fit` measured it (by the gate as trained).
+
+    Raises:
+        ValueError: a history without an epoch.
+    """
+    if not len(history):
+        raise ValueError("history holds no epoch; pass what fit returned")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(range(1, len(history) + 1), history.elbo, color="#0072B2", marker="." if len(history) < 30 else None)

@@ -61,11 +61,15 @@ class SpikeSlabPrior(nn.Module):
             )
         if not ((alpha > 0) & (alpha < 1)).all():
             raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
+        self.inclusion = inclusion if alpha.ndim == 0 else alpha.tolist()
         logits = torch.logit(alpha).expand(self.latent_dim).clone()
         if learn_inclusion:
             self.inclusion_logits = nn.Parameter(logits)
         else:
             self.register_buffer("inclusion_logits", logits)
+
+    def extra_repr(self) -> str:
+        return f"{self.latent_dim}, inclusion={self.inclusion}, learn_inclusion={self.learn_inclusion}"
 
     def forward(self, x: Tensor) -> IndependentSpikeSlab:
         slab = Normal(torch.zeros_like(self.inclusion_logits), torch.ones_like(self.inclusion_logits))

@@ -35,15 +35,22 @@ class SVI(pyro.infer.SVI):
         model, guide: Pyro programs.
         optim: a torch optimiser over their parameters.
         loss: a `pyro.infer.ELBO`.
+
+    Raises:
+        ValueError: an `optim` that is no torch optimiser.
     """
 
     def __init__(self, model: Callable, guide: Callable, optim: torch.optim.Optimizer, loss: ELBO) -> None:
+        if not isinstance(optim, torch.optim.Optimizer):
+            raise ValueError(
+                f"optim must be a torch optimiser over the parameters to train, got {type(optim).__name__}; "
+                "build one, such as torch.optim.Adam(model.parameters(), lr=1e-3), or use pyro.infer.SVI"
+            )
         super().__init__(model, guide, _OneOptimizer(optim), loss)
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data, as the ELBO gives it (ours: a 0-d tensor)."""
-        optimizer = self.optim.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        self.optim.optimizer.zero_grad(set_to_none=True)
         loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        optimizer.step()
+        self.optim(())
         return loss

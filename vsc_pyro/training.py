@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import difflib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import positive_float, positive_int
-from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.files import replacing
 from vsc_pyro.objectives import get_objective
@@ -40,7 +42,8 @@ class History:
     """What `fit` measured, one entry for each epoch.
 
     Attributes:
-        elbo: training ELBO (the objective, by the gate as trained), nats per datum, mean over the epoch.
+        elbo: minus the training loss, nats per datum, mean over the epoch: the ELBO by the gate as trained (soft spikes
+            if it is soft), its KL part weighted by the model's beta.
         seconds: duration of the epoch.
     """
 
@@ -123,6 +126,8 @@ def fit(
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the file to go on from")
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        raise ValueError(f"checkpoint must be a file, got the folder {checkpoint}; add a name such as checkpoint.pt")
     device = resolve_device(device)
     loss = get_objective(objective, num_draws)
     data = as_dataset(data)
@@ -131,17 +136,31 @@ def fit(
     data = data.to(model.reference)
 
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     schedule = lr_schedule(optimizer) if lr_schedule is not None else None
     generator = torch.Generator(device).manual_seed(seed)
-    run = _Run(
-        model, optimizer, schedule, generator, {"batch_size": batch_size, "lr": lr, "seed": seed, "size": len(data)}
-    )
+    settings = {
+        "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})",
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "data": f"{tuple(data.images.shape)}, binarize={data.binarize}",
+        "model": repr(model),
+        "trained": [name for name, p in model.named_parameters() if p.requires_grad],
+    }
+    run = _Run(model, optimizer, schedule, generator, settings)
     svi = SVI(model.model, model.guide, optimizer, loss)
 
     with _private_state(model, device, seed):
         if resume and Path(checkpoint).is_file():
             run.restore(checkpoint, device)
+            if len(run.history) > epochs:
+                raise ValueError(
+                    f"checkpoint {checkpoint} has been trained for {len(run.history)} epochs, more than "
+                    f"epochs={epochs}; epochs counts those of the resumed run too"
+                )
         first_epoch = len(run.history)
         steps = -(-len(data) // batch_size)
         with tqdm(
@@ -158,13 +177,14 @@ def fit(
 
 @contextlib.contextmanager
 def _private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     with seeded(seed, device), pyro.get_param_store().scope():
         model.train()
         try:
             yield
         finally:
-            model.train(was_training)
+            for module, training in modes:
+                module.training = training
 
 
 class _Run:
@@ -176,7 +196,7 @@ class _Run:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler | None,
         generator: torch.Generator,
-        settings: dict[str, float],
+        settings: dict[str, Any],
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -201,7 +221,8 @@ class _Run:
                 recent = torch.stack(losses[looked:])
                 self._stop_if_not_finite(recent, looked)
                 bar.update(step - looked)
-                bar.set_postfix(elbo=f"{-float(recent.mean()) / batch_size:.2f}", refresh=False)
+                seen = min(step * batch_size, len(data)) - looked * batch_size
+                bar.set_postfix(elbo=f"{-float(recent.sum()) / seen:.2f}", refresh=False)
                 looked = step
         self._stop_if_weights_not_finite()
         self.history.elbo.append(-float(torch.stack(losses).double().sum()) / len(data))
@@ -217,12 +238,13 @@ class _Run:
             )
 
     def _stop_if_weights_not_finite(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise NonFiniteLossError(
-                    f"{name} became NaN or infinite in epoch {len(self.history) + 1}; "
-                    "the last checkpoint, if one was written, is untouched; try a lower lr"
-                )
+        parameters = dict(self.model.named_parameters())
+        finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+        for name in (name for name, good in zip(parameters, finite, strict=True) if not good):
+            raise NonFiniteLossError(
+                f"{name} became NaN or infinite in epoch {len(self.history) + 1}; "
+                "the last checkpoint, if one was written, is untouched; try a lower lr"
+            )
 
     def save(self, path: str | os.PathLike) -> None:
         device = self.generator.device
@@ -236,6 +258,7 @@ class _Run:
                 "history": dataclasses.asdict(self.history),
                 "settings": self.settings,
                 "rng": {
+                    "device": device.type,
                     "data": self.generator.get_state(),
                     "cpu": torch.get_rng_state(),
                     "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -245,10 +268,13 @@ class _Run:
 
     def restore(self, path: str | os.PathLike, device: torch.device) -> None:
         state: dict[str, Any] = load_checkpoint(path, device)
+        if missing := {"optimizer", "schedule", "history", "settings", "rng"} - state.keys():
+            raise ValueError(f"checkpoint {path} was not written by fit: it lacks {', '.join(sorted(missing))}")
+        check_weights(self.model, state, path)
         changed = [
-            f"{name}={value} (now {self.settings[name]})"
-            for name, value in state["settings"].items()
-            if value != self.settings[name]
+            _change(name, state["settings"].get(name), value)
+            for name, value in self.settings.items()
+            if state["settings"].get(name) != value
         ]
         if changed:
             raise ValueError(
@@ -256,14 +282,38 @@ class _Run:
                 "or train anew into another file"
             )
         if (state["schedule"] is None) != (self.schedule is None):
-            raise ValueError(f"checkpoint {path} was written {'without' if self.schedule else 'with'} an lr_schedule")
+            raise ValueError(
+                f"checkpoint {path} was written {'without' if self.schedule else 'with'} an lr_schedule; "
+                f"resume {'without' if self.schedule else 'with'} it"
+            )
         load_weights(self.model, state, path)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.history = History(**state["history"])
-        rng = state["rng"]
+        self._restore_random_state(state["rng"], device)
+
+    def _restore_random_state(self, rng: dict[str, Any], device: torch.device) -> None:
+        if rng["device"] != device.type:
+            # The generators of two kinds of device have nothing in common; a seed of the epoch is reproducible still.
+            warnings.warn(
+                f"resuming on {device.type} a run of {rng['device']}: its random numbers differ from here on from "
+                "those of an uninterrupted run",
+                stacklevel=2,
+            )
+            seed = self.settings["seed"] + len(self.history)
+            self.generator.manual_seed(seed)
+            torch.manual_seed(seed)
+            return
         self.generator.set_state(rng["data"].cpu())
         torch.set_rng_state(rng["cpu"].cpu())
-        if rng["cuda"] is not None and device.type == "cuda":
+        if rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"].cpu(), device)
+
+
+def _change(name: str, before: object, now: object) -> str:
+    if isinstance(before, str) and "\n" in before:  # a model, printed: the lines that differ say it best
+        lines = [line.strip() for line in difflib.ndiff(before.splitlines(), str(now).splitlines())]
+        before = "; ".join(line[2:].strip() for line in lines if line.startswith("- "))
+        now = "; ".join(line[2:].strip() for line in lines if line.startswith("+ "))
+    return f"{name}={before} (now {now})"

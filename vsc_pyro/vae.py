@@ -12,12 +12,14 @@ References
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
@@ -53,12 +55,16 @@ class VAE(nn.Module):
         self.prior = prior
         self.beta = positive_float("beta", beta)
         if hasattr(encoder, "input_shape"):
-            self._check_parts(encoder.input_shape)
+            self._check_parts(self.reference.new_zeros(1, *encoder.input_shape))
 
     @property
     def reference(self) -> Tensor:
-        """A parameter; ``x.to(vae.reference)`` puts x on the model's device in its floating-point type."""
-        return next(self.parameters())
+        """A parameter or buffer; ``x.to(vae.reference)`` puts x on the model's device, in its floating-point type."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}"
 
     def model(self, x: Tensor) -> Tensor:
         """Pyro model of data x, shape ``(B, ...)``; sites ``"z"`` and ``"x"`` in a plate ``"data"``. Returns z."""
@@ -93,27 +99,29 @@ class VAE(nn.Module):
 
         That is: finite, of the shape that encoder and decoder take, and within the support of the likelihood.
         """
-        with self.evaluating():
-            if not torch.isfinite(x).all():
-                count = int((~torch.isfinite(x)).sum())
-                raise ValueError(f"data holds {count} NaN or infinite values; remove or impute them first")
-            try:
-                posterior = self.encoder(x[:1].to(self.reference))
-            except RuntimeError as error:
-                raise ValueError(f"the encoder does not take data of shape (N, {_inner(x)}): {error}") from error
-            likelihood = self.decoder(self.reference.new_zeros(1, *posterior.event_shape))
-            for chunk in x.split(_CHECK_CHUNK):
-                if not likelihood.support.check(_as_events(chunk.to(self.reference), likelihood)).all():
-                    base = likelihood.base_dist if hasattr(likelihood, "base_dist") else likelihood
-                    raise ValueError(
-                        f"data must lie in the support of the likelihood, {base.support}, "
-                        f"got values from {x.min():.4g} to {x.max():.4g}; rescale them or take another decoder"
-                    )
+        if not torch.isfinite(x).all():
+            count = int((~torch.isfinite(x)).sum())
+            raise ValueError(f"data holds {count} NaN or infinite values; remove or impute them first")
+        likelihood = self._check_parts(x[:1].to(self.reference))
+        for chunk in x.split(_CHECK_CHUNK):
+            if not likelihood.support.check(_as_events(chunk.to(self.reference), likelihood)).all():
+                base = likelihood.base_dist if hasattr(likelihood, "base_dist") else likelihood
+                raise ValueError(
+                    f"data must lie in the support of the likelihood, {base.support}, "
+                    f"got values from {x.min():.4g} to {x.max():.4g}; rescale them or take another decoder"
+                )
 
     def _register(self) -> None:
         # What pyro.module("vae", self) does, minus its warning for frozen parameters and plus a check: of two models
         # under one name Pyro's SVI would step the first one's parameters and leave the second untrained.
+        if not torch.is_grad_enabled():
+            return  # nobody trains: drawing from a model leaves the store alone
         for name, parameter in self.named_parameters():
+            if parameter.requires_grad and not parameter.is_contiguous():
+                raise RuntimeError(
+                    f"{name} is not contiguous, and Pyro's parameter store would train a contiguous copy of it; "
+                    "build the model in torch's default memory format"
+                )
             if parameter.requires_grad and pyro.param(f"vae$$${name}", parameter) is not parameter:
                 raise RuntimeError(
                     "Pyro's parameter store holds another model under the name 'vae', and training this one would "
@@ -121,26 +129,42 @@ class VAE(nn.Module):
                     "or call pyro.clear_param_store() first"
                 )
 
-    def _check_parts(self, input_shape: tuple[int, ...]) -> None:
+    def _check_parts(self, x: Tensor) -> Distribution:
+        """Run one datum through all parts and return the likelihood of a code of zeros."""
         with self.evaluating():
-            x = self.reference.new_zeros(1, *input_shape)
-            posterior, prior = self.encoder(x), self.prior(x)
+            try:
+                posterior = self.encoder(x)
+            except RuntimeError as error:
+                raise ValueError(f"the encoder does not take data of shape (N, {_inner(x)}): {error}") from error
+            prior = self.prior(x)
+            for part, distribution in (("encoder", posterior), ("prior", prior)):
+                _check_is_pyro(part, distribution)
             if posterior.event_shape != prior.event_shape:
                 raise ValueError(
                     f"encoder and prior must have the same number of latents, got codes of shape "
                     f"{tuple(posterior.event_shape)} and {tuple(prior.event_shape)}; pass the same latent_dim to both"
                 )
             try:
-                likelihood = self.decoder(self.reference.new_zeros(1, *posterior.event_shape))
+                likelihood = self.decoder(x.new_zeros(1, *posterior.event_shape))
             except RuntimeError as error:
                 raise ValueError(
                     f"the decoder does not take the encoder's codes of shape {tuple(posterior.event_shape)}; "
                     f"pass the same latent_dim to both ({error})"
                 ) from error
+            _check_is_pyro("decoder", likelihood)
             _as_events(x, likelihood)
             # A pair without closed form is sampled, and the objective says so.
             with contextlib.suppress(NotImplementedError):
                 kl_divergence(posterior, prior.expand(posterior.batch_shape))
+        return likelihood
+
+
+def _check_is_pyro(part: str, distribution: Distribution) -> None:
+    if not isinstance(distribution, TorchDistributionMixin):
+        raise ValueError(
+            f"the {part} must return a Pyro distribution, got {type(distribution).__module__}."
+            f"{type(distribution).__name__}; take the class of that name from pyro.distributions"
+        )
 
 
 def _inner(x: Tensor) -> str:
