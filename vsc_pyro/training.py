@@ -25,7 +25,7 @@ from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, s
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.files import replacing
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.seeding import seeded
+from vsc_pyro.seeding import manual_seed, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.vae import VAE
 
@@ -120,6 +120,7 @@ def fit(
 
     Raises:
         ValueError: bad arguments or data, before any training.
+        FileExistsError: `checkpoint` exists and `resume` is not asked for.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
@@ -128,6 +129,10 @@ def fit(
         raise ValueError("resume=True needs checkpoint=, the file to go on from")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise ValueError(f"checkpoint must be a file, got the folder {checkpoint}; add a name such as checkpoint.pt")
+    if checkpoint is not None and Path(checkpoint).exists() and not resume:
+        raise FileExistsError(
+            f"checkpoint {checkpoint} exists; pass resume=True to go on with that run, or another name, or delete it"
+        )
     device = resolve_device(device)
     loss = get_objective(objective, num_draws)
     data = as_dataset(data)
@@ -155,12 +160,7 @@ def fit(
 
     with _private_state(model, device, seed):
         if resume and Path(checkpoint).is_file():
-            run.restore(checkpoint, device)
-            if len(run.history) > epochs:
-                raise ValueError(
-                    f"checkpoint {checkpoint} has been trained for {len(run.history)} epochs, more than "
-                    f"epochs={epochs}; epochs counts those of the resumed run too"
-                )
+            run.restore(checkpoint, device, epochs)
         first_epoch = len(run.history)
         steps = -(-len(data) // batch_size)
         with tqdm(
@@ -266,9 +266,10 @@ class _Run:
             },
         )
 
-    def restore(self, path: str | os.PathLike, device: torch.device) -> None:
+    def restore(self, path: str | os.PathLike, device: torch.device, epochs: int) -> None:
+        """Take up the run of that checkpoint; nothing is changed before all of it has been found to fit."""
         state: dict[str, Any] = load_checkpoint(path, device)
-        if missing := {"optimizer", "schedule", "history", "settings", "rng"} - state.keys():
+        if missing := {"optimizer", "schedule", "epoch", "history", "settings", "rng"} - state.keys():
             raise ValueError(f"checkpoint {path} was not written by fit: it lacks {', '.join(sorted(missing))}")
         check_weights(self.model, state, path)
         changed = [
@@ -280,6 +281,11 @@ class _Run:
             raise ValueError(
                 f"checkpoint {path} is of a run with {', '.join(changed)}; resume with the same settings, "
                 "or train anew into another file"
+            )
+        if state["epoch"] > epochs:
+            raise ValueError(
+                f"checkpoint {path} has been trained for {state['epoch']} epochs, more than epochs={epochs}; "
+                "epochs counts those of the resumed run too"
             )
         if (state["schedule"] is None) != (self.schedule is None):
             raise ValueError(
@@ -303,7 +309,7 @@ class _Run:
             )
             seed = self.settings["seed"] + len(self.history)
             self.generator.manual_seed(seed)
-            torch.manual_seed(seed)
+            manual_seed(seed, device)
             return
         self.generator.set_state(rng["data"].cpu())
         torch.set_rng_state(rng["cpu"].cpu())
