@@ -43,12 +43,12 @@ import warnings
 from typing import ClassVar, NamedTuple, NoReturn
 
 import torch
-from pyro.distributions import Delta, Independent, MultivariateNormal, TorchDistribution, ZeroInflatedDistribution
+from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflatedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints, kl_divergence, register_kl
+from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
@@ -119,7 +119,7 @@ class SpikeSlab(TorchDistribution):
     ) -> None:
         if (logits is None) == (probs is None):
             raise ValueError("give exactly one of logits and probs, the log-odds of being on or the probability itself")
-        if not slab.has_rsample or not _is_atom_free(slab):
+        if not slab.has_rsample or not is_atom_free(slab):
             raise ValueError(
                 f"slab must be reparametrised and free of atoms, got {type(slab).__name__}; "
                 "take Normal, Laplace, Cauchy or another continuous distribution with rsample"
@@ -359,12 +359,13 @@ def _warn_if_not_linear(gate: Gate) -> None:
         )
 
 
-def _is_atom_free(distribution: Distribution) -> bool:
+def is_atom_free(distribution: Distribution) -> bool:
+    """Whether no single value has positive probability, as far as the distribution's type and parts tell."""
     if isinstance(distribution, (SpikeSlab, Delta, ZeroInflatedDistribution)):
         return False
     names = ("base_dist", "component_distribution", "component0", "component1")
     parts = [getattr(distribution, name) for name in names if hasattr(distribution, name)]
-    return all(map(_is_atom_free, parts)) if parts else not distribution.support.is_discrete
+    return all(map(is_atom_free, parts)) if parts else not distribution.support.is_discrete
 
 
 def inclusion_logits(distribution: Distribution) -> Tensor | None:
@@ -372,57 +373,3 @@ def inclusion_logits(distribution: Distribution) -> Tensor | None:
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return distribution.logits if isinstance(distribution, SpikeSlab) else None
-
-
-# Kullback-Leibler divergences ----------------------------------------------------------------------------------------
-
-
-@register_kl(SpikeSlab, SpikeSlab)
-def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
-    r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
-    on = logsigmoid(p.logits) - logsigmoid(q.logits)
-    off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
-    return p.probs * (kl_divergence(p.slab, q.slab) + on) + (1 - p.probs) * off
-
-
-@register_kl(Distribution, SpikeSlab)
-def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
-    r""":math:`KL(p \| F_q) - \log \gamma_q`: finite, since q dominates any atom-free p."""
-    if p.support.is_discrete or not p.has_rsample:
-        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || SpikeSlab)")
-    return kl_divergence(p, q.slab) - logsigmoid(q.logits)
-
-
-@register_kl(Delta, SpikeSlab)
-def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> Tensor:
-    # Pyro's convention for a point estimate: the entropy of the point is left out.
-    return -q.log_prob(p.v)
-
-
-def _name(distribution: Distribution) -> str:
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
-
-
-def _refuse_atom_free(p: Distribution, q: Distribution) -> NoReturn:
-    if not _is_atom_free(q):
-        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
-    # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
-    raise ValueError(
-        f"KL({type(p).__name__} || {_name(q)}) is infinite: the spike-and-slab has an atom at zero and "
-        f"{_name(q)} has none; use a SpikeSlab prior, or an atom-free posterior such as NormalEncoder"
-    )
-
-
-register_kl(SpikeSlab, Distribution)(_refuse_atom_free)
-register_kl(IndependentSpikeSlab, Distribution)(_refuse_atom_free)
-register_kl(IndependentSpikeSlab, SpikeSlab)(_refuse_atom_free)
-register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_atom_free)
-
-
-@register_kl(IndependentSpikeSlab, torch.distributions.Independent)
-def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent) -> Tensor:
-    if p.reinterpreted_batch_ndims != q.reinterpreted_batch_ndims:
-        raise NotImplementedError(f"events of shapes {tuple(p.event_shape)} and {tuple(q.event_shape)} have no KL")
-    return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)

@@ -1,0 +1,72 @@
+r"""Kullback-Leibler divergences of the spike-and-slab, registered with `torch.distributions.kl_divergence`.
+
+.. math:: KL(q \| p) = \gamma_q\, KL(F_q \| F_p) + KL(\mathrm{Bern}(\gamma_q) \| \mathrm{Bern}(\gamma_p))
+
+for any two slabs that have a KL divergence of their own. An atom-free q has :math:`KL(q \| F_p) - \log \gamma_p`. A
+spike-and-slab q against an atom-free p has none: its atom has no mass there, the divergence is infinite, and asking for
+it is an error. All return `batch_shape` and compose with ``.to_event``.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from pyro.distributions import Delta, MultivariateNormal
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence, register_kl
+from torch.nn.functional import logsigmoid
+
+from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, is_atom_free
+
+
+@register_kl(SpikeSlab, SpikeSlab)
+def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
+    r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
+    on = logsigmoid(p.logits) - logsigmoid(q.logits)
+    off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
+    return p.probs * (kl_divergence(p.slab, q.slab) + on) + (1 - p.probs) * off
+
+
+@register_kl(Distribution, SpikeSlab)
+def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
+    r""":math:`KL(p \| F_q) - \log \gamma_q`: finite, since q dominates any atom-free p."""
+    if not p.has_rsample or not is_atom_free(p):
+        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || SpikeSlab)")
+    return kl_divergence(p, q.slab) - logsigmoid(q.logits)
+
+
+@register_kl(Delta, SpikeSlab)
+def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> Tensor:
+    # Pyro's convention for a point estimate: the entropy of the point is left out.
+    return -q.log_prob(p.v)
+
+
+def _name(distribution: Distribution) -> str:
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
+def _refuse_atom_free(p: Distribution, q: Distribution) -> NoReturn:
+    if not is_atom_free(q):
+        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
+    # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
+    raise ValueError(
+        f"KL({type(p).__name__} || {_name(q)}) is infinite: the spike-and-slab has an atom at zero and "
+        f"{_name(q)} has none; use a SpikeSlab prior, or an atom-free posterior such as NormalEncoder"
+    )
+
+
+register_kl(SpikeSlab, Distribution)(_refuse_atom_free)
+register_kl(IndependentSpikeSlab, Distribution)(_refuse_atom_free)
+register_kl(IndependentSpikeSlab, SpikeSlab)(_refuse_atom_free)
+register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_atom_free)
+
+
+@register_kl(IndependentSpikeSlab, torch.distributions.Independent)
+def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent) -> Tensor:
+    if p.reinterpreted_batch_ndims != q.reinterpreted_batch_ndims:
+        raise NotImplementedError(f"events of shapes {tuple(p.event_shape)} and {tuple(q.event_shape)} have no KL")
+    return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)
