@@ -25,6 +25,7 @@ from vsc_pyro.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES
 from vsc_pyro.training import resolve_device
 
+EPOCHS = {"digits": 500}  # of 8 steps each; an epoch of MNIST has 300
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
 FILES = ("config.json", "checkpoint.pt", "history.csv", "metrics.json", *(f"{name}.png" for name in FIGURES))
 # Settings that may differ between a run and its resumption; every other decides what the run computes.
@@ -86,7 +87,7 @@ def parse(argv):
     add("--decoder-activation", default="relu", choices=ACTIVATIONS)
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     add("--objective", default="analytic", choices=OBJECTIVES)
-    add("--epochs", type=whole, default=50)
+    add("--epochs", type=whole, help="default: 50, and 500 on the small digits")
     add("--batch-size", type=whole, default=200)
     add("--lr", type=positive, default=1e-3)
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
@@ -158,6 +159,7 @@ def main(argv=None):
     start = time.perf_counter()
     check_output(args)
     train, test = load_data(args)
+    epochs = args.epochs or EPOCHS.get(train.name, 50)
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
     encoder, prior = PRIORS[args.prior](args, shape)
@@ -172,7 +174,7 @@ def main(argv=None):
             model,
             train,
             objective=args.objective,
-            epochs=args.epochs,
+            epochs=epochs,
             batch_size=args.batch_size,
             lr=args.lr,
             device=device,

@@ -122,6 +122,16 @@ def test_any_number_of_data_also_a_last_batch_of_one(small_vae, digits, size):
     assert np.isfinite(history.elbo).all()
 
 
+def test_a_last_batch_of_one_under_batch_normalisation_is_refused_before_any_work(digits):
+    model = vsc.VAE(vsc.SpikeSlabEncoder(64, 4), vsc.BernoulliDecoder(4, 64), vsc.SpikeSlabPrior(4))
+    model.encoder.network.insert(1, torch.nn.BatchNorm1d(400))
+    data = digits.train.images[:51].flatten(1).round()
+    for batch_size in (1, 50):
+        with pytest.raises(ValueError, match=rf"batch_size={batch_size} leaves a last batch of one of the 51 data"):
+            vsc.fit(model, data, epochs=1, batch_size=batch_size, device="cpu", **QUIET)
+    vsc.fit(model, data, epochs=1, batch_size=49, device="cpu", **QUIET)
+
+
 def test_arrays_of_another_type_are_taken_to_the_models(small_vae, digits):
     array = digits.train.images[:100].double().numpy()
     vsc.fit(small_vae(), array, epochs=1, device="cpu", **QUIET)

@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import positive_float, positive_int
@@ -137,6 +138,11 @@ def fit(
     loss = get_objective(objective, num_draws)
     data = as_dataset(data)
     model.check_data(data.images)
+    if (len(data) % batch_size or batch_size) == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise ValueError(
+            f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
+            "one datum is undefined; choose another batch_size"
+        )
     model.to(device)
     data = data.to(model.reference)
 
