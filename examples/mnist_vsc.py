@@ -131,7 +131,10 @@ def check_output(args):
             raise SystemExit(f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings")
 
 
-def start_output(args):
+def start_output(args, epochs):
+    metrics = args.output / "metrics.json"
+    if args.resume and metrics.exists() and json.loads(metrics.read_text())["epochs"] < epochs:
+        metrics.unlink()  # of the shorter run; a folder with metrics is a finished one
     if args.overwrite:
         for name in FILES:
             (args.output / name).unlink(missing_ok=True)
@@ -168,7 +171,7 @@ def main(argv=None):
 
     device = resolve_device(args.device)
     model.check_data(train.images)
-    start_output(args)
+    start_output(args, epochs)
     try:
         history = vsc.fit(
             model,

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from vsc_pyro.arguments import choice, positive_float, positive_int, sizes
+from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int, sizes
 
 
 def test_good_values_pass_through():
     assert positive_int("n", np.int64(3)) == 3
+    assert natural_int("n", np.int64(0)) == 0
     assert positive_float("x", 2) == 2.0
     assert sizes("s", 5) == (5,)
     assert sizes("s", [1, 28, 28]) == (1, 28, 28)
@@ -16,6 +17,12 @@ def test_good_values_pass_through():
 def test_positive_int_refuses(value):
     with pytest.raises(ValueError, match="n must be a whole number of at least 1, got "):
         positive_int("n", value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "3", None, True])
+def test_natural_int_refuses(value):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 0, got "):
+        natural_int("n", value)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "3", None])

@@ -220,17 +220,37 @@ def test_bad_arguments():
             q.has_rsample_(False)
 
 
-def test_a_value_that_lost_its_draw_is_refused():
+def test_a_value_that_lost_its_draw_is_refused_whoever_scores_it():
     q = SpikeSlab(SLABS["normal"], logits=torch.zeros(3, requires_grad=True)).to_event(1)
+    prior = SpikeSlab(SLABS["normal"], probs=torch.full((3,), 0.2)).to_event(1)
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), SpikeSlab(SLABS["normal"], probs=torch.full((2, 3), 0.2)).to_event(1)
+    )
     z = q.rsample()
     q.score_parts(z)
-    for lost in (z * 1.0, z[:].clone()):
-        for score in (q.log_prob, q.score_parts):
+    prior.log_prob(z)
+    for lost in (z * 1.0, z[:].clone(), 2 * z + 1):
+        for score in (q.log_prob, q.score_parts, prior.log_prob, mixture.log_prob):
             with pytest.raises(ValueError, match=r"not the spike-and-slab draw it came from"):
                 score(lost)
-    q.log_prob(z.detach())  # a number like any other
+    with pytest.raises(ValueError, match="use gate='score', which takes transformed posteriors and mixture priors"):
+        mixture.log_prob(z)
+    for score in (q.log_prob, prior.log_prob, mixture.log_prob):
+        score(z.detach())  # a number like any other
+
+
+def test_values_that_are_no_draws_are_scored_by_distributions_that_drew_before():
     prior = SpikeSlab(SLABS["normal"], probs=torch.full((3,), 0.2)).to_event(1)
-    prior.log_prob(z * 1.0)  # a prior that drew nothing scores any posterior's value
+    soft = SpikeSlab(SLABS["normal"], probs=torch.full((3,), 0.2), gate="shifted-sigmoid").to_event(1)
+    for p in (prior, soft):
+        p()
+        p.rsample()
+        normal = dist.Normal(torch.zeros(3, requires_grad=True), 1.0)
+        p.log_prob(normal.rsample()).backward()
+        p.log_prob(p.sample())
+    q = SpikeSlab(SLABS["normal"], logits=torch.zeros(3, requires_grad=True)).to_event(1)
+    weight = torch.randn(3, 3)  # frozen: z2 depends on z1 alone, and is a number of its own all the same
+    prior.log_prob(dist.Normal(q.rsample() @ weight, 1.0).rsample()).backward()
 
 
 def test_a_draw_edited_in_place_is_not_scored_by_what_it_was():
@@ -240,6 +260,11 @@ def test_a_draw_edited_in_place_is_not_scored_by_what_it_was():
     torch.testing.assert_close(q.log_prob(z), torch.full((3,), 0.8).log())
     with torch.inference_mode():
         q.log_prob(q.rsample())
+    trained = SpikeSlab(SLABS["normal"], logits=torch.zeros(3, requires_grad=True))
+    z = trained.rsample()
+    z[0] = 0
+    with pytest.raises(ValueError, match="not the spike-and-slab draw it came from"):
+        trained.log_prob(z)
 
 
 def test_soft_draws_are_scored_with_their_draw_or_not_at_all():
@@ -248,7 +273,15 @@ def test_soft_draws_are_scored_with_their_draw_or_not_at_all():
     q.log_prob(z)  # soft values lie outside the slab's support; the draw does not
     with pytest.raises(ValueError, match="use a gate with hard spikes"):
         q.log_prob(z.detach())
-    q.expand((3,)).log_prob(torch.zeros(3))
+    q.log_prob(torch.zeros(3))
+
+
+def test_draws_without_gradients_are_plain_tensors(tmp_path):
+    for gate in ("concrete", "score", "straight-through"):
+        with torch.no_grad():
+            z = SpikeSlab(SLABS["normal"], probs=torch.full((3,), 0.2), gate=gate)()
+        torch.save(z, tmp_path / "z.pt")
+        assert torch.equal(torch.load(tmp_path / "z.pt", weights_only=True), z)
 
 
 def test_python_numbers_take_the_slabs_type():

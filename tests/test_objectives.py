@@ -42,8 +42,7 @@ def trace_tmc_elbo():
     return TraceTMC_ELBO(strict_enumeration_warning=False, max_plate_nesting=2)
 
 
-SCORED = [Trace_ELBO, TraceGraph_ELBO, trace_enum_elbo, TraceELBO]
-SAMPLED_KL = [*SCORED, trace_tmc_elbo]
+SAMPLED_KL = [Trace_ELBO, TraceGraph_ELBO, trace_enum_elbo, TraceELBO]
 JITTED = [JitTrace_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO]
 CLOSED_KL = [TraceMeanField_ELBO, AnalyticELBO]
 
@@ -119,7 +118,7 @@ def test_jitted_elbos_agree_or_refuse(elbo, gate):
         assert_mean_equals(gradients[name], exact[name])
 
 
-@pytest.mark.parametrize("elbo", [*SCORED, AnalyticELBO])
+@pytest.mark.parametrize("elbo", [*SAMPLED_KL, AnalyticELBO])
 @pytest.mark.parametrize("likelihood", [False, True], ids=["kl", "full"])
 def test_score_function_is_exact(elbo, likelihood):
     _, exact = toy_exact(likelihood)
@@ -128,7 +127,7 @@ def test_score_function_is_exact(elbo, likelihood):
         assert_mean_equals(gradients[name], exact[name])
 
 
-@pytest.mark.parametrize("elbo", [*SCORED, AnalyticELBO])
+@pytest.mark.parametrize("elbo", [*SAMPLED_KL, AnalyticELBO])
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -175,6 +174,33 @@ def test_pyros_tensor_monte_carlo_refuses_the_score_function():
     # Pyro's class gives a gradient of zero for any discrete site, Bernoulli included: not the ELBO's.
     with pytest.raises(NotImplementedError, match="no estimator for spikes drawn with gate='score'"):
         toy_gradients(trace_tmc_elbo(), "score", likelihood=True)
+
+
+def test_tensor_monte_carlo_says_that_relaxed_gates_bias_it():
+    def model():
+        pyro.sample("z", SpikeSlab(dist.Normal(torch.tensor(0.0), 1.0), probs=0.2))
+
+    def guide():
+        logits = pyro.param("logits", torch.tensor(0.5))
+        q = SpikeSlab(dist.Normal(torch.tensor(0.0), 1.0), logits=logits)
+        pyro.sample("z", q, infer={"enumerate": "parallel", "num_samples": 4})
+
+    with pytest.warns(UserWarning, match="TraceTMC_ELBO is not linear"):
+        TraceTMC_ELBO(max_plate_nesting=0).loss_and_grads(model, guide)
+
+
+def test_an_enumerated_mixture_of_priors_says_that_relaxed_gates_bias_it():
+    def model():
+        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        pyro.sample("z", SpikeSlab(dist.Normal(0.0, 1.0), probs=torch.tensor([0.1, 0.6])[c]))
+
+    def guide(gate):
+        logits = pyro.param("logits", torch.tensor(0.5))
+        pyro.sample("z", SpikeSlab(dist.Normal(torch.tensor(0.0), 1.0), logits=logits, gate=gate))
+
+    with pytest.warns(UserWarning, match="scored under a batch of priors at once"):
+        TraceEnum_ELBO(max_plate_nesting=0).loss_and_grads(model, lambda: guide("concrete"))
+    TraceEnum_ELBO(max_plate_nesting=0).loss_and_grads(model, lambda: guide("score"))  # without a warning
 
 
 NOT_LINEAR = [
@@ -342,7 +368,7 @@ class SixLatents:
         return {name: pyro.param(name).grad for name in PARAMETERS}
 
 
-@pytest.mark.parametrize("elbo", [*SCORED, AnalyticELBO])
+@pytest.mark.parametrize("elbo", [*SAMPLED_KL, AnalyticELBO])
 def test_six_latents_score_function_has_the_exact_full_gradient(elbo):
     problem = SixLatents()
     exact = problem.exact(likelihood=True, closed_kl=elbo is AnalyticELBO)

@@ -240,6 +240,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(small_vae, digits, tmp_path
         ({"batch_size": 20, "seed": 5}, r"batch_size=50 \(now 20\), seed=0 \(now 5\)"),
         ({"objective": "trace"}, r"objective=AnalyticELBO\(num_particles=1\) \(now TraceELBO"),
         ({"num_draws": 2}, r"now AnalyticELBO\(num_particles=2\)"),
+        ({"objective": pyro.infer.RenyiELBO(alpha=0.5)}, r"now RenyiELBO\(num_particles=2\)\(alpha=0\.5\)"),
         ({"lr_schedule": schedule}, "written without an lr_schedule"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -255,6 +256,8 @@ def test_a_run_is_resumed_with_its_own_settings_only(small_vae, digits, tmp_path
         assert_same(before, weights(other))
     with pytest.raises(ValueError, match=r"binarize=None .*binarize=dynamic"):
         vsc.fit(small_vae(), vsc.Dataset(data, binarize="dynamic"), **resume)
+    with pytest.raises(ValueError, match=r"data=.*checksum .* \(now .*checksum"):
+        vsc.fit(small_vae(), 1 - data, **resume)
     vsc.fit(small_vae(), data, **{**resume, "epochs": 3})
     with pytest.raises(ValueError, match="has been trained for 3 epochs, more than epochs=2"):
         vsc.fit(small_vae(), data, **resume)
@@ -315,6 +318,8 @@ def test_weights_that_overflow_are_not_written(small_vae, digits, tmp_path):
         ({"lr": -1.0}, "lr must be a finite number above 0"),
         ({"num_draws": 0}, "num_draws must be"),
         ({"checkpoint_every": 0}, "checkpoint_every must be"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+        ({"lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "lr_schedule must step by the epoch"),
         ({"objective": "elbo"}, "unknown objective 'elbo'; known are"),
         ({"device": "tpu9"}, "device 'tpu9' is not available"),
     ],

@@ -17,6 +17,13 @@ def positive_int(name: str, value: int) -> int:
     return int(value)
 
 
+def natural_int(name: str, value: int) -> int:
+    """Return `value` as an `int` of at least 0, or raise `ValueError` naming the argument `name`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+    return int(value)
+
+
 def positive_float(name: str, value: float) -> float:
     """Return `value` as a finite `float` above 0, or raise `ValueError` naming the argument `name`."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:

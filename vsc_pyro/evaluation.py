@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import positive_int
+from vsc_pyro.arguments import natural_int, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import inclusion_logits
 from vsc_pyro.seeding import seeded
@@ -112,7 +112,7 @@ def evaluate(
     Raises:
         ValueError: data that do not fit the model, or fewer than one draw.
     """
-    num_draws = positive_int("num_draws", num_draws)
+    num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
     data = as_dataset(data)
     model.check_data(data.images)
     chunk = min(num_draws, 100)

@@ -7,8 +7,10 @@ import csv
 import dataclasses
 import difflib
 import os
+import re
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import positive_float, positive_int
+from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.files import replacing
@@ -126,6 +128,7 @@ def fit(
     """
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
+    seed = natural_int("seed", seed)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the file to go on from")
     if checkpoint is not None and Path(checkpoint).is_dir():
@@ -151,14 +154,17 @@ def fit(
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     schedule = lr_schedule(optimizer) if lr_schedule is not None else None
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
     generator = torch.Generator(device).manual_seed(seed)
     settings = {
-        "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})",
+        "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
+        + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
-        "data": f"{tuple(data.images.shape)}, binarize={data.binarize}",
-        "model": repr(model),
+        "data": f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {_checksum(data.images)}",
+        "model": re.sub(" at 0x[0-9a-f]+", "", repr(model)),
         "trained": [name for name, p in model.named_parameters() if p.requires_grad],
     }
     run = _Run(model, optimizer, schedule, generator, settings)
@@ -179,6 +185,10 @@ def fit(
                 if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
                     run.save(checkpoint)
     return run.history
+
+
+def _checksum(x: Tensor) -> str:
+    return f"{zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy()):08x}"
 
 
 @contextlib.contextmanager

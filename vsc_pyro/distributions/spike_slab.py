@@ -21,10 +21,11 @@ and its gradient is unbiased. A draw therefore carries :math:`(w, s)`, and `log_
 prior's, uses them where they are there. (`pyro.distributions.RelaxedBernoulliStraightThrough` carries its unrounded
 value the same way.) What is left to the gate is the likelihood's part of the gradient; see `vsc_pyro.gates`.
 
-Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`) inherit the gate's bias in the
-KL part as well, and a warning says so; ``gate="score"`` is unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and
-`TraceEnum_ELBO` and refused by the others. A value whose draw was lost on the way (transformed, edited in place) is
-refused rather than scored with the wrong gradient.
+Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`, `TraceTMC_ELBO`, an enumerated
+mixture of priors) inherit the gate's bias in the KL part as well, and a warning says so; ``gate="score"`` is unbiased
+under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO` and refused by the others. A value whose draw was lost on the
+way (transformed, edited in place, scored by a component of a mixture) is refused rather than scored with the wrong
+gradient. Samplers that follow gradients (HMC, NUTS) never reach the atom: do not use them on a spike-and-slab site.
 
 References
     T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
@@ -38,6 +39,7 @@ Example:
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from typing import ClassVar, NamedTuple, NoReturn
@@ -46,7 +48,7 @@ import torch
 from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflatedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
-from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
@@ -130,7 +132,7 @@ class SpikeSlab(TorchDistribution):
                 "build SpikeSlab on the scalar slab and call .to_event() on the result"
             )
         self.gate = get_gate(gate)
-        self._drew = False
+        self._soft_draw: Tensor | None = None
         parameter = logits if probs is None else probs
         if not isinstance(parameter, Tensor):
             like = next(
@@ -175,7 +177,7 @@ class SpikeSlab(TorchDistribution):
         new = self._get_checked_instance(SpikeSlab, _instance)
         batch_shape = torch.Size(batch_shape)
         new.gate = self.gate
-        new._drew = False
+        new._soft_draw = None
         new.slab = self.slab.expand(batch_shape)
         for name in ("logits", "probs"):
             if name in self.__dict__:
@@ -252,8 +254,13 @@ class SpikeSlab(TorchDistribution):
         if self.has_rsample:
             probs = torch.sigmoid(logits)
             spike = hard + (probs - probs.detach())
-        self._drew = True
-        setattr(value, _DRAW, _Draw(slab, spike, self, _version(value)))
+        soft = self.gate.hardened() != self.gate
+        if soft:
+            self._soft_draw = value.detach()
+        if value.grad_fn is not None and self.has_rsample:
+            value.grad_fn.metadata[_DRAW] = self.gate
+        if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
+            setattr(value, _DRAW, _Draw(slab, spike, self, _version(value)))
         return value
 
     # Densities -------------------------------------------------------------------------------------------------------
@@ -265,15 +272,22 @@ class SpikeSlab(TorchDistribution):
         unbiased gradient of the module's docstring; any other by whether it is zero.
 
         Raises:
-            ValueError: a value that this very distribution drew and that lost its draw (an operation was applied to
-                it since), where its density (soft spikes) or the gradient of its density would be wrong.
+            ValueError: a value that was drawn by a relaxed gate and has lost its draw (it was transformed, or scored by
+                a component of a mixture), where its density (soft spikes) or its density's gradient would be wrong.
         """
         log_on, log_off = logsigmoid(self.logits), logsigmoid(-self.logits)
         draw = _draw_of(value)
         if draw is not None:
-            return log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
-        if self._drew:
-            self._refuse_lost_draw(value)
+            log_prob = log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
+            if draw.spike.requires_grad and log_prob.dim() > draw.spike.dim():
+                warnings.warn(
+                    f"a draw of {draw.by.gate!r} is scored under a batch of priors at once; where their log-densities "
+                    "meet in a log-sum-exp, as those of an enumerated mixture do, the spikes' gradient is biased in "
+                    "the KL part too; gate='score' is not",
+                    stacklevel=2,
+                )
+            return log_prob
+        self._refuse_lost_draw(value)
         if self._validate_args:
             self._validate_sample(value)
         zero = value == 0
@@ -304,15 +318,17 @@ class SpikeSlab(TorchDistribution):
         return ScoreParts(log_prob, spike_log_prob, log_prob)
 
     def _refuse_lost_draw(self, value: Tensor) -> None:
-        if self.gate.hardened() != self.gate:
+        if self._soft_draw is not None and value.data_ptr() == self._soft_draw.data_ptr():
             raise ValueError(
                 f"a value drawn with soft spikes ({self.gate!r}) is never exactly zero and cannot be scored without "
                 "the draw it came from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
             )
-        if value.requires_grad and self.has_rsample:
+        gate = _gate_behind(value)
+        if gate is not None:
             raise ValueError(
-                "this value carries gradients but not the spike-and-slab draw it came from, so the gradient of its "
-                "density would be wrong; pass the tensor that rsample returned itself, or use gate='score'"
+                f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
+                "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned itself, "
+                "or use gate='score', which takes transformed posteriors and mixture priors"
             )
 
     def _inside_slab_support(self, value: Tensor, zero: Tensor) -> Tensor:
@@ -345,13 +361,31 @@ class IndependentSpikeSlab(Independent):
         return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
 
 
+# Operations that hand a draw on, cell by cell; what comes out of any other is a number of its own.
+_HANDS_ON = re.compile(
+    r"(View|UnsafeView|ReshapeAlias|Expand|Unsqueeze|Squeeze|Select|Slice|Permute|Transpose|T|Clone|ToCopy|Alias|"
+    r"AsStrided|Index|Mul|Div|Neg|Add|Sub)Backward\d*|CopySlices"
+)
+
+
+def _gate_behind(value: Tensor) -> Gate | None:
+    """The relaxed gate whose draw this value is, reshaped, copied or rescaled; None if it is none."""
+    node = value.grad_fn
+    while node is not None:
+        if _DRAW in node.metadata:
+            return node.metadata[_DRAW]
+        sources = [source for source, _ in node.next_functions if source is not None]
+        node = sources[0] if len(sources) == 1 and _HANDS_ON.fullmatch(type(node).__name__) else None
+    return None
+
+
 def _warn_if_not_linear(gate: Gate) -> None:
-    # No distribution is told which ELBO asks for its score, and these two take a relaxed gate without complaint.
+    # No distribution is told which ELBO asks for its score, and these take a relaxed gate without complaint.
     frame = sys._getframe(1)
     while frame is not None and not isinstance(frame.f_locals.get("self"), ELBO):
         frame = frame.f_back
     elbo = frame.f_locals["self"] if frame is not None else None
-    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO)):
+    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)):
         warnings.warn(
             f"{type(elbo).__name__} is not linear in log-densities, so with {gate!r} the KL part of the spikes' "
             "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",
