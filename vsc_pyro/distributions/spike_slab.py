@@ -327,8 +327,8 @@ class SpikeSlab(TorchDistribution):
         if gate is not None:
             raise ValueError(
                 f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
-                "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned itself, "
-                "or use gate='score', which takes transformed posteriors and mixture priors"
+                "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned "
+                "itself, or use gate='score', which takes transformed posteriors and mixture priors"
             )
 
     def _inside_slab_support(self, value: Tensor, zero: Tensor) -> Tensor:
