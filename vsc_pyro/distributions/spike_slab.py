@@ -39,43 +39,20 @@ Example:
 
 from __future__ import annotations
 
-import re
-import sys
 import warnings
-from typing import ClassVar, NamedTuple, NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflatedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
-from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
+from vsc_pyro.distributions.draws import Draw, draw_of, gate_behind, remember, warn_if_not_linear
 from vsc_pyro.gates import Gate, get_gate
-
-_DRAW = "_spike_slab_draw"
-
-
-class _Draw(NamedTuple):
-    """What a draw remembers: its slab, its spike with the derivative of a density, who drew it, and its version."""
-
-    slab: Tensor
-    spike: Tensor
-    by: SpikeSlab
-    version: int
-
-
-def _draw_of(value: Tensor) -> _Draw | None:
-    draw = getattr(value, _DRAW, None)
-    # A tensor edited in place is no longer what was drawn.
-    return draw if draw is not None and draw.version == _version(value) else None
-
-
-def _version(value: Tensor) -> int:
-    return 0 if value.is_inference() else value._version
 
 
 class _WithZero(constraints.Constraint):
@@ -257,10 +234,8 @@ class SpikeSlab(TorchDistribution):
         soft = self.gate.hardened() != self.gate
         if soft:
             self._soft_draw = value.detach()
-        if value.grad_fn is not None and self.has_rsample:
-            value.grad_fn.metadata[_DRAW] = self.gate
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
-            setattr(value, _DRAW, _Draw(slab, spike, self, _version(value)))
+            remember(value, Draw(slab, spike, self))
         return value
 
     # Densities -------------------------------------------------------------------------------------------------------
@@ -276,7 +251,7 @@ class SpikeSlab(TorchDistribution):
                 a component of a mixture), where its density (soft spikes) or its density's gradient would be wrong.
         """
         log_on, log_off = logsigmoid(self.logits), logsigmoid(-self.logits)
-        draw = _draw_of(value)
+        draw = draw_of(value)
         if draw is not None:
             log_prob = log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
             if draw.spike.requires_grad and log_prob.dim() > draw.spike.dim():
@@ -301,7 +276,7 @@ class SpikeSlab(TorchDistribution):
             NotImplementedError: an ELBO that has no estimator for ``gate="score"`` (`TraceTMC_ELBO`; it is known by
                 asking a prior for the score of a guide's draw).
         """
-        draw = _draw_of(value)
+        draw = draw_of(value)
         if draw is not None and draw.by is not self and not draw.by.has_rsample:
             raise NotImplementedError(
                 "this ELBO has no estimator for spikes drawn with gate='score' and would leave them untrained; "
@@ -310,7 +285,7 @@ class SpikeSlab(TorchDistribution):
         log_prob = self.log_prob(value)
         if self.has_rsample:
             if value.requires_grad:
-                _warn_if_not_linear(self.gate)
+                warn_if_not_linear(self.gate)
             return ScoreParts(log_prob, 0, log_prob)
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)
@@ -323,7 +298,7 @@ class SpikeSlab(TorchDistribution):
                 f"a value drawn with soft spikes ({self.gate!r}) is never exactly zero and cannot be scored without "
                 "the draw it came from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
             )
-        gate = _gate_behind(value)
+        gate = gate_behind(value)
         if gate is not None:
             raise ValueError(
                 f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
@@ -359,38 +334,6 @@ class IndependentSpikeSlab(Independent):
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
         return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
-
-
-# Operations that hand a draw on, cell by cell; what comes out of any other is a number of its own.
-_HANDS_ON = re.compile(
-    r"(View|UnsafeView|ReshapeAlias|Expand|Unsqueeze|Squeeze|Select|Slice|Permute|Transpose|T|Clone|ToCopy|Alias|"
-    r"AsStrided|Index|Mul|Div|Neg|Add|Sub)Backward\d*|CopySlices"
-)
-
-
-def _gate_behind(value: Tensor) -> Gate | None:
-    """The relaxed gate whose draw this value is, reshaped, copied or rescaled; None if it is none."""
-    node = value.grad_fn
-    while node is not None:
-        if _DRAW in node.metadata:
-            return node.metadata[_DRAW]
-        sources = [source for source, _ in node.next_functions if source is not None]
-        node = sources[0] if len(sources) == 1 and _HANDS_ON.fullmatch(type(node).__name__) else None
-    return None
-
-
-def _warn_if_not_linear(gate: Gate) -> None:
-    # No distribution is told which ELBO asks for its score, and these take a relaxed gate without complaint.
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get("self"), ELBO):
-        frame = frame.f_back
-    elbo = frame.f_locals["self"] if frame is not None else None
-    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)):
-        warnings.warn(
-            f"{type(elbo).__name__} is not linear in log-densities, so with {gate!r} the KL part of the spikes' "
-            "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",
-            stacklevel=2,
-        )
 
 
 def is_atom_free(distribution: Distribution) -> bool:
