@@ -38,9 +38,10 @@ def spike_slab(args, shape):
 
 
 def normal(args, shape):
-    return vsc.NormalEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation), vsc.NormalPrior(
-        args.latent_dim
-    )
+    if args.learn_inclusion:
+        raise ValueError("--learn-inclusion goes with --prior spike-slab, got --prior normal")
+    encoder = vsc.NormalEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation)
+    return encoder, vsc.NormalPrior(args.latent_dim)
 
 
 PRIORS = {"spike-slab": spike_slab, "normal": normal}
@@ -98,10 +99,7 @@ def parse(argv):
     add("--resume", action="store_true", help="go on with the run in --output")
     add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
     add("--quiet", action="store_true", help="no progress bars")
-    args = parser.parse_args(argv)
-    if args.learn_inclusion and args.prior != "spike-slab":
-        parser.error(f"--learn-inclusion goes with --prior spike-slab, got --prior {args.prior}")
-    return args
+    return parser.parse_args(argv)
 
 
 def settings(args):
@@ -202,9 +200,9 @@ def main(argv=None):
         "binarize": train.binarize,
         "prior": args.prior,
         "latent_dim": args.latent_dim,
-        "inclusion": args.inclusion if args.prior == "spike-slab" else None,
+        "inclusion": getattr(prior, "inclusion", None),
         "learn_inclusion": args.learn_inclusion,
-        "gate": args.gate if args.prior == "spike-slab" else None,
+        "gate": args.gate if hasattr(encoder, "gate") else None,
         "hidden": args.hidden,
         "encoder_activation": args.encoder_activation,
         "decoder_activation": args.decoder_activation,

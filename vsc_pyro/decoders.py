@@ -35,6 +35,9 @@ class BernoulliDecoder(nn.Module):
     Shapes:
         z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`. Data must lie in
         [0, 1], see `CrossEntropyBernoulli` for values in between.
+
+    Raises:
+        ValueError: a size below 1, or an unknown activation (the message lists the known ones).
     """
 
     def __init__(

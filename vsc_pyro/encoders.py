@@ -58,6 +58,9 @@ class NormalEncoder(_MLPEncoder):
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: a size below 1, or an unknown activation or gate (the message lists the known ones).
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class SpikeSlabEncoder(_MLPEncoder):
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: a size below 1, or an unknown activation or gate (the message lists the known ones).
     """
 
     def __init__(
