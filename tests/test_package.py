@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Imports run one way, from left to right; a module may import only from groups before its own.
 LAYERS = [
     {"arguments", "files", "seeding"},
-    {"gates", "networks", "checkpoints", "datasets"},
+    {"gates", "networks", "checkpoints", "datasets", "schedules"},
     {"distributions"},
     {"encoders", "decoders", "priors"},
     {"vae"},

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Cauchy, Delta, Independent, Laplace, Normal, TorchDistribution
 from torch import Tensor, nn
 
-from vsc_pyro.arguments import positive_int, sizes
-from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab
+from vsc_pyro.arguments import choice, positive_int, sizes
+from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
 from vsc_pyro.gates import Gate, get_gate
-from vsc_pyro.networks import MLP
+from vsc_pyro.networks import ACTIVATIONS, MLP
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
 
 
-class _MLPEncoder(nn.Module):
-    """An MLP with `num_heads` outputs for each latent, on the flattened datum."""
+class _Encoder(nn.Module):
+    """A network with `num_heads` outputs for each latent: an MLP on the flattened datum, or a linear map of a trunk."""
 
     def __init__(
         self,
@@ -32,22 +33,46 @@ class _MLPEncoder(nn.Module):
         num_heads: int,
         hidden: int | Sequence[int],
         activation: str,
+        trunk: nn.Module | None,
     ) -> None:
         super().__init__()
         self.input_shape = sizes("input_shape", input_shape)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.num_heads = num_heads
-        self.network = MLP(math.prod(self.input_shape), num_heads * self.latent_dim, hidden, activation)
+        outputs = num_heads * self.latent_dim
+        if trunk is None:
+            self.network = nn.Sequential(nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, hidden, activation))
+        else:
+            activation_class = choice("activation", activation, ACTIVATIONS)
+            self.network = nn.Sequential(trunk, activation_class(), nn.Linear(trunk.out_features, outputs))
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.network(x.flatten(1)).chunk(self.num_heads, -1)
+        return self.network(x).chunk(self.num_heads, -1)
 
 
-def _normal(loc: Tensor, log_variance: Tensor) -> Normal:
-    return Normal(loc, torch.exp(0.5 * log_variance) + _MIN_SCALE)
+class _LocationScaleEncoder(_Encoder):
+    family: ClassVar[type[TorchDistribution]]
+
+    def __init__(
+        self,
+        input_shape: int | Sequence[int],
+        latent_dim: int,
+        hidden: int | Sequence[int] = (400,),
+        activation: str = "silu",
+        trunk: nn.Module | None = None,
+    ) -> None:
+        super().__init__(input_shape, latent_dim, 2, hidden, activation, trunk)
+
+    def forward(self, x: Tensor) -> Independent:
+        loc, log_squared_scale = self.heads(x)
+        return self.family(loc, _scale(log_squared_scale)).to_event(1)
 
 
-class NormalEncoder(_MLPEncoder):
+def _scale(log_squared_scale: Tensor) -> Tensor:
+    return torch.exp(0.5 * log_squared_scale) + _MIN_SCALE
+
+
+class NormalEncoder(_LocationScaleEncoder):
     r"""Gaussian posterior, :math:`q(z|x) = \prod_j N(z_j; \mu_j(x), \sigma_j(x)^2)` (Kingma & Welling, 2014).
 
     Args:
@@ -55,12 +80,58 @@ class NormalEncoder(_MLPEncoder):
         latent_dim: number of latents J.
         hidden: widths of the hidden layers.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
+        trunk: a network of your own instead of the MLP, x ``(B, *input_shape)`` -> features ``(B, out_features)``,
+            with an attribute `out_features`, such as `vsc_pyro.networks.ConvTrunk`; `hidden` is then not used.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: a size below 1, or an unknown activation or gate (the message lists the known ones).
+        ValueError: a size below 1, or an unknown activation (the message lists the known ones).
+    """
+
+    family = Normal
+
+
+class LaplaceEncoder(_LocationScaleEncoder):
+    r"""Laplace posterior, :math:`q(z|x) = \prod_j \mathrm{Laplace}(z_j; \mu_j(x), b_j(x))` (Barello et al., 2018).
+
+    Its divergence from a Laplace or Normal prior is closed. Arguments, shapes and errors as of `NormalEncoder`.
+    """
+
+    family = Laplace
+
+
+class CauchyEncoder(_LocationScaleEncoder):
+    r"""Cauchy posterior, :math:`q(z|x) = \prod_j \mathrm{Cauchy}(z_j; \mu_j(x), g_j(x))`, for a `CauchyPrior`.
+
+    Only heavy-tailed priors are at a finite divergence from it. Since :math:`E|z|` is infinite, so is the expected
+    loss of a decoder that grows without bound, as a ReLU network does: take a decoder whose first layer saturates
+    (``activation="tanh"``), or the bound exists in no run longer than the next outlier. Arguments, shapes and errors
+    as of `NormalEncoder`.
+    """
+
+    family = Cauchy
+
+
+class DeltaEncoder(_Encoder):
+    r"""A point, :math:`q(z|x) = \delta_{f(x)}`: an autoencoder, trained to the most of :math:`\log p(x|z) + \log p(z)`.
+
+    With a `FlatPrior` it is the plain autoencoder, with `corruption` the denoising one (Vincent et al., 2010), with a
+    `LaplacePrior`, whose log-density is :math:`-|z|/b`, the L1 sparse autoencoder. A point has no density, so there is
+    no evidence lower bound, and `vsc_pyro.evaluate` reports none. The penalty of a prior is only felt as far as the
+    decoder cannot make up for smaller codes with larger weights; weight decay limits that.
+
+    Args:
+        input_shape, latent_dim, hidden, activation, trunk: as of `NormalEncoder`.
+        rectify: codes are :math:`\max(0, f(x))`, with exact zeros, as customary for sparse autoencoders.
+        corruption: probability that a pixel is set to zero before encoding, in training mode, in [0, 1).
+
+    Shapes:
+        x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: a size below 1, an unknown activation, or a corruption outside [0, 1).
     """
 
     def __init__(
@@ -69,20 +140,38 @@ class NormalEncoder(_MLPEncoder):
         latent_dim: int,
         hidden: int | Sequence[int] = (400,),
         activation: str = "silu",
+        trunk: nn.Module | None = None,
+        rectify: bool = False,
+        corruption: float = 0.0,
     ) -> None:
-        super().__init__(input_shape, latent_dim, 2, hidden, activation)
+        super().__init__(input_shape, latent_dim, 1, hidden, activation, trunk)
+        self.rectify = rectify
+        if not 0 <= corruption < 1:
+            raise ValueError(f"corruption must be a probability of at least 0 and below 1, got {corruption!r}")
+        self.corruption = corruption
 
-    def forward(self, x: Tensor) -> Independent:
-        return _normal(*self.heads(x)).to_event(1)
+    def forward(self, x: Tensor) -> Delta:
+        if self.training and self.corruption:
+            x = x * torch.bernoulli(torch.full_like(x, 1 - self.corruption))
+        (code,) = self.heads(x)
+        return Delta(torch.relu(code) if self.rectify else code, event_dim=1)
+
+    def extra_repr(self) -> str:
+        return f"rectify={self.rectify}, corruption={self.corruption}"
 
 
-class SpikeSlabEncoder(_MLPEncoder):
-    r"""Spike-and-slab posterior, :math:`q(z|x) = \prod_j \gamma_j N(z_j; \mu_j, \sigma_j^2) + (1-\gamma_j) \delta_0`.
+class SpikeSlabEncoder(_Encoder):
+    r"""Spike-and-slab posterior, :math:`q(z|x) = \prod_j \gamma_j F(z_j; \mu_j, \sigma_j) + (1-\gamma_j) \delta_0`.
 
     One network gives location, scale and the log-odds of the inclusion probability of every latent (Tonolini et al.,
     2020, use the logarithm of a probability clipped at one, which has no gradient once a gate is fully on).
 
     In training mode spikes are drawn by the gate as it is; in evaluation mode (`.eval()`) always exactly.
+
+    **Slab warm-up** (Tonolini et al., 2020): the buffer `slab_weight`, :math:`\lambda`, replaces the slab by
+    :math:`F(\lambda\mu, \sqrt{\lambda\sigma^2 + 1 - \lambda})`, from the prior's own at 0 to the network's at 1
+    (where it starts). Drive it with ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=..., length=...)})``.
+    The divergence is that of the same slab, so every step trains a bound.
 
     Args:
         input_shape: shape of one datum, or its number of pixels; data are flattened.
@@ -91,12 +180,14 @@ class SpikeSlabEncoder(_MLPEncoder):
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
         initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
+        slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"`` (which needs a slab as heavy-tailed in the prior).
+        trunk: a network instead of the MLP, see `NormalEncoder`.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: a size below 1, or an unknown activation or gate (the message lists the known ones).
+        ValueError: a size below 1, or an unknown activation, gate or slab (the message lists the known ones).
     """
 
     def __init__(
@@ -107,9 +198,14 @@ class SpikeSlabEncoder(_MLPEncoder):
         activation: str = "silu",
         gate: str | Gate = "concrete",
         initial_inclusion: float = 0.1,
+        slab: str = "normal",
+        trunk: nn.Module | None = None,
     ) -> None:
-        super().__init__(input_shape, latent_dim, 3, hidden, activation)
+        super().__init__(input_shape, latent_dim, 3, hidden, activation, trunk)
         self.gate = get_gate(gate)
+        self.slab = slab
+        self._family = get_slab(slab)
+        self.register_buffer("slab_weight", torch.ones(()))
         if not 0 < initial_inclusion < 1:
             raise ValueError(f"initial_inclusion must lie strictly between 0 and 1, got {initial_inclusion!r}")
         with torch.no_grad():
@@ -117,9 +213,11 @@ class SpikeSlabEncoder(_MLPEncoder):
             logits_bias += math.log(initial_inclusion / (1 - initial_inclusion))
 
     def forward(self, x: Tensor) -> IndependentSpikeSlab:
-        loc, log_variance, logits = self.heads(x)
+        loc, log_squared_scale, logits = self.heads(x)
         gate = self.gate if self.training else self.gate.hardened()
-        return SpikeSlab(_normal(loc, log_variance), logits=logits, gate=gate).to_event(1)
+        weight = self.slab_weight
+        scale = (weight * _scale(log_squared_scale) ** 2 + (1 - weight)).sqrt()
+        return SpikeSlab(self._family(weight * loc, scale), logits=logits, gate=gate).to_event(1)
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate!r}"
+        return f"gate={self.gate!r}, slab={self.slab!r}"

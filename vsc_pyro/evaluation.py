@@ -2,7 +2,7 @@ r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes.
 
 * ELBO :math:`= E_q[\log p(x|z)] - KL(q \| p)`, its two parts apart, at beta = 1;
 * importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), from the exact
-  mixture densities;
+  mixture densities. Where the prior is a mixture that training assigns data to, p(z) is the mixture itself;
 * relaxation gap: the objective as trained (soft spikes, if the gate's are soft) minus the hard ELBO. A large gap means
   that the objective measured a code that is not the one the model has;
 * sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior above prior
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.distributions import inclusion_logits
+from vsc_pyro.distributions import inclusion_logits, is_point
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
@@ -38,12 +38,15 @@ class Evaluation:
     """Means over data; nats per datum where they are log-probabilities.
 
     Attributes:
-        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`.
+        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none: a posterior that
+            is a point has no density.
+        objective: what training maximises at beta = 1, hard spikes. The same as `elbo` but for objectives that are not
+            bounds: points, and pseudo-inputs assigned without charge (whose `elbo` is that of the mixture, sampled).
         reconstruction: :math:`E_q[\\log p(x|z)]`.
         kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
-        iwae: importance-weighted bound of `num_draws` draws.
-        relaxation_gap: objective as trained minus `elbo`; exactly 0 for gates with hard spikes.
-        expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j`.
+        iwae: importance-weighted bound of `num_draws` draws; NaN for a point.
+        relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
+        expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
         hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
         hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (NaN where a spike-and-slab
             posterior meets a prior that has no odds for each latent).
@@ -55,6 +58,7 @@ class Evaluation:
     """
 
     elbo: float
+    objective: float
     reconstruction: float
     kl: float
     kl_is_exact: bool
@@ -79,17 +83,20 @@ class Evaluation:
     def __str__(self) -> str:
         latents = len(self.usage)
         kl = "closed form" if self.kl_is_exact else "sampled"
+        none = "none: the posterior is a point" if math.isnan(self.elbo) else ""
         rows = [
-            ("ELBO", f"{self.elbo:.2f}", "nats, hard spikes"),
+            ("ELBO", f"{self.elbo:.2f}", none or "nats, hard spikes"),
             ("  reconstruction", f"{self.reconstruction:.2f}", ""),
             ("  KL", f"{self.kl:.2f}", kl),
-            (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", "importance-weighted"),
-            ("relaxation gap", f"{self.relaxation_gap:.2f}", "objective as trained minus ELBO"),
+            (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", none or "importance-weighted"),
+            ("relaxation gap", f"{self.relaxation_gap:.2f}", "objective as trained minus hard"),
             ("expected L0", f"{self.expected_l0:.2f}", f"of {latents} latents"),
             ("hard L0", f"{self.hard_l0:.2f}", f"by 1/2; {self.hard_l0_odds:.2f} by prior odds"),
             ("Hoyer", f"{self.hoyer:.3f}", "standardised codes"),
             ("active units", f"{self.active_units}", f"{self.used_latents} latents ever on"),
         ]
+        if self.objective != self.elbo:
+            rows.insert(4, ("objective", f"{self.objective:.2f}", "what was trained; NOT a bound"))
         head = f"{self.num_data} data, binarisation: {self.binarize or 'none'}"
         return "\n".join([head, *(f"{name:<22}{value:>10}  {note}".rstrip() for name, value, note in rows)])
 
@@ -128,28 +135,37 @@ def evaluate(
 
 def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int) -> tuple:
     posterior = model.encoder(x)
-    prior = model.prior(x).expand(posterior.batch_shape)
-    reconstruction, log_ratio = x.new_zeros(len(x)), x.new_zeros(len(x))
+    trained = model.prior(x).expand(posterior.batch_shape)
+    prior = model.marginal_prior(x).expand(posterior.batch_shape)
+    reconstruction, log_ratio, trained_ratio = x.new_zeros(3, len(x))
     log_total = x.new_full((len(x),), -math.inf)
     for start in range(0, num_draws, chunk):
         z = posterior.sample((min(chunk, num_draws - start),))
         log_likelihood = _log_likelihood(model, x, z)
-        difference = posterior.log_prob(z) - prior.log_prob(z)
+        log_posterior = posterior.log_prob(z)
+        difference = log_posterior - prior.log_prob(z)
         reconstruction += log_likelihood.sum(0)
         log_ratio += difference.sum(0)
+        trained_ratio += (log_posterior - trained.log_prob(z)).sum(0)
         log_total = torch.logaddexp(log_total, torch.logsumexp(log_likelihood - difference, 0))
     try:
-        kl, exact = kl_divergence(posterior, prior), True
+        trained_kl, exact = kl_divergence(posterior, trained), True
     except NotImplementedError:
+        trained_kl, exact = trained_ratio / num_draws, False
+    kl = trained_kl
+    if not model.is_bound:
         kl, exact = log_ratio / num_draws, False
-    ones = z.new_ones(z.shape[1:])
-    own, other = inclusion_logits(posterior), inclusion_logits(prior)
-    inclusion = ones if own is None else own.sigmoid()
-    by_odds = ones
-    if own is not None:  # a prior such as a mixture has no odds of its own for each latent
-        by_odds = ones * math.nan if other is None else (own > other).to(z)
+    if is_point(posterior):
+        kl, log_total = kl * math.nan, log_total * math.nan
+    own, other = inclusion_logits(posterior), inclusion_logits(trained)
+    on = (z[-1] != 0).to(z)  # which, without an atom, all are
+    inclusion, by_odds = on, on
+    if own is not None:
+        inclusion = own.sigmoid()
+        # A prior such as a mixture has no odds of its own for each latent.
+        by_odds = on * math.nan if other is None else (own > other).to(z)
     gap = _relaxation_gap(model, x, posterior, seed)
-    bounds = (reconstruction / num_draws, kl, log_total - math.log(num_draws), gap)
+    bounds = (reconstruction / num_draws, kl, trained_kl, log_total - math.log(num_draws), gap)
     codes = (inclusion, by_odds, z[-1], posterior.mean)
     return (*(t.cpu() for t in bounds), *(t.flatten(1).cpu() for t in codes), torch.tensor([exact]))
 
@@ -175,10 +191,11 @@ def _relaxation_gap(model: VAE, x: Tensor, hard: Distribution, seed: int) -> Ten
 
 
 def _summary(fields: list[Tensor], num_draws: int, binarize: str | None) -> Evaluation:
-    reconstruction, kl, iwae, gap, inclusion, by_odds, codes, means, exact = fields
+    reconstruction, kl, trained_kl, iwae, gap, inclusion, by_odds, codes, means, exact = fields
     on = inclusion > 0.5
     return Evaluation(
         elbo=float((reconstruction - kl).mean()),
+        objective=float((reconstruction - trained_kl).mean()),
         reconstruction=float(reconstruction.mean()),
         kl=float(kl.mean()),
         kl_is_exact=bool(exact.all()),

@@ -23,11 +23,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -73,9 +76,9 @@ class TraceELBO(Trace_ELBO):
         terms = {}
         for name, site in sites.items():
             if site["is_observed"] or name not in guide_sites:  # the latter: drawn from the prior itself
-                terms[name] = _Term(site["log_prob"], site["log_prob"])
+                terms[name] = _Term(*2 * (_log_prob(model_trace, name),))
             else:
-                terms[name] = self._latent_term(site, guide_sites[name])
+                terms[name] = self._latent_term(model_trace, name, guide_sites[name])
         for name, site in guide_sites.items():
             if name not in sites:  # an auxiliary site of the guide
                 terms[name] = _Term(-site["log_prob"], -_entropy_term(site))
@@ -95,9 +98,9 @@ class TraceELBO(Trace_ELBO):
             surrogate = surrogate + (signal.sum_to(site["cond_indep_stack"]) * score).sum()
         return elbo, surrogate
 
-    def _latent_term(self, model_site: dict, guide_site: dict) -> _Term:
-        value = model_site["log_prob"] - guide_site["log_prob"]
-        return _Term(value, model_site["log_prob"] - _entropy_term(guide_site))
+    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> _Term:
+        log_prior = _log_prob(model_trace, name)
+        return _Term(log_prior - guide_site["log_prob"], log_prior - _entropy_term(guide_site))
 
 
 class AnalyticELBO(TraceELBO):
@@ -113,13 +116,19 @@ class AnalyticELBO(TraceELBO):
         self._sampled: set[str] = set()
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        traces = super()._get_trace(model, guide, args, kwargs)
-        if is_validation_enabled():
+        if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
+            traces = super()._get_trace(model, guide, args, kwargs)
             _check_mean_field_requirement(*traces)
-        return traces
+            return traces
+        # Pyro would evaluate every prior's density, which a closed form has no use for.
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace = prune_subsample_sites(guide_trace)
+        guide_trace.compute_score_parts()
+        return prune_subsample_sites(model_trace), guide_trace
 
-    def _latent_term(self, model_site: dict, guide_site: dict) -> _Term:
-        posterior, prior = guide_site["fn"], model_site["fn"]
+    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> _Term:
+        posterior, prior = guide_site["fn"], model_trace.nodes[name]["fn"]
         try:
             kl = kl_divergence(posterior, prior)
         except NotImplementedError:
@@ -129,9 +138,14 @@ class AnalyticELBO(TraceELBO):
                     f"the KL divergence at site {guide_site['name']!r} has no closed form and is sampled",
                     stacklevel=2,
                 )
-            return super()._latent_term(model_site, guide_site)
+            return super()._latent_term(model_trace, name, guide_site)
         term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
         return _Term(term, term, exact_kl=True)
+
+
+def _log_prob(trace: Trace, name: str) -> Tensor:
+    trace.compute_log_prob(lambda other, _: other == name)  # where it has not been computed
+    return trace.nodes[name]["log_prob"]
 
 
 def _entropy_term(guide_site: dict) -> Tensor:

@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, s
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.files import replacing
 from vsc_pyro.objectives import get_objective
+from vsc_pyro.schedules import Schedule, set_values
 from vsc_pyro.seeding import manual_seed, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.vae import VAE
@@ -90,6 +91,7 @@ def fit(
     batch_size: int = 200,
     lr: float = 1e-3,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
@@ -111,6 +113,8 @@ def fit(
         batch_size: data per step; the last batch of an epoch may be smaller.
         lr: learning rate of Adam.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
+        schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
+            `vsc_pyro.schedules`. The last value stays.
         device: ``"auto"`` for the GPU where there is one.
         seed: of shuffling, binarisation and all draws.
         checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically.
@@ -146,7 +150,10 @@ def fit(
             f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
             "one datum is undefined; choose another batch_size"
         )
+    schedules = dict(schedules or {})
+    set_values(model, schedules, 0)
     model.to(device)
+    model.num_data = len(data)
     data = data.to(model.reference)
 
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -164,17 +171,21 @@ def fit(
         "lr": lr,
         "seed": seed,
         "data": f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {_checksum(data.images)}",
-        "model": re.sub(" at 0x[0-9a-f]+", "", repr(model)),
+        "model": _without_addresses(repr(model)),
+        "schedules": _without_addresses(repr(schedules)),
         "trained": [name for name, p in model.named_parameters() if p.requires_grad],
     }
-    run = _Run(model, optimizer, schedule, generator, settings)
+    run = _Run(model, optimizer, schedule, schedules, generator, settings)
     svi = SVI(model.model, model.guide, optimizer, loss)
 
     with _private_state(model, device, seed):
         if resume and Path(checkpoint).is_file():
             run.restore(checkpoint, device, epochs)
+        else:
+            model.prepare(data.images)
         first_epoch = len(run.history)
         steps = -(-len(data) // batch_size)
+        set_values(model, schedules, max(0, first_epoch * steps - 1))
         with tqdm(
             total=epochs * steps, initial=first_epoch * steps, disable=not progress, unit="step", desc="fit"
         ) as bar:
@@ -185,6 +196,10 @@ def fit(
                 if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
                     run.save(checkpoint)
     return run.history
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(" at 0x[0-9a-f]+", "", text)
 
 
 def _checksum(x: Tensor) -> str:
@@ -211,12 +226,14 @@ class _Run:
         model: VAE,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler | None,
+        schedules: dict[str, Schedule],
         generator: torch.Generator,
         settings: dict[str, Any],
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
+        self.schedules = schedules
         self.generator = generator
         self.settings = settings
         self.history = History()
@@ -228,7 +245,9 @@ class _Run:
         order = torch.randperm(len(data), generator=self.generator, device=device)
         losses: list[Tensor] = []
         looked = 0
-        for step, indices in enumerate(order.split(batch_size), start=1):
+        batches = order.split(batch_size)
+        for step, indices in enumerate(batches, start=1):
+            set_values(self.model, self.schedules, len(self.history) * len(batches) + step - 1)
             # Pyro's checks wait for the device several times a step; the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
                 loss = svi.step(data.draw(indices, self.generator))

@@ -2,11 +2,13 @@ r"""The variational autoencoder as a Pyro program: the one place of the library 
 
 .. math:: z \sim p(z), \quad x \sim p(x|z) \qquad\text{(model)}, \qquad z \sim q(z|x) \quad\text{(guide)}
 
-Encoder, decoder and prior are modules that return distributions; which ones, nothing here asks.
+Encoder, decoder and prior are modules that return distributions; which ones, nothing here asks. A prior may have latent
+variables of its own, common to all data (sites outside the plate), and charge the objective a penalty (a factor).
 
 References
     D. P. Kingma, M. Welling (2014), Auto-encoding variational Bayes.
     I. Higgins et al. (2017), beta-VAE.
+    F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from vsc_pyro.arguments import positive_float
+from vsc_pyro.arguments import positive_float, positive_int
 
 _CHECK_CHUNK = 4096
+_TINY = 1e-30
 
 
 class VAE(nn.Module):
@@ -41,19 +44,30 @@ class VAE(nn.Module):
         encoder: x ``(B, ...)`` -> q(z|x) with `batch_shape` ``(B,)``.
         decoder: z ``(*, J)`` -> p(x|z) with `batch_shape` ``(*)``.
         prior: x -> p(z), with a batch shape that broadcasts to ``(B,)``.
-        beta: weight of the KL divergence (Higgins et al., 2017); 1 for the evidence lower bound.
+        beta: weight of the KL divergence of codes (Higgins et al., 2017); 1 for the evidence lower bound. Read anew in
+            every step, as `fit`'s schedules need; a schedule may start it at 0.
+        num_data: size of the data that x is a minibatch of, which latent variables common to all data are weighed by;
+            None if x is all of it. `vsc_pyro.fit` sets it.
 
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
             the prior is infinite. Checked at construction where the encoder has an `input_shape`.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module, beta: float = 1.0) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: nn.Module,
+        beta: float = 1.0,
+        num_data: int | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
         self.beta = positive_float("beta", beta)
+        self.num_data = None if num_data is None else positive_int("num_data", num_data)
         if hasattr(encoder, "input_shape"):
             self._check_parts(self.reference.new_zeros(1, *encoder.input_shape))
 
@@ -67,20 +81,52 @@ class VAE(nn.Module):
         return f"beta={self.beta}"
 
     def model(self, x: Tensor) -> Tensor:
-        """Pyro model of data x, shape ``(B, ...)``; sites ``"z"`` and ``"x"`` in a plate ``"data"``. Returns z."""
+        """Pyro model of data x, shape ``(B, ...)``; sites ``"z"`` and ``"x"`` in a plate ``"data"``. Returns z.
+
+        Outside the plate: the prior's own latent variables, by their names, and a factor ``"penalty"`` if it has one.
+        """
         self._register()
+        values = self._sample_hyperparameters(x, 0)
+        penalty = self.prior.penalty() if hasattr(self.prior, "penalty") else None
+        if penalty is not None:
+            pyro.factor("penalty", -len(x) * penalty)
         with pyro.plate("data", x.shape[0], dim=-1):
-            with poutine.scale(scale=self.beta):
-                z = pyro.sample("z", self.prior(x))
+            with self._weighed_by_beta():
+                z = pyro.sample("z", self.prior(x, **values))
             likelihood = self.decoder(z)
             pyro.sample("x", likelihood, obs=_as_events(x, likelihood))
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """Pyro guide of data x, shape ``(B, ...)``; site ``"z"`` in a plate ``"data"``. Returns z."""
+        """Pyro guide of data x, shape ``(B, ...)``; the latent sites of the model. Returns z."""
         self._register()
-        with pyro.plate("data", x.shape[0], dim=-1), poutine.scale(scale=self.beta):
+        self._sample_hyperparameters(x, 1)
+        with pyro.plate("data", x.shape[0], dim=-1), self._weighed_by_beta():
             return pyro.sample("z", self.encoder(x))
+
+    def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
+        return poutine.scale(scale=self.beta or _TINY)  # Pyro takes no zero
+
+    def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
+        """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""
+        hyperparameters = self.prior.hyperparameters() if hasattr(self.prior, "hyperparameters") else {}
+        with poutine.scale(scale=len(x) / (self.num_data or len(x))):
+            return {name: pyro.sample(name, both[role]) for name, both in hyperparameters.items()}
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether minus the loss bounds the evidence: not for a prior chosen by looking at the datum without charge."""
+        return getattr(self.prior, "is_bound", True)
+
+    def marginal_prior(self, x: Tensor) -> Distribution:
+        """The distribution of codes before any datum is seen; x, shape ``(B, ...)``, gives no more than its device."""
+        return self.prior.marginal(x) if hasattr(self.prior, "marginal") else self.prior(x)
+
+    def prepare(self, images: Tensor) -> None:
+        """Let every part that starts from training data, shape ``(N, ...)``, look at them; once, before training."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "prepare"):
+                module.prepare(images)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

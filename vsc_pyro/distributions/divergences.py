@@ -4,7 +4,9 @@ r"""Kullback-Leibler divergences of the spike-and-slab, registered with `torch.d
 
 for any two slabs that have a KL divergence of their own. An atom-free q has :math:`KL(q \| F_p) - \log \gamma_p`. A
 spike-and-slab q against an atom-free p has none: its atom has no mass there, the divergence is infinite, and asking for
-it is an error. All return `batch_shape` and compose with ``.to_event``.
+it is an error. So it is with a Cauchy q against the lighter tails of a Normal, a Laplace or a mixture of these
+(:math:`E_q|z|` is infinite), and with any q but a point against an improper p. All return `batch_shape` and compose
+with ``.to_event``.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from __future__ import annotations
 from typing import NoReturn
 
 import torch
-from pyro.distributions import Delta, MultivariateNormal
+from pyro.distributions import Delta, ImproperUniform, MultivariateNormal
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence, register_kl
+from torch.distributions import Cauchy, Distribution, Laplace, MixtureSameFamily, Normal, kl_divergence, register_kl
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, is_atom_free
@@ -70,3 +72,37 @@ def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent)
     if p.reinterpreted_batch_ndims != q.reinterpreted_batch_ndims:
         raise NotImplementedError(f"events of shapes {tuple(p.event_shape)} and {tuple(q.event_shape)} have no KL")
     return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)
+
+
+# A number or NotImplementedError, which Pyro takes as a request to sample, would hide that these are infinite.
+@register_kl(Cauchy, Normal)
+@register_kl(Cauchy, Laplace)
+def _refuse_lighter_tails(p: Cauchy, q: Distribution) -> NoReturn:
+    raise ValueError(
+        f"KL(Cauchy || {_name(q)}) is infinite: a Cauchy distribution has no mean, and the tails of {_name(q)} are "
+        "lighter; use a Cauchy prior (or slab), or a Normal or Laplace posterior"
+    )
+
+
+@register_kl(Cauchy, MixtureSameFamily)
+def _refuse_lighter_mixture(p: Cauchy, q: MixtureSameFamily) -> NoReturn:
+    if isinstance(q.component_distribution, (Normal, Laplace)):
+        _refuse_lighter_tails(p, q)
+    raise NotImplementedError("no closed form for KL(Cauchy || MixtureSameFamily)")
+
+
+@register_kl(Delta, ImproperUniform)
+def _kl_delta_flat(p: Delta, q: ImproperUniform) -> Tensor:
+    return -q.log_prob(p.v)
+
+
+def _refuse_improper(p: Distribution, q: ImproperUniform) -> NoReturn:
+    raise ValueError(
+        f"KL({_name(p)} || ImproperUniform) does not exist, for the prior has no finite mass: a posterior would spread "
+        "without bound; use DeltaEncoder (a plain autoencoder), or a proper prior such as NormalPrior"
+    )
+
+
+register_kl(Distribution, ImproperUniform)(_refuse_improper)
+register_kl(SpikeSlab, ImproperUniform)(_refuse_improper)
+register_kl(IndependentSpikeSlab, ImproperUniform)(_refuse_improper)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
@@ -43,6 +44,14 @@ def draw_of(value: Tensor) -> Draw | None:
     """The draw that `value` is; None if it is none, or has been edited in place since."""
     draw, version = getattr(value, _KEY, (None, None))
     return draw if version == _version(value) else None
+
+
+def expand_draw(value: Tensor, shape: torch.Size) -> Tensor:
+    """``value.expand(shape)``, which remembers the draw that `value` is."""
+    expanded = value.expand(shape)
+    if draw := draw_of(value):
+        remember(expanded, Draw(draw.slab.expand(shape), draw.spike.expand(shape), draw.by))
+    return expanded
 
 
 def _version(value: Tensor) -> int:

@@ -345,6 +345,13 @@ def is_atom_free(distribution: Distribution) -> bool:
     return all(map(is_atom_free, parts)) if parts else not distribution.support.is_discrete
 
 
+def is_point(distribution: Distribution) -> bool:
+    """Whether the distribution is a point (`Delta`), which has no density."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta)
+
+
 def inclusion_logits(distribution: Distribution) -> Tensor | None:
     """Log-odds of P(z != 0) of every coordinate, shape `batch_shape + event_shape`; None where zero has no mass."""
     while hasattr(distribution, "base_dist"):

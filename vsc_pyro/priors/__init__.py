@@ -1,0 +1,21 @@
+"""Priors: modules whose forward takes data x and returns the prior p(z), a distribution (most ignore x).
+
+A prior of your own is a subclass of `Prior`, or any `torch.nn.Module`, with such a forward; `vsc_pyro.VAE` uses, checks
+and trains it like these.
+"""
+
+from vsc_pyro.priors.dense import CauchyPrior, FlatPrior, LaplacePrior, NormalMixturePrior, NormalPrior
+from vsc_pyro.priors.prior import Prior
+from vsc_pyro.priors.pseudo_input import PseudoInputPrior
+from vsc_pyro.priors.spike_slab import SpikeSlabPrior
+
+__all__ = [
+    "CauchyPrior",
+    "FlatPrior",
+    "LaplacePrior",
+    "NormalMixturePrior",
+    "NormalPrior",
+    "Prior",
+    "PseudoInputPrior",
+    "SpikeSlabPrior",
+]

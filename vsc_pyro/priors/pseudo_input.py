@@ -1,0 +1,191 @@
+r"""The pseudo-input prior of Variational Sparse Coding: codes look like those of a few learned inputs.
+
+.. math:: p(z) = \sum_u \pi_u\, q_\phi(z | x_u), \qquad u = 1 \dots U,
+
+with learned pseudo-inputs :math:`x_u`, the encoder :math:`q_\phi` itself, and a classifier :math:`r = C_\omega(x)` that
+assigns a datum to them. With u a latent, enumerated exactly, the objective
+
+.. math:: E_q[\log p(x|z)] - \sum_u r_u\, KL(q(z|x) \| q(z|x_u)) - KL(r \| \pi)
+
+bounds the evidence. Tonolini et al. (2020) leave the last term, at most log U for equal weights, out: a prior that is
+chosen by looking at the datum, free of charge, is no prior, and their objective no bound.
+
+A second term keeps codes sparse where the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
+\mathrm{Bern}(\alpha))`, with :math:`\bar\gamma` the mean inclusion probability of the pseudo-inputs' codes over latents
+and pseudo-inputs.
+
+References
+    F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
+    J. M. Tomczak, M. Welling (2018), VAE with a VampPrior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import MixtureSameFamily
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, kl_divergence
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.distributions import AssignedMixture, inclusion_logits, is_point
+from vsc_pyro.networks import MLP
+from vsc_pyro.priors.prior import Prior
+
+# Pseudo-inputs start this share of the range away from its ends, where a sigmoid still has a gradient.
+_MARGIN = 0.01
+
+
+class PseudoInputPrior(Prior):
+    r"""Mixture of the posteriors of learned pseudo-inputs, see the module's docstring.
+
+    `fit` lets the pseudo-inputs start at random training data and takes the range they stay in from the data; for bare
+    Pyro, or to start elsewhere, pass `pseudo_inputs`, or call ``prepare(images)``.
+
+    Args:
+        encoder: the encoder of the same model; it has `input_shape` and a posterior with a density.
+        num_pseudo_inputs: U.
+        inclusion: :math:`\alpha` of the aggregate sparsity term.
+        sparsity_weight: weight of that term in the objective, per datum; 0 leaves it out. (The paper adds the term once
+            to the sum over all N data, which is a weight of 1/N.)
+        assignment: ``"bound"``, u a latent whose assignment is paid for; or ``"paper"``, the published objective, which
+            is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture instead).
+        pseudo_inputs: where to start, shape ``(U, ...)``, instead of random training data; the range is then theirs.
+        hidden: widths of the classifier's hidden layers.
+        activation: name of their activation.
+
+    Shapes:
+        x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: an encoder without `input_shape` or whose posterior is a point; pseudo-inputs that do not fit it; an
+            inclusion outside (0, 1); a negative weight; an unknown `assignment`; a sparsity term without spikes.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_pseudo_inputs: int = 20,
+        inclusion: float = 0.1,
+        sparsity_weight: float = 0.0,
+        assignment: str = "bound",
+        pseudo_inputs: Tensor | None = None,
+        hidden: int | Sequence[int] = (200,),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        if not hasattr(encoder, "input_shape"):
+            raise ValueError(
+                f"encoder must have an attribute input_shape, the shape of one datum; {type(encoder).__name__} has none"
+            )
+        if assignment not in ("bound", "paper"):
+            raise ValueError(f"unknown assignment {assignment!r}; known are 'bound', 'paper'")
+        if not 0 < inclusion < 1:
+            raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
+        if not (sparsity_weight >= 0 and math.isfinite(sparsity_weight)):
+            raise ValueError(f"sparsity_weight must be a finite number of at least 0, got {sparsity_weight!r}")
+        self.encoder = encoder
+        self.latent_dim = encoder.latent_dim
+        self.num_pseudo_inputs = positive_int("num_pseudo_inputs", num_pseudo_inputs)
+        self.inclusion = inclusion
+        self.sparsity_weight = float(sparsity_weight)
+        self.assignment = assignment
+        pixels = math.prod(encoder.input_shape)
+        self.classifier = nn.Sequential(nn.Flatten(), *MLP(pixels, self.num_pseudo_inputs, hidden, activation))
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.ones(()))
+        self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
+        self._unconstrained = nn.Parameter(torch.randn(self.num_pseudo_inputs, *encoder.input_shape))
+        if pseudo_inputs is not None:
+            if len(pseudo_inputs) != self.num_pseudo_inputs:
+                raise ValueError(
+                    f"pseudo_inputs must be num_pseudo_inputs={self.num_pseudo_inputs} data, got {len(pseudo_inputs)}"
+                )
+            self._start_at(pseudo_inputs, pseudo_inputs)
+        self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        with torch.no_grad():
+            posterior = self.encoder(self.pseudo_inputs)
+        if is_point(posterior):
+            raise ValueError(
+                f"the posterior of pseudo-inputs must have a density to be a prior, and {type(self.encoder).__name__} "
+                "gives points; take SpikeSlabEncoder, NormalEncoder or another"
+            )
+        if self.sparsity_weight and inclusion_logits(posterior) is None:
+            raise ValueError(
+                f"sparsity_weight={self.sparsity_weight} needs spikes, and {type(self.encoder).__name__} has none; "
+                "take SpikeSlabEncoder, or sparsity_weight=0"
+            )
+
+    @property
+    def is_bound(self) -> bool:
+        return self.assignment == "bound"
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs, shape ``(U, *input_shape)``, within the data's range."""
+        return self.low + (self.high - self.low) * torch.sigmoid(self._unconstrained)
+
+    def prepare(self, images: Tensor) -> None:
+        """Start at random training data, shape ``(N, ...)`` (torch's random state decides which); only the first time.
+
+        Raises:
+            ValueError: fewer data than pseudo-inputs, or of another shape.
+        """
+        if self.prepared:
+            return
+        if len(images) < self.num_pseudo_inputs:
+            raise ValueError(
+                f"num_pseudo_inputs={self.num_pseudo_inputs} pseudo-inputs start at as many different data, "
+                f"got {len(images)}; take fewer"
+            )
+        chosen = torch.randperm(len(images))[: self.num_pseudo_inputs].to(images.device)
+        self._start_at(images[chosen], images)
+
+    def _start_at(self, start: Tensor, images: Tensor) -> None:
+        shape = self._unconstrained.shape
+        if start.numel() != shape.numel():
+            raise ValueError(
+                f"pseudo-inputs must have the shape of the encoder's data, {tuple(shape[1:])}, "
+                f"got data of shape {tuple(start.shape[1:])}"
+            )
+        low, high = images.min(), images.max()
+        if not high > low:
+            raise ValueError(f"pseudo-inputs stay in the range of the data, and all of these are {float(low):g}")
+        with torch.no_grad():
+            self.low.copy_(low)
+            self.high.copy_(high)
+            self.prepared.fill_(True)
+            share = ((start - low) / (high - low)).clamp(_MARGIN, 1 - _MARGIN)
+            self._unconstrained.copy_(torch.logit(share).reshape(shape))
+
+    def forward(self, x: Tensor) -> AssignedMixture:
+        log_assignment = torch.log_softmax(self.classifier(x), -1)
+        return AssignedMixture(
+            self.encoder(self.pseudo_inputs), self._log_weights(), log_assignment, charge_assignment=self.is_bound
+        )
+
+    def marginal(self, x: Tensor) -> MixtureSameFamily:
+        """The mixture itself, without a classifier (VampPrior-like)."""
+        components = self.encoder(self.pseudo_inputs)
+        return AssignedMixture(components, self._log_weights(), self._log_weights()).mixture
+
+    def penalty(self) -> Tensor | None:
+        r""":math:`J\, KL(\mathrm{Bern}(\bar\gamma) \| \mathrm{Bern}(\alpha))` times its weight."""
+        if not self.sparsity_weight:
+            return None
+        mean_inclusion = inclusion_logits(self.encoder(self.pseudo_inputs)).sigmoid().mean()
+        sparsity = kl_divergence(Bernoulli(mean_inclusion), Bernoulli(torch.full_like(mean_inclusion, self.inclusion)))
+        return self.sparsity_weight * self.latent_dim * sparsity
+
+    def _log_weights(self) -> Tensor:
+        return self._unconstrained.new_full((self.num_pseudo_inputs,), -math.log(self.num_pseudo_inputs))
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_pseudo_inputs={self.num_pseudo_inputs}, inclusion={self.inclusion}, "
+            f"sparsity_weight={self.sparsity_weight}, assignment={self.assignment!r}"
+        )
