@@ -6,7 +6,7 @@ from conftest import assert_mean_equals
 from pyro.infer import Predictive
 from torch.distributions import kl_divergence
 
-from vsc_pyro.distributions import SpikeSlab, inclusion_logits
+from vsc_pyro.distributions import SpikeSlab, centre, inclusion_logits
 from vsc_pyro.gates import GATES
 
 SLABS = {
@@ -296,3 +296,21 @@ def test_low_precision_keeps_rare_spikes_rare():
     assert z.dtype == torch.bfloat16
     assert_mean_equals((z != 0).double(), float(q.logits.float().sigmoid()))
     assert float(q.logits.float().sigmoid()) == pytest.approx(0.002, rel=0.02)
+
+
+CENTRES = {"normal": 0.7, "laplace": -0.4, "cauchy": 0.2, "student": 0.1, "uniform": 2.0}
+
+
+@pytest.mark.parametrize("name", CENTRES)
+def test_centre_is_the_mean_or_the_median_of_families_that_need_not_have_one(name):
+    slab = SLABS[name].expand((4, 3))
+    torch.testing.assert_close(centre(slab), torch.full((4, 3), CENTRES[name]))
+    torch.testing.assert_close(centre(slab.to_event(1)), torch.full((4, 3), CENTRES[name]))
+    torch.testing.assert_close(centre(SpikeSlab(slab, probs=0.3).to_event(2)), torch.full((4, 3), 0.3 * CENTRES[name]))
+    assert torch.isfinite(centre(dist.StudentT(torch.tensor(0.5))))  # no mean at one degree of freedom or fewer
+
+
+def test_centre_of_a_point_and_of_a_transformed_distribution():
+    point = torch.randn(4, 3)
+    assert torch.equal(centre(dist.Delta(point, event_dim=1)), point)
+    assert torch.equal(centre(SLABS["lognormal"]), SLABS["lognormal"].mean)

@@ -193,6 +193,20 @@ def test_dense_codes(digits):
     assert 0.2 < result.hoyer < 0.45
 
 
+class Cauchy(nn.Module):
+    """A posterior or prior without a mean: half its locations follow the data, half stay where they are."""
+
+    input_shape = (64,)
+
+    def forward(self, x):
+        return dist.Cauchy(torch.cat([4 * x.flatten(1)[:, 20:23], x.new_ones(len(x), 3)], 1), 0.1).to_event(1)
+
+
+def test_active_units_of_codes_without_a_mean(digits):
+    model = vsc.VAE(Cauchy(), vsc.BernoulliDecoder(6, 64), Cauchy())
+    assert vsc.evaluate(model, digits.test, num_draws=5).active_units == 3
+
+
 def test_hoyer_at_its_ends():
     assert hoyer(torch.eye(5)) == pytest.approx(1)
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)))

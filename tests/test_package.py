@@ -17,7 +17,7 @@ LAYERS = [
     {"vae"},
     {"objectives"},
     {"svi"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "probes"},
     {"plots"},
 ]
 

@@ -1,6 +1,7 @@
 import io
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -114,3 +115,19 @@ def test_flat_and_dense_models(digits):
     flat = vsc.Dataset(digits.test.images.flatten(1), digits.test.labels, "dynamic")
     for figure in (plots.reconstructions(model, flat), plots.prior_samples(model, flat), plots.traversals(model, flat)):
         pixels(figure)
+
+
+def test_traversals_of_codes_without_a_mean(digits):
+    class Cauchy(torch.nn.Module):
+        def forward(self, x):
+            return vsc.SpikeSlab(dist.Cauchy(x.flatten(1)[:, 20:24], 0.1), probs=0.9).to_event(1)
+
+    grey = vsc.Dataset(digits.test.images)
+    model = vsc.VAE(Cauchy(), vsc.BernoulliDecoder(4, (1, 8, 8)), Cauchy())
+    figure = plots.traversals(model, grey, num=1)
+    latent = int(figure.axes[0].texts[0].get_text().split()[1])
+    pixels_read = digits.test.images.flatten(1)[:, 20:24]
+    assert latent == int(pixels_read.std(0).argmax())
+    code = pixels_read[int(pixels_read[:, latent].argmax())]
+    with model.evaluating():
+        torch.testing.assert_close(shown_in(figure.axes[1]), model.decoder(code).mean[0])

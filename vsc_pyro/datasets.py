@@ -29,6 +29,14 @@ BINARIZATIONS = ("dynamic", "static", None)
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
 
 
+class Factors(NamedTuple):
+    """What data were made of: shapes ``(N, K)`` bool and ``(N, K)``, and K names."""
+
+    presence: Tensor
+    values: Tensor
+    names: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Data in memory.
@@ -38,6 +46,7 @@ class Dataset:
         labels: integer tensor of shape ``(N,)``, or None.
         binarize: what a model sees of the images: ``"dynamic"``, ``"static"`` (done already) or None.
         name: what to call it in tables.
+        factors: the `Factors` the data were made of, where they are known, or None.
 
     Raises:
         ValueError: no datum, no floating-point tensor, labels of another length, or values outside [0, 1] that are to
@@ -48,6 +57,7 @@ class Dataset:
     labels: Tensor | None = None
     binarize: str | None = None
     name: str = "data"
+    factors: Factors | None = None
 
     def __post_init__(self) -> None:
         _check_binarize(self.binarize)

@@ -7,7 +7,8 @@ r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes.
   that the objective measured a code that is not the one the model has;
 * sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior above prior
   odds; Hoyer's measure :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
-  (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016).
+  (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016; the median
+  where a family need not have a mean, see `vsc_pyro.distributions.centre`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.distributions import inclusion_logits, is_point
+from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
@@ -51,7 +52,7 @@ class Evaluation:
         hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (NaN where a spike-and-slab
             posterior meets a prior that has no odds for each latent).
         hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
-        active_units: latents whose posterior mean varies over data by more than 0.01 (variance).
+        active_units: latents whose posterior mean (`centre`) varies over data by more than 0.01 (variance).
         used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
         usage: mean inclusion probability of each latent, shape ``(J,)``, on the CPU.
         num_draws, num_data, binarize: the protocol.
@@ -137,6 +138,10 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
     posterior = model.encoder(x)
     trained = model.prior(x).expand(posterior.batch_shape)
     prior = model.marginal_prior(x).expand(posterior.batch_shape)
+    try:
+        trained_kl = kl_divergence(posterior, trained)
+    except NotImplementedError:
+        trained_kl = None
     reconstruction, log_ratio, trained_ratio = x.new_zeros(3, len(x))
     log_total = x.new_full((len(x),), -math.inf)
     for start in range(0, num_draws, chunk):
@@ -146,15 +151,13 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
         difference = log_posterior - prior.log_prob(z)
         reconstruction += log_likelihood.sum(0)
         log_ratio += difference.sum(0)
-        trained_ratio += (log_posterior - trained.log_prob(z)).sum(0)
+        if trained_kl is None:
+            trained_ratio += (log_posterior - trained.log_prob(z)).sum(0)
         log_total = torch.logaddexp(log_total, torch.logsumexp(log_likelihood - difference, 0))
-    try:
-        trained_kl, exact = kl_divergence(posterior, trained), True
-    except NotImplementedError:
-        trained_kl, exact = trained_ratio / num_draws, False
-    kl = trained_kl
-    if not model.is_bound:
-        kl, exact = log_ratio / num_draws, False
+    exact = trained_kl is not None and model.is_bound
+    if trained_kl is None:
+        trained_kl = trained_ratio / num_draws
+    kl = trained_kl if model.is_bound else log_ratio / num_draws
     if is_point(posterior):
         kl, log_total = kl * math.nan, log_total * math.nan
     own, other = inclusion_logits(posterior), inclusion_logits(trained)
@@ -166,7 +169,7 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
         by_odds = on * math.nan if other is None else (own > other).to(z)
     gap = _relaxation_gap(model, x, posterior, seed)
     bounds = (reconstruction / num_draws, kl, trained_kl, log_total - math.log(num_draws), gap)
-    codes = (inclusion, by_odds, z[-1], posterior.mean)
+    codes = (inclusion, by_odds, z[-1], centre(posterior))
     return (*(t.cpu() for t in bounds), *(t.flatten(1).cpu() for t in codes), torch.tensor([exact]))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.distributions import inclusion_logits
+from vsc_pyro.distributions import centre, inclusion_logits
 from vsc_pyro.seeding import seeded
 from vsc_pyro.training import History
 from vsc_pyro.vae import VAE
@@ -89,15 +89,15 @@ def traversals(
     data = as_dataset(data)
     x = data.draw(slice(2000)).to(model.reference)
     posterior = model.encoder(x)
-    inclusion = _inclusion(posterior)
+    inclusion, centres = _inclusion(posterior), centre(posterior)
     # A latent is used where it is on and its value says something about the datum.
-    use = inclusion.mean(0) * posterior.mean.std(0, correction=0)
+    use = inclusion.mean(0) * centres.std(0, correction=0)
     latents = use.argsort(descending=True)[: positive_int("num", num)].tolist()
     values = torch.linspace(-limit, limit, 7).to(x)
     rows, names = [], []
     for latent in latents:
-        datum = int((inclusion[:, latent] * posterior.mean[:, latent].abs()).argmax())
-        code = torch.where(inclusion[datum] > 0.5, posterior.mean[datum] / inclusion[datum], 0)
+        datum = int((inclusion[:, latent] * centres[:, latent].abs()).argmax())
+        code = torch.where(inclusion[datum] > 0.5, centres[datum] / inclusion[datum], 0)
         codes = code.repeat(2 + len(values), 1)
         codes[1:, latent] = torch.cat([values.new_zeros(1), values])
         decoded = model.decoder(codes).mean.reshape(-1, *x.shape[1:])
@@ -164,7 +164,7 @@ def training_curve(history: History) -> Figure:
 
 def _inclusion(posterior: torch.distributions.Distribution) -> Tensor:
     logits = inclusion_logits(posterior)
-    return torch.ones_like(posterior.mean) if logits is None else logits.sigmoid()
+    return torch.ones_like(centre(posterior)) if logits is None else logits.sigmoid()
 
 
 def _grid(rows: list[Tensor], names: list[str], title: str, columns: list[str] | None = None) -> Figure:

@@ -1,15 +1,17 @@
-"""The spike-and-slab distribution and its Kullback-Leibler divergences."""
+"""The spike-and-slab distribution, mixtures of it, and Kullback-Leibler divergences."""
 
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
+from vsc_pyro.distributions.summaries import centre
 
 __all__ = [
     "SLABS",
     "AssignedMixture",
     "IndependentSpikeSlab",
     "SpikeSlab",
+    "centre",
     "get_slab",
     "inclusion_logits",
     "is_atom_free",

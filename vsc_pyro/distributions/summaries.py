@@ -1,0 +1,24 @@
+"""One number that stands for a distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributions import Cauchy, Distribution, Independent, StudentT
+
+from vsc_pyro.distributions.spike_slab import SpikeSlab
+
+
+def centre(distribution: Distribution) -> Tensor:
+    r"""The mean, or where a family need not have one its median; shape `batch_shape + event_shape`.
+
+    That is `loc` for Cauchy and Student's t, :math:`\gamma c` for a spike-and-slab whose slab has the centre c, and
+    the mean for all others. What `evaluate`, the probes and the plots take as the code of a datum.
+
+    Raises:
+        NotImplementedError: a distribution that does not give its mean.
+    """
+    if isinstance(distribution, Independent):
+        return centre(distribution.base_dist)
+    if isinstance(distribution, SpikeSlab):
+        return distribution.probs * centre(distribution.slab)
+    return distribution.loc if isinstance(distribution, (Cauchy, StudentT)) else distribution.mean
