@@ -19,32 +19,56 @@ import torch
 import vsc_pyro as vsc
 from vsc_pyro import plots
 from vsc_pyro.arguments import positive_float, positive_int
+from vsc_pyro.distributions import SLABS
 from vsc_pyro.files import replacing
 from vsc_pyro.gates import GATES
 from vsc_pyro.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES
+from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
 EPOCHS = {"digits": 500}  # of 8 steps each; an epoch of MNIST has 300
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
-FILES = ("config.json", "checkpoint.pt", "history.csv", "metrics.json", *(f"{name}.png" for name in FIGURES))
+FILES = (
+    *("config.json", "checkpoint.pt", "history.csv", "metrics.json", "pseudo_inputs.png"),
+    *(f"{name}.png" for name in FIGURES),
+)
 # Settings that may differ between a run and its resumption; every other decides what the run computes.
 FREE_TO_CHANGE = ("epochs", "device", "output", "data_root", "resume", "overwrite", "quiet", "iwae_draws")
 
 
+def spike_slab_encoder(args, shape):
+    return vsc.SpikeSlabEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation, args.gate, slab=args.slab)
+
+
 def spike_slab(args, shape):
-    encoder = vsc.SpikeSlabEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation, args.gate)
-    return encoder, vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, args.learn_inclusion)
+    prior = vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, args.learn_inclusion, args.hyperprior, args.slab)
+    return spike_slab_encoder(args, shape), prior
 
 
-def normal(args, shape):
-    if args.learn_inclusion:
-        raise ValueError("--learn-inclusion goes with --prior spike-slab, got --prior normal")
-    encoder = vsc.NormalEncoder(shape, args.latent_dim, args.hidden, args.encoder_activation)
-    return encoder, vsc.NormalPrior(args.latent_dim)
+def pseudo_input(args, shape):
+    encoder = spike_slab_encoder(args, shape)
+    prior = vsc.PseudoInputPrior(encoder, args.num_pseudo_inputs, args.inclusion, args.sparsity_weight, args.assignment)
+    return encoder, prior
 
 
-PRIORS = {"spike-slab": spike_slab, "normal": normal}
+def dense(encoder, prior):
+    def build(args, shape):
+        return encoder(shape, args.latent_dim, args.hidden, args.encoder_activation), prior(args.latent_dim)
+
+    return build
+
+
+# Name: how to build encoder and prior, and the options that only some priors take.
+SPIKES = ("gate", "inclusion", "slab", "warmup")
+PRIORS = {
+    "spike-slab": (spike_slab, (*SPIKES, "learn_inclusion", "hyperprior")),
+    "pseudo-input": (pseudo_input, (*SPIKES, "num_pseudo_inputs", "assignment", "sparsity_weight")),
+    "normal": (dense(vsc.NormalEncoder, vsc.NormalPrior), ()),
+    "laplace": (dense(vsc.LaplaceEncoder, vsc.LaplacePrior), ()),
+    "cauchy": (dense(vsc.CauchyEncoder, vsc.CauchyPrior), ()),
+    "normal-mixture": (dense(vsc.NormalEncoder, vsc.NormalMixturePrior), ()),
+}
 
 
 def whole(text):
@@ -75,7 +99,26 @@ def parse(argv):
     add("--binarize", default="dynamic", choices=["dynamic", "static", "none"])
     add("--prior", default="spike-slab", choices=PRIORS)
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
-    add("--learn-inclusion", action="store_true", help="learn that probability for every latent")
+    add(
+        "--learn-inclusion",
+        nargs="?",
+        const="per-latent",
+        default=False,
+        choices=["per-latent", "global"],
+        help="learn that probability, for every latent (the default) or one for all",
+    )
+    add("--hyperprior", type=positive, nargs=2, metavar=("A", "B"), help="Beta(A, B) of a learned inclusion")
+    add("--slab", default="normal", choices=SLABS, help="family of the slab, posterior and prior")
+    add("--num-pseudo-inputs", type=whole, default=20)
+    add("--assignment", default="bound", choices=["bound", "paper"], help="of data to pseudo-inputs; paper: no bound")
+    add("--sparsity-weight", type=float, default=0.0, help="of the pseudo-inputs' aggregate sparsity term")
+    add(
+        "--warmup",
+        type=natural,
+        nargs="*",
+        metavar="STEPS",
+        help="slab warm-up: steps at the prior's slab and of the ramp; without numbers the paper's 15 and 5 of 70",
+    )
     add("--latent-dim", type=whole, default=50)
     add(
         "--hidden",
@@ -85,12 +128,13 @@ def parse(argv):
         help="widths of the encoder's hidden layers; the decoder mirrors them",
     )
     add("--encoder-activation", default="silu", choices=ACTIVATIONS)
-    add("--decoder-activation", default="relu", choices=ACTIVATIONS)
+    add("--decoder-activation", choices=ACTIVATIONS, help="default: relu, and tanh where a Cauchy has no mean")
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     add("--objective", default="analytic", choices=OBJECTIVES)
     add("--epochs", type=whole, help="default: 50, and 500 on the small digits")
     add("--batch-size", type=whole, default=200)
     add("--lr", type=positive, default=1e-3)
+    add("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many epochs")
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
     add("--seed", type=natural, default=0)
     add("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -99,7 +143,17 @@ def parse(argv):
     add("--resume", action="store_true", help="go on with the run in --output")
     add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
     add("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for option in sorted({option for _, options in PRIORS.values() for option in options}):
+        takers = [name for name, (_, options) in PRIORS.items() if option in options]
+        if args.prior not in takers and getattr(args, option) != parser.get_default(option):
+            flag = "--" + option.replace("_", "-")
+            parser.error(f"{flag} goes with --prior {' or '.join(takers)}, got --prior {args.prior}")
+    if args.warmup is not None and len(args.warmup) not in (0, 2):
+        parser.error(f"--warmup takes no number or two, steps at the prior's slab and of the ramp, got {args.warmup}")
+    if args.decoder_activation is None:
+        args.decoder_activation = "tanh" if "cauchy" in (args.prior, args.slab) else "relu"
+    return args
 
 
 def settings(args):
@@ -150,6 +204,18 @@ def load_data(args):
         return vsc.datasets.load("digits", None, binarize, args.seed)
 
 
+def warmup(args, num_steps):
+    if args.warmup is None:
+        return {}
+    return slab_warmup(*(args.warmup or (num_steps * 15 // 70, num_steps * 5 // 70)))
+
+
+def lr_schedule(args):
+    if args.lr_drop is None:
+        return None
+    return lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [args.lr_drop])
+
+
 def write_json(path, content):
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -163,7 +229,8 @@ def main(argv=None):
     epochs = args.epochs or EPOCHS.get(train.name, 50)
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
-    encoder, prior = PRIORS[args.prior](args, shape)
+    build, _ = PRIORS[args.prior]
+    encoder, prior = build(args, shape)
     decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden[::-1], args.decoder_activation)
     model = vsc.VAE(encoder, decoder, prior, beta=args.beta)
 
@@ -178,6 +245,8 @@ def main(argv=None):
             epochs=epochs,
             batch_size=args.batch_size,
             lr=args.lr,
+            lr_schedule=lr_schedule(args),
+            schedules=warmup(args, epochs * -(-len(train) // args.batch_size)),
             device=device,
             seed=args.seed,
             checkpoint=args.output / "checkpoint.pt",
@@ -189,7 +258,7 @@ def main(argv=None):
     result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
 
     history.to_csv(args.output / "history.csv")
-    for name in FIGURES:
+    for name in FIGURES + (("pseudo_inputs",) if hasattr(prior, "pseudo_inputs") else ()):
         function = getattr(plots, name)
         figure = function(history) if name == "training_curve" else function(model, test, seed=args.seed)
         with replacing(args.output / f"{name}.png") as temporary:
@@ -202,6 +271,12 @@ def main(argv=None):
         "latent_dim": args.latent_dim,
         "inclusion": getattr(prior, "inclusion", None),
         "learn_inclusion": args.learn_inclusion,
+        "hyperprior": args.hyperprior,
+        "slab": getattr(encoder, "slab", None),
+        "warmup": args.warmup,
+        "num_pseudo_inputs": getattr(prior, "num_pseudo_inputs", None),
+        "assignment": getattr(prior, "assignment", None),
+        "sparsity_weight": getattr(prior, "sparsity_weight", None),
         "gate": args.gate if hasattr(encoder, "gate") else None,
         "hidden": args.hidden,
         "encoder_activation": args.encoder_activation,
@@ -211,27 +286,30 @@ def main(argv=None):
         "epochs": len(history),
         "batch_size": args.batch_size,
         "lr": args.lr,
+        "lr_drop": args.lr_drop,
         "seed": args.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seconds": round(sum(history.seconds), 2),
         "seconds_this_run": round(time.perf_counter() - start, 2),
         "train_elbo": history.elbo[-1],
         "test_elbo": result.elbo,
+        "test_objective": result.objective,
         "test_reconstruction": result.reconstruction,
         "test_kl": result.kl,
         "test_iwae": result.iwae,
         "iwae_draws": result.num_draws,
         "relaxation_gap": result.relaxation_gap,
-        "test_soft_objective": result.elbo + result.relaxation_gap,
+        "test_soft_objective": result.objective + result.relaxation_gap,
         "expected_l0": result.expected_l0,
         "hard_l0": result.hard_l0,
         "hard_l0_odds": result.hard_l0_odds,
-        "hoyer": None if math.isnan(result.hoyer) else result.hoyer,
+        "hoyer": result.hoyer,
         "active_units": result.active_units,
         "used_latents": result.used_latents,
         "usage": result.usage.tolist(),
         "num_test": result.num_data,
     }
+    metrics = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
     write_json(args.output / "metrics.json", metrics)
     print(f"{train.name}, test: {result}\ntrained {sum(history.seconds):.0f} s on {device}; results in {args.output}")
     return metrics

@@ -1,6 +1,6 @@
 """Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro."""
 
-from vsc_pyro import datasets, gates
+from vsc_pyro import datasets, gates, schedules
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.decoders import BernoulliDecoder
@@ -18,16 +18,18 @@ from vsc_pyro.priors import (
     PseudoInputPrior,
     SpikeSlabPrior,
 )
+from vsc_pyro.probes import FactorAUROC, encode, factor_auroc, linear_probe
 from vsc_pyro.schedules import Ramp
 from vsc_pyro.svi import SVI
 from vsc_pyro.training import History, NonFiniteLossError, fit
-from vsc_pyro.vae import VAE
+from vsc_pyro.vae import VAE, VSC
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SVI",
     "VAE",
+    "VSC",
     "AnalyticELBO",
     "BernoulliDecoder",
     "CauchyEncoder",
@@ -35,6 +37,7 @@ __all__ = [
     "Dataset",
     "DeltaEncoder",
     "Evaluation",
+    "FactorAUROC",
     "FlatPrior",
     "History",
     "LaplaceEncoder",
@@ -51,10 +54,14 @@ __all__ = [
     "SpikeSlabPrior",
     "TraceELBO",
     "datasets",
+    "encode",
     "evaluate",
+    "factor_auroc",
     "fit",
     "gates",
+    "linear_probe",
     "load_checkpoint",
     "load_weights",
     "save_checkpoint",
+    "schedules",
 ]

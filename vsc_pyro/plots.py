@@ -64,7 +64,7 @@ def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60
         seed: of the draws.
     """
     x = as_dataset(data).images[:1].to(model.reference)
-    z = model.prior(x).expand((1,)).sample((positive_int("num", num),)).squeeze(1)
+    z = model.marginal_prior(x).expand((1,)).sample((positive_int("num", num),)).squeeze(1)
     decoded = model.decoder(z).mean.reshape(num, *x.shape[1:]).cpu()
     columns = min(num, 12)
     rows = [decoded[start : start + columns] for start in range(0, num, columns)]
@@ -139,6 +139,37 @@ def inclusion_map(model: VAE, data: Dataset, num_classes: int | None = None, *, 
     axes.set_xticks(ticks, [str(int(order[tick])) for tick in ticks])
     axes.set(xlabel="latent, most used first", ylabel="class", title="Inclusion by class")
     figure.colorbar(image, label="mean inclusion probability")
+    return figure
+
+
+@_looking
+def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0) -> Figure:
+    """The learned pseudo-inputs of a `PseudoInputPrior`, most used first, and the share of data assigned to each.
+
+    Args:
+        model: a `VAE` with such a prior.
+        data: data of shape ``(N, ...)``; gives the pictures their shape, and the shares.
+        seed: of binarisation.
+
+    Raises:
+        ValueError: a model without pseudo-inputs.
+    """
+    if not hasattr(model.prior, "pseudo_inputs"):
+        raise ValueError(
+            f"the model's prior must have pseudo-inputs, and {type(model.prior).__name__} has none; "
+            "build it with PseudoInputPrior"
+        )
+    data = as_dataset(data)
+    batches = (data.draw(rows).to(model.reference) for rows in torch.arange(len(data)).split(1000))
+    shares = torch.cat([model.prior(x).log_assignment.exp() for x in batches]).mean(0)
+    order = shares.argsort(descending=True)
+    inputs = model.prior.pseudo_inputs[order].reshape(-1, *data.images.shape[1:]).cpu()
+    columns = min(len(order), 10)
+    rows = list(inputs.split(columns))
+    titles = [f"{share:.0%}" for share in shares[order].tolist()]
+    figure = _grid(rows, [""] * len(rows), "Pseudo-inputs, and the share of data assigned to each")
+    for axes, title in zip((a for a in figure.axes if a.images), titles, strict=True):
+        axes.set_title(title, fontsize=7)
     return figure
 
 

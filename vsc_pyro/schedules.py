@@ -50,6 +50,14 @@ class Ramp:
         return self.start + (self.stop - self.start) * (step - self.hold) / self.length
 
 
+def slab_warmup(hold: int = 15_000, length: int = 5_000) -> dict[str, Schedule]:
+    """Slab warm-up for `fit`'s `schedules`: the slab is the prior's for `hold` steps, and then moves to the encoder's.
+
+    The steps of Tonolini et al. (2020), out of 70,000, are the default; `SpikeSlabEncoder` says what it does.
+    """
+    return {"encoder.slab_weight": Ramp(0.0, 1.0, hold, length)}
+
+
 def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -> None:
     """Set every scheduled value to what it is at `step`.
 
