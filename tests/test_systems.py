@@ -1,0 +1,243 @@
+"""One suite for every pair of encoder and prior: a new one is a class and a row of a table here."""
+
+import copy
+import inspect
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import assert_mean_equals
+from pyro.infer import SVI, Trace_ELBO
+from torch import nn
+from torch.distributions import kl_divergence
+
+import vsc_pyro as vsc
+from vsc_pyro.seeding import seeded
+
+J, SHAPE = 5, (1, 8, 8)
+
+
+def encoder(cls, **settings):
+    return lambda: cls(SHAPE, J, hidden=(16,), **settings)
+
+
+def prior(cls, **settings):
+    return lambda _: cls(J, **settings)
+
+
+def pseudo_input(**settings):
+    return lambda encoder: vsc.PseudoInputPrior(encoder, 4, hidden=(8,), **settings)
+
+
+ENCODERS = {
+    "normal": encoder(vsc.NormalEncoder),
+    "laplace": encoder(vsc.LaplaceEncoder),
+    "cauchy": encoder(vsc.CauchyEncoder),
+    "delta": encoder(vsc.DeltaEncoder),
+    "spike-slab": encoder(vsc.SpikeSlabEncoder, initial_inclusion=0.4),
+    "spike-slab-laplace": encoder(vsc.SpikeSlabEncoder, slab="laplace", initial_inclusion=0.4),
+    "spike-slab-cauchy": encoder(vsc.SpikeSlabEncoder, slab="cauchy", initial_inclusion=0.4),
+}
+PRIORS = {
+    "normal": prior(vsc.NormalPrior),
+    "laplace": prior(vsc.LaplacePrior),
+    "cauchy": prior(vsc.CauchyPrior),
+    "normal-mixture": prior(vsc.NormalMixturePrior),
+    "flat": prior(vsc.FlatPrior),
+    "spike-slab": prior(vsc.SpikeSlabPrior, inclusion=0.2),
+    "learned": prior(vsc.SpikeSlabPrior, learn_inclusion="per-latent"),
+    "global": prior(vsc.SpikeSlabPrior, learn_inclusion="global"),
+    "beta": prior(vsc.SpikeSlabPrior, learn_inclusion="per-latent", hyperprior=(1, 4)),
+    "global-beta": prior(vsc.SpikeSlabPrior, learn_inclusion="global", hyperprior=(1, 4)),
+    "spike-slab-laplace": prior(vsc.SpikeSlabPrior, slab="laplace"),
+    "spike-slab-cauchy": prior(vsc.SpikeSlabPrior, slab="cauchy"),
+    "pseudo-input": pseudo_input(),
+    "pseudo-input-paper": pseudo_input(assignment="paper"),
+}
+SPIKES = ("spike-slab", "learned", "global", "beta", "global-beta")
+PSEUDO = ("pseudo-input", "pseudo-input-paper")
+LIGHT = ("normal", "laplace", "spike-slab-laplace", *SPIKES)
+
+# What the divergence of a pair is: closed, sampled, or an error that says so and what to do.
+TAILS = "infinite: a Cauchy distribution has no mean.*use a Cauchy prior"
+ATOM = "infinite: the spike-and-slab has an atom at zero.*use a SpikeSlab prior, or an atom-free posterior"
+IMPROPER = "does not exist.*use DeltaEncoder"
+POINT = "must have a density to be a prior.*take SpikeSlabEncoder"
+DENSE = dict.fromkeys((*LIGHT, *PSEUDO), "closed")
+DENSE |= dict.fromkeys(("cauchy", "normal-mixture", "spike-slab-cauchy"), "sampled") | {"flat": IMPROPER}
+ATOMIC = dict.fromkeys(("normal", "laplace", "cauchy", "normal-mixture"), ATOM) | {"flat": IMPROPER}
+SPARSE = ATOMIC | dict.fromkeys((*SPIKES, "spike-slab-laplace", *PSEUDO), "closed") | {"spike-slab-cauchy": "sampled"}
+PAIRS = {
+    "normal": DENSE,
+    "laplace": DENSE,
+    "cauchy": dict.fromkeys((*LIGHT, "normal-mixture"), TAILS)
+    | dict.fromkeys(("cauchy", "spike-slab-cauchy", *PSEUDO), "closed")
+    | {"flat": IMPROPER},
+    "delta": dict.fromkeys((*LIGHT, "cauchy", "normal-mixture", "flat", "spike-slab-cauchy"), "closed")
+    | dict.fromkeys(PSEUDO, POINT),
+    "spike-slab": SPARSE,
+    "spike-slab-laplace": SPARSE,
+    "spike-slab-cauchy": ATOMIC
+    | dict.fromkeys((*SPIKES, "spike-slab-laplace"), TAILS)
+    | dict.fromkeys(("spike-slab-cauchy", *PSEUDO), "closed"),
+}
+KINDS = [(e, p, kind) for e, priors in PAIRS.items() for p, kind in priors.items()]
+ADMISSIBLE = [pair for pair in KINDS if pair[2] in ("closed", "sampled")]
+INADMISSIBLE = [pair for pair in KINDS if pair[2] not in ("closed", "sampled")]
+
+
+def build(encoder_name, prior_name, priors=PRIORS):
+    torch.manual_seed(0)
+    encoder = ENCODERS[encoder_name]()
+    # A saturating decoder, since codes of a Cauchy have no mean.
+    return vsc.VAE(encoder, vsc.BernoulliDecoder(J, SHAPE, (16,), "tanh"), priors[prior_name](encoder), num_data=200)
+
+
+def objective(cls):
+    return cls(max_plate_nesting=1)
+
+
+def quietly(elbo, model, x):
+    """Loss and gradients; that a divergence is sampled has a test of its own."""
+    with pyro.get_param_store().scope(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the KL divergence at site 'z' has no closed form and is sampled")
+        return elbo.loss_and_grads(model.model, model.guide, x)
+
+
+def test_every_pair_is_in_the_table():
+    for priors in PAIRS.values():
+        assert priors.keys() == PRIORS.keys()
+    assert PAIRS.keys() == ENCODERS.keys()
+
+
+@pytest.mark.parametrize(("encoder_name", "prior_name", "kind"), INADMISSIBLE)
+def test_inadmissible_pairs_are_refused_at_construction_with_the_remedy(encoder_name, prior_name, kind):
+    with pytest.raises(ValueError, match=kind):
+        build(encoder_name, prior_name)
+
+
+def check_trains(model, x, objective_class):
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = quietly(objective(objective_class), model, x)
+    assert torch.isfinite(torch.as_tensor(loss))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"no gradient reaches {name}"
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("objective_class", [vsc.TraceELBO, vsc.AnalyticELBO, Trace_ELBO])
+@pytest.mark.parametrize(("encoder_name", "prior_name", "kind"), ADMISSIBLE)
+def test_loss_is_finite_and_gradients_reach_every_parameter(
+    encoder_name, prior_name, kind, objective_class, digits, device
+):
+    model = build(encoder_name, prior_name).to(device)
+    check_trains(model, digits.train.draw(slice(100)).to(model.reference), objective_class)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("encoder_name", "prior_name", "kind"), ADMISSIBLE)
+def test_a_step_is_the_same_on_cuda(encoder_name, prior_name, kind, digits):
+    # Draws differ between devices; the closed parts and the gradients' being there do not.
+    x = digits.train.draw(slice(100))
+    model = build(encoder_name, prior_name)
+    divergences = []
+    for device in ("cpu", "cuda"):
+        there = model.to(device)
+        q = there.encoder(x.to(device))
+        if kind == "closed":
+            divergences.append(kl_divergence(q, there.prior(x.to(device)).expand(q.batch_shape)).sum().item())
+    check_trains(model, x.cuda(), vsc.AnalyticELBO)
+    assert divergences == [] or divergences[0] == pytest.approx(divergences[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("encoder_name", "prior_name", "kind"), ADMISSIBLE)
+def test_trace_and_analytic_agree(encoder_name, prior_name, kind, digits):
+    model = build(encoder_name, prior_name).double()
+    x = digits.train.draw(slice(50)).double()
+    with pyro.get_param_store().scope(), warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        trace, analytic = objective(vsc.TraceELBO), objective(vsc.AnalyticELBO)
+        losses = []
+        for seed in range(40):
+            both = []
+            for elbo in (trace, analytic):
+                with seeded(seed, torch.device("cpu")):  # the same codes, so that only the divergence differs
+                    both.append(elbo.loss(model.model, model.guide, x))
+            losses.append(both)
+    sampled = [str(w.message) for w in caught if "is sampled" in str(w.message)]
+    assert len(sampled) == (kind == "sampled")  # it is said, and said once
+    losses = torch.tensor(losses, dtype=torch.float64)
+    assert torch.isfinite(losses).all()
+    difference = losses[:, 0] - losses[:, 1]
+    if kind == "closed":
+        assert_mean_equals(difference / len(x), 0.0)
+    else:
+        assert (difference == 0).all()
+
+
+@pytest.mark.parametrize(("encoder_name", "prior_name", "kind"), ADMISSIBLE)
+def test_saved_and_loaded_it_is_the_same_model(encoder_name, prior_name, kind, digits, tmp_path):
+    model, other = build(encoder_name, prior_name), build(encoder_name, prior_name)
+    with torch.no_grad():
+        for tensor in (t for t in model.state_dict().values() if t.is_floating_point()):
+            tensor.mul_(0.9).add_(0.01)
+    vsc.save_checkpoint(tmp_path / "model.pt", {"model": model.state_dict()})
+    vsc.load_weights(other, vsc.load_checkpoint(tmp_path / "model.pt"), tmp_path / "model.pt")
+    x = digits.test.images[:20].round()
+    first, second = (vsc.evaluate(vae, x, num_draws=3).as_dict() for vae in (model, other))
+    assert first == second
+    bounded = encoder_name != "delta"
+    assert (first["elbo"] is not None) == (first["iwae"] is not None) == bounded
+    assert first["kl_is_exact"] == (kind == "closed" and prior_name != "pseudo-input-paper")
+
+
+class StudentPrior(nn.Module):
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.log_df = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self, x):
+        return dist.StudentT(1 + self.log_df.exp()).to_event(1)
+
+
+def test_a_new_prior_is_one_class_and_one_row(digits):
+    assert len(inspect.getsource(StudentPrior).splitlines()) <= 10
+    priors = PRIORS | {"student": lambda _: StudentPrior(J)}
+    model = build("normal", "student", priors)
+    untrained = copy.deepcopy(model)
+    for objective_class in (vsc.TraceELBO, vsc.AnalyticELBO):
+        check_trains(model, digits.train.draw(slice(100)), objective_class)
+    with pytest.warns(UserWarning, match="the KL divergence at site 'z' has no closed form and is sampled"):
+        vsc.fit(model, digits.train, epochs=15, batch_size=50, lr=3e-3, progress=False)
+    before, after = (vsc.evaluate(vae, digits.test, num_draws=20) for vae in (untrained, model))
+    assert after.elbo > before.elbo + 10
+    assert after.iwae > after.elbo
+    assert (model.prior.log_df != 0).all()
+    with pytest.raises(ValueError, match=ATOM):
+        build("spike-slab", "student", priors)
+
+
+@pytest.mark.parametrize("prior_name", ["beta", "pseudo-input", "laplace"])
+def test_bare_pyro_trains_them_too(prior_name, digits):
+    model = build("laplace" if prior_name == "laplace" else "spike-slab", prior_name)
+    x = digits.train.draw(slice(200))
+    with pyro.get_param_store().scope():
+        svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 5e-3}), Trace_ELBO())
+        losses = [svi.step(x) for _ in range(100)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+@pytest.mark.parametrize("objective_name", ["trace", "analytic"])
+@pytest.mark.parametrize("prior_name", ["beta", "global-beta", "pseudo-input"])
+def test_several_draws(prior_name, objective_name, num_draws, digits):
+    model = build("spike-slab", prior_name)
+    history = vsc.fit(
+        model, digits.train, objective=objective_name, num_draws=num_draws, epochs=2, batch_size=100, progress=False
+    )
+    assert history.elbo[1] > history.elbo[0]
