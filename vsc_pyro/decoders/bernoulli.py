@@ -1,16 +1,12 @@
-"""Decoders: modules whose forward takes codes z and returns the likelihood p(x | z), a distribution."""
+"""The Bernoulli likelihood, for binary pixels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from pyro.distributions import Bernoulli, Independent
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from vsc_pyro.arguments import positive_int, sizes
-from vsc_pyro.networks import MLP
+from vsc_pyro.decoders.base import PixelDecoder
 
 
 class CrossEntropyBernoulli(Bernoulli):
@@ -23,35 +19,26 @@ class CrossEntropyBernoulli(Bernoulli):
     support = constraints.unit_interval
 
 
-class BernoulliDecoder(nn.Module):
-    r"""Independent Bernoulli pixels, :math:`p(x|z) = \prod_d \mathrm{Bern}(x_d; \mathrm{sigmoid}(f_d(z)))`, f an MLP.
+class BernoulliDecoder(PixelDecoder):
+    r"""Independent Bernoulli pixels, :math:`p(x|z) = \prod_d \mathrm{Bern}(x_d; \mathrm{sigmoid}(f_d(z)))`.
+
+    f is an MLP, or a linear layer, an activation and a trunk such as `vsc_pyro.networks.DeconvTrunk`.
 
     Args:
         latent_dim: number of latents J.
         output_shape: shape of one datum, or its number of pixels.
-        hidden: widths of the hidden layers.
+        hidden: widths of the MLP's hidden layers, ``()`` for a linear map; None for ``(400,)``.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
+        trunk: module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``, instead of the MLP.
 
     Shapes:
         z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`. Data must lie in
         [0, 1], see `CrossEntropyBernoulli` for values in between.
 
     Raises:
-        ValueError: a size below 1, or an unknown activation (the message lists the known ones).
+        ValueError: a size below 1, an unknown activation (the message lists the known ones), `hidden` beside a trunk,
+            or a trunk whose output does not fit `output_shape`.
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        output_shape: int | Sequence[int],
-        hidden: int | Sequence[int] = (400,),
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.latent_dim = positive_int("latent_dim", latent_dim)
-        self.output_shape = sizes("output_shape", output_shape)
-        self.network = MLP(latent_dim, math.prod(self.output_shape), hidden, activation)
-
     def forward(self, z: Tensor) -> Independent:
-        logits = self.network(z).unflatten(-1, self.output_shape)
-        return CrossEntropyBernoulli(logits=logits).to_event(len(self.output_shape))
+        return CrossEntropyBernoulli(logits=self.pixels(z)).to_event(len(self.output_shape))
