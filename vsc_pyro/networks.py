@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice, positive_int, sizes
 
@@ -46,3 +47,135 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(before, after), activation_class()]
         layers.append(nn.Linear(widths[-1], positive_int("out_features", out_features)))
         super().__init__(*layers)
+
+
+class ConvTrunk(nn.Module):
+    """Convolutional network from images to features: each 4x4 convolution of stride 2 halves height and width.
+
+    An activation follows each convolution, none the last linear layer. Weights start as in He et al. (2015).
+
+    Args:
+        input_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
+        channels: of the convolutions, first to last.
+        features: size of the output.
+        activation: one of the names in `ACTIVATIONS`.
+
+    Shapes:
+        ``(B, C, H, W)``, or the same flattened ``(B, C * H * W)``, ``-> (B, features)``
+
+    Raises:
+        ValueError: an `input_shape` that is no image or too small, no channels, a size below 1, an unknown activation,
+            or (when called) data of another shape.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        channels: int | Sequence[int] = (32, 64),
+        features: int = 256,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        activation_class = choice("activation", activation, ACTIVATIONS)
+        channels = sizes("channels", channels)
+        self.input_shape = _image_shape("input_shape", input_shape, channels)
+        self.out_features = positive_int("features", features)
+        color, height, width = self.input_shape
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((color, *channels)):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), activation_class()]
+        shrink = 2 ** len(channels)
+        inner = channels[-1] * (height // shrink) * (width // shrink)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inner, self.out_features))
+        self.layers.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Only a flat image is reshaped: one with its channels last has as many values, in another order.
+        if tuple(x.shape[1:]) not in (self.input_shape, (math.prod(self.input_shape),)):
+            raise ValueError(f"x must be images of shape {self.input_shape}, flattened or not, got {tuple(x.shape)}")
+        return self.layers(x.reshape(len(x), *self.input_shape))
+
+
+class DeconvTrunk(nn.Module):
+    """Convolutional network from features to images: each transposed convolution of stride 2 doubles height and width.
+
+    The mirror of `ConvTrunk`, with an activation after each layer but the last. Kernels are 4x4, a multiple of the
+    stride, so that all pixels off the border are covered alike and no checkerboard shows (Odena et al., 2016). Sizes
+    are those of the image halved and rounded down; a row or column of output padding gives odd ones back. Weights start
+    as in He et al. (2015).
+
+    Args:
+        output_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
+        channels: of the layers' inputs, first to last.
+        features: size of the input.
+        activation: one of the names in `ACTIVATIONS`.
+
+    Shapes:
+        ``(*, features) -> (*, C, H, W)``, any number of leading dimensions.
+
+    Raises:
+        ValueError: an `output_shape` that is no image or too small, no channels, a size below 1, or an unknown
+            activation.
+    """
+
+    def __init__(
+        self,
+        output_shape: Sequence[int],
+        channels: int | Sequence[int] = (64, 32),
+        features: int = 256,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        activation_class = choice("activation", activation, ACTIVATIONS)
+        channels = sizes("channels", channels)
+        self.output_shape = _image_shape("output_shape", output_shape, channels)
+        self.in_features = positive_int("features", features)
+        color, height, width = self.output_shape
+        scales = [2**halvings for halvings in range(len(channels), -1, -1)]
+        grids = [(height // scale, width // scale) for scale in scales]
+        layers: list[nn.Module] = [
+            nn.Linear(self.in_features, channels[0] * math.prod(grids[0])),
+            nn.Unflatten(1, (channels[0], *grids[0])),
+        ]
+        for (before, after), (small, large) in zip(
+            itertools.pairwise((*channels, color)), itertools.pairwise(grids), strict=True
+        ):
+            odd = tuple(new - 2 * old for old, new in zip(small, large, strict=True))
+            layers += [
+                activation_class(),
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, output_padding=odd),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.layers.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], *self.output_shape)
+
+
+def _initialize(layer: nn.Module) -> None:
+    """Weights of variance 2 / fan-in and no bias (He et al., 2015).
+
+    Torch's own variance is 1 / (3 fan-in): through five layers little of a code is left, and little of its gradient.
+    """
+    if not isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        return
+    fan_in = layer.weight[0].numel()
+    if isinstance(layer, nn.ConvTranspose2d):  # its weight is (in, out, height, width); a pixel sees kernel / stride
+        fan_in = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_in))
+    nn.init.zeros_(layer.bias)
+
+
+def _image_shape(name: str, value: Sequence[int], channels: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return `value` as (channels, height, width) of an image that every layer can halve."""
+    shape = sizes(name, value)
+    if len(shape) != 3:
+        raise ValueError(f"{name} must be (channels, height, width), got {value!r}")
+    if not channels:
+        raise ValueError("channels must have one entry for each convolution, got none")
+    if min(shape[1:]) < 2 ** len(channels):
+        raise ValueError(
+            f"{name} must be at least {2 ** len(channels)} pixels high and wide to be halved {len(channels)} times, "
+            f"got {value!r}; take fewer channels"
+        )
+    return shape
