@@ -3,10 +3,11 @@
 from vsc_pyro import datasets, gates, schedules
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.decoders import BernoulliDecoder
+from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
 from vsc_pyro.distributions import SpikeSlab
 from vsc_pyro.encoders import CauchyEncoder, DeltaEncoder, LaplaceEncoder, NormalEncoder, SpikeSlabEncoder
 from vsc_pyro.evaluation import Evaluation, evaluate
+from vsc_pyro.networks import ConvTrunk, DeconvTrunk
 from vsc_pyro.objectives import AnalyticELBO, TraceELBO
 from vsc_pyro.priors import (
     CauchyPrior,
@@ -34,7 +35,10 @@ __all__ = [
     "BernoulliDecoder",
     "CauchyEncoder",
     "CauchyPrior",
+    "ContinuousBernoulliDecoder",
+    "ConvTrunk",
     "Dataset",
+    "DeconvTrunk",
     "DeltaEncoder",
     "Evaluation",
     "FactorAUROC",
@@ -43,6 +47,7 @@ __all__ = [
     "LaplaceEncoder",
     "LaplacePrior",
     "NonFiniteLossError",
+    "NormalDecoder",
     "NormalEncoder",
     "NormalMixturePrior",
     "NormalPrior",
