@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vsc_pyro.arguments import choice, positive_int, sizes
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
 from vsc_pyro.gates import Gate, get_gate
-from vsc_pyro.networks import ACTIVATIONS, MLP
+from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
@@ -31,7 +31,7 @@ class _Encoder(nn.Module):
         input_shape: int | Sequence[int],
         latent_dim: int,
         num_heads: int,
-        hidden: int | Sequence[int],
+        hidden: int | Sequence[int] | None,
         activation: str,
         trunk: nn.Module | None,
     ) -> None:
@@ -41,10 +41,14 @@ class _Encoder(nn.Module):
         self.num_heads = num_heads
         outputs = num_heads * self.latent_dim
         if trunk is None:
+            hidden = DEFAULT_HIDDEN if hidden is None else hidden
             self.network = nn.Sequential(nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, hidden, activation))
-        else:
-            activation_class = choice("activation", activation, ACTIVATIONS)
-            self.network = nn.Sequential(trunk, activation_class(), nn.Linear(trunk.out_features, outputs))
+            return
+        if hidden is not None:
+            raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")
+        activation_class = choice("activation", activation, ACTIVATIONS)
+        features = positive_int("trunk.out_features", getattr(trunk, "out_features", None))
+        self.network = nn.Sequential(trunk, activation_class(), nn.Linear(features, outputs))
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.network(x).chunk(self.num_heads, -1)
@@ -57,7 +61,7 @@ class _LocationScaleEncoder(_Encoder):
         self,
         input_shape: int | Sequence[int],
         latent_dim: int,
-        hidden: int | Sequence[int] = (400,),
+        hidden: int | Sequence[int] | None = None,
         activation: str = "silu",
         trunk: nn.Module | None = None,
     ) -> None:
@@ -78,16 +82,16 @@ class NormalEncoder(_LocationScaleEncoder):
     Args:
         input_shape: shape of one datum, or its number of pixels; data are flattened.
         latent_dim: number of latents J.
-        hidden: widths of the hidden layers.
+        hidden: widths of the MLP's hidden layers; None for ``(400,)``.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         trunk: a network of your own instead of the MLP, x ``(B, *input_shape)`` -> features ``(B, out_features)``,
-            with an attribute `out_features`, such as `vsc_pyro.networks.ConvTrunk`; `hidden` is then not used.
+            with an attribute `out_features`, such as `vsc_pyro.ConvTrunk`.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: a size below 1, or an unknown activation (the message lists the known ones).
+        ValueError: a size below 1, an unknown activation (the message lists the known ones), `hidden` beside a trunk.
     """
 
     family = Normal
@@ -138,7 +142,7 @@ class DeltaEncoder(_Encoder):
         self,
         input_shape: int | Sequence[int],
         latent_dim: int,
-        hidden: int | Sequence[int] = (400,),
+        hidden: int | Sequence[int] | None = None,
         activation: str = "silu",
         trunk: nn.Module | None = None,
         rectify: bool = False,
@@ -176,7 +180,7 @@ class SpikeSlabEncoder(_Encoder):
     Args:
         input_shape: shape of one datum, or its number of pixels; data are flattened.
         latent_dim: number of latents J.
-        hidden: widths of the hidden layers.
+        hidden: widths of the MLP's hidden layers; None for ``(400,)``.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
         initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
@@ -194,7 +198,7 @@ class SpikeSlabEncoder(_Encoder):
         self,
         input_shape: int | Sequence[int],
         latent_dim: int,
-        hidden: int | Sequence[int] = (400,),
+        hidden: int | Sequence[int] | None = None,
         activation: str = "silu",
         gate: str | Gate = "concrete",
         initial_inclusion: float = 0.1,

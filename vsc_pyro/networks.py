@@ -20,6 +20,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
+# Of the encoders' and decoders' MLPs, where nothing else is said: those of the VSC paper and of its reproduction.
+DEFAULT_HIDDEN = (400,)
+
 
 class MLP(nn.Sequential):
     """Fully connected network: linear layers with an activation between them, none after the last.

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice, positive_int, sizes
-from vsc_pyro.networks import ACTIVATIONS, MLP
-
-DEFAULT_HIDDEN = (400,)
+from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
 
 
 class PixelDecoder(nn.Module):

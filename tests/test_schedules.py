@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+import vsc_pyro as vsc
+from vsc_pyro.schedules import Ramp, set_values, slab_warmup
+
+QUIET = {"progress": False, "device": "cpu", "batch_size": 200}
+
+
+def test_a_ramp_holds_rises_and_stays():
+    ramp = Ramp(0, 1, hold=2, length=4)
+    assert [ramp(step) for step in range(8)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert [Ramp(2.0, 0.5)(step) for step in (0, 10)] == [0.5, 0.5]
+    assert slab_warmup() == {"encoder.slab_weight": Ramp(0, 1, 15_000, 5_000)}
+
+
+def test_numbers_buffers_and_gates_are_set(small_vae):
+    vae = small_vae()
+    names = {
+        "beta": Ramp(0, 4, 0, 2),
+        "encoder.slab_weight": Ramp(0, 1, 0, 2),
+        "encoder.gate.temperature": Ramp(1, 0.5),
+    }
+    buffer = vae.encoder.slab_weight
+    set_values(vae, names, 1)
+    assert (vae.beta, float(vae.encoder.slab_weight), vae.encoder.gate.temperature) == (2, 0.5, 0.5)
+    assert vae.encoder.slab_weight is buffer
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("encoder.warmup", r"schedules names 'encoder.warmup', and the model has no such setting"),
+        ("encoder.network", r"'encoder.network', which is no number to set but Sequential; known to work are 'beta'"),
+        ("encoder.gate.hard", r"'encoder.gate.hard', which is no number to set but bool"),
+        ("encoder.network.1.bias", r"which is no number to set but Parameter"),
+        ("encoder.gate.temperature", r"temperature must be a finite number above 0, got 0.0"),
+    ],
+)
+def test_bad_names_and_values_are_refused_before_any_work(small_vae, digits, name, message):
+    with pytest.raises(ValueError, match=message):
+        vsc.fit(small_vae(), digits.train, epochs=1, schedules={name: Ramp(0, 1, 5, 5)}, **QUIET)
+
+
+def test_bad_ramps():
+    with pytest.raises(ValueError, match="stop must be a finite number, got nan"):
+        Ramp(0, float("nan"))
+    with pytest.raises(ValueError, match="hold must be a whole number of at least 0, got -1"):
+        Ramp(0, 1, hold=-1)
+
+
+class Recording:
+    """A schedule that says what it was asked."""
+
+    def __init__(self):
+        self.steps = []
+
+    def __repr__(self):
+        return "Recording()"
+
+    def __call__(self, step):
+        self.steps.append(step)
+        return 1.0
+
+
+def test_fit_counts_every_step_and_leaves_the_last_value(small_vae, digits):
+    vae, recording = small_vae(), Recording()
+    schedules = {"encoder.slab_weight": recording, "beta": Ramp(0, 3, 0, 23)}
+    vsc.fit(vae, digits.train, epochs=3, schedules=schedules, **QUIET)
+    assert len(digits.train) == 1437  # 8 steps an epoch
+    assert recording.steps == [0, 0, *range(24)]
+    assert vae.beta == 3
+
+
+def test_warmup_trains_the_spikes_before_the_slabs(small_vae, digits):
+    vae = small_vae()
+    before = {n: p.clone() for n, p in vae.encoder.named_parameters()}
+    vsc.fit(vae, digits.train, epochs=2, schedules=slab_warmup(hold=100, length=0), **QUIET)
+    moved = (vae.encoder.network[-1].bias - before["network.3.bias"]).detach().reshape(3, -1).abs().sum(1)
+    assert moved[0] == moved[1] == 0  # locations and scales had no part in it
+    assert moved[2] > 0
+
+
+def test_beta_may_start_at_zero(small_vae, digits):
+    history = vsc.fit(small_vae(), digits.train, epochs=2, schedules={"beta": Ramp(0, 1, 8, 1)}, **QUIET)
+    assert torch.isfinite(torch.tensor(history.elbo)).all()
+
+
+def test_schedules_survive_resuming(small_vae, digits, tmp_path):
+    schedules = {
+        "encoder.slab_weight": Ramp(0, 1, 4, 20),
+        "beta": Ramp(0, 1, 0, 30),
+        "encoder.gate.temperature": Ramp(1, 0.3, 0, 40),
+    }
+    models = small_vae(), small_vae(), small_vae()
+    straight = vsc.fit(models[0], digits.train, epochs=5, schedules=schedules, **QUIET)
+    settings = {"schedules": schedules, "checkpoint": tmp_path / "vae.pt", **QUIET}
+    vsc.fit(models[1], digits.train, epochs=2, **settings)
+    resumed = vsc.fit(models[2], digits.train, epochs=5, resume=True, **settings)
+    assert resumed.elbo == straight.elbo
+    for one, other in zip(models[0].state_dict().values(), models[2].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert (models[0].beta, models[0].encoder.gate) == (models[2].beta, models[2].encoder.gate)
+    # Finished, it is taken up as it was left; and with another schedule it is another run.
+    again = small_vae()
+    vsc.fit(again, digits.train, epochs=5, resume=True, **settings)
+    assert (again.beta, float(again.encoder.slab_weight)) == (models[0].beta, float(models[0].encoder.slab_weight))
+    with pytest.raises(ValueError, match=r"is of a run with .*schedules=\{"):
+        vsc.fit(small_vae(), digits.train, epochs=6, resume=True, **(settings | {"schedules": {"beta": Ramp(0, 1)}}))
