@@ -1,5 +1,10 @@
+import math
+
 import pytest
 import torch
+from conftest import assert_mean_equals
+from pyro.distributions import Bernoulli
+from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
 
@@ -25,7 +30,7 @@ def test_learned_inclusion_is_a_parameter_and_fixed_is_not():
     torch.testing.assert_close(learned.inclusion_logits.grad, torch.full((3,), -0.2))
     # What is fixed travels with the weights too; fit tells the two apart when it resumes (test_training.py).
     assert fixed.state_dict().keys() == learned.state_dict().keys()
-    assert "inclusion=0.2, learn_inclusion=True" in repr(learned)
+    assert "inclusion=0.2, learn_inclusion='per-latent'" in repr(learned)
 
 
 @pytest.mark.parametrize("inclusion", [0, 1, -0.1, 1.5, float("nan"), torch.tensor([0.5, 0.0, 0.5])])
@@ -39,3 +44,220 @@ def test_bad_arguments():
         vsc.SpikeSlabPrior(3, torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match="latent_dim must be"):
         vsc.NormalPrior(0)
+    with pytest.raises(ValueError, match="scale must be a finite number above 0, got -1"):
+        vsc.LaplacePrior(3, scale=-1)
+    with pytest.raises(ValueError, match="unknown slab 'uniform'; known are 'cauchy', 'laplace', 'normal'"):
+        vsc.SpikeSlabPrior(3, slab="uniform")
+    with pytest.raises(ValueError, match="learn_inclusion must be one of False, True, 'per-latent', 'global', got 'al"):
+        vsc.SpikeSlabPrior(3, learn_inclusion="all")
+    with pytest.raises(ValueError, match=r"hyperprior=\(1, 9\) is a prior of inclusions that are learned; pass learn"):
+        vsc.SpikeSlabPrior(3, hyperprior=(1, 9))
+    with pytest.raises(ValueError, match=r"the two parameters \(a, b\) of a Beta, got 3"):
+        vsc.SpikeSlabPrior(3, learn_inclusion=True, hyperprior=3)
+    with pytest.raises(ValueError, match="hyperprior must be a finite number above 0, got 0"):
+        vsc.SpikeSlabPrior(3, learn_inclusion=True, hyperprior=(1, 0))
+    with pytest.raises(ValueError, match="'global' learns one inclusion, and inclusion holds 2; pass one number"):
+        vsc.SpikeSlabPrior(2, torch.tensor([0.1, 0.2]), "global")
+    with pytest.raises(ValueError, match="weights and scales must be as many, .* got 2 and 1"):
+        vsc.NormalMixturePrior(3, scales=[1.0])
+    with pytest.raises(ValueError, match="weights must be a finite number above 0, got 0.0"):
+        vsc.NormalMixturePrior(3, weights=(1.0, 0.0))
+
+
+def test_scales_and_weights_are_those_asked_for():
+    z = torch.tensor([[0.3, -1.2]])
+    laplace, cauchy = vsc.LaplacePrior(2, 0.5)(z), vsc.CauchyPrior(2, 0.5)(z)
+    torch.testing.assert_close(laplace.log_prob(z), -2 * z.abs().sum(1) + 2 * torch.tensor(1.0).log())
+    torch.testing.assert_close(cauchy.log_prob(z), (0.5 / math.pi / (0.25 + z**2)).log().sum(1))
+    mixture = vsc.NormalMixturePrior(2, weights=(3, 1), scales=(0.1, 2.0))(z)
+    parts = [w * torch.distributions.Normal(0, s).log_prob(z).exp() for w, s in ((0.75, 0.1), (0.25, 2.0))]
+    torch.testing.assert_close(mixture.log_prob(z), sum(parts).log().sum(1))
+    assert (vsc.FlatPrior(2)(z).log_prob(z) == 0).all()
+
+
+def test_learned_inclusion_may_be_one_for_all():
+    prior = vsc.SpikeSlabPrior(4, 0.2, "global")
+    assert [p.shape for p in prior.parameters()] == [()]
+    prior(torch.zeros(1)).log_prob(torch.zeros(4)).backward()
+    assert prior.inclusion_logits.grad.item() == pytest.approx(-0.8)
+    torch.testing.assert_close(prior.inclusion_probs, torch.full((4,), 0.2))
+
+
+@pytest.mark.parametrize("learn", ["per-latent", "global"])
+def test_posterior_over_inclusion_is_the_conjugate_one(learn):
+    """Codes held fixed, the posterior SVI finds is Beta(a + number on, b + number off), known in closed form."""
+    torch.manual_seed(0)
+    num_data, probs = 400, torch.tensor([0.05, 0.3, 0.7])
+    spikes = (torch.rand(num_data, 3) < probs).double()
+    prior = vsc.SpikeSlabPrior(3, 0.1, learn, hyperprior=(2.0, 3.0)).double()
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.05)
+    for step in range(1500):
+        if step == 1000:
+            optimizer.param_groups[0]["lr"] = 0.005
+        optimizer.zero_grad()
+        ((site, (p, q)),) = prior.hyperparameters().items()
+        value = q.rsample((50,)).unsqueeze(1)
+        inclusion = torch.sigmoid(prior._logits(value))
+        log_likelihood = Bernoulli(inclusion).log_prob(spikes).sum((1, 2)).mean()
+        (kl_divergence(q, p) - log_likelihood).backward()
+        optimizer.step()
+    assert site == "inclusion"
+    on = spikes.sum(0) if learn == "per-latent" else spikes.sum()
+    total = num_data if learn == "per-latent" else 3 * num_data
+    expected = torch.stack([2.0 + on, 3.0 + total - on])
+    got = prior.log_concentration.detach().exp()
+    torch.testing.assert_close(got[0] / got.sum(0), expected[0] / expected.sum(0), rtol=0.02, atol=0.002)
+    torch.testing.assert_close(
+        got.sum(0), expected.sum(0), rtol=0.25, atol=0
+    )  # the mean is pinned down, the width less
+
+
+def test_posterior_over_inclusion_weighs_as_all_the_data_do(digits):
+    """Its divergence is paid once for the data set, so by a minibatch only in part."""
+    torch.manual_seed(0)
+    prior = vsc.SpikeSlabPrior(4, 0.3, "per-latent", hyperprior=(1.0, 20.0))
+    vae = vsc.VAE(vsc.SpikeSlabEncoder((1, 8, 8), 4), vsc.BernoulliDecoder(4, (1, 8, 8)), prior, num_data=1000)
+    x = digits.train.draw(slice(100))
+    ((_, (p, q)),) = prior.hyperparameters().items()
+    kl = kl_divergence(q, p).item()
+    assert kl > 1
+    losses = []
+    for num_data in (1000, None):
+        vae.num_data = num_data
+        torch.manual_seed(0)
+        losses.append(vsc.AnalyticELBO(max_plate_nesting=1).loss(vae.model, vae.guide, x))
+    assert losses[1] - losses[0] == pytest.approx(0.9 * kl, rel=1e-3)
+    with pytest.raises(ValueError, match="num_data must be a whole number of at least 1, got 0"):
+        vsc.VAE(vae.encoder, vae.decoder, prior, num_data=0)
+
+
+class TestPseudoInputs:
+    def model(self, **settings):
+        torch.manual_seed(0)
+        encoder = vsc.SpikeSlabEncoder((1, 8, 8), 6, (32,), initial_inclusion=0.3)
+        prior = vsc.PseudoInputPrior(encoder, 5, **settings)
+        return vsc.VAE(encoder, vsc.BernoulliDecoder(6, (1, 8, 8), (32,)), prior)
+
+    def test_start_at_random_training_data_and_stay_in_their_range(self, digits):
+        vae = self.model()
+        untouched = vae.prior.pseudo_inputs.detach().clone()
+        vsc.fit(vae, digits.train, epochs=1, lr=1e-9, batch_size=500, progress=False)
+        start = vae.prior.pseudo_inputs.detach()
+        assert (start - untouched).abs().max() > 0.3
+        distance = (start.unsqueeze(1) - digits.train.images).abs().flatten(2).amax(2)
+        nearest, where = distance.min(1)
+        assert nearest.max() < 0.011  # each is a datum but for the margin
+        assert len(where.unique()) == 5
+        vsc.fit(vae, digits.train, epochs=1, lr=1e-9, batch_size=500, seed=1, progress=False)
+        torch.testing.assert_close(vae.prior.pseudo_inputs.detach(), start)  # only the first time
+        vsc.fit(vae, digits.train, epochs=3, lr=0.5, batch_size=500, progress=False)
+        moved = vae.prior.pseudo_inputs.detach()
+        assert (moved - start).abs().max() > 0.3
+        assert moved.min() >= 0
+        assert moved.max() <= 1
+
+    def test_resumed_they_are_those_of_the_run(self, digits, tmp_path):
+        settings = {"batch_size": 200, "progress": False, "device": "cpu"}
+        straight, first, second = self.model(), self.model(), self.model()
+        history = vsc.fit(straight, digits.train, epochs=4, **settings)
+        vsc.fit(first, digits.train, epochs=2, checkpoint=tmp_path / "vae.pt", **settings)
+        resumed = vsc.fit(second, digits.train, epochs=4, checkpoint=tmp_path / "vae.pt", resume=True, **settings)
+        assert resumed.elbo == history.elbo
+        assert torch.equal(second.prior.pseudo_inputs, straight.prior.pseudo_inputs)
+
+    def test_take_the_range_of_real_valued_data(self):
+        x = 3 * torch.randn(200, 1, 8, 8) + 5
+        prior = self.model().prior
+        prior.prepare(x)
+        assert prior.pseudo_inputs.min() >= x.min()
+        assert prior.pseudo_inputs.max() <= x.max()
+        assert prior.pseudo_inputs.std() == pytest.approx(3, rel=0.2)
+        given = self.model(pseudo_inputs=x[:5]).prior
+        given.prepare(x + 100)
+        assert given.pseudo_inputs.max() <= x[:5].max()
+
+    def test_the_valid_objective_is_below_the_mixtures_and_the_papers_is_not_called_a_bound(self, digits):
+        results = {}
+        for assignment in ("bound", "paper"):
+            vae = self.model(assignment=assignment)
+            vsc.fit(vae, digits.train, epochs=15, lr=3e-3, batch_size=50, progress=False)
+            results[assignment] = vsc.evaluate(vae, digits.test, num_draws=200)
+        valid, paper = results["bound"], results["paper"]
+        assert valid.objective == valid.elbo
+        assert valid.kl_is_exact
+        assert valid.elbo < valid.iwae
+        assert "NOT a bound" not in str(valid)
+        # The published objective lies above the bound of the same mixture by what it leaves out, at most log U.
+        assert paper.elbo < paper.objective < paper.elbo + math.log(5)
+        assert not paper.kl_is_exact
+        assert "objective" in str(paper)
+        assert "NOT a bound" in str(paper)
+        assert paper.elbo < paper.iwae
+
+    def test_penalty_is_the_aggregate_inclusions_divergence(self, digits):
+        vae = self.model(inclusion=0.05, sparsity_weight=2.0)
+        gamma = vae.encoder(vae.prior.pseudo_inputs).base_dist.probs.mean()
+        expected = 2 * 6 * (gamma * (gamma / 0.05).log() + (1 - gamma) * ((1 - gamma) / 0.95).log())
+        torch.testing.assert_close(vae.prior.penalty(), expected)
+        x, losses = digits.train.draw(slice(70)), []
+        for weight in (2.0, 0.0):
+            vae.prior.sparsity_weight = weight
+            torch.manual_seed(0)
+            losses.append(vsc.AnalyticELBO(max_plate_nesting=1).loss(vae.model, vae.guide, x))
+        assert losses[0] - losses[1] == pytest.approx(70 * expected.item(), rel=1e-3)
+        inclusions = []
+        for weight in (0.0, 20.0):
+            other = self.model(inclusion=0.05, sparsity_weight=weight)
+            vsc.fit(other, digits.train, epochs=15, lr=3e-3, batch_size=50, progress=False)
+            inclusions.append(vsc.evaluate(other, digits.test, num_draws=1).expected_l0)
+        assert inclusions[1] < 0.6 * inclusions[0]
+
+    def test_samples_are_the_mixtures_own(self):
+        vae = self.model()
+        x = torch.rand(3, 1, 8, 8)
+        inclusion = vae.encoder(vae.prior.pseudo_inputs).base_dist.probs.mean(0).detach()
+        with torch.no_grad():
+            for z in (vae.marginal_prior(x).sample((4000,)), vae.prior(x).sample((4000,))[:, 1]):
+                assert_mean_equals((z != 0).float(), inclusion)
+
+    def test_bad_arguments(self):
+        encoder = vsc.SpikeSlabEncoder((1, 8, 8), 6)
+        for settings, message in [
+            ({"num_pseudo_inputs": 0}, "num_pseudo_inputs must be a whole number of at least 1, got 0"),
+            ({"assignment": "soft"}, "unknown assignment 'soft'; known are 'bound', 'paper'"),
+            ({"inclusion": 1.0}, "inclusion must lie strictly between 0 and 1, got 1.0"),
+            ({"sparsity_weight": -1}, "sparsity_weight must be a finite number of at least 0, got -1"),
+            ({"pseudo_inputs": torch.rand(3, 64)}, "must be num_pseudo_inputs=20 data, got 3"),
+            (
+                {"pseudo_inputs": torch.rand(20, 50)},
+                r"shape of the encoder's data, \(1, 8, 8\), got data of shape \(50,\)",
+            ),
+            ({"pseudo_inputs": torch.zeros(20, 64)}, "stay in the range of the data, and all of these are 0"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                vsc.PseudoInputPrior(encoder, **settings)
+        with pytest.raises(ValueError, match="sparsity_weight=1.0 needs spikes, and NormalEncoder has none"):
+            vsc.PseudoInputPrior(vsc.NormalEncoder((1, 8, 8), 6), sparsity_weight=1)
+        with pytest.raises(ValueError, match="encoder must have an attribute input_shape.*Identity has none"):
+            vsc.PseudoInputPrior(torch.nn.Identity())
+        with pytest.raises(
+            ValueError, match="num_pseudo_inputs=20 pseudo-inputs start at as many different data, got 7"
+        ):
+            vsc.PseudoInputPrior(encoder).prepare(torch.rand(7, 64))
+
+
+def test_vsc_is_the_papers_assembly(digits):
+    vae = vsc.VSC((1, 8, 8), latent_dim=12, inclusion=0.05, num_pseudo_inputs=6, hidden=(30, 20))
+    assert vae.prior.encoder is vae.encoder
+    assert (vae.prior.num_pseudo_inputs, vae.prior.inclusion, vae.prior.sparsity_weight) == (6, 0.05, 1.0)
+    assert [layer.out_features for layer in vae.decoder.network if hasattr(layer, "out_features")] == [20, 30, 64]
+    names = [name for name, _ in vae.named_parameters()]
+    assert len(names) == len(set(names))
+    schedules = vsc.schedules.slab_warmup(hold=20, length=20)
+    vsc.fit(vae, digits.train, epochs=25, lr=3e-3, batch_size=100, schedules=schedules, progress=False)
+    result = vsc.evaluate(vae, digits.test, num_draws=20)
+    mean = digits.train.images.mean(0).clamp(0.001, 0.999)
+    best_without_a_code = Bernoulli(mean).log_prob(digits.test.draw(slice(None))).flatten(1).sum(1).mean()
+    assert result.elbo > best_without_a_code + 1
+    with pytest.raises(ValueError, match="unknown gate 'soft'"):
+        vsc.VSC(64, gate="soft")
