@@ -9,7 +9,7 @@ import torch
 from conftest import assert_mean_equals
 
 import vsc_pyro as vsc
-from vsc_pyro.datasets import as_dataset, default_root
+from vsc_pyro.datasets import Factors, as_dataset, default_root
 
 
 def test_digits_are_real_and_split_by_seed():
@@ -74,10 +74,86 @@ def test_bad_arrays():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="unknown data set 'svhn'; known are 'digits', 'fashion-mnist', 'mnist'"):
+    with pytest.raises(ValueError, match="unknown data set 'svhn'; known are 'celeba', 'cifar10-grey', 'digits', "):
         vsc.datasets.load("svhn")
-    with pytest.raises(ValueError, match="unknown binarisation 'otsu'; known are 'dynamic', 'static', None"):
+    with pytest.raises(ValueError, match="unknown binarisation 'otsu'; known are 'auto', 'dynamic', 'static', None"):
         vsc.datasets.load("digits", binarize="otsu")
+    with pytest.raises(ValueError, match="unknown binarisation 'auto'; known are 'dynamic', 'static', None"):
+        vsc.Dataset(torch.zeros(5, 7), binarize="auto")
+
+
+@pytest.mark.parametrize("name", ["templates", "linear-5x5"])
+@pytest.mark.parametrize("binarize", ["dynamic", "static"])
+def test_real_values_are_no_probabilities(name, binarize):
+    message = rf"{binarize} binarisation takes grey levels .* so {name} must .* got values from -.*pass binarize=None"
+    with pytest.raises(ValueError, match=message):
+        vsc.datasets.load(name, binarize=binarize)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "binarize"),
+    [
+        ("digits", (1, 8, 8), "dynamic"),
+        ("patches", (1, 12, 12), None),
+        ("templates", (1, 10, 10), None),
+        ("linear-5x5", (1, 5, 5), None),
+        ("smiley", (1, 32, 32), None),
+    ],
+)
+def test_every_data_set_that_needs_no_file_loads_by_name(name, shape, binarize):
+    assert name in vsc.datasets.DATASETS
+    for part in vsc.datasets.load(name):
+        assert part.images.shape[1:] == shape
+        assert part.images.dtype == torch.float32
+        assert (part.name, part.binarize) == (name, binarize)
+    other = vsc.datasets.load(name, seed=1).test
+    assert not torch.equal(other.images, part.images)
+
+
+def test_binary_images_stay_as_they_are_when_binarised():
+    plain, drawn = (vsc.datasets.load("smiley", binarize=binarize).test for binarize in (None, "static"))
+    assert torch.equal(drawn.images, plain.images)
+    assert drawn.binarize == "static"
+    assert drawn.factors is not None
+
+
+def some_factors(**changes):
+    presence = torch.tensor([[True, False], [True, True], [False, False]])
+    fields = {"presence": presence, "values": presence * 1.5, "names": ("width", "tilt")}
+    return Factors(**(fields | changes))
+
+
+def test_factors_go_where_the_data_go():
+    data = vsc.Dataset(torch.rand(3, 4), factors=some_factors())
+    moved = data.to(torch.empty(0, dtype=torch.float64))
+    assert moved.factors.values.dtype == torch.float64
+    assert torch.equal(moved.factors.presence, data.factors.presence)
+    assert moved.factors.names == ("width", "tilt")
+    assert vsc.Dataset(torch.rand(3, 4)).factors is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"presence": torch.ones(3, 2)}, r"presence must be a bool tensor of shape \(3, 2\).* got torch.float32"),
+        ({"presence": torch.ones(2, 2).bool()}, r"presence must be .* got torch.bool of shape \(2, 2\)"),
+        ({"presence": [[True]]}, r"presence must be a bool tensor of shape \(3, 2\).* got list"),
+        ({"values": torch.ones(3, 2).long()}, r"values must be a floating-point tensor .* got torch.int64"),
+        ({"values": torch.ones(3, 1)}, r"values must be .* of shape \(3, 2\).* got torch.float32 of shape \(3, 1\)"),
+        ({"values": torch.full((3, 2), float("nan"))}, "values must be finite, got 6 that are not"),
+        ({"values": torch.ones(3, 2)}, "values must be 0 where a factor is absent, got 3 that are not"),
+        ({"names": ("tilt", "tilt")}, "names must differ, got 'tilt' more than once"),
+        ({"names": ("tilt",)}, r"presence must be a bool tensor of shape \(3, 1\)"),
+    ],
+)
+def test_bad_factors(changes, message):
+    with pytest.raises(ValueError, match=f"factors.{message}"):
+        vsc.Dataset(torch.rand(3, 4), factors=some_factors(**changes))
+
+
+def test_factors_have_their_own_type():
+    with pytest.raises(ValueError, match=r"factors must be a Factors\(presence, values, names\), got tuple"):
+        vsc.Dataset(torch.rand(3, 4), factors=tuple(some_factors()))
 
 
 def test_default_root(monkeypatch, tmp_path):

@@ -1,0 +1,119 @@
+"""Data sets: one function each, returning a training and a test `Dataset` of tensors ready for the device.
+
+Images have shape ``(N, channels, height, width)``; pixels are float32, in [0, 1] but for ``"templates"``,
+``"linear-5x5"`` and ``"patches"``. Where it is known what made an image, `Dataset.factors` says so. The functions
+return pixels as they are; `load` finds a function by name, and binarises: `binarize` says what a model sees of them.
+
+* ``"dynamic"``: fresh Bernoulli draws of the grey levels every time an image is used (Salakhutdinov & Murray, 2008;
+  Burda et al., 2016). `Dataset.images` stays grey; `vsc_pyro.fit` and `vsc_pyro.evaluate` do the drawing.
+* ``"static"``: one such draw, made with `seed` when the data are loaded. (A draw of our own, not the file of
+  Larochelle & Murray, 2011, which figures for "static MNIST" usually refer to.)
+* ``None``: pixels as they are. A Bernoulli decoder's figure for grey levels is then a cross-entropy, not a likelihood.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from vsc_pyro.arguments import choice
+from vsc_pyro.datasets.bundled import digits, patches
+from vsc_pyro.datasets.dataset import BINARIZATIONS, Dataset, Factors, Split, as_dataset, check_binarize
+from vsc_pyro.datasets.faces import render_smiley, smiley
+from vsc_pyro.datasets.synthetic import linear_5x5, linear_5x5_dictionary, template_images, templates
+from vsc_pyro.datasets.torchvision_sets import (
+    DOWNLOAD_TIMEOUT,
+    celeba,
+    cifar10_grey,
+    default_root,
+    fashion_mnist,
+    mnist,
+)
+
+__all__ = [
+    "BINARIZATIONS",
+    "DATASETS",
+    "DOWNLOAD_TIMEOUT",
+    "Dataset",
+    "Factors",
+    "Split",
+    "as_dataset",
+    "celeba",
+    "cifar10_grey",
+    "default_root",
+    "digits",
+    "fashion_mnist",
+    "linear_5x5",
+    "linear_5x5_dictionary",
+    "load",
+    "mnist",
+    "patches",
+    "render_smiley",
+    "smiley",
+    "template_images",
+    "templates",
+]
+
+
+class Entry(NamedTuple):
+    """A row of `DATASETS`: how to read a data set from (root, seed, download), and its own binarisation."""
+
+    read: Callable[[Path | None, int, bool], Split]
+    binarize: str | None = None
+
+
+DATASETS = {
+    "mnist": Entry(lambda root, seed, download: mnist(root, download), "dynamic"),
+    "fashion-mnist": Entry(lambda root, seed, download: fashion_mnist(root, download), "dynamic"),
+    "digits": Entry(lambda root, seed, download: digits(seed), "dynamic"),
+    "cifar10-grey": Entry(lambda root, seed, download: cifar10_grey(root, seed=seed, download=download)),
+    "celeba": Entry(lambda root, seed, download: celeba(root, download=download)),
+    "patches": Entry(lambda root, seed, download: patches(seed=seed)),
+    "templates": Entry(lambda root, seed, download: templates(seed=seed)),
+    "linear-5x5": Entry(lambda root, seed, download: linear_5x5(seed=seed)),
+    "smiley": Entry(lambda root, seed, download: smiley(seed=seed)),
+}
+
+
+def load(
+    name: str,
+    root: str | os.PathLike | None = None,
+    binarize: str | None = "auto",
+    seed: int = 0,
+    download: bool = True,
+) -> Split:
+    """Load a data set by name, as its function returns it by default, and binarise it.
+
+    ==================  ====================================================  ===============  ===================
+    name                what                                                  read from        binarize="auto"
+    ==================  ====================================================  ===============  ===================
+    ``mnist``           handwritten digits, 28x28                             root             ``"dynamic"``
+    ``fashion-mnist``   clothes, 28x28                                        root             ``"dynamic"``
+    ``digits``          small handwritten digits, 8x8                         scikit-learn     ``"dynamic"``
+    ``cifar10-grey``    grey crops of CIFAR-10, 16x16                         root             None
+    ``celeba``          faces in colour, 64x64                                root             None
+    ``patches``         whitened patches of photographs, 12x12, real          scikit-learn     None
+    ``templates``       sums of two of ten templates, 10x10, real             drawn            None
+    ``linear-5x5``      sparse sums of five patterns, 5x5, real               drawn            None
+    ``smiley``          drawn faces of 18 known parts, 32x32, binary          drawn            None
+    ==================  ====================================================  ===============  ===================
+
+    Args:
+        name: which one.
+        root: folder with the files as torchvision lays them out; `default_root()` if None. Only those that are read
+            from it need one.
+        binarize: ``"dynamic"``, ``"static"`` or None, see the module's docstring; ``"auto"`` for the data set's own.
+        seed: of the static draw, and of whatever else is drawn: splits, positions, synthetic data.
+        download: fetch missing files into `root` where the network allows.
+
+    Raises:
+        ValueError: an unknown name (the message lists the known ones) or binarisation, or one of real-valued data.
+        FileNotFoundError: no files in `root`, and no download.
+        OSError: a corrupt or truncated file, by name.
+    """
+    entry = choice("data set", name, DATASETS)
+    check_binarize(binarize, ("auto", *BINARIZATIONS))
+    split = entry.read(None if root is None else Path(root), seed, download)
+    return split.binarized(entry.binarize if binarize == "auto" else binarize, seed)
