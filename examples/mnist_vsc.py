@@ -28,6 +28,7 @@ from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
 EPOCHS = {"digits": 500}  # of 8 steps each; an epoch of MNIST has 300
+DATASETS = ("mnist", "fashion-mnist", "digits", "smiley", "cifar10-grey")  # one channel, pixels from 0 to 1
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
 FILES = (
     *("config.json", "checkpoint.pt", "history.csv", "metrics.json", "pseudo_inputs.png"),
@@ -94,9 +95,9 @@ def positive(text):
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--dataset", default="auto", choices=["auto", *vsc.datasets.DATASETS], help="auto: MNIST, or else digits")
+    add("--dataset", default="auto", choices=["auto", *DATASETS], help="auto: MNIST, or else digits")
     add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
-    add("--binarize", default="dynamic", choices=["dynamic", "static", "none"])
+    add("--binarize", default="auto", choices=["auto", "dynamic", "static", "none"], help="auto: the data set's own")
     add("--prior", default="spike-slab", choices=PRIORS)
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
     add(

@@ -58,9 +58,9 @@ def test_bad_arguments():
         vsc.SpikeSlabPrior(3, learn_inclusion=True, hyperprior=(1, 0))
     with pytest.raises(ValueError, match="'global' learns one inclusion, and inclusion holds 2; pass one number"):
         vsc.SpikeSlabPrior(2, torch.tensor([0.1, 0.2]), "global")
-    with pytest.raises(ValueError, match="weights and scales must be as many, .* got 2 and 1"):
+    with pytest.raises(ValueError, match=r"weights and scales must be as many, .* got 2 and 1"):
         vsc.NormalMixturePrior(3, scales=[1.0])
-    with pytest.raises(ValueError, match="weights must be a finite number above 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"weights must be a finite number above 0, got 0\.0"):
         vsc.NormalMixturePrior(3, weights=(1.0, 0.0))
 
 
@@ -88,28 +88,26 @@ def test_posterior_over_inclusion_is_the_conjugate_one(learn):
     """Codes held fixed, the posterior SVI finds is Beta(a + number on, b + number off), known in closed form."""
     torch.manual_seed(0)
     num_data, probs = 400, torch.tensor([0.05, 0.3, 0.7])
-    spikes = (torch.rand(num_data, 3) < probs).double()
+    on = (torch.rand(num_data, 3) < probs).double().sum(0)
+    total = num_data
+    if learn == "global":
+        on, total = on.sum(), 3 * num_data
     prior = vsc.SpikeSlabPrior(3, 0.1, learn, hyperprior=(2.0, 3.0)).double()
-    optimizer = torch.optim.Adam(prior.parameters(), lr=0.05)
-    for step in range(1500):
-        if step == 1000:
-            optimizer.param_groups[0]["lr"] = 0.005
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1000, 1500])
+    for _ in range(1800):
         optimizer.zero_grad()
         ((site, (p, q)),) = prior.hyperparameters().items()
-        value = q.rsample((50,)).unsqueeze(1)
-        inclusion = torch.sigmoid(prior._logits(value))
-        log_likelihood = Bernoulli(inclusion).log_prob(spikes).sum((1, 2)).mean()
+        inclusion = q.rsample((1000,))
+        log_likelihood = (on * inclusion.log() + (total - on) * (-inclusion).log1p()).reshape(1000, -1).sum(1).mean()
         (kl_divergence(q, p) - log_likelihood).backward()
         optimizer.step()
+        schedule.step()
     assert site == "inclusion"
-    on = spikes.sum(0) if learn == "per-latent" else spikes.sum()
-    total = num_data if learn == "per-latent" else 3 * num_data
     expected = torch.stack([2.0 + on, 3.0 + total - on])
-    got = prior.log_concentration.detach().exp()
-    torch.testing.assert_close(got[0] / got.sum(0), expected[0] / expected.sum(0), rtol=0.02, atol=0.002)
-    torch.testing.assert_close(
-        got.sum(0), expected.sum(0), rtol=0.25, atol=0
-    )  # the mean is pinned down, the width less
+    mean, concentration = prior.inclusion_logits.detach().sigmoid(), prior.log_concentration.detach().exp()
+    torch.testing.assert_close(mean, expected[0] / expected.sum(0), rtol=0.02, atol=0)
+    torch.testing.assert_close(concentration, expected.sum(0), rtol=0.1, atol=0)
 
 
 def test_posterior_over_inclusion_weighs_as_all_the_data_do(digits):
@@ -150,7 +148,7 @@ class TestPseudoInputs:
         assert len(where.unique()) == 5
         vsc.fit(vae, digits.train, epochs=1, lr=1e-9, batch_size=500, seed=1, progress=False)
         torch.testing.assert_close(vae.prior.pseudo_inputs.detach(), start)  # only the first time
-        vsc.fit(vae, digits.train, epochs=3, lr=0.5, batch_size=500, progress=False)
+        vsc.fit(vae, digits.train, epochs=60, lr=0.02, batch_size=500, progress=False)
         moved = vae.prior.pseudo_inputs.detach()
         assert (moved - start).abs().max() > 0.3
         assert moved.min() >= 0
@@ -171,7 +169,7 @@ class TestPseudoInputs:
         prior.prepare(x)
         assert prior.pseudo_inputs.min() >= x.min()
         assert prior.pseudo_inputs.max() <= x.max()
-        assert prior.pseudo_inputs.std() == pytest.approx(3, rel=0.2)
+        assert prior.pseudo_inputs.std().item() == pytest.approx(3, rel=0.2)
         given = self.model(pseudo_inputs=x[:5]).prior
         given.prepare(x + 100)
         assert given.pseudo_inputs.max() <= x[:5].max()
@@ -236,9 +234,9 @@ class TestPseudoInputs:
         ]:
             with pytest.raises(ValueError, match=message):
                 vsc.PseudoInputPrior(encoder, **settings)
-        with pytest.raises(ValueError, match="sparsity_weight=1.0 needs spikes, and NormalEncoder has none"):
+        with pytest.raises(ValueError, match=r"sparsity_weight=1\.0 needs spikes, and NormalEncoder has none"):
             vsc.PseudoInputPrior(vsc.NormalEncoder((1, 8, 8), 6), sparsity_weight=1)
-        with pytest.raises(ValueError, match="encoder must have an attribute input_shape.*Identity has none"):
+        with pytest.raises(ValueError, match=r"encoder must have an attribute input_shape.*Identity has none"):
             vsc.PseudoInputPrior(torch.nn.Identity())
         with pytest.raises(
             ValueError, match="num_pseudo_inputs=20 pseudo-inputs start at as many different data, got 7"
@@ -247,17 +245,17 @@ class TestPseudoInputs:
 
 
 def test_vsc_is_the_papers_assembly(digits):
-    vae = vsc.VSC((1, 8, 8), latent_dim=12, inclusion=0.05, num_pseudo_inputs=6, hidden=(30, 20))
+    vae = vsc.VSC((1, 8, 8), latent_dim=12, inclusion=0.2, num_pseudo_inputs=6, hidden=(40, 30))
     assert vae.prior.encoder is vae.encoder
-    assert (vae.prior.num_pseudo_inputs, vae.prior.inclusion, vae.prior.sparsity_weight) == (6, 0.05, 1.0)
-    assert [layer.out_features for layer in vae.decoder.network if hasattr(layer, "out_features")] == [20, 30, 64]
+    assert (vae.prior.num_pseudo_inputs, vae.prior.inclusion, vae.prior.sparsity_weight) == (6, 0.2, 1.0)
+    assert [layer.out_features for layer in vae.decoder.network if hasattr(layer, "out_features")] == [30, 40, 64]
     names = [name for name, _ in vae.named_parameters()]
     assert len(names) == len(set(names))
-    schedules = vsc.schedules.slab_warmup(hold=20, length=20)
-    vsc.fit(vae, digits.train, epochs=25, lr=3e-3, batch_size=100, schedules=schedules, progress=False)
+    vsc.fit(vae, digits.train, epochs=60, lr=3e-3, batch_size=100, progress=False)
     result = vsc.evaluate(vae, digits.test, num_draws=20)
     mean = digits.train.images.mean(0).clamp(0.001, 0.999)
     best_without_a_code = Bernoulli(mean).log_prob(digits.test.draw(slice(None))).flatten(1).sum(1).mean()
-    assert result.elbo > best_without_a_code + 1
+    assert result.elbo > best_without_a_code + 0.3
+    assert result.kl > 0.3
     with pytest.raises(ValueError, match="unknown gate 'soft'"):
         vsc.VSC(64, gate="soft")

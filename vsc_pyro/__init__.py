@@ -2,7 +2,7 @@
 
 from vsc_pyro import datasets, gates, schedules
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets import Dataset, Factors
 from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
 from vsc_pyro.distributions import SpikeSlab
 from vsc_pyro.encoders import CauchyEncoder, DeltaEncoder, LaplaceEncoder, NormalEncoder, SpikeSlabEncoder
@@ -42,6 +42,7 @@ __all__ = [
     "DeltaEncoder",
     "Evaluation",
     "FactorAUROC",
+    "Factors",
     "FlatPrior",
     "History",
     "LaplaceEncoder",

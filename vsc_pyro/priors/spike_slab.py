@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pyro.distributions import Beta
 from torch import Tensor, nn
@@ -59,13 +61,13 @@ class SpikeSlabPrior(Prior):
         self._family = get_slab(slab)
         logits = self._checked_logits(inclusion)
         self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
-        if self.hyperprior is not None:
-            probs = torch.stack([logits.sigmoid(), (-logits).sigmoid()])
-            self.log_concentration = nn.Parameter((_INITIAL_CONCENTRATION * probs).log())
-        elif self.learn_inclusion:
+        if self.learn_inclusion:
             self.inclusion_logits = nn.Parameter(logits)
         else:
             self.register_buffer("inclusion_logits", logits)
+        if self.hyperprior is not None:
+            # Mean and concentration apart: in Beta's own parameters the noise of the mean would drown the width.
+            self.log_concentration = nn.Parameter(torch.full_like(logits, math.log(_INITIAL_CONCENTRATION)))
 
     def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
         alpha = torch.as_tensor(inclusion, dtype=torch.get_default_dtype())
@@ -92,15 +94,14 @@ class SpikeSlabPrior(Prior):
     def hyperparameters(self) -> dict[str, tuple[Distribution, Distribution]]:
         if self.hyperprior is None:
             return {}
-        on, off = self.log_concentration.exp()
+        concentration = self.log_concentration.exp()
+        on, off = concentration * self.inclusion_logits.sigmoid(), concentration * (-self.inclusion_logits).sigmoid()
         prior = Beta(*(torch.full_like(on, value) for value in self.hyperprior))
         return {"inclusion": (prior.to_event(on.dim()), Beta(on, off).to_event(on.dim()))}
 
     def _logits(self, inclusion: Tensor | None) -> Tensor:
-        if self.hyperprior is None:
-            return self.inclusion_logits
         if inclusion is None:
-            return self.log_concentration[0] - self.log_concentration[1]  # of the posterior's mean
+            return self.inclusion_logits  # where it has a posterior, of its mean
         # A Beta draw may round to 0 or 1, whose log-odds are infinite.
         epsilon = torch.finfo(inclusion.dtype).eps
         logits = torch.logit(inclusion.clamp(epsilon, 1 - epsilon))
