@@ -173,6 +173,26 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
     return figure
 
 
+def receptive_fields(model: VAE, num: int = 100) -> Figure:
+    """The atoms of a linear decoder, what each latent adds to the picture, largest norm first, each on its own scale.
+
+    Args:
+        model: a `VAE` whose decoder has a `dictionary` (``hidden=()``).
+        num: how many atoms.
+
+    Raises:
+        ValueError: a decoder that is not linear.
+    """
+    atoms = model.decoder.dictionary.detach().cpu()
+    order = atoms.flatten(1).norm(dim=1).argsort(descending=True)[: positive_int("num", num)]
+    atoms = atoms[order]
+    # Zero is grey, whatever the sign of an atom.
+    largest = atoms.flatten(1).abs().amax(1).clamp(min=1e-12)
+    shown = 0.5 + 0.5 * atoms / largest.reshape(-1, *[1] * (atoms.ndim - 1))
+    rows = list(shown.split(math.ceil(math.sqrt(len(order)))))
+    return _grid(rows, [""] * len(rows), "Receptive fields: atoms of the linear decoder")
+
+
 def training_curve(history: History) -> Figure:
     """Training ELBO against epochs, as `fit` measured it (by the gate as trained).
 
