@@ -259,7 +259,8 @@ def main(argv=None):
     result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
 
     history.to_csv(args.output / "history.csv")
-    for name in FIGURES + (("pseudo_inputs",) if hasattr(prior, "pseudo_inputs") else ()):
+    figures = [name for name in FIGURES if name != "inclusion_map" or test.labels is not None]
+    for name in figures + ["pseudo_inputs"] * hasattr(prior, "pseudo_inputs"):
         function = getattr(plots, name)
         figure = function(history) if name == "training_curve" else function(model, test, seed=args.seed)
         with replacing(args.output / f"{name}.png") as temporary:

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from conftest import assert_mean_equals
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
+from vsc_pyro.distributions import SLABS
 from vsc_pyro.gates import GATES, BinaryConcrete, ShiftedSigmoid
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -54,7 +58,83 @@ def test_bad_arguments():
         vsc.SpikeSlabEncoder(64, 5, initial_inclusion=1)
     with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1, got 0"):
         vsc.SpikeSlabEncoder(64, 0)
+    with pytest.raises(ValueError, match="unknown slab 'gamma'; known are 'cauchy', 'laplace', 'normal'"):
+        vsc.SpikeSlabEncoder(64, 5, slab="gamma")
+    for corruption in (1.0, -0.1):
+        with pytest.raises(ValueError, match="corruption must be a probability of at least 0 and below 1, got"):
+            vsc.DeltaEncoder(64, 5, corruption=corruption)
+    trunk = vsc.ConvTrunk((1, 8, 8), (4, 8), 10)
+    with pytest.raises(ValueError, match=r"hidden=\(20,\) are widths of the MLP that a trunk replaces; pass one"):
+        vsc.NormalEncoder((1, 8, 8), 5, (20,), trunk=trunk)
+    with pytest.raises(ValueError, match=r"trunk\.out_features must be a whole number of at least 1, got None"):
+        vsc.NormalEncoder((1, 8, 8), 5, trunk=torch.nn.Identity())
+    with pytest.raises(ValueError, match="unknown activation 'relux'"):
+        vsc.NormalEncoder((1, 8, 8), 5, activation="relux", trunk=trunk)
     with pytest.raises(ValueError, match="input_shape must be a whole number of at least 1, got 0"):
         vsc.NormalEncoder((1, 0), 5)
     with pytest.raises(ValueError, match="unknown gate 'hard'; known are 'concrete', 'score', 'shifted-sigmoid'"):
         vsc.SpikeSlabEncoder(64, 5, gate="hard")
+
+
+DENSE = {"normal": vsc.NormalEncoder, "laplace": vsc.LaplaceEncoder, "cauchy": vsc.CauchyEncoder}
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_families_are_those_of_their_names(family):
+    q = DENSE[family](64, 5)(X)
+    assert isinstance(q.base_dist, SLABS[family])
+    assert (q.base_dist.scale > 0).all()
+    assert isinstance(vsc.SpikeSlabEncoder(64, 5, slab=family)(X).base_dist.slab, SLABS[family])
+
+
+def test_a_point_is_the_networks_output():
+    encoder = vsc.DeltaEncoder(64, 5)
+    q = encoder(X)
+    assert (q.batch_shape, q.event_shape) == ((6,), (5,))
+    assert torch.equal(q.sample(), encoder.network(X))
+    codes = vsc.DeltaEncoder(64, 50, rectify=True)(X).v
+    assert (codes >= 0).all()
+    assert 0.2 < (codes == 0).float().mean() < 0.8
+
+
+def test_corruption_hides_pixels_in_training_only():
+    encoder = vsc.DeltaEncoder(64, 5, corruption=0.3)
+    seen = []
+    encoder.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.ones(2000, 1, 8, 8)
+    encoder(x)
+    encoder.eval()(x)
+    assert_mean_equals(1 - seen[0].flatten(), 0.3)
+    assert torch.equal(seen[1], x)
+
+
+@pytest.mark.parametrize("slab", SLABS)
+def test_warmup_interpolates_between_the_priors_slab_and_the_encoders(slab):
+    encoder = vsc.SpikeSlabEncoder(64, 5, slab=slab)
+    own = encoder(X).base_dist
+    for weight in (0.0, 0.3, 1.0):
+        encoder.slab_weight.fill_(weight)
+        q = encoder(X).base_dist
+        torch.testing.assert_close(q.slab.loc, weight * own.slab.loc)
+        torch.testing.assert_close(q.slab.scale**2, weight * own.slab.scale**2 + 1 - weight)  # squares, not scales
+        assert torch.equal(q.logits, own.logits)
+    encoder.slab_weight.fill_(0.0)
+    prior = vsc.SpikeSlabPrior(5, 0.3, slab=slab)(X)
+    kl = kl_divergence(encoder(X), prior.expand((6,)))
+    spikes = torch.distributions.Bernoulli(own.probs)
+    alone = kl_divergence(spikes, torch.distributions.Bernoulli(torch.tensor(0.3))).sum(1)
+    torch.testing.assert_close(kl, alone)  # nothing to pay for the slab
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 64, 64), (1, 8, 8)])
+@pytest.mark.parametrize("encoder_class", [*DENSE.values(), vsc.DeltaEncoder, vsc.SpikeSlabEncoder])
+def test_convolutional_trunks(encoder_class, shape):
+    encoder = encoder_class(shape, 5, trunk=vsc.ConvTrunk(shape, (4, 8), 20))
+    for x in (torch.rand(3, *shape), torch.rand(3, math.prod(shape))):
+        assert encoder(x).sample().shape == (3, 5)
+    decoder = vsc.BernoulliDecoder(5, shape, trunk=vsc.DeconvTrunk(shape, (8, 4), 20))
+    prior = {vsc.SpikeSlabEncoder: vsc.SpikeSlabPrior, vsc.DeltaEncoder: vsc.FlatPrior}.get(encoder_class)
+    vae = vsc.VAE(encoder, decoder, (prior or vsc.CauchyPrior)(5))
+    vae.check_data(torch.rand(3, *shape))
+    with pytest.raises(ValueError, match="encoder does not take data of shape"):
+        vae.check_data(torch.rand(3, shape[0], 9, 9))

@@ -105,12 +105,51 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
         ("--learn-inclusion", "--gate", "score", "--inclusion", "0.3", "--beta", "2"),
         ("--gate", "shifted-sigmoid", "--binarize", "none", "--encoder-activation", "tanh"),
         ("--gate", "straight-through", "--binarize", "static", "--hidden", "20", "10"),
+        ("--prior", "laplace", "--lr-drop", "1"),
+        ("--prior", "cauchy", "--dataset", "smiley", "--batch-size", "2000"),
+        ("--slab", "cauchy", "--warmup", "4", "6"),
+        ("--hyperprior", "1", "9", "--learn-inclusion", "global"),
+        ("--num-pseudo-inputs", "5", "--prior", "pseudo-input", "--warmup", "--sparsity-weight", "0.1"),
+        ("--assignment", "paper", "--prior", "pseudo-input", "--slab", "laplace"),
     ],
     ids=lambda arguments: arguments[1],
 )
 def test_mnist_vsc_takes_every_system(tmp_path, arguments):
     result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, *arguments)
     assert result.returncode == 0, result.stderr
+    assert (tmp_path / "pseudo_inputs.png").exists() == ("pseudo-input" in arguments)
+
+
+def test_mnist_vsc_says_that_a_divergence_is_sampled(tmp_path):
+    result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, "--prior", "normal-mixture")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("the KL divergence at site 'z' has no closed form and is sampled") == 1
+    assert "sampled" in result.stdout
+
+
+def test_recover_factors(tmp_path):
+    small = [
+        "--epochs",
+        2,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path,
+        "--quiet",
+        "--systems",
+        "vae",
+        "spike-slab-learned",
+    ]
+    result = run("recover_factors.py", "--dataset", "linear-5x5", *small)
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "linear-5x5.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["system"] for row in rows] == ["vae", "spike-slab-learned"]
+    assert float(rows[1]["auroc_inclusion"]) > 0.6
+    assert rows[0]["auroc_inclusion"] == ""
+    refused = run("recover_factors.py", "--dataset", "linear-5x5", *small)
+    assert refused.returncode != 0
+    assert "exists; pass --overwrite to replace it" in refused.stderr
 
 
 def test_mnist_vsc_falls_back_loudly_and_only_on_auto(tmp_path):
@@ -147,6 +186,14 @@ def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
         (("--device", "tpu9"), "device 'tpu9' is not available"),
         (("--seed", "-1"), "--seed: must be a whole number of at least 0"),
         (("--prior", "normal", "--learn-inclusion"), "--learn-inclusion goes with --prior spike-slab"),
+        (("--prior", "laplace", "--warmup"), "--warmup goes with --prior spike-slab or pseudo-input, got --prior lap"),
+        (("--warmup", "3"), "--warmup takes no number or two, steps at the prior's slab and of the ramp, got [3]"),
+        (("--prior", "pseudo-input", "--num-pseudo-inputs", "0"), "--num-pseudo-inputs: must be a whole number"),
+        (
+            ("--prior", "pseudo-input", "--sparsity-weight", "-1"),
+            "sparsity_weight must be a finite number of at least 0",
+        ),
+        (("--hyperprior", "1", "2"), "is a prior of inclusions that are learned; pass learn_inclusion="),
         (("--resume", "--overwrite"), "--resume and --overwrite contradict each other"),
         (("--gate", "hard"), "invalid choice: 'hard'"),
         (("--iwae-draws", "0"), "--iwae-draws: must be a whole number of at least 1"),

@@ -13,6 +13,17 @@ from vsc_pyro.seeding import seeded
 
 
 @pytest.fixture(scope="module")
+def with_pseudo_inputs():
+    train, test = vsc.datasets.load("digits")
+    torch.manual_seed(0)
+    encoder = vsc.SpikeSlabEncoder((1, 8, 8), 6, (30,))
+    prior = vsc.PseudoInputPrior(encoder, 12)
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(6, (1, 8, 8), (30,)), prior)
+    vsc.fit(model, train, epochs=3, batch_size=50, lr=3e-3, device="cpu", progress=False)
+    return model, test
+
+
+@pytest.fixture(scope="module")
 def trained():
     train, test = vsc.datasets.load("digits")
     torch.manual_seed(0)
@@ -131,3 +142,36 @@ def test_traversals_of_codes_without_a_mean(digits):
     code = pixels_read[int(pixels_read[:, latent].argmax())]
     with model.evaluating():
         torch.testing.assert_close(shown_in(figure.axes[1]), model.decoder(code).mean[0])
+
+
+def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
+    model, test = with_pseudo_inputs
+    figure = plots.pseudo_inputs(model, test)
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == 12
+    with model.evaluating():
+        shares = model.prior(test.draw(slice(None), torch.Generator().manual_seed(0))).log_assignment.exp().mean(0)
+    shown = [int(axes.get_title().rstrip("%")) for axes in pictures]
+    assert shown == sorted(shown, reverse=True)
+    assert abs(sum(shown) - 100) < 7
+    # The draw of the data is another one; the shares of so many hardly differ.
+    assert shown[0] == pytest.approx(100 * shares.max().item(), abs=3)
+    brightest = model.prior.pseudo_inputs[shares.argmax(), 0].detach()
+    torch.testing.assert_close(shown_in(pictures[0]), brightest)
+    assert (pixels(plots.prior_samples(model, test)) == pixels(plots.prior_samples(model, test))).all()
+    with pytest.raises(ValueError, match="must have pseudo-inputs, and SpikeSlabPrior has none; build it with"):
+        plots.pseudo_inputs(trained[0], test)
+
+
+def test_receptive_fields_are_the_atoms(trained):
+    decoder = vsc.NormalDecoder(5, (1, 6, 6), hidden=())
+    model = vsc.VAE(vsc.NormalEncoder((1, 6, 6), 5), decoder, vsc.NormalPrior(5))
+    with torch.no_grad():
+        decoder.dictionary.copy_(torch.randn(5, 1, 6, 6) * torch.tensor([1.0, 9, 3, 0, 5]).reshape(5, 1, 1, 1))
+    figure = plots.receptive_fields(model, num=4)
+    largest = decoder.dictionary[1, 0].detach()
+    torch.testing.assert_close(shown_in(figure.axes[0]), 0.5 + 0.5 * largest / largest.abs().max())
+    assert len([axes for axes in figure.axes if axes.images]) == 4
+    assert pixels(plots.receptive_fields(model)).std() > 0.02
+    with pytest.raises(ValueError, match=r"only a linear decoder has a dictionary; build the decoder with hidden=\(\)"):
+        plots.receptive_fields(trained[0])

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from pyro.distributions import Cauchy, Delta, Independent, Laplace, Normal, TorchDistribution
 from torch import Tensor, nn
+from torch.nn.functional import elu
 
 from vsc_pyro.arguments import choice, positive_int, sizes
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
@@ -73,7 +74,9 @@ class _LocationScaleEncoder(_Encoder):
 
 
 def _scale(log_squared_scale: Tensor) -> Tensor:
-    return torch.exp(0.5 * log_squared_scale) + _MIN_SCALE
+    # exp below a scale of one, linear above: where a latent is off nothing holds its slab's scale, and an exponential
+    # that wanders off overflows to NaN.
+    return 1 + elu(0.5 * log_squared_scale) + _MIN_SCALE
 
 
 class NormalEncoder(_LocationScaleEncoder):

@@ -184,7 +184,7 @@ class VAE(nn.Module):
         with self.evaluating():
             try:
                 posterior = self.encoder(x)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise ValueError(f"the encoder does not take data of shape (N, {_inner(x)}): {error}") from error
             prior = self.prior(x)
             for part, distribution in (("encoder", posterior), ("prior", prior)):
