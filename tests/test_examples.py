@@ -128,18 +128,7 @@ def test_mnist_vsc_says_that_a_divergence_is_sampled(tmp_path):
 
 
 def test_recover_factors(tmp_path):
-    small = [
-        "--epochs",
-        2,
-        "--device",
-        "cpu",
-        "--output",
-        tmp_path,
-        "--quiet",
-        "--systems",
-        "vae",
-        "spike-slab-learned",
-    ]
+    small = [*"--epochs 8 --device cpu --quiet --systems vae spike-slab-learned --output".split(), tmp_path]
     result = run("recover_factors.py", "--dataset", "linear-5x5", *small)
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "linear-5x5.csv", newline="") as file:
@@ -174,6 +163,20 @@ def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
     result = run("mnist_vsc.py", *small, "--output", tmp_path, env=os.environ | {"VSC_PYRO_DATA": str(mnist_root)})
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["dataset"] == "mnist"
+
+
+def test_sparse_patches(tmp_path):
+    small = [*"--epochs 1 --latent-dim 30 --num-patches 2000 --size 8 --device cpu --quiet --output".split(), tmp_path]
+    result = run("sparse_patches.py", *small)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "metrics.json").read_text())["systems"]
+    assert set(results) == {"laplace", "spike-slab"}
+    for name in results:
+        assert imread(tmp_path / f"receptive_fields_{name}.png").std() > 0.02
+        assert 0 < results[name]["orientation"] < 1
+    refused = run("sparse_patches.py", *small)
+    assert refused.returncode != 0
+    assert "exists; pass --overwrite to replace it" in refused.stderr
 
 
 @pytest.mark.parametrize(
