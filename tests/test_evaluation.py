@@ -256,3 +256,23 @@ def test_bad_arguments(small_vae, digits):
         vsc.evaluate(small_vae(), digits.test.images * 16)
     with pytest.raises(ValueError, match="at least one datum"):
         vsc.evaluate(small_vae(), torch.zeros(0, 64))
+
+
+def test_a_point_has_no_bound_and_its_zeros_are_counted(digits):
+    torch.manual_seed(0)
+    encoder = vsc.DeltaEncoder((1, 8, 8), 20, (30,), rectify=True)
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(20, (1, 8, 8), (30,)), vsc.LaplacePrior(20))
+    x = digits.test.images.round()
+    result = vsc.evaluate(model, x, num_draws=7)
+    assert math.isnan(result.elbo)
+    assert math.isnan(result.iwae)
+    assert str(result).count("none: the posterior is a point") == 2
+    with torch.no_grad():
+        codes = encoder(x).v
+        reconstruction = model.decoder(codes).log_prob(x).mean().item()
+        penalty = (codes.abs() + math.log(2)).sum(1).mean().item()
+    assert result.reconstruction == pytest.approx(reconstruction, rel=1e-4)
+    assert result.objective == pytest.approx(reconstruction - penalty, rel=1e-4)
+    assert result.expected_l0 == pytest.approx((codes != 0).sum(1).float().mean().item())
+    assert result.expected_l0 < 15
+    assert result.as_dict()["elbo"] is None

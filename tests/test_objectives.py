@@ -556,3 +556,18 @@ def test_names_and_objects():
         get_objective("elbo")
     with pytest.raises(ValueError, match="num_draws must be a whole number of at least 1, got 0"):
         get_objective("trace", num_draws=0)
+
+
+def test_a_closed_divergence_needs_no_density_of_the_prior(small_vae, digits, monkeypatch):
+    vae, x = small_vae(), digits.train.draw(slice(20))
+    scored = []
+    log_prob = SpikeSlab.log_prob
+    monkeypatch.setattr(SpikeSlab, "log_prob", lambda self, value: scored.append(self) or log_prob(self, value))
+    losses = []
+    for validate in (True, False):  # Pyro's checks ask for every density
+        scored.clear()
+        torch.manual_seed(0)
+        with pyro.validation_enabled(validate):
+            losses.append(AnalyticELBO(max_plate_nesting=1).loss(vae.model, vae.guide, x))
+        assert len(scored) == (2 if validate else 1)  # the guide's is asked for its score
+    assert losses[0] == losses[1]
