@@ -6,7 +6,7 @@ from conftest import assert_mean_equals
 from pyro.distributions import Cauchy, Delta, Laplace, Normal
 from torch.distributions import kl_divergence
 
-from vsc_pyro.distributions import AssignedMixture, SpikeSlab
+from vsc_pyro.distributions import AssignedMixture, SpikeSlab, inclusion_logits
 from vsc_pyro.distributions.pairwise import insert_batch_dims, pairwise_kl
 from vsc_pyro.gates import GATES
 
@@ -113,3 +113,11 @@ def test_samples_are_of_the_mixture_whatever_the_assignment():
     base = p.component_distribution.base_dist
     inclusion = (p.log_weights.exp().unsqueeze(-1) * base.probs).sum(0)
     assert_mean_equals((z != 0).double().flatten(0, 1), inclusion)
+
+
+@pytest.mark.parametrize("batch", [(), (6,)])
+def test_a_mixture_includes_a_latent_as_often_as_its_components_do_on_average(batch):
+    p = mixture(sparse(Normal, U))
+    expected = (p.log_weights.exp().unsqueeze(-1) * p.component_distribution.base_dist.probs).sum(0)
+    torch.testing.assert_close(inclusion_logits(p.mixture.expand(batch)).sigmoid(), expected.expand(*batch, J))
+    assert inclusion_logits(mixture(dense(Normal, U)).mixture) is None

@@ -185,6 +185,7 @@ class TestPseudoInputs:
         assert valid.kl_is_exact
         assert valid.elbo < valid.iwae
         assert "NOT a bound" not in str(valid)
+        assert 0 < valid.hard_l0_odds < 6
         # The published objective lies above the bound of the same mixture by what it leaves out, at most log U.
         assert paper.elbo < paper.objective < paper.elbo + math.log(5)
         assert not paper.kl_is_exact

@@ -49,8 +49,8 @@ class Evaluation:
         relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
         expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
         hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
-        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (NaN where a spike-and-slab
-            posterior meets a prior that has no odds for each latent).
+        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (a mixture's: those of its
+            mean), NaN where a spike-and-slab posterior meets a prior that has no odds for each latent.
         hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
         active_units: latents whose posterior mean (`centre`) varies over data by more than 0.01 (variance).
         used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
@@ -160,12 +160,12 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
     kl = trained_kl if model.is_bound else log_ratio / num_draws
     if is_point(posterior):
         kl, log_total = kl * math.nan, log_total * math.nan
-    own, other = inclusion_logits(posterior), inclusion_logits(trained)
+    own, other = inclusion_logits(posterior), inclusion_logits(prior)
     on = (z[-1] != 0).to(z)  # which, without an atom, all are
     inclusion, by_odds = on, on
     if own is not None:
         inclusion = own.sigmoid()
-        # A prior such as a mixture has no odds of its own for each latent.
+        # A prior of a user's own need not have odds for each latent.
         by_odds = on * math.nan if other is None else (own > other).to(z)
     gap = _relaxation_gap(model, x, posterior, seed)
     bounds = (reconstruction / num_draws, kl, trained_kl, log_total - math.log(num_draws), gap)
