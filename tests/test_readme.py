@@ -3,6 +3,13 @@
 import re
 from pathlib import Path
 
+import pyro
+import pyro.distributions
+import pytest
+import torch
+
+import vsc_pyro as vsc
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -11,7 +18,7 @@ def blocks(language):
 
 
 def test_the_thirty_lines_run(tmp_path, monkeypatch):
-    (program,) = blocks("python")
+    program, _ = blocks("python")
     assert len(program.splitlines()) <= 30
     small = {'"mnist", root="data"': '"digits"', "784": "64", "epochs=50": "epochs=1"}
     for here, there in small.items():
@@ -20,6 +27,17 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
     assert {file.name for file in tmp_path.iterdir()} == {"vsc.pt", "traversals.png", "inclusion_map.png"}
+
+
+def test_a_prior_of_ones_own_is_the_class_that_is_shown():
+    _, program = blocks("python")
+    names = {"torch": torch, "pyro": pyro}
+    exec(compile(program, "README.md", "exec"), names)
+    model = vsc.VAE(vsc.NormalEncoder(64, 50), vsc.BernoulliDecoder(50, 64), names["StudentPrior"]())
+    train, _ = vsc.datasets.load("digits")
+    with pytest.warns(UserWarning, match="is sampled"):
+        history = vsc.fit(model, train, epochs=3, progress=False)
+    assert history.elbo[-1] > history.elbo[0]
 
 
 def test_two_commands_do_all_their_own_setup():
