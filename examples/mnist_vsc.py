@@ -92,14 +92,39 @@ def positive(text):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}") from error
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_options(description, output, epochs, datasets):
+    """A parser of the options that a run on any of `datasets` has; `epochs` says how many it takes by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--dataset", default="auto", choices=["auto", *DATASETS], help="auto: MNIST, or else digits")
+    add("--dataset", default="auto", choices=["auto", *datasets], help="auto: MNIST, or else digits")
     add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
     add("--binarize", default="auto", choices=["auto", "dynamic", "static", "none"], help="auto: the data set's own")
-    add("--prior", default="spike-slab", choices=PRIORS)
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
+    add("--latent-dim", type=whole, default=50)
+    add(
+        "--hidden",
+        type=whole,
+        nargs="+",
+        default=[400],
+        help="widths of the encoder's hidden layers; the decoder mirrors them",
+    )
+    add("--epochs", type=whole, help=f"default: {epochs}")
+    add("--batch-size", type=whole, default=200)
+    add("--lr", type=positive, default=1e-3)
+    add("--seed", type=natural, default=0)
+    add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add("--iwae-draws", type=whole, default=100, help="draws of the importance-weighted bound")
+    add("--output", type=Path, default=Path(output), metavar="DIR")
+    add("--resume", action="store_true", help="go on with the run in --output")
+    add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def parse(argv):
+    parser = run_options(__doc__, "runs/mnist_vsc", "50, and 500 on the small digits", DATASETS)
+    add = parser.add_argument
+    add("--prior", default="spike-slab", choices=PRIORS)
     add(
         "--learn-inclusion",
         nargs="?",
@@ -120,30 +145,12 @@ def parse(argv):
         metavar="STEPS",
         help="slab warm-up: steps at the prior's slab and of the ramp; without numbers the paper's 15 and 5 of 70",
     )
-    add("--latent-dim", type=whole, default=50)
-    add(
-        "--hidden",
-        type=whole,
-        nargs="+",
-        default=[400],
-        help="widths of the encoder's hidden layers; the decoder mirrors them",
-    )
     add("--encoder-activation", default="silu", choices=ACTIVATIONS)
     add("--decoder-activation", choices=ACTIVATIONS, help="default: relu, and tanh where a Cauchy has no mean")
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     add("--objective", default="analytic", choices=OBJECTIVES)
-    add("--epochs", type=whole, help="default: 50, and 500 on the small digits")
-    add("--batch-size", type=whole, default=200)
-    add("--lr", type=positive, default=1e-3)
     add("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many epochs")
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
-    add("--seed", type=natural, default=0)
-    add("--device", default="auto", help="auto, cpu, cuda, ...")
-    add("--iwae-draws", type=whole, default=100, help="draws of the importance-weighted bound")
-    add("--output", type=Path, default=Path("runs/mnist_vsc"), metavar="DIR")
-    add("--resume", action="store_true", help="go on with the run in --output")
-    add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
-    add("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
     for option in sorted({option for _, options in PRIORS.values() for option in options}):
         takers = [name for name, (_, options) in PRIORS.items() if option in options]
@@ -157,19 +164,22 @@ def parse(argv):
     return args
 
 
-def settings(args):
-    return {name: value for name, value in vars(args).items() if name not in FREE_TO_CHANGE}
+def settings(args, free):
+    return {name: value for name, value in vars(args).items() if name not in free}
 
 
-def check_output(args):
-    """Refuse to touch a run that is there unless told to."""
+def check_output(args, files, last, free):
+    """Refuse to touch a run that is there unless told to.
+
+    A run leaves `files`, one of them, `last`, when it is finished; a resumption may change the settings in `free`.
+    """
     if args.resume and args.overwrite:
         raise SystemExit("--resume and --overwrite contradict each other; pass one of them")
-    there = [args.output / name for name in FILES if (args.output / name).exists()]
+    there = [args.output / name for name in files if (args.output / name).exists()]
     if not there or args.overwrite:
         return
     if not args.resume:
-        state = "a finished" if args.output / "metrics.json" in there else "an unfinished"
+        state = "a finished" if args.output / last in there else "an unfinished"
         raise SystemExit(
             f"{args.output} holds {state} run; "
             "pass --resume to go on with it, --overwrite to replace it, or another --output"
@@ -179,22 +189,26 @@ def check_output(args):
             before = json.loads((args.output / "config.json").read_text())
         except ValueError as error:
             raise SystemExit(f"{args.output / 'config.json'} is damaged ({error}); pass --overwrite") from error
-        changed = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in settings(args).items() if before.get(k) != v]
+        changed = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in settings(args, free).items() if before.get(k) != v]
         if changed:
             raise SystemExit(f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings")
+
+
+def start_anew(args, files):
+    for name in files if args.overwrite else ():
+        (args.output / name).unlink(missing_ok=True)
 
 
 def start_output(args, epochs):
     metrics = args.output / "metrics.json"
     if args.resume and metrics.exists() and json.loads(metrics.read_text())["epochs"] < epochs:
         metrics.unlink()  # of the shorter run; a folder with metrics is a finished one
-    if args.overwrite:
-        for name in FILES:
-            (args.output / name).unlink(missing_ok=True)
-    write_json(args.output / "config.json", settings(args))
+    start_anew(args, FILES)
+    write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
 
 
 def load_data(args):
+    """The data set that was asked for; for "auto", MNIST or else, after saying so, the digits."""
     binarize = None if args.binarize == "none" else args.binarize
     if args.dataset != "auto":
         return vsc.datasets.load(args.dataset, args.data_root, binarize, args.seed)
@@ -205,10 +219,14 @@ def load_data(args):
         return vsc.datasets.load("digits", None, binarize, args.seed)
 
 
+def paper_warmup(num_steps):
+    return slab_warmup(num_steps * 15 // 70, num_steps * 5 // 70)
+
+
 def warmup(args, num_steps):
     if args.warmup is None:
         return {}
-    return slab_warmup(*(args.warmup or (num_steps * 15 // 70, num_steps * 5 // 70)))
+    return slab_warmup(*args.warmup) if args.warmup else paper_warmup(num_steps)
 
 
 def lr_schedule(args):
@@ -225,7 +243,7 @@ def write_json(path, content):
 def main(argv=None):
     args = parse(argv)
     start = time.perf_counter()
-    check_output(args)
+    check_output(args, FILES, "metrics.json", FREE_TO_CHANGE)
     train, test = load_data(args)
     epochs = args.epochs or EPOCHS.get(train.name, 50)
     shape = tuple(train.images.shape[1:])

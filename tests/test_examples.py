@@ -17,6 +17,10 @@ METRICS = """dataset binarize latent_dim inclusion gate objective epochs seed de
 test_elbo test_reconstruction test_kl test_iwae iwae_draws relaxation_gap
 expected_l0 hard_l0 hoyer active_units num_test""".split()
 FIGURES = "reconstructions prior_samples traversals inclusion_map training_curve".split()
+SWAP_COLUMNS = [
+    *("system", "-ELBO", "-IW bound", "-objective", "relaxation gap", "-reconstruction", "KL", "KL is", "E[L0]"),
+    *("Hoyer", "active units", "used", "collapsed", "probe accuracy", "seconds"),
+]
 SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu".split()
 
 
@@ -207,5 +211,74 @@ def test_mnist_vsc_refuses_bad_arguments_before_any_work(tmp_path, arguments, me
     result = run("mnist_vsc.py", *SMALL, *arguments, "--quiet", "--output", tmp_path / "run")
     assert result.returncode != 0
     assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def table_of(folder):
+    """The rows of table.csv, after a check that table.md says the same."""
+    with open(folder / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = [line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    heads, _, *cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [dict(zip(heads, line, strict=True)) for line in cells] == [
+        {head: cell or "-" for head, cell in row.items()} for row in rows
+    ]
+    return {row["system"]: row for row in rows}
+
+
+def test_swap_prior_compares_and_goes_on_with_more_systems(tmp_path):
+    arguments = (*SMALL, "--quiet", "--output", tmp_path)
+    first = run("swap_prior.py", *arguments, "--systems", "vae,autoencoder")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert "1437 labels, all there are (5000 asked for)" in first.stdout
+    assert (tmp_path / "table.md").read_text() in first.stdout
+    files = {"config.json", "table.csv", "table.md", "reconstructions.png"}
+    assert {file.name for file in tmp_path.iterdir()} == files | {"vae", "autoencoder"}
+    assert imread(tmp_path / "reconstructions.png").std() > 0.01
+    table = table_of(tmp_path)
+    assert list(table) == ["vae", "autoencoder"]
+    assert list(table["vae"]) == SWAP_COLUMNS
+    metrics = json.loads((tmp_path / "vae" / "metrics.json").read_text())
+    assert float(table["vae"]["-ELBO"]) == pytest.approx(-metrics["elbo"], abs=0.005)
+    assert float(table["vae"]["-reconstruction"]) == pytest.approx(-metrics["reconstruction"], abs=0.005)
+    assert (metrics["num_data"], metrics["num_draws"], metrics["epochs"], metrics["probe_labels"]) == (360, 5, 2, 1437)
+    assert [head for head, cell in table["autoencoder"].items() if not cell] == ["-ELBO", "-IW bound", "KL", "KL is"]
+
+    other = run("swap_prior.py", *arguments, "--resume", "--epochs", 3)
+    assert "holds a run with epochs=2 (now 3); resume with the same settings" in other.stderr
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.glob("*/*")}
+    (tmp_path / "table.md").unlink()
+    more = run("swap_prior.py", *arguments, "--resume", "--systems", "vsc-published")
+    assert more.returncode == 0, more.stderr
+    assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in before} == before  # nothing trained anew
+    longer = table_of(tmp_path)
+    assert list(longer) == ["vae", "vsc-published", "autoencoder"]
+    assert {name: longer[name] for name in table} == table
+    assert "does not bound the evidence" in more.stdout
+    assert "does not bound the evidence" not in first.stdout
+
+
+def test_swap_prior_trains_every_system_it_lists(tmp_path):
+    listed = run("swap_prior.py", "--list", "--output", tmp_path / "none")
+    systems = [line.split()[0] for line in listed.stdout.splitlines()]
+    assert len(systems) == 16
+    assert not (tmp_path / "none").exists()
+    small = ("--epochs", 1, "--iwae-draws", 2, "--probe-labels", 100, "--quiet")
+    result = run("swap_prior.py", *SMALL, *small, "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = table_of(tmp_path)
+    assert list(table) == systems
+    for system, row in table.items():
+        assert float(row["used"]) + float(row["collapsed"]) == 6, system
+        if row["-ELBO"]:
+            assert float(row["-ELBO"]) == pytest.approx(float(row["-reconstruction"]) + float(row["KL"]), abs=0.011)
+
+
+def test_swap_prior_refuses_unknown_systems_and_names_the_known(tmp_path):
+    result = run("swap_prior.py", *SMALL, "--systems", "vae,vsk", "--quiet", "--output", tmp_path / "run")
+    assert result.returncode != 0
+    assert "--systems: unknown system 'vsk'; known are 'autoencoder', 'beta-vae', 'cauchy'" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()

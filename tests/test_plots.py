@@ -81,6 +81,26 @@ def test_reconstructions_show_the_data_above_the_decoded(trained):
         torch.testing.assert_close(shown_in(figure.axes[4 + column]), decoded[column, 0])
 
 
+def test_comparison_shows_the_same_data_to_every_model(trained, small_vae):
+    model, test, _ = trained
+    models = {"trained": model, "untrained": small_vae()}
+    torch.manual_seed(4)
+    expected = torch.rand(1)
+    torch.manual_seed(4)
+    figure = plots.comparison(models, test, num=3, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training
+    assert [figure.axes[row].texts[0].get_text() for row in (0, 3, 6)] == ["data", *models]
+    for row, alone in enumerate(models.values(), start=1):
+        own = plots.reconstructions(alone, test, num=3, seed=1)
+        for column in range(3):
+            assert torch.equal(shown_in(figure.axes[column]), shown_in(own.axes[column]))
+            assert torch.equal(shown_in(figure.axes[3 * row + column]), shown_in(own.axes[3 + column]))
+    assert not torch.equal(shown_in(figure.axes[3]), shown_in(figure.axes[6]))
+    with pytest.raises(ValueError, match="models holds no model; pass at least one"):
+        plots.comparison({}, test)
+
+
 def test_traversals_move_the_one_latent(trained):
     model, test, _ = trained
     figure = plots.traversals(model, test, num=2)

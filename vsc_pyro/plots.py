@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,21 +23,20 @@ from vsc_pyro.training import History
 from vsc_pyro.vae import VAE
 
 _INCHES = 0.75  # of one small picture
-F = TypeVar("F", bound=Callable[..., Figure])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _looking(function: F) -> F:
     """Run in evaluation mode, without gradients, and leave mode and random state as they were."""
 
     @functools.wraps(function)
-    def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Figure:
+    def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Any:
         with model.evaluating(), seeded(kwargs.get("seed", 0), model.reference.device):
             return function(model, *args, **kwargs)
 
     return wrapper
 
 
-@_looking
 def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 12, *, seed: int = 0) -> Figure:
     """Data as the model sees them above the means that the decoder gives for one draw of their codes.
 
@@ -46,11 +45,35 @@ def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 
         num: how many data, from the first on.
         seed: of binarisation and draws.
     """
-    data = as_dataset(data)
-    num = min(positive_int("num", num), len(data))
+    return comparison({"decoded": model}, data, num, seed=seed)
+
+
+def comparison(
+    models: Mapping[str, VAE], data: Dataset | Tensor | np.ndarray, num: int = 12, *, seed: int = 0
+) -> Figure:
+    """The same data above what each of several models makes of them: a row of `reconstructions` for each.
+
+    Args:
+        models: what to write beside each row, and its `VAE`.
+        data: data of shape ``(N, ...)``.
+        num: how many data, from the first on.
+        seed: of binarisation, the same for all models, and of draws.
+
+    Raises:
+        ValueError: no model.
+    """
+    if not models:
+        raise ValueError("models holds no model; pass at least one, by the name to write beside its row")
+    rows = [_reconstruct(model, as_dataset(data), positive_int("num", num), seed=seed) for model in models.values()]
+    pictures = [rows[0][0], *(decoded for _, decoded in rows)]
+    return _grid(pictures, ["data", *models], "Reconstructions, hard spikes")
+
+
+@_looking
+def _reconstruct(model: VAE, data: Dataset, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
     x = data.draw(slice(num)).to(model.reference)
     decoded = model.decoder(model.encoder(x).sample()).mean
-    return _grid([x.cpu(), decoded.reshape(x.shape).cpu()], ["data", "decoded"], "Reconstructions, hard spikes")
+    return x.cpu(), decoded.reshape(x.shape).cpu()
 
 
 @_looking
