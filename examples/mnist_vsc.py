@@ -49,7 +49,8 @@ def spike_slab(args, shape):
 
 def pseudo_input(args, shape):
     encoder = spike_slab_encoder(args, shape)
-    prior = vsc.PseudoInputPrior(encoder, args.num_pseudo_inputs, args.inclusion, args.sparsity_weight, args.assignment)
+    inclusion = args.inclusion if args.sparsity_weight else None
+    prior = vsc.PseudoInputPrior(encoder, args.num_pseudo_inputs, inclusion, args.sparsity_weight, args.assignment)
     return encoder, prior
 
 
@@ -157,6 +158,8 @@ def parse(argv):
         if args.prior not in takers and getattr(args, option) != parser.get_default(option):
             flag = "--" + option.replace("_", "-")
             parser.error(f"{flag} goes with --prior {' or '.join(takers)}, got --prior {args.prior}")
+    if args.prior == "pseudo-input" and not args.sparsity_weight and args.inclusion != parser.get_default("inclusion"):
+        parser.error("--inclusion goes with --prior pseudo-input only as the target of --sparsity-weight, which is 0")
     if args.warmup is not None and len(args.warmup) not in (0, 2):
         parser.error(f"--warmup takes no number or two, steps at the prior's slab and of the ramp, got {args.warmup}")
     if args.decoder_activation is None:
@@ -199,14 +202,6 @@ def start_anew(args, files):
         (args.output / name).unlink(missing_ok=True)
 
 
-def start_output(args, epochs):
-    metrics = args.output / "metrics.json"
-    if args.resume and metrics.exists() and json.loads(metrics.read_text())["epochs"] < epochs:
-        metrics.unlink()  # of the shorter run; a folder with metrics is a finished one
-    start_anew(args, FILES)
-    write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
-
-
 def load_data(args):
     """The data set that was asked for; for "auto", MNIST or else, after saying so, the digits."""
     binarize = None if args.binarize == "none" else args.binarize
@@ -219,14 +214,10 @@ def load_data(args):
         return vsc.datasets.load("digits", None, binarize, args.seed)
 
 
-def paper_warmup(num_steps):
-    return slab_warmup(num_steps * 15 // 70, num_steps * 5 // 70)
-
-
 def warmup(args, num_steps):
     if args.warmup is None:
         return {}
-    return slab_warmup(*args.warmup) if args.warmup else paper_warmup(num_steps)
+    return {"encoder.slab_weight": vsc.Ramp(0, 1, *args.warmup)} if args.warmup else slab_warmup(num_steps)
 
 
 def lr_schedule(args):
@@ -255,7 +246,10 @@ def main(argv=None):
 
     device = resolve_device(args.device)
     model.check_data(train.images)
-    start_output(args, epochs)
+    if not args.resume:
+        model.prepare(train.images)  # which may refuse the data: before anything is deleted
+    start_anew(args, FILES)
+    write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
     try:
         history = vsc.fit(
             model,
@@ -311,7 +305,7 @@ def main(argv=None):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seconds": round(sum(history.seconds), 2),
         "seconds_this_run": round(time.perf_counter() - start, 2),
-        "train_elbo": history.elbo[-1],
+        "train_objective": history.elbo[-1],
         "test_elbo": result.elbo,
         "test_objective": result.objective,
         "test_reconstruction": result.reconstruction,

@@ -33,7 +33,7 @@ def learned(args, shape):
 
 def pseudo_input(args, shape):
     encoder = vsc.SpikeSlabEncoder(shape, args.latent_dim, args.hidden)
-    return encoder, vsc.PseudoInputPrior(encoder, inclusion=args.inclusion)
+    return encoder, vsc.PseudoInputPrior(encoder)
 
 
 SYSTEMS = {
@@ -83,13 +83,15 @@ def parse(argv):
     return args
 
 
-def row(name, args, train, test):
-    build, beta = SYSTEMS[name]
+def build(name, args, shape):
+    parts, beta = SYSTEMS[name]
     decoder, _ = DATASETS[args.dataset]
-    shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
-    encoder, prior = build(args, shape)
-    model = vsc.VAE(encoder, decoder(args, shape), prior, beta)
+    encoder, prior = parts(args, shape)
+    return vsc.VAE(encoder, decoder(args, shape), prior, beta)
+
+
+def row(name, model, args, train, test):
     settings = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "device": args.device}
     history = vsc.fit(model, train, seed=args.seed, progress=not args.quiet, **settings)
     result = vsc.evaluate(model, test, seed=args.seed)
@@ -110,28 +112,32 @@ def row(name, args, train, test):
     }
 
 
+def write(args, rows):
+    """The table so far: what is trained is not lost if a later system fails."""
+    settings = vars(args) | {"output": str(args.output)}
+    write_json(args.output / f"{args.dataset}.json", {"settings": settings, "rows": rows})
+    with (
+        replacing(args.output / f"{args.dataset}.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(argv=None):
     args = parse(argv)
     table = args.output / f"{args.dataset}.csv"
     if table.exists() and not args.overwrite:
         raise SystemExit(f"{table} exists; pass --overwrite to replace it, or another --output")
     train, test = vsc.datasets.load(args.dataset, seed=args.seed)
-    rows = [row(name, args, train, test) for name in args.systems]
-    write_json(
-        args.output / f"{args.dataset}.json", {"settings": vars(args) | {"output": str(args.output)}, "rows": rows}
-    )
-    with replacing(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"\n{args.dataset}, {len(test)} test data")
-    for line in [list(rows[0]), *(list(map(str, r.values())) for r in rows)]:
-        print(
-            "  ".join(
-                f"{cell:>{max(len(key), 18 if not i else 0)}}"
-                for i, (key, cell) in enumerate(zip(rows[0], line, strict=True))
-            )
-        )
+    shape = tuple(train.images.shape[1:])
+    models = {name: build(name, args, shape) for name in args.systems}  # all, before any is trained
+    rows = []
+    for name, model in models.items():
+        rows.append(row(name, model, args, train, test))
+        write(args, rows)
+    print(f"\n{args.dataset}, {len(test)} test data\n{table.read_text()}")
     return rows
 
 

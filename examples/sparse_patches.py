@@ -68,6 +68,8 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    if args.size < 4:
+        raise SystemExit(f"--size must be at least 4, for a field to have a direction in it, got {args.size}")
     metrics = args.output / "metrics.json"
     if metrics.exists() and not args.overwrite:
         raise SystemExit(f"{metrics} exists; pass --overwrite to replace it, or another --output")
@@ -76,17 +78,18 @@ def main(argv=None):
     shape = tuple(train.images.shape[1:])
     noise = torch.randn(2000, *shape[1:], generator=torch.Generator().manual_seed(0))
     chance = {"localisation": localisation(noise).mean().item(), "orientation": orientation(noise).mean().item()}
-    results = {}
-    for name, build in SYSTEMS.items():
+    models, results = {}, {}
+    for name, build in SYSTEMS.items():  # all, before any is trained
         torch.manual_seed(args.seed)
         decoder = vsc.NormalDecoder(args.latent_dim, shape, hidden=(), scale=args.noise)
         encoder, prior = build(args, shape)
-        model = vsc.VAE(encoder, decoder, prior)
+        models[name] = vsc.VAE(encoder, decoder, prior)
+    for name, model in models.items():
         settings = {"epochs": args.epochs, "lr": args.lr, "device": args.device, "seed": args.seed}
         history = vsc.fit(model, train, progress=not args.quiet, **settings)
         result = vsc.evaluate(model, test, num_draws=20, seed=args.seed)
         used = vsc.encode(model, test, seed=args.seed).var(0) > 0.01
-        fields = decoder.dictionary.detach().cpu()[used if used.any() else ~used, 0]
+        fields = model.decoder.dictionary.detach().cpu()[used if used.any() else ~used, 0]
         results[name] = {
             "elbo": result.elbo,
             "iwae": result.iwae,

@@ -20,7 +20,6 @@ from mnist_vsc import (
     DATASETS,
     check_output,
     load_data,
-    paper_warmup,
     run_options,
     settings,
     start_anew,
@@ -33,6 +32,7 @@ import vsc_pyro as vsc
 from vsc_pyro import plots
 from vsc_pyro.arguments import choice
 from vsc_pyro.files import replacing
+from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
 EPOCHS = {"digits": 100}  # of 8 steps each; an epoch of MNIST has 300, and 10 are taken
@@ -75,7 +75,7 @@ def spike_slab(slab="normal", **learned):
 
 def pseudo_input(task):
     encoder = task.encoder(vsc.SpikeSlabEncoder)
-    return vsc.VAE(encoder, task.decoder(), vsc.PseudoInputPrior(encoder, inclusion=task.inclusion))
+    return vsc.VAE(encoder, task.decoder(), vsc.PseudoInputPrior(encoder))
 
 
 def variational_sparse_coding(task, **published):
@@ -280,7 +280,7 @@ def main(argv=None):
     epochs = args.epochs or EPOCHS.get(train.name, 10)
     shape = tuple(train.images.shape[1:])
     task = Task(shape, args.latent_dim, tuple(args.hidden), args.inclusion, len(train))
-    warmup = paper_warmup(epochs * -(-len(train) // args.batch_size))
+    warmup = slab_warmup(epochs * -(-len(train) // args.batch_size))
     # The table of a resumed run has the systems that were there, too.
     there = {name for name in SYSTEMS if args.resume and (args.output / name / "metrics.json").exists()}
     models = {}

@@ -183,7 +183,12 @@ def test_pairs_without_closed_form_ask_to_be_sampled():
             kl_divergence(q, other)
     with pytest.raises(NotImplementedError):
         kl_divergence(dist.Poisson(1.0), q)
-    torch.testing.assert_close(kl_divergence(dist.Delta(torch.tensor(0.0)), q), -torch.tensor(0.7).log())
+    for point, p in (
+        (dist.Delta(torch.tensor(0.0)), q),
+        (dist.Delta(torch.zeros(3), event_dim=1), q.expand((3,)).to_event(1)),
+    ):
+        with pytest.raises(ValueError, match=r"a point \(Delta\) has no divergence from a SpikeSlab.*LaplacePrior"):
+            kl_divergence(point, p)
 
 
 def test_predictive_draws_exact_zeros():

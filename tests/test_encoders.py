@@ -132,7 +132,7 @@ def test_convolutional_trunks(encoder_class, shape):
     encoder = encoder_class(shape, 5, trunk=vsc.ConvTrunk(shape, (4, 8), 20))
     for x in (torch.rand(3, *shape), torch.rand(3, math.prod(shape))):
         assert encoder(x).sample().shape == (3, 5)
-    decoder = vsc.BernoulliDecoder(5, shape, trunk=vsc.DeconvTrunk(shape, (8, 4), 20))
+    decoder = vsc.BernoulliDecoder(5, shape, activation="tanh", trunk=vsc.DeconvTrunk(shape, (8, 4), 20))
     prior = {vsc.SpikeSlabEncoder: vsc.SpikeSlabPrior, vsc.DeltaEncoder: vsc.FlatPrior}.get(encoder_class)
     vae = vsc.VAE(encoder, decoder, (prior or vsc.CauchyPrior)(5))
     vae.check_data(torch.rand(3, *shape))

@@ -25,6 +25,7 @@ from pyro.infer import (
 )
 from torch.distributions import kl_divergence
 
+from vsc_pyro import VAE, BernoulliDecoder, PseudoInputPrior, SpikeSlabEncoder
 from vsc_pyro.distributions import SpikeSlab
 from vsc_pyro.gates import GATES, get_gate
 from vsc_pyro.objectives import AnalyticELBO, TraceELBO, get_objective
@@ -571,3 +572,23 @@ def test_a_closed_divergence_needs_no_density_of_the_prior(small_vae, digits, mo
             losses.append(AnalyticELBO(max_plate_nesting=1).loss(vae.model, vae.guide, x))
         assert len(scored) == (2 if validate else 1)  # the guide's is asked for its score
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("elbo", [TraceELBO, AnalyticELBO])
+def test_what_does_not_depend_on_a_spike_adds_no_noise_to_its_gradient(elbo, digits):
+    """A penalty on all data, outside the plate and before the codes, is no part of any code's learning signal."""
+    gradients = []
+    for weight in (0.0, 1000.0):
+        torch.manual_seed(0)
+        encoder, other = (SpikeSlabEncoder((1, 8, 8), 6, (20,), gate="score") for _ in range(2))
+        inclusion = 0.01 if weight else None
+        prior = PseudoInputPrior(other, 5, inclusion, sparsity_weight=weight)
+        vae = VAE(encoder, BernoulliDecoder(6, (1, 8, 8), (20,)), prior)
+        with pyro.get_param_store().scope():
+            torch.manual_seed(1)
+            elbo(max_plate_nesting=1).loss_and_grads(vae.model, vae.guide, digits.train.images[:50].round())
+        gradients.append([p.grad.clone() for p in encoder.parameters()])
+        if weight:
+            assert any((p.grad.abs() > 1e3).any() for p in other.parameters())
+    for without, with_penalty in zip(*gradients, strict=True):
+        assert torch.equal(without, with_penalty)

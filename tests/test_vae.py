@@ -186,3 +186,18 @@ def test_bad_data_are_named(small_vae, digits):
         vae.check_data(torch.rand(5, 1, 9, 9))
     with pytest.raises(ValueError, match="within the support"):
         Trace_ELBO().loss(vae.model, vae.guide, good * 16)  # bare Pyro says so too, by its own validation
+
+
+@pytest.mark.parametrize("decoder_class", [vsc.BernoulliDecoder, vsc.NormalDecoder])
+def test_codes_without_a_mean_need_a_decoder_that_saturates(decoder_class):
+    """E|z| of a Cauchy is infinite, and so is the expected loss of a decoder that grows with z."""
+    pairs = [
+        (vsc.CauchyEncoder(64, 5), vsc.CauchyPrior(5)),
+        (vsc.SpikeSlabEncoder(64, 5, slab="cauchy"), vsc.SpikeSlabPrior(5, slab="cauchy")),
+    ]
+    for encoder, prior in pairs:
+        vsc.VAE(encoder, decoder_class(5, 64, activation="tanh"), prior)
+        for decoder in (decoder_class(5, 64), decoder_class(5, 64, hidden=())):
+            with pytest.raises(ValueError, match=r"the posterior has no mean .*activation='tanh'"):
+                vsc.VAE(encoder, decoder, prior)
+    vsc.VAE(vsc.NormalEncoder(64, 5), decoder_class(5, 64), vsc.CauchyPrior(5))  # which has a mean

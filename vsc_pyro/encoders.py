@@ -114,7 +114,7 @@ class CauchyEncoder(_LocationScaleEncoder):
 
     Only heavy-tailed priors are at a finite divergence from it. Since :math:`E|z|` is infinite, so is the expected
     loss of a decoder that grows without bound, as a ReLU network does: take a decoder whose first layer saturates
-    (``activation="tanh"``), or the bound exists in no run longer than the next outlier. Arguments, shapes and errors
+    (``activation="tanh"``); with another `vsc_pyro.VAE` refuses it. Arguments, shapes and errors
     as of `NormalEncoder`.
     """
 
@@ -177,7 +177,7 @@ class SpikeSlabEncoder(_Encoder):
 
     **Slab warm-up** (Tonolini et al., 2020): the buffer `slab_weight`, :math:`\lambda`, replaces the slab by
     :math:`F(\lambda\mu, \sqrt{\lambda\sigma^2 + 1 - \lambda})`, from the prior's own at 0 to the network's at 1
-    (where it starts). Drive it with ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=..., length=...)})``.
+    (where it starts). Drive it with ``fit(..., schedules=vsc_pyro.schedules.slab_warmup(num_steps))``.
     The divergence is that of the same slab, so every step trains a bound.
 
     Args:
@@ -187,7 +187,8 @@ class SpikeSlabEncoder(_Encoder):
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
         initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
-        slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"`` (which needs a slab as heavy-tailed in the prior).
+        slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"`` (which needs a slab as heavy-tailed in the prior,
+            and a decoder that saturates, see `CauchyEncoder`).
         trunk: a network instead of the MLP, see `NormalEncoder`.
 
     Shapes:

@@ -40,8 +40,10 @@ class Evaluation:
 
     Attributes:
         elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none: a posterior that
-            is a point has no density.
-        objective: what training maximises at beta = 1, hard spikes. The same as `elbo` but for objectives that are not
+            is a point has no density. A latent variable common to all data (a learned inclusion's posterior) is held at
+            its mean: the bound is of the model with that inclusion.
+        objective: what training maximises at beta = 1, hard spikes, without penalty and divergences common to all data.
+            The same as `elbo` but for objectives that are not
             bounds: points, and pseudo-inputs assigned without charge (whose `elbo` is that of the mixture, sampled).
         reconstruction: :math:`E_q[\\log p(x|z)]`.
         kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.

@@ -18,6 +18,7 @@ References
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -88,11 +89,12 @@ class TraceELBO(Trace_ELBO):
             score = site["score_parts"].score_function
             if is_identically_zero(score):
                 continue
+            independent = _evaluated_before(name, sites, guide_sites)
             signal = MultiFrameTensor(
                 *(
                     ((sites | guide_sites)[other]["cond_indep_stack"], term.value.detach())
                     for other, term in terms.items()
-                    if not (other == name and term.exact_kl)
+                    if not (other == name and term.exact_kl) and other not in independent
                 )
             )
             surrogate = surrogate + (signal.sum_to(site["cond_indep_stack"]) * score).sum()
@@ -141,6 +143,18 @@ class AnalyticELBO(TraceELBO):
             return super()._latent_term(model_trace, name, guide_site)
         term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
         return _Term(term, term, exact_kl=True)
+
+
+def _evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> set[str]:
+    """Sites whose terms cannot depend on the draw at site `name`, since model (and guide) had come by them before it.
+
+    They would only add noise to its learning signal: a penalty on all data, say, to that of every datum.
+    """
+    if name not in sites:
+        return set()
+    before_in_model = set(itertools.takewhile(lambda other: other != name, sites))
+    before_in_guide = set(itertools.takewhile(lambda other: other != name, guide_sites))
+    return {other for other in before_in_model if other not in guide_sites or other in before_in_guide}
 
 
 def _log_prob(trace: Trace, name: str) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pyro.distributions import ImproperUniform
 from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
@@ -87,7 +88,10 @@ def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60
         seed: of the draws.
     """
     x = as_dataset(data).images[:1].to(model.reference)
-    z = model.marginal_prior(x).expand((1,)).sample((positive_int("num", num),)).squeeze(1)
+    prior = model.marginal_prior(x)
+    if isinstance(prior, ImproperUniform):
+        raise ValueError("the prior is flat, and there is nothing to draw from; build the model with a proper prior")
+    z = prior.expand((1,)).sample((positive_int("num", num),)).squeeze(1)
     decoded = model.decoder(z).mean.reshape(num, *x.shape[1:]).cpu()
     columns = min(num, 12)
     rows = [decoded[start : start + columns] for start in range(0, num, columns)]
@@ -217,7 +221,7 @@ def receptive_fields(model: VAE, num: int = 100) -> Figure:
 
 
 def training_curve(history: History) -> Figure:
-    """Training ELBO against epochs, as `fit` measured it (by the gate as trained).
+    """What was maximised against epochs, as `fit` measured it (the ELBO by the gate as trained, where there is one).
 
     Raises:
         ValueError: a history without an epoch.
@@ -231,7 +235,7 @@ def training_curve(history: History) -> Figure:
     later = history.elbo[len(history) // 10 :]
     margin = 0.05 * (max(later) - min(later)) or 1.0
     axes.set_ylim(min(later) - margin, max(later) + margin)
-    axes.set(xlabel="epoch", ylabel="training ELBO, nats per datum", title="Training")
+    axes.set(xlabel="epoch", ylabel="training objective, nats per datum", title="Training")
     axes.grid(alpha=0.3)
     return figure
 

@@ -1,7 +1,7 @@
 """Schedules: settings of a model that change from step to step, such as slab warm-up, temperature or beta.
 
 A schedule is any function from the number of steps taken to a number. `vsc_pyro.fit` is given some by the dotted name
-of what they set: ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=15_000, length=5_000)})``. What is set is
+of what they set: ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=3_000, length=1_000)})``. What is set is
 a function of the step alone, so a resumed run goes on where it was.
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
-from vsc_pyro.arguments import natural_int
+from vsc_pyro.arguments import natural_int, positive_int
 
 Schedule = Callable[[int], float]
+_TRIED = 8  # steps, evenly over a run, at which a schedule is tried before it starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +52,46 @@ class Ramp:
         return self.start + (self.stop - self.start) * (step - self.hold) / self.length
 
 
-def slab_warmup(hold: int = 15_000, length: int = 5_000) -> dict[str, Schedule]:
-    """Slab warm-up for `fit`'s `schedules`: the slab is the prior's for `hold` steps, and then moves to the encoder's.
+def slab_warmup(num_steps: int = 70_000) -> dict[str, Schedule]:
+    """Slab warm-up for `fit`'s `schedules`, in the proportions of Tonolini et al. (2020), over a run of `num_steps`.
 
-    The steps of Tonolini et al. (2020), out of 70,000, are the default; `SpikeSlabEncoder` says what it does.
+    Of their 70,000 steps the slab was the prior's for 15,000 and moved to the encoder's in the 5,000 that followed.
+    `vsc_pyro.SpikeSlabEncoder` says what it does. For steps of your own: ``{"encoder.slab_weight": Ramp(0, 1, hold=...,
+    length=...)}``.
     """
-    return {"encoder.slab_weight": Ramp(0.0, 1.0, hold, length)}
+    num_steps = positive_int("num_steps", num_steps)
+    return {"encoder.slab_weight": Ramp(0.0, 1.0, num_steps * 15 // 70, num_steps * 5 // 70)}
+
+
+def check_schedules(model: nn.Module, schedules: Mapping[str, Schedule], num_steps: int) -> None:
+    """Try schedules out over a run of `num_steps`, and leave the model at step 0.
+
+    Warns where a `Ramp` is longer than the run: the model would be left on the way.
+
+    Raises:
+        ValueError: a name that leads to no setting, a schedule that is no function, or a value that it cannot take.
+    """
+    for name, schedule in schedules.items():
+        if not callable(schedule):
+            raise ValueError(f"schedules[{name!r}] must be a function of the step, such as a Ramp, got {schedule!r}")
+        if isinstance(schedule, Ramp) and num_steps < schedule.hold + schedule.length:
+            warnings.warn(
+                f"schedules[{name!r}] reaches {schedule.stop:g} after {schedule.hold + schedule.length} steps, and "
+                f"this run has {num_steps}: it ends at {schedule(num_steps - 1):g}; train longer or ramp sooner",
+                stacklevel=3,
+            )
+    for share in range(_TRIED, -1, -1):
+        set_values(model, schedules, (num_steps - 1) * share // _TRIED)
 
 
 def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -> None:
     """Set every scheduled value to what it is at `step`.
 
-    A name leads through attributes to a number or a tensor of one number that is not a parameter. Where it ends in a
-    frozen dataclass, as a gate is (``"encoder.gate.temperature"``), that is replaced.
+    A name leads through attributes to a buffer of one number, to a number that its module lists in `scheduled`, or into
+    a frozen dataclass, as a gate is (``"encoder.gate.temperature"``), which is then replaced.
 
     Raises:
-        ValueError: a name that leads to no such thing.
+        ValueError: a name that leads to no such thing, or a value that it cannot take.
     """
     for name, schedule in schedules.items():
         *path, last = name.split(".")
@@ -77,14 +103,18 @@ def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -
         except AttributeError as error:
             raise ValueError(f"schedules names {name!r}, and the model has no such setting: {error}") from error
         value = schedule(step)
-        if isinstance(current, Tensor) and not isinstance(current, nn.Parameter) and current.numel() == 1:
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"schedules[{name!r}] must give finite numbers, got {value!r} at step {step}")
+        owner = owners[-1]
+        if last in getattr(owner, "_buffers", {}) and current.numel() == 1 and current.is_floating_point():
             current.fill_(value)
-        elif not isinstance(current, numbers.Real) or isinstance(current, bool):
-            raise ValueError(
-                f"schedules names {name!r}, which is no number to set but {type(current).__name__}; "
-                "known to work are 'beta', 'encoder.slab_weight' and settings of a gate, 'encoder.gate.temperature'"
-            )
-        elif dataclasses.is_dataclass(owners[-1]):
-            setattr(owners[-2], path[-1], dataclasses.replace(owners[-1], **{last: value}))
+        elif last in getattr(owner, "scheduled", ()):
+            setattr(owner, last, value)
+        elif dataclasses.is_dataclass(owner) and isinstance(current, numbers.Real) and not isinstance(current, bool):
+            setattr(owners[-2], path[-1], dataclasses.replace(owner, **{last: value}))
         else:
-            setattr(owners[-1], last, value)
+            raise ValueError(
+                f"schedules names {name!r}, which cannot be scheduled; known to work are 'beta', "
+                "'encoder.slab_weight', settings of a gate such as 'encoder.gate.temperature', and "
+                "'prior.sparsity_weight' of pseudo-inputs"
+            )

@@ -28,7 +28,7 @@ from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, s
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.files import replacing
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.schedules import Schedule, set_values
+from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.vae import VAE
@@ -47,7 +47,8 @@ class History:
 
     Attributes:
         elbo: minus the training loss, nats per datum, mean over the epoch: the ELBO by the gate as trained (soft spikes
-            if it is soft), its KL part weighted by the model's beta.
+            if it is soft), its KL part weighted by the model's beta, less any penalty. For models that have no bound (a
+            point for a posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
         seconds: duration of the epoch.
     """
 
@@ -126,7 +127,7 @@ def fit(
         The history of all epochs, resumed ones included.
 
     Raises:
-        ValueError: bad arguments or data, before any training.
+        ValueError: bad arguments, schedules or data, before any training.
         FileExistsError: `checkpoint` exists and `resume` is not asked for.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
@@ -151,7 +152,14 @@ def fit(
             "one datum is undefined; choose another batch_size"
         )
     schedules = dict(schedules or {})
-    set_values(model, schedules, 0)
+    check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
+    if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
+        warnings.warn(
+            f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not end, "
+            "and no schedule moves it: the encoder's slabs are trained and used in that proportion only; "
+            "model.encoder.slab_weight.fill_(1.0) ends the warm-up",
+            stacklevel=2,
+        )
     model.to(device)
     model.num_data = len(data)
     data = data.to(model.reference)
@@ -257,7 +265,7 @@ class _Run:
                 self._stop_if_not_finite(recent, looked)
                 bar.update(step - looked)
                 seen = min(step * batch_size, len(data)) - looked * batch_size
-                bar.set_postfix(elbo=f"{-float(recent.sum()) / seen:.2f}", refresh=False)
+                bar.set_postfix(objective=f"{-float(recent.sum()) / seen:.2f}", refresh=False)
                 looked = step
         self._stop_if_weights_not_finite()
         self.history.elbo.append(-float(torch.stack(losses).double().sum()) / len(data))

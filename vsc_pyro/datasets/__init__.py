@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vsc_pyro.arguments import choice
+from vsc_pyro.arguments import choice, natural_int
 from vsc_pyro.datasets.bundled import digits, patches
 from vsc_pyro.datasets.dataset import BINARIZATIONS, Dataset, Factors, Split, as_dataset, check_binarize
 from vsc_pyro.datasets.faces import render_smiley, smiley
@@ -115,5 +115,6 @@ def load(
     """
     entry = choice("data set", name, DATASETS)
     check_binarize(binarize, ("auto", *BINARIZATIONS))
+    seed = natural_int("seed", seed)
     split = entry.read(None if root is None else Path(root), seed, download)
     return split.binarized(entry.binarize if binarize == "auto" else binarize, seed)

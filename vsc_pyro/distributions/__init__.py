@@ -4,7 +4,7 @@ from vsc_pyro.distributions import divergences  # noqa: F401  (registers the div
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
-from vsc_pyro.distributions.summaries import centre
+from vsc_pyro.distributions.summaries import centre, has_mean
 
 __all__ = [
     "SLABS",
@@ -13,6 +13,7 @@ __all__ = [
     "SpikeSlab",
     "centre",
     "get_slab",
+    "has_mean",
     "inclusion_logits",
     "is_atom_free",
     "is_point",

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import torch
 from pyro.distributions import Categorical, Independent, MixtureSameFamily, TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
@@ -75,6 +76,13 @@ class AssignedMixture(TorchDistribution):
         components = insert_batch_dims(self.component_distribution, num_batch_dims)
         each = components.log_prob(expand_draw(value, self.log_weights.shape + value.shape))
         return (self.log_assignment.exp() * each.movedim(0, -1)).sum(-1) - self.assignment_kl()
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        num_batch_dims = value.dim() - len(self.event_shape)
+        components = insert_batch_dims(self.component_distribution, num_batch_dims)
+        # They refuse an ELBO that has no estimator for the draw's gate.
+        components.score_parts(expand_draw(value, self.log_weights.shape + value.shape))
+        return super().score_parts(value)
 
     def assignment_kl(self) -> Tensor:
         r""":math:`KL(r \| \pi)`, zero if it is not charged; shape `batch_shape`."""

@@ -39,10 +39,13 @@ def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
     return kl_divergence(p, q.slab) - logsigmoid(q.logits)
 
 
+@register_kl(Delta, IndependentSpikeSlab)
 @register_kl(Delta, SpikeSlab)
-def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> Tensor:
-    # Pyro's convention for a point estimate: the entropy of the point is left out.
-    return -q.log_prob(p.v)
+def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> NoReturn:
+    raise ValueError(
+        "a point (Delta) has no divergence from a SpikeSlab: at zero it would be scored by a probability and elsewhere "
+        "by a density; use a LaplacePrior with DeltaEncoder(rectify=True), or SpikeSlabEncoder"
+    )
 
 
 def _name(distribution: Distribution) -> str:

@@ -8,6 +8,15 @@ from torch.distributions import Cauchy, Distribution, Independent, StudentT
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 
 
+def has_mean(distribution: Distribution) -> bool:
+    """Whether the mean is finite; not of Cauchy, nor of a spike-and-slab that has such a slab."""
+    if isinstance(distribution, Independent):
+        return has_mean(distribution.base_dist)
+    if isinstance(distribution, SpikeSlab):
+        return has_mean(distribution.slab)
+    return not isinstance(distribution, Cauchy)
+
+
 def centre(distribution: Distribution) -> Tensor:
     r"""The mean, or where a family need not have one its median; shape `batch_shape + event_shape`.
 

@@ -22,6 +22,7 @@ References
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +48,7 @@ class PseudoInputPrior(Prior):
     Args:
         encoder: the encoder of the same model; it has `input_shape` and a posterior with a density.
         num_pseudo_inputs: U.
-        inclusion: :math:`\alpha` of the aggregate sparsity term.
+        inclusion: :math:`\alpha` of the aggregate sparsity term, to be given with its weight and not without.
         sparsity_weight: weight of that term in the objective, per datum; 0 leaves it out. (The paper adds the term once
             to the sum over all N data, which is a weight of 1/N.)
         assignment: ``"bound"``, u a latent whose assignment is paid for; or ``"paper"``, the published objective, which
@@ -64,11 +65,13 @@ class PseudoInputPrior(Prior):
             inclusion outside (0, 1); a negative weight; an unknown `assignment`; a sparsity term without spikes.
     """
 
+    scheduled = ("sparsity_weight",)
+
     def __init__(
         self,
         encoder: nn.Module,
         num_pseudo_inputs: int = 20,
-        inclusion: float = 0.1,
+        inclusion: float | None = None,
         sparsity_weight: float = 0.0,
         assignment: str = "bound",
         pseudo_inputs: Tensor | None = None,
@@ -82,10 +85,15 @@ class PseudoInputPrior(Prior):
             )
         if assignment not in ("bound", "paper"):
             raise ValueError(f"unknown assignment {assignment!r}; known are 'bound', 'paper'")
-        if not 0 < inclusion < 1:
-            raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
         if not (sparsity_weight >= 0 and math.isfinite(sparsity_weight)):
             raise ValueError(f"sparsity_weight must be a finite number of at least 0, got {sparsity_weight!r}")
+        if (inclusion is None) == bool(sparsity_weight):
+            raise ValueError(
+                f"inclusion={inclusion!r} is what the sparsity term, of weight sparsity_weight={sparsity_weight!r}, "
+                "holds the pseudo-inputs' codes to; give both or neither"
+            )
+        if inclusion is not None and not 0 < inclusion < 1:
+            raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
         self.encoder = encoder
         self.latent_dim = encoder.latent_dim
         self.num_pseudo_inputs = positive_int("num_pseudo_inputs", num_pseudo_inputs)
@@ -99,6 +107,9 @@ class PseudoInputPrior(Prior):
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
         self._unconstrained = nn.Parameter(torch.randn(self.num_pseudo_inputs, *encoder.input_shape))
         if pseudo_inputs is not None:
+            pseudo_inputs = torch.as_tensor(pseudo_inputs)
+            if not torch.isfinite(pseudo_inputs).all():
+                raise ValueError("pseudo_inputs must be finite, got NaN or infinite values; remove these data")
             if len(pseudo_inputs) != self.num_pseudo_inputs:
                 raise ValueError(
                     f"pseudo_inputs must be num_pseudo_inputs={self.num_pseudo_inputs} data, got {len(pseudo_inputs)}"
@@ -132,10 +143,19 @@ class PseudoInputPrior(Prior):
     def prepare(self, images: Tensor) -> None:
         """Start at random training data, shape ``(N, ...)`` (torch's random state decides which); only the first time.
 
+        Warns later of data outside the range of the first.
+
         Raises:
             ValueError: fewer data than pseudo-inputs, or of another shape.
         """
         if self.prepared:
+            if images.min() < self.low or images.max() > self.high:
+                warnings.warn(
+                    f"pseudo-inputs stay within {float(self.low):.4g} to {float(self.high):.4g}, the range of the data "
+                    f"they started at, and these data range from {float(images.min()):.4g} to "
+                    f"{float(images.max()):.4g}; build a new PseudoInputPrior for them, or rescale them",
+                    stacklevel=2,
+                )
             return
         if len(images) < self.num_pseudo_inputs:
             raise ValueError(
