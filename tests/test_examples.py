@@ -71,6 +71,11 @@ def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
     typo = run("mnist_vsc.py", *arguments, "--overwrite", "--device", "tpu9")
     assert typo.returncode != 0
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    too_many = run("mnist_vsc.py", *arguments, "--overwrite", "--prior", "pseudo-input", "--num-pseudo-inputs", 3000)
+    assert (
+        "num_pseudo_inputs=3000 pseudo-inputs start at as many different data, got 1437; take fewer" in too_many.stderr
+    )
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     longer = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert longer.returncode == 0, longer.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
@@ -169,6 +174,35 @@ def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["dataset"] == "mnist"
 
 
+def test_a_warmup_in_proportion_to_the_run_is_not_extended_and_nothing_is_lost(tmp_path):
+    arguments = (*SMALL, "--output", tmp_path, "--quiet", "--warmup")
+    assert run("mnist_vsc.py", *arguments).returncode == 0
+    before = (tmp_path / "metrics.json").read_bytes()
+    refused = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
+    assert refused.returncode != 0
+    assert "is of a run with schedules=" in refused.stderr
+    assert (tmp_path / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("recover_factors.py", "--dataset", "linear-5x5", "--inclusion", "3"), "inclusion must lie strictly between"),
+        (
+            ("sparse_patches.py", "--num-patches", "50", "--inclusion", "3"),
+            "inclusion must lie strictly between 0 and 1",
+        ),
+        (("sparse_patches.py", "--size", "2"), "--size must be at least 4"),
+    ],
+)
+def test_other_examples_refuse_bad_arguments_before_any_training(tmp_path, command, message):
+    result = run(*command, "--quiet", "--output", tmp_path / "run")
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_sparse_patches(tmp_path):
     small = [*"--epochs 1 --latent-dim 30 --num-patches 2000 --size 8 --device cpu --quiet --output".split(), tmp_path]
     result = run("sparse_patches.py", *small)
@@ -200,6 +234,7 @@ def test_sparse_patches(tmp_path):
             ("--prior", "pseudo-input", "--sparsity-weight", "-1"),
             "sparsity_weight must be a finite number of at least 0",
         ),
+        (("--prior", "pseudo-input", "--inclusion", "0.3"), "only as the target of --sparsity-weight, which is 0"),
         (("--hyperprior", "1", "2"), "is a prior of inclusions that are learned; pass learn_inclusion="),
         (("--resume", "--overwrite"), "--resume and --overwrite contradict each other"),
         (("--gate", "hard"), "invalid choice: 'hard'"),
