@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from conftest import assert_mean_equals
-from pyro.distributions import Bernoulli
+from pyro.distributions import Bernoulli, MultivariateNormal
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
@@ -129,6 +129,15 @@ def test_posterior_over_inclusion_weighs_as_all_the_data_do(digits):
         vsc.VAE(vae.encoder, vae.decoder, prior, num_data=0)
 
 
+class FullCovariance(torch.nn.Module):
+    """An encoder of a user's own whose latents are not independent."""
+
+    input_shape, latent_dim = (64,), 3
+
+    def forward(self, x):
+        return MultivariateNormal(x[:, :3], torch.eye(3))
+
+
 class TestPseudoInputs:
     def model(self, **settings):
         torch.manual_seed(0)
@@ -245,6 +254,8 @@ class TestPseudoInputs:
                 vsc.PseudoInputPrior(encoder, **settings)
         with pytest.raises(ValueError, match=r"sparsity_weight=1\.0 needs spikes, and NormalEncoder has none"):
             vsc.PseudoInputPrior(vsc.NormalEncoder((1, 8, 8), 6), inclusion=0.1, sparsity_weight=1)
+        with pytest.raises(ValueError, match=r"cannot be broadcast against data, as a prior of pseudo-inputs must"):
+            vsc.PseudoInputPrior(FullCovariance())
         with pytest.raises(ValueError, match=r"encoder must have an attribute input_shape.*Identity has none"):
             vsc.PseudoInputPrior(torch.nn.Identity())
         with pytest.raises(

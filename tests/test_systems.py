@@ -9,11 +9,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import assert_mean_equals
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceTMC_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
+from vsc_pyro.gates import GATES
 from vsc_pyro.seeding import seeded
 
 J, SHAPE = 5, (1, 8, 8)
@@ -256,6 +257,29 @@ def test_bare_pyro_trains_them_too(prior_name, digits):
         svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 5e-3}), Trace_ELBO())
         losses = [svi.step(x) for _ in range(100)]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def with_pseudo_inputs(gate):
+    torch.manual_seed(0)
+    encoder = vsc.SpikeSlabEncoder(SHAPE, J, (16,), gate=gate)
+    return vsc.VAE(encoder, vsc.BernoulliDecoder(J, SHAPE, (16,)), vsc.PseudoInputPrior(encoder, 4))
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, vsc.TraceELBO, vsc.AnalyticELBO])
+def test_pseudo_inputs_under_every_elbo_and_gate(elbo, gate, digits):
+    model, x = with_pseudo_inputs(gate), digits.train.draw(slice(50))
+    with pyro.get_param_store().scope():
+        elbo(max_plate_nesting=1).loss_and_grads(model.model, model.guide, x)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Found no sample sites configured for enumeration")
+def test_pseudo_inputs_refuse_an_elbo_without_an_estimator_for_the_score_function(digits):
+    model, x = with_pseudo_inputs("score"), digits.train.draw(slice(50))
+    refusal = pytest.raises(NotImplementedError, match="has no estimator for spikes drawn with gate='score'")
+    with refusal, pyro.get_param_store().scope():
+        TraceTMC_ELBO(max_plate_nesting=1).differentiable_loss(model.model, model.guide, x)
 
 
 @pytest.mark.parametrize("num_draws", [1, 3])

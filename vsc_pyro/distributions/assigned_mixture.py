@@ -16,7 +16,7 @@ closed wherever theirs is. (The same inequality bounds the divergence between mi
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from pyro.distributions import Categorical, Independent, MixtureSameFamily, TorchDistribution
@@ -42,6 +42,8 @@ class AssignedMixture(TorchDistribution):
     """
 
     arg_constraints: ClassVar = {}
+    # Pyro's TraceGraph_ELBO would wrap a guide's draw that meets a prior without it, and the draw would be lost.
+    has_rsample = True
 
     def __init__(
         self, components: Distribution, log_weights: Tensor, log_assignment: Tensor, charge_assignment: bool = True
@@ -70,6 +72,12 @@ class AssignedMixture(TorchDistribution):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self.mixture.expand(self.batch_shape).sample(sample_shape)
+
+    def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.sample(sample_shape)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> NoReturn:
+        raise NotImplementedError("draws of a mixture have no pathwise gradient; call sample()")
 
     def log_prob(self, value: Tensor) -> Tensor:
         num_batch_dims = value.dim() - len(self.event_shape)

@@ -32,6 +32,7 @@ from torch.distributions import Bernoulli, kl_divergence
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.distributions import AssignedMixture, inclusion_logits, is_point
+from vsc_pyro.distributions.pairwise import insert_batch_dims
 from vsc_pyro.networks import MLP
 from vsc_pyro.priors.prior import Prior
 
@@ -125,6 +126,13 @@ class PseudoInputPrior(Prior):
                 f"the posterior of pseudo-inputs must have a density to be a prior, and {type(self.encoder).__name__} "
                 "gives points; take SpikeSlabEncoder, NormalEncoder or another"
             )
+        try:
+            insert_batch_dims(posterior, 1)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{error}, as a prior of pseudo-inputs must be; take an encoder whose posterior is a spike-and-slab, "
+                "or independent Normal, Laplace or Cauchy"
+            ) from error
         if self.sparsity_weight and inclusion_logits(posterior) is None:
             raise ValueError(
                 f"sparsity_weight={self.sparsity_weight} needs spikes, and {type(self.encoder).__name__} has none; "
