@@ -203,7 +203,7 @@ class Cauchy(nn.Module):
 
 
 def test_active_units_of_codes_without_a_mean(digits):
-    model = vsc.VAE(Cauchy(), vsc.BernoulliDecoder(6, 64), Cauchy())
+    model = vsc.VAE(Cauchy(), vsc.BernoulliDecoder(6, 64, activation="tanh"), Cauchy())
     assert vsc.evaluate(model, digits.test, num_draws=5).active_units == 3
 
 
