@@ -40,6 +40,16 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
     assert history.elbo[-1] > history.elbo[0]
 
 
+def test_the_schedules_that_are_shown_are_some(digits):
+    (row,) = re.findall(r"^\| `schedules=` \|.*$", README, flags=re.MULTILINE)
+    shown = [code for code in re.findall("`(.*?)`", row) if "vsc." in code]
+    assert len(shown) == 2
+    for code in shown:
+        model = vsc.VAE(vsc.SpikeSlabEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.SpikeSlabPrior(5))
+        with pytest.warns(UserWarning, match="train longer or ramp sooner"):
+            vsc.fit(model, digits.train, epochs=1, schedules=eval(code, {"vsc": vsc}), progress=False)
+
+
 def test_two_commands_do_all_their_own_setup():
     commands = [block.strip() for block in blocks("sh")]
     assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install -e ") for command in commands)

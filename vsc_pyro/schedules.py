@@ -115,6 +115,5 @@ def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -
         else:
             raise ValueError(
                 f"schedules names {name!r}, which cannot be scheduled; known to work are 'beta', "
-                "'encoder.slab_weight', settings of a gate such as 'encoder.gate.temperature', and "
-                "'prior.sparsity_weight' of pseudo-inputs"
+                "'encoder.slab_weight' and settings of a gate such as 'encoder.gate.temperature'"
             )

@@ -79,17 +79,19 @@ class AssignedMixture(TorchDistribution):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> NoReturn:
         raise NotImplementedError("draws of a mixture have no pathwise gradient; call sample()")
 
+    def _components_against(self, value: Tensor) -> tuple[Distribution, Tensor]:
+        """Components and value with U as the leftmost dimension, to be scored in one go."""
+        components = insert_batch_dims(self.component_distribution, value.dim() - len(self.event_shape))
+        return components, expand_draw(value, self.log_weights.shape + value.shape)
+
     def log_prob(self, value: Tensor) -> Tensor:
-        num_batch_dims = value.dim() - len(self.event_shape)
-        components = insert_batch_dims(self.component_distribution, num_batch_dims)
-        each = components.log_prob(expand_draw(value, self.log_weights.shape + value.shape))
+        components, values = self._components_against(value)
+        each = components.log_prob(values)
         return (self.log_assignment.exp() * each.movedim(0, -1)).sum(-1) - self.assignment_kl()
 
     def score_parts(self, value: Tensor) -> ScoreParts:
-        num_batch_dims = value.dim() - len(self.event_shape)
-        components = insert_batch_dims(self.component_distribution, num_batch_dims)
-        # They refuse an ELBO that has no estimator for the draw's gate.
-        components.score_parts(expand_draw(value, self.log_weights.shape + value.shape))
+        components, values = self._components_against(value)
+        components.score_parts(values)  # refused where the ELBO has no estimator for the draw's gate
         return super().score_parts(value)
 
     def assignment_kl(self) -> Tensor:

@@ -63,10 +63,9 @@ class PseudoInputPrior(Prior):
 
     Raises:
         ValueError: an encoder without `input_shape` or whose posterior is a point; pseudo-inputs that do not fit it; an
-            inclusion outside (0, 1); a negative weight; an unknown `assignment`; a sparsity term without spikes.
+            inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
+            `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
     """
-
-    scheduled = ("sparsity_weight",)
 
     def __init__(
         self,
