@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine.messenger import Messenger
@@ -34,8 +34,6 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
-
-from vsc_pyro.arguments import choice, positive_int
 
 
 class _Term(NamedTuple):
@@ -165,30 +163,3 @@ def _log_prob(trace: Trace, name: str) -> Tensor:
 def _entropy_term(guide_site: dict) -> Tensor:
     entropy = guide_site["score_parts"].entropy_term
     return torch.zeros_like(guide_site["log_prob"]) if is_identically_zero(entropy) else entropy
-
-
-OBJECTIVES: dict[str, type[ELBO]] = {"trace": TraceELBO, "analytic": AnalyticELBO}
-
-
-def get_objective(objective: str | ELBO, num_draws: int = 1) -> ELBO:
-    """The objective of that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
-
-    Args:
-        objective: ``"trace"``, ``"analytic"`` or any instance of `pyro.infer.ELBO`.
-        num_draws: draws of each code that a named objective averages over, in one vectorised pass.
-
-    Raises:
-        ValueError: an unknown name, fewer than one draw, or several for an `ELBO` that has its own number.
-    """
-    num_draws = positive_int("num_draws", num_draws)
-    if isinstance(objective, ELBO):
-        if num_draws > 1:
-            raise ValueError(
-                f"num_draws={num_draws} goes with a named objective; build the {type(objective).__name__} "
-                "with num_particles= instead"
-            )
-        return objective
-    # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
-    return choice("objective", objective, OBJECTIVES)(
-        num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1
-    )
