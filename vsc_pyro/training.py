@@ -27,6 +27,7 @@ from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.files import replacing
+from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.objectives import get_objective
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
@@ -87,7 +88,8 @@ def fit(
     data: Dataset | Tensor | np.ndarray,
     *,
     objective: str | ELBO = "analytic",
-    num_draws: int = 1,
+    gate: str | Gate | None = None,
+    num_draws: int | None = None,
     epochs: int = 50,
     batch_size: int = 200,
     lr: float = 1e-3,
@@ -109,7 +111,8 @@ def fit(
         model: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``.
         objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), or any `pyro.infer.ELBO`.
-        num_draws: draws of each code per step, for a named objective.
+        gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
+        num_draws: draws of each code per step, for a named objective; None for as few as the gate takes.
         epochs: passes over the data, those of a resumed run included.
         batch_size: data per step; the last batch of an epoch may be smaller.
         lr: learning rate of Adam.
@@ -143,7 +146,21 @@ def fit(
             f"checkpoint {checkpoint} exists; pass resume=True to go on with that run, or another name, or delete it"
         )
     device = resolve_device(device)
+    if gate is not None:
+        if not hasattr(model.encoder, "gate"):
+            raise ValueError(
+                f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
+            )
+        gate = get_gate(gate)
+    draws_at_once = (gate or getattr(model.encoder, "gate", Gate())).draws_at_once
+    if num_draws is None:
+        num_draws = 1 if isinstance(objective, ELBO) else draws_at_once
     loss = get_objective(objective, num_draws)
+    if loss.num_particles % draws_at_once:
+        raise ValueError(
+            f"the gate draws codes {draws_at_once} at a time, got num_draws={loss.num_particles}; "
+            f"take a multiple of {draws_at_once}, or another gate"
+        )
     data = as_dataset(data)
     model.check_data(data.images)
     if (len(data) % batch_size or batch_size) == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
@@ -151,6 +168,8 @@ def fit(
             f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
             "one datum is undefined; choose another batch_size"
         )
+    if gate is not None:
+        model.encoder.gate = gate
     schedules = dict(schedules or {})
     check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
     if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:

@@ -2,6 +2,7 @@
 
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
+from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
 from vsc_pyro.distributions.summaries import centre, has_mean
@@ -9,6 +10,7 @@ from vsc_pyro.distributions.summaries import centre, has_mean
 __all__ = [
     "SLABS",
     "AssignedMixture",
+    "CentredScoreParts",
     "IndependentSpikeSlab",
     "SpikeSlab",
     "centre",

@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
@@ -26,17 +27,25 @@ _HANDS_ON = re.compile(
 
 
 class Draw(NamedTuple):
-    """The slab's draw, the spike with the derivative of a density, and the distribution that drew them."""
+    """The slab's draw, the spike with the derivative of a density, who drew them, and the score if the gate has one."""
 
     slab: Tensor
     spike: Tensor
     by: SpikeSlab
+    score: Tensor | None = None
+
+
+class CentredScoreParts(ScoreParts):
+    """Score parts of draws that are held against each other already: an ELBO's own baseline would double the score."""
+
+    def scale_and_mask(self, scale: float | Tensor = 1.0, mask: Tensor | None = None) -> CentredScoreParts:
+        return CentredScoreParts(*super().scale_and_mask(scale, mask))
 
 
 def remember(value: Tensor, draw: Draw) -> None:
-    """Attach `draw` to `value`, and the gate, if it is a relaxed one, to the node of the autograd graph behind it."""
+    """Attach `draw` to `value`, and the gate, if it needs the draw, to the node of the autograd graph behind it."""
     setattr(value, _KEY, (draw, _version(value)))
-    if value.grad_fn is not None and draw.by.has_rsample:
+    if value.grad_fn is not None and (draw.by.has_rsample or draw.by.gate.draws_at_once > 1):
         value.grad_fn.metadata[_KEY] = draw.by.gate
 
 
@@ -50,7 +59,8 @@ def expand_draw(value: Tensor, shape: torch.Size) -> Tensor:
     """``value.expand(shape)``, which remembers the draw that `value` is."""
     expanded = value.expand(shape)
     if draw := draw_of(value):
-        remember(expanded, Draw(draw.slab.expand(shape), draw.spike.expand(shape), draw.by))
+        score = None if draw.score is None else draw.score.expand(shape)
+        remember(expanded, Draw(draw.slab.expand(shape), draw.spike.expand(shape), draw.by, score))
     return expanded
 
 
@@ -59,7 +69,7 @@ def _version(value: Tensor) -> int:
 
 
 def gate_behind(value: Tensor) -> Gate | None:
-    """The relaxed gate whose draw this value is, reshaped, copied or rescaled; None if it is none."""
+    """The gate, of those that need it, whose draw this value is, reshaped, copied or rescaled; None if it is none."""
     node = value.grad_fn
     while node is not None:
         if _KEY in node.metadata:

@@ -51,8 +51,8 @@ from torch.distributions import Distribution, MixtureSameFamily, biject_to, cons
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.distributions.draws import Draw, draw_of, gate_behind, remember, warn_if_not_linear
-from vsc_pyro.gates import Gate, get_gate
+from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, gate_behind, remember, warn_if_not_linear
+from vsc_pyro.gates import Gate, SpikeDraw, get_gate
 
 
 class _WithZero(constraints.Constraint):
@@ -110,6 +110,7 @@ class SpikeSlab(TorchDistribution):
             )
         self.gate = get_gate(gate)
         self._soft_draw: Tensor | None = None
+        self._one_slab: Distribution | None = None
         parameter = logits if probs is None else probs
         if not isinstance(parameter, Tensor):
             like = next(
@@ -155,6 +156,7 @@ class SpikeSlab(TorchDistribution):
         batch_shape = torch.Size(batch_shape)
         new.gate = self.gate
         new._soft_draw = None
+        new._one_slab = self.slab if len(batch_shape) > len(self.batch_shape) else self._one_slab
         new.slab = self.slab.expand(batch_shape)
         for name in ("logits", "probs"):
             if name in self.__dict__:
@@ -224,8 +226,10 @@ class SpikeSlab(TorchDistribution):
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         logits = self.logits.expand(self._extended_shape(sample_shape))
-        hard, factor = self.gate.draw(logits)
-        slab = self.slab.rsample(sample_shape)
+        if torch.is_grad_enabled() and self.gate.draws_at_once > 1:
+            (hard, factor, score), slab = self._draw_together(sample_shape, logits)
+        else:
+            (hard, factor, score), slab = self.gate.draw(logits), self.slab.rsample(sample_shape)
         value = factor * slab
         spike = hard
         if self.has_rsample:
@@ -235,8 +239,21 @@ class SpikeSlab(TorchDistribution):
         if soft:
             self._soft_draw = value.detach()
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
-            remember(value, Draw(slab, spike, self))
+            remember(value, Draw(slab, spike, self, score))
         return value
+
+    def _draw_together(self, sample_shape: torch.Size, logits: Tensor) -> tuple[SpikeDraw, Tensor]:
+        # Draws of one code: those asked for, or what a plate over particles made of a distribution of fewer dimensions.
+        at_once = self.gate.draws_at_once
+        one_slab = self.slab if sample_shape else self._one_slab
+        if one_slab is None or len(logits) % at_once:
+            raise ValueError(
+                f"{self.gate!r} draws {at_once} codes of a datum together, along a plate over particles, and there is "
+                f"none of a size that {at_once} divides; pass num_draws={at_once} to fit, or num_particles={at_once}, "
+                "vectorize_particles=True to the ELBO"
+            )
+        slab = one_slab.expand(logits.shape[1:]).rsample((len(logits) // at_once,))
+        return self.gate.draw_together(logits), torch.cat(at_once * [slab])
 
     # Densities -------------------------------------------------------------------------------------------------------
 
@@ -287,6 +304,9 @@ class SpikeSlab(TorchDistribution):
             if value.requires_grad:
                 warn_if_not_linear(self.gate)
             return ScoreParts(log_prob, 0, log_prob)
+        if draw is not None and draw.score is not None:
+            parts = CentredScoreParts if draw.by.gate.draws_at_once > 1 else ScoreParts
+            return parts(log_prob, draw.score, log_prob)
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)
         spike_log_prob = torch.where(value == 0, logsigmoid(-self.logits), logsigmoid(self.logits))
@@ -333,7 +353,7 @@ class IndependentSpikeSlab(Independent):
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
-        return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
+        return type(parts)(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
 
 
 def is_atom_free(distribution: Distribution) -> bool:

@@ -9,18 +9,21 @@ With q the guide and f the learning signal, both maximise :math:`E_q[\log p(x|z)
   exactly, is left out.
 
 Pyro's classes call `.item()` on every site in every step, which makes the host wait for the device; these return
-tensors. Each works with `pyro.infer.SVI` too.
+tensors. Each works with `pyro.infer.SVI` too. With several vectorised particles they give score functions of any site
+a leave-one-out baseline, which Pyro's do not have.
 
 References
     D. Wingate, T. Weber (2013), Automated variational inference in probabilistic programming.
     R. Ranganath, S. Gerrish, D. M. Blei (2014), Black box variational inference.
+    T. Salimans, D. A. Knowles (2014), On using control variates with stochastic approximation for variational Bayes.
+    W. Kool, H. van Hoof, M. Welling (2019), Buy 4 REINFORCE samples, get a baseline for free!
 """
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,11 +32,16 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
+
+from vsc_pyro.distributions import CentredScoreParts
+
+_PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate over particles
 
 
 class _Term(NamedTuple):
@@ -45,7 +53,13 @@ class _Term(NamedTuple):
 
 
 class TraceELBO(Trace_ELBO):
-    """`pyro.infer.Trace_ELBO`, value and gradient, without its host-device synchronisations. Same arguments."""
+    """`pyro.infer.Trace_ELBO` without its host-device synchronisations, and with baselines. Same arguments.
+
+    Sites without a pathwise gradient, whatever their distribution, get a leave-one-out baseline where particles are
+    vectorised: from each particle's learning signal, in every plate, that of the others is taken off, on average. It is
+    independent of the draw, so nothing is biased, and takes off most of the score function's noise. Value and pathwise
+    gradients are those of Pyro's class.
+    """
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data, without gradients."""
@@ -84,8 +98,8 @@ class TraceELBO(Trace_ELBO):
         elbo = sum(term.value.sum() for term in terms.values())
         surrogate = sum(term.surrogate.sum() for term in terms.values())
         for name, site in guide_sites.items():
-            score = site["score_parts"].score_function
-            if is_identically_zero(score):
+            parts = site["score_parts"]
+            if is_identically_zero(parts.score_function):
                 continue
             independent = _evaluated_before(name, sites, guide_sites)
             signal = MultiFrameTensor(
@@ -95,7 +109,10 @@ class TraceELBO(Trace_ELBO):
                     if not (other == name and term.exact_kl) and other not in independent
                 )
             )
-            surrogate = surrogate + (signal.sum_to(site["cond_indep_stack"]) * score).sum()
+            signal = torch.as_tensor(signal.sum_to(site["cond_indep_stack"]))
+            if not isinstance(parts, CentredScoreParts):
+                signal = _less_that_of_other_particles(signal, site["cond_indep_stack"])
+            surrogate = surrogate + (signal * parts.score_function).sum()
         return elbo, surrogate
 
     def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> _Term:
@@ -158,6 +175,14 @@ def _evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, 
 def _log_prob(trace: Trace, name: str) -> Tensor:
     trace.compute_log_prob(lambda other, _: other == name)  # where it has not been computed
     return trace.nodes[name]["log_prob"]
+
+
+def _less_that_of_other_particles(signal: Tensor, stack: Iterable[CondIndepStackFrame]) -> Tensor:
+    """The signal of each particle minus the mean of all others': what they have in common teaches a draw nothing."""
+    dim = next((frame.dim for frame in stack if frame.name == _PARTICLES), None)
+    if dim is None or signal.dim() < -dim or signal.shape[dim] == 1:
+        return signal
+    return (signal - signal.mean(dim, keepdim=True)) * signal.shape[dim] / (signal.shape[dim] - 1)
 
 
 def _entropy_term(guide_site: dict) -> Tensor:
