@@ -150,6 +150,7 @@ def parse(argv):
     add("--decoder-activation", choices=ACTIVATIONS, help="default: relu, and tanh where a Cauchy has no mean")
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     add("--objective", default="analytic", choices=OBJECTIVES)
+    add("--num-draws", type=whole, help="of each code in a step; default: as few as the gate takes")
     add("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many epochs")
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
     args = parser.parse_args(argv)
@@ -255,6 +256,7 @@ def main(argv=None):
             model,
             train,
             objective=args.objective,
+            num_draws=args.num_draws,
             epochs=epochs,
             batch_size=args.batch_size,
             lr=args.lr,
@@ -296,6 +298,7 @@ def main(argv=None):
         "encoder_activation": args.encoder_activation,
         "decoder_activation": args.decoder_activation,
         "objective": args.objective,
+        "num_draws": args.num_draws,
         "beta": args.beta,
         "epochs": len(history),
         "batch_size": args.batch_size,

@@ -115,6 +115,8 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
         ("--gate", "shifted-sigmoid", "--binarize", "none", "--encoder-activation", "tanh"),
         ("--gate", "straight-through", "--binarize", "static", "--hidden", "20", "10"),
         ("--prior", "laplace", "--lr-drop", "1"),
+        ("--num-draws", "4", "--gate", "disarm"),
+        ("--objective", "importance-weighted", "--gate", "score", "--num-draws", "3"),
         ("--prior", "cauchy", "--dataset", "smiley", "--batch-size", "2000"),
         ("--slab", "cauchy", "--warmup", "4", "6"),
         ("--hyperprior", "1", "9", "--learn-inclusion", "global"),
@@ -127,6 +129,28 @@ def test_mnist_vsc_takes_every_system(tmp_path, arguments):
     result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "pseudo_inputs.png").exists() == ("pseudo-input" in arguments)
+
+
+def test_compare_gates(tmp_path):
+    small = (*SMALL, "--points", 2, "--test-data", 100, "--batch-size", 500, "--quiet", "--output", tmp_path)
+    first = run("compare_gates.py", *small, "--gates", "disarm", "concrete-annealed")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    before = (tmp_path / "disarm" / "curve.json").read_bytes()
+    more = run("compare_gates.py", *small, "--gates", "importance-weighted", "--resume")
+    assert more.returncode == 0, more.stderr
+    assert (tmp_path / "disarm" / "curve.json").read_bytes() == before
+    with open(tmp_path / "curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["concrete-annealed", "disarm", "importance-weighted"]
+    assert [(row["gate"], row["epoch"]) for row in rows] == [(name, epoch) for name in names for epoch in "12"]
+    assert [row["num_test"] for row in rows] == 3 * ["100", "360"]
+    assert all(float(row["iwae"]) > float(row["elbo"]) for row in rows)
+    assert imread(tmp_path / "curves.png").std() > 0.02
+    assert (tmp_path / "table.md").read_text() in more.stdout
+    unknown = run("compare_gates.py", *small, "--gates", "hard", "--overwrite")
+    assert "--gates: unknown gate 'hard'" in unknown.stderr
+    assert (tmp_path / "disarm" / "curve.json").read_bytes() == before
 
 
 def test_mnist_vsc_says_that_a_divergence_is_sampled(tmp_path):

@@ -2,11 +2,11 @@ import pytest
 import torch
 from conftest import assert_mean_equals
 
-from vsc_pyro.gates import GATES, BinaryConcrete, Gate, ScoreFunction, ShiftedSigmoid, StraightThrough, get_gate
+from vsc_pyro.gates import GATES, BinaryConcrete, DisARM, Gate, ScoreFunction, ShiftedSigmoid, StraightThrough, get_gate
 
 LOGITS = torch.tensor([-4.0, -1.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 ALL = [StraightThrough(), BinaryConcrete(), BinaryConcrete(0.1), BinaryConcrete(hard=False), ShiftedSigmoid()]
-ALL += [ShiftedSigmoid(c=200, hard=True), ScoreFunction()]
+ALL += [ShiftedSigmoid(c=200, hard=True), DisARM(), ScoreFunction()]
 
 
 @pytest.mark.parametrize("gate", ALL, ids=str)
@@ -18,7 +18,7 @@ def test_hard_spikes_have_the_exact_probability(gate):
 
 @pytest.mark.parametrize("gate", ALL, ids=str)
 def test_hardened_gates_multiply_by_the_spike_itself(gate):
-    hard, factor = gate.hardened().draw(LOGITS.expand(1000, -1).clone().requires_grad_())
+    hard, factor, _ = gate.hardened().draw(LOGITS.expand(1000, -1).clone().requires_grad_())
     assert torch.equal(hard, factor)
     assert not hard.requires_grad
     assert factor.requires_grad == gate.reparametrized
@@ -27,7 +27,7 @@ def test_hardened_gates_multiply_by_the_spike_itself(gate):
 
 @pytest.mark.parametrize("gate", [BinaryConcrete(hard=False), ShiftedSigmoid()], ids=str)
 def test_soft_gates_are_soft_and_round_to_their_spike(gate):
-    hard, factor = gate.draw(LOGITS.expand(1000, -1))
+    hard, factor, _ = gate.draw(LOGITS.expand(1000, -1))
     assert ((factor > 0) & (factor < 1)).double().mean() > 0.9
     assert torch.equal((factor > 0.5).double(), hard)
 
@@ -39,21 +39,38 @@ def test_straight_through_has_the_derivative_of_the_probability():
     torch.testing.assert_close(logits.grad, gamma * (1 - gamma))
 
 
-@pytest.mark.parametrize("gate", ALL[:-1], ids=str)
+@pytest.mark.parametrize("gate", ALL, ids=str)
 def test_gradients_are_finite_at_extreme_logits(gate):
     logits = torch.tensor([-1e3, -50.0, 50.0, 1e3]).expand(1000, -1).clone().requires_grad_()
-    hard, factor = gate.draw(logits)
-    factor.sum().backward()
+    hard, factor, score = gate.draw(logits)
+    (factor if gate.reparametrized else score).sum().backward()
     assert torch.isfinite(factor).all()
     assert torch.isfinite(logits.grad).all()
     assert torch.equal(hard[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
+def test_the_score_is_the_log_probability_of_the_spike():
+    spikes, _, score = ScoreFunction().draw(LOGITS.expand(100, -1))
+    torch.testing.assert_close(score, torch.distributions.Bernoulli(logits=LOGITS).log_prob(spikes))
+
+
+def test_the_score_of_a_pair_is_that_of_the_paper():
+    logits = torch.cat([LOGITS, torch.tensor([-1e3, 1e3])]).expand(2, 10_000, -1).clone().requires_grad_()
+    hard, factor, score = DisARM().draw_together(logits)
+    assert torch.equal(hard, factor)
+    signal = torch.randn(2, 10_000, 1)
+    (signal * score).mean(0).sum().backward()
+    first, second = hard
+    # Dong et al. (2020), equation 9, with the sum over both halves, which share their parameter.
+    differ = (-1) ** second * (first != second) * torch.sigmoid(logits[0].detach().abs())
+    torch.testing.assert_close(logits.grad.sum(0), 0.5 * (signal[0] - signal[1]) * differ)
+
+
 def test_names_and_objects():
     assert {name: type(get_gate(name)) for name in GATES} == GATES
-    assert {"straight-through", "concrete", "shifted-sigmoid", "score"} <= set(GATES)
+    assert {"straight-through", "concrete", "shifted-sigmoid", "score", "disarm"} <= set(GATES)
     assert get_gate(BinaryConcrete(0.3)) == BinaryConcrete(temperature=0.3)
-    with pytest.raises(ValueError, match=r"unknown gate 'hard'; known are 'concrete', 'score'"):
+    with pytest.raises(ValueError, match=r"unknown gate 'hard'; known are 'concrete', 'disarm', 'score'"):
         get_gate("hard")
     with pytest.raises(ValueError, match=r"temperature must be a finite number above 0, got 0"):
         BinaryConcrete(temperature=0)
@@ -61,3 +78,5 @@ def test_names_and_objects():
         ShiftedSigmoid(c=float("nan"))
     with pytest.raises(NotImplementedError, match="must define draw"):
         Gate().draw(LOGITS)
+    with pytest.raises(NotImplementedError, match="must define draw_together"):
+        Gate().draw_together(LOGITS)

@@ -30,6 +30,7 @@ from vsc_pyro.distributions import SpikeSlab
 from vsc_pyro.gates import GATES, get_gate
 from vsc_pyro.objectives import AnalyticELBO, TraceELBO, get_objective
 
+ALONE = [name for name in GATES if get_gate(name).draws_at_once == 1]
 PARAMETERS = ("logits", "loc", "scale")
 RELAXED = [name for name in GATES if get_gate(name).reparametrized]
 HARD = [name for name in RELAXED if get_gate(name).hardened() == get_gate(name)]
@@ -106,7 +107,7 @@ def test_kl_part_is_exact_for_every_relaxed_gate(elbo, gate):
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit warns of itself
 @pytest.mark.parametrize("elbo", JITTED)
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ALONE)
 def test_jitted_elbos_agree_or_refuse(elbo, gate):
     if elbo is JitTraceMeanField_ELBO and gate == "score":
         with pytest.raises(NotImplementedError, match="fully reparameterized"):
@@ -265,7 +266,7 @@ def test_a_transformed_posterior_is_refused_rather_than_trained_wrong(elbo, gate
         toy_gradients(elbo(), gate, False, wrap, lambda d: d.to_event(1))
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ALONE)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceELBO, AnalyticELBO])
 def test_values_equal_the_exact_loss(elbo, gate):
     exact, _ = toy_exact(likelihood=True)
@@ -305,7 +306,7 @@ class FixedNoiseNormal(dist.Normal):
         super().__init__(loc, scale)
 
     def rsample(self, sample_shape=()):
-        return self.loc + self.scale * self.noise
+        return (self.loc + self.scale * self.noise).expand(self._extended_shape(sample_shape))
 
     def expand(self, batch_shape, _instance=None):
         return FixedNoiseNormal(*(t.expand(batch_shape) for t in (self.loc, self.scale, self.noise)))
@@ -422,11 +423,13 @@ def vae_sites(gate, num_data=64):
 
 
 @pytest.mark.parametrize("particles", [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}])
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ALONE)
 @pytest.mark.parametrize(("ours", "pyros"), [(TraceELBO, Trace_ELBO), (AnalyticELBO, TraceMeanField_ELBO)])
 def test_same_loss_and_gradients_as_pyros_own_with_the_same_noise(ours, pyros, gate, particles):
     if gate == "score" and pyros is TraceMeanField_ELBO:
         pytest.skip("Pyro's class refuses score functions, see above; ours is compared with exact gradients")
+    if gate == "score" and "vectorize_particles" in particles:
+        pytest.skip("ours have a baseline, and Pyro's none: the same mean, not the same draw; see test_score_functions")
     results = []
     for elbo in (ours(max_plate_nesting=1, **particles), pyros(max_plate_nesting=1, **particles)):
         pyro.clear_param_store()
@@ -553,7 +556,7 @@ def test_names_and_objects():
     assert get_objective(own) is own
     with pytest.raises(ValueError, match="num_draws=3 goes with a named objective"):
         get_objective(own, num_draws=3)
-    with pytest.raises(ValueError, match="unknown objective 'elbo'; known are 'analytic', 'trace'"):
+    with pytest.raises(ValueError, match="unknown objective 'elbo'; known are 'analytic', 'importance-weighted', 't"):
         get_objective("elbo")
     with pytest.raises(ValueError, match="num_draws must be a whole number of at least 1, got 0"):
         get_objective("trace", num_draws=0)

@@ -23,7 +23,7 @@ class CountWaits(TorchDispatchMode):
 
 
 def make_svi(vae, objective="analytic"):
-    elbo = get_objective(objective)
+    elbo = get_objective(objective, vae.encoder.gate.draws_at_once)
     return vsc.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), elbo)
 
 

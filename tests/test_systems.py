@@ -268,9 +268,13 @@ def with_pseudo_inputs(gate):
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, vsc.TraceELBO, vsc.AnalyticELBO])
 def test_pseudo_inputs_under_every_elbo_and_gate(elbo, gate, digits):
+    if gate == "disarm" and elbo is TraceGraph_ELBO:
+        pytest.skip("TraceGraph_ELBO wraps values, which then have lost their draw: refused, see test_score_functions")
     model, x = with_pseudo_inputs(gate), digits.train.draw(slice(50))
+    draws = model.encoder.gate.draws_at_once
     with pyro.get_param_store().scope():
-        elbo(max_plate_nesting=1).loss_and_grads(model.model, model.guide, x)
+        objective = elbo(num_particles=draws, vectorize_particles=draws > 1, max_plate_nesting=1)
+        objective.loss_and_grads(model.model, model.guide, x)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 

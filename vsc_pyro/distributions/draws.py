@@ -86,7 +86,7 @@ def warn_if_not_linear(gate: Gate) -> None:
     while frame is not None and not isinstance(frame.f_locals.get("self"), ELBO):
         frame = frame.f_back
     elbo = frame.f_locals["self"] if frame is not None else None
-    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)):
+    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)) or not getattr(elbo, "is_linear", True):
         warnings.warn(
             f"{type(elbo).__name__} is not linear in log-densities, so with {gate!r} the KL part of the spikes' "
             "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",

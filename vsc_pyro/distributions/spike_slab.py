@@ -52,7 +52,7 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, gate_behind, remember, warn_if_not_linear
-from vsc_pyro.gates import Gate, SpikeDraw, get_gate
+from vsc_pyro.gates import Gate, get_gate
 
 
 class _WithZero(constraints.Constraint):
@@ -226,10 +226,16 @@ class SpikeSlab(TorchDistribution):
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         logits = self.logits.expand(self._extended_shape(sample_shape))
-        if torch.is_grad_enabled() and self.gate.draws_at_once > 1:
-            (hard, factor, score), slab = self._draw_together(sample_shape, logits)
-        else:
+        at_once = self.gate.draws_at_once
+        # Draws of one code: those asked for, or what a plate over particles made of a distribution of fewer dimensions.
+        one_slab = self.slab if sample_shape else self._one_slab
+        if at_once == 1:
             (hard, factor, score), slab = self.gate.draw(logits), self.slab.rsample(sample_shape)
+        elif torch.is_grad_enabled() and one_slab is not None and len(logits) % at_once == 0:
+            slab = one_slab.expand(logits.shape[1:]).rsample((len(logits) // at_once,))
+            (hard, factor, score), slab = self.gate.draw_together(logits), torch.cat(at_once * [slab])
+        else:  # a draw like any other, but for an ELBO that asks for its score
+            (hard, factor, _), score, slab = self.gate.draw(logits), None, self.slab.rsample(sample_shape)
         value = factor * slab
         spike = hard
         if self.has_rsample:
@@ -241,19 +247,6 @@ class SpikeSlab(TorchDistribution):
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
             remember(value, Draw(slab, spike, self, score))
         return value
-
-    def _draw_together(self, sample_shape: torch.Size, logits: Tensor) -> tuple[SpikeDraw, Tensor]:
-        # Draws of one code: those asked for, or what a plate over particles made of a distribution of fewer dimensions.
-        at_once = self.gate.draws_at_once
-        one_slab = self.slab if sample_shape else self._one_slab
-        if one_slab is None or len(logits) % at_once:
-            raise ValueError(
-                f"{self.gate!r} draws {at_once} codes of a datum together, along a plate over particles, and there is "
-                f"none of a size that {at_once} divides; pass num_draws={at_once} to fit, or num_particles={at_once}, "
-                "vectorize_particles=True to the ELBO"
-            )
-        slab = one_slab.expand(logits.shape[1:]).rsample((len(logits) // at_once,))
-        return self.gate.draw_together(logits), torch.cat(at_once * [slab])
 
     # Densities -------------------------------------------------------------------------------------------------------
 
@@ -289,7 +282,8 @@ class SpikeSlab(TorchDistribution):
         """What Pyro's ELBOs differentiate (see `pyro.distributions.Distribution.score_parts`).
 
         Raises:
-            ValueError: a value that has lost the draw it came from, as `log_prob`.
+            ValueError: a value that has lost the draw it came from, as `log_prob`; a gate that draws several codes
+                together under an ELBO that draws one.
             NotImplementedError: an ELBO that has no estimator for ``gate="score"`` (`TraceTMC_ELBO`; it is known by
                 asking a prior for the score of a guide's draw).
         """
@@ -304,8 +298,15 @@ class SpikeSlab(TorchDistribution):
             if value.requires_grad:
                 warn_if_not_linear(self.gate)
             return ScoreParts(log_prob, 0, log_prob)
+        at_once = self.gate.draws_at_once
+        if draw is not None and draw.score is None and at_once > 1:
+            raise ValueError(
+                f"{self.gate!r} takes its gradient from {at_once} draws of a code, along a plate over particles, and "
+                f"there is none of a size that {at_once} divides; pass num_draws={at_once} to fit, or "
+                f"num_particles={at_once}, vectorize_particles=True to the ELBO"
+            )
         if draw is not None and draw.score is not None:
-            parts = CentredScoreParts if draw.by.gate.draws_at_once > 1 else ScoreParts
+            parts = CentredScoreParts if at_once > 1 else ScoreParts
             return parts(log_prob, draw.score, log_prob)
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)

@@ -6,10 +6,15 @@ from pyro.infer import ELBO
 
 from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
+from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
 
-__all__ = ["OBJECTIVES", "AnalyticELBO", "TraceELBO", "get_objective"]
+__all__ = ["OBJECTIVES", "AnalyticELBO", "ImportanceWeightedELBO", "TraceELBO", "get_objective"]
 
-OBJECTIVES: dict[str, type[ELBO]] = {"trace": TraceELBO, "analytic": AnalyticELBO}
+OBJECTIVES: dict[str, type[ELBO]] = {
+    "trace": TraceELBO,
+    "analytic": AnalyticELBO,
+    "importance-weighted": ImportanceWeightedELBO,
+}
 
 
 def get_objective(objective: str | ELBO, num_draws: int = 1) -> ELBO:

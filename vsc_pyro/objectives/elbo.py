@@ -41,10 +41,8 @@ from torch.distributions import kl_divergence
 
 from vsc_pyro.distributions import CentredScoreParts
 
-_PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate over particles
 
-
-class _Term(NamedTuple):
+class Term(NamedTuple):
     """One site's share of the ELBO, of the shape of its plates: its value, and what is differentiated."""
 
     value: Tensor
@@ -84,24 +82,15 @@ class TraceELBO(Trace_ELBO):
         return loss, surrogate
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-        sites = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
-        guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
-        terms = {}
-        for name, site in sites.items():
-            if site["is_observed"] or name not in guide_sites:  # the latter: drawn from the prior itself
-                terms[name] = _Term(*2 * (_log_prob(model_trace, name),))
-            else:
-                terms[name] = self._latent_term(model_trace, name, guide_sites[name])
-        for name, site in guide_sites.items():
-            if name not in sites:  # an auxiliary site of the guide
-                terms[name] = _Term(-site["log_prob"], -_entropy_term(site))
+        sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+        terms = self._terms(model_trace, sites, guide_sites)
         elbo = sum(term.value.sum() for term in terms.values())
         surrogate = sum(term.surrogate.sum() for term in terms.values())
         for name, site in guide_sites.items():
             parts = site["score_parts"]
             if is_identically_zero(parts.score_function):
                 continue
-            independent = _evaluated_before(name, sites, guide_sites)
+            independent = evaluated_before(name, sites, guide_sites)
             signal = MultiFrameTensor(
                 *(
                     ((sites | guide_sites)[other]["cond_indep_stack"], term.value.detach())
@@ -115,9 +104,22 @@ class TraceELBO(Trace_ELBO):
             surrogate = surrogate + (signal * parts.score_function).sum()
         return elbo, surrogate
 
-    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> _Term:
+    def _terms(self, model_trace: Trace, sites: dict[str, dict], guide_sites: dict[str, dict]) -> dict[str, Term]:
+        """Every site's share of the ELBO."""
+        terms = {}
+        for name, site in sites.items():
+            if site["is_observed"] or name not in guide_sites:  # the latter: drawn from the prior itself
+                terms[name] = Term(*2 * (_log_prob(model_trace, name),))
+            else:
+                terms[name] = self._latent_term(model_trace, name, guide_sites[name])
+        for name, site in guide_sites.items():
+            if name not in sites:  # an auxiliary site of the guide
+                terms[name] = Term(-site["log_prob"], -_entropy_term(site))
+        return terms
+
+    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
         log_prior = _log_prob(model_trace, name)
-        return _Term(log_prior - guide_site["log_prob"], log_prior - _entropy_term(guide_site))
+        return Term(log_prior - guide_site["log_prob"], log_prior - _entropy_term(guide_site))
 
 
 class AnalyticELBO(TraceELBO):
@@ -144,7 +146,7 @@ class AnalyticELBO(TraceELBO):
         guide_trace.compute_score_parts()
         return prune_subsample_sites(model_trace), guide_trace
 
-    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> _Term:
+    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
         posterior, prior = guide_site["fn"], model_trace.nodes[name]["fn"]
         try:
             kl = kl_divergence(posterior, prior)
@@ -157,10 +159,20 @@ class AnalyticELBO(TraceELBO):
                 )
             return super()._latent_term(model_trace, name, guide_site)
         term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
-        return _Term(term, term, exact_kl=True)
+        return Term(term, term, exact_kl=True)
 
 
-def _evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> set[str]:
+def sample_sites(trace: Trace) -> dict[str, dict]:
+    """The sites of a trace that are distributions', by name."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def particle_dim(stack: Iterable[CondIndepStackFrame]) -> int | None:
+    """The dimension, counted from the right, of the plate over particles; None where there is none."""
+    return next((frame.dim for frame in stack if frame.name == "num_particles_vectorized"), None)  # Pyro's name for it
+
+
+def evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> set[str]:
     """Sites whose terms cannot depend on the draw at site `name`, since model (and guide) had come by them before it.
 
     They would only add noise to its learning signal: a penalty on all data, say, to that of every datum.
@@ -179,7 +191,7 @@ def _log_prob(trace: Trace, name: str) -> Tensor:
 
 def _less_that_of_other_particles(signal: Tensor, stack: Iterable[CondIndepStackFrame]) -> Tensor:
     """The signal of each particle minus the mean of all others': what they have in common teaches a draw nothing."""
-    dim = next((frame.dim for frame in stack if frame.name == _PARTICLES), None)
+    dim = particle_dim(stack)
     if dim is None or signal.dim() < -dim or signal.shape[dim] == 1:
         return signal
     return (signal - signal.mean(dim, keepdim=True)) * signal.shape[dim] / (signal.shape[dim] - 1)

@@ -1,0 +1,136 @@
+r"""`ImportanceWeightedELBO`: the bound of several draws of each code, with hard spikes and without bias.
+
+.. math:: L_K = E\Big[\log \frac1K \sum_{k=1}^K w_k\Big], \qquad w_k = \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q,
+
+rises with K to the evidence (Burda et al., 2016). Its gradient has two parts. What is pathwise (decoder, prior, slabs)
+follows :math:`\sum_k \tilde w_k \nabla \log w_k` with normalised weights. What is not (spikes of ``gate="score"``, any
+discrete site) takes a score function; the learning signal of draw k is the bound minus what it would be had draw k been
+the geometric mean of the others (VIMCO; Mnih & Rezende, 2016): independent of draw k, so nothing is biased.
+
+The bound is not linear in log-densities, so a relaxed gate biases both parts of the spikes' gradient here, as it does
+under `pyro.infer.RenyiELBO`, and a warning says so; ``gate="score"`` is exact.
+
+References
+    Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders.
+    A. Mnih, D. J. Rezende (2016), Variational inference for Monte Carlo objectives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.util import MultiFrameTensor
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.distributions import CentredScoreParts
+from vsc_pyro.objectives.elbo import TraceELBO, evaluated_before, particle_dim, sample_sites
+
+
+class ImportanceWeightedELBO(TraceELBO):
+    """The importance-weighted bound as a Pyro ELBO: K = `num_particles` draws of every latent, always vectorised.
+
+    For models whose latents share their plates, each datum having its own (`vsc_pyro.VAE` has; a latent common to all
+    data would need weights of all data at once). A term that no latent can have changed, such as a penalty, is added.
+
+    Args:
+        num_particles: K, at least 2.
+        max_plate_nesting, and others: as of `pyro.infer.Trace_ELBO`.
+
+    Raises:
+        ValueError: fewer than two particles.
+        NotImplementedError: in the first step: latents of different plates; scaled sites (subsampling, beta); draws
+            that are not independent (``gate="disarm"``).
+    """
+
+    is_linear: ClassVar[bool] = False
+
+    def __init__(self, num_particles: int = 10, *args: Any, vectorize_particles: bool = True, **kwargs: Any) -> None:
+        if positive_int("num_particles", num_particles) < 2 or not vectorize_particles:
+            raise ValueError(
+                "the importance-weighted objective takes two draws or more at once, got "
+                f"num_particles={num_particles}, vectorize_particles={vectorize_particles}; "
+                "pass num_draws=10 to fit, say, or num_particles=10 here"
+            )
+        super().__init__(num_particles, *args, vectorize_particles=True, **kwargs)
+
+    def _losses(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
+        bound, surrogate = self._bound(model_trace, guide_trace)
+        return -bound, -surrogate
+
+    def _bound(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+        terms = self._terms(model_trace, sites, guide_sites)
+        stack = _common_stack(sites, guide_sites)
+        before = set.intersection(*(evaluated_before(name, sites, guide_sites) for name in guide_sites))
+        weighed = [(name, term) for name, term in terms.items() if name not in before]
+        _check_weighed({name: (sites | guide_sites)[name] for name, _ in weighed}, stack)
+        log_weight, log_weight_surrogate = (
+            MultiFrameTensor(
+                *(((sites | guide_sites)[name]["cond_indep_stack"], getattr(term, field)) for name, term in weighed)
+            ).sum_to(stack)
+            for field in ("value", "surrogate")
+        )
+        dim = particle_dim(stack)
+        log_weight = log_weight.detach()
+        bound = torch.logsumexp(log_weight, dim, keepdim=True) - math.log(self.num_particles)
+        surrogate = (log_weight.softmax(dim) * log_weight_surrogate).sum()
+        for site in guide_sites.values():
+            parts = site["score_parts"]
+            if is_identically_zero(parts.score_function):
+                continue
+            if isinstance(parts, CentredScoreParts):
+                raise NotImplementedError(
+                    "the importance-weighted objective takes independent draws, and the gate draws several together; "
+                    "take gate='score'"
+                )
+            surrogate = surrogate + ((bound - _bound_without(log_weight, dim)) * parts.score_function).sum()
+        # What comes before all latents is the same for each particle.
+        added = [term for name, term in terms.items() if name in before]
+        value = bound.sum() + sum(term.value.sum() for term in added) / self.num_particles
+        return value, surrogate + sum(term.surrogate.sum() for term in added) / self.num_particles
+
+
+def _bound_without(log_weight: Tensor, dim: int) -> Tensor:
+    """The bound with each particle's log-weight replaced by the mean of the others', by particle."""
+    num_particles = log_weight.shape[dim]
+    others = (log_weight.sum(dim, keepdim=True) - log_weight) / (num_particles - 1)
+    # (..., K, K): for every particle (last but one) the log-weights of all (last), its own replaced.
+    columns = log_weight.movedim(dim, -1)
+    replaced = columns.unsqueeze(-2).expand(*columns.shape, num_particles)
+    own = torch.eye(num_particles, dtype=torch.bool, device=log_weight.device)
+    replaced = torch.where(own, others.movedim(dim, -1).unsqueeze(-1), replaced)
+    return (torch.logsumexp(replaced, -1) - math.log(num_particles)).movedim(-1, dim)
+
+
+def _common_stack(sites: dict[str, dict], guide_sites: dict[str, dict]) -> tuple:
+    """The plates of the guide's latents, one and the same for all."""
+    stacks = {name: site["cond_indep_stack"] for name, site in guide_sites.items()}
+    if missing := [name for name, site in sites.items() if not site["is_observed"] and name not in guide_sites]:
+        raise NotImplementedError(f"the importance-weighted objective needs a guide for every latent, also {missing}")
+    if len(set(stacks.values())) != 1:
+        raise NotImplementedError(
+            "the importance-weighted objective takes latents that share their plates, got "
+            + ", ".join(f"{name!r} in {[frame.name for frame in stack]}" for name, stack in stacks.items())
+            + "; train this model with 'analytic' or 'trace'"
+        )
+    return next(iter(stacks.values()))
+
+
+def _check_weighed(sites: dict[str, dict], stack: tuple) -> None:
+    for name, site in sites.items():
+        if not set(stack) <= set(site["cond_indep_stack"]):
+            raise NotImplementedError(
+                f"site {name!r} depends on latents of plates that it is not in itself, so that their importance "
+                "weights do not factorise; train this model with 'analytic' or 'trace'"
+            )
+        if isinstance(site["scale"], Tensor) or site["scale"] != 1:
+            raise NotImplementedError(
+                f"site {name!r} is scaled by {site['scale']}, and importance weights are of unscaled densities; "
+                "set beta=1, do not subsample, or train with 'analytic' or 'trace'"
+            )
