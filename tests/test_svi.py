@@ -38,6 +38,15 @@ def test_no_step_waits_for_the_device(small_vae, digits, gate, objective):
     assert not loss.requires_grad
 
 
+def test_nor_does_one_without_sampling(digits):
+    decoder = vsc.NormalDecoder(8, (1, 8, 8), hidden=(), variance="per-pixel")
+    prior = vsc.SpikeSlabPrior(8, learn_inclusion=True, hyperprior=(1.0, 9.0))
+    svi = make_svi(vsc.VAE(vsc.SpikeSlabEncoder((1, 8, 8), 8, (32,)), decoder, prior), "exact")
+    with pyro.validation_enabled(False), CountWaits() as counter:
+        svi.step(digits.train.images[:50])
+    assert counter.waits == 0
+
+
 def test_stock_objectives_wait_and_work_as_well(small_vae, digits):
     svi, x = make_svi(small_vae(), Trace_ELBO()), digits.train.images[:50].round()
     with pyro.validation_enabled(False), CountWaits() as counter:

@@ -108,7 +108,8 @@ def fit(
     Args:
         model: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``.
-        objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), or any `pyro.infer.ELBO`.
+        objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
+            normal decoders), or any `pyro.infer.ELBO`.
         num_draws: draws of each code per step, for a named objective.
         epochs: passes over the data, those of a resumed run included.
         batch_size: data per step; the last batch of an epoch may be smaller.

@@ -1,4 +1,4 @@
-"""Objectives: what a fit maximises, by name or as a Pyro `ELBO`; see `vsc_pyro.objectives.elbo`."""
+"""Objectives: what a fit maximises, by name or as a Pyro `ELBO`; see the modules `elbo` and `exact`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from pyro.infer import ELBO
 
 from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
+from vsc_pyro.objectives.exact import ExactELBO
 
-__all__ = ["OBJECTIVES", "AnalyticELBO", "TraceELBO", "get_objective"]
+__all__ = ["OBJECTIVES", "AnalyticELBO", "ExactELBO", "TraceELBO", "get_objective"]
 
-OBJECTIVES: dict[str, type[ELBO]] = {"trace": TraceELBO, "analytic": AnalyticELBO}
+OBJECTIVES: dict[str, type[ELBO]] = {"trace": TraceELBO, "analytic": AnalyticELBO, "exact": ExactELBO}
 
 
 def get_objective(objective: str | ELBO, num_draws: int = 1) -> ELBO:
     """The objective of that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
 
     Args:
-        objective: ``"trace"``, ``"analytic"`` or any instance of `pyro.infer.ELBO`.
+        objective: ``"trace"``, ``"analytic"``, ``"exact"`` or any instance of `pyro.infer.ELBO`.
         num_draws: draws of each code that a named objective averages over, in one vectorised pass.
 
     Raises:
-        ValueError: an unknown name, fewer than one draw, or several for an `ELBO` that has its own number.
+        ValueError: an unknown name, fewer than one draw, or several for ``"exact"``, which takes none, or for an `ELBO`
+            that has its own number.
     """
     num_draws = positive_int("num_draws", num_draws)
     if isinstance(objective, ELBO):

@@ -132,15 +132,16 @@ class AnalyticELBO(TraceELBO):
         try:
             kl = kl_divergence(posterior, prior)
         except NotImplementedError:
-            if guide_site["name"] not in self._sampled:
-                self._sampled.add(guide_site["name"])
-                warnings.warn(
-                    f"the KL divergence at site {guide_site['name']!r} has no closed form and is sampled",
-                    stacklevel=2,
-                )
-            return super()._latent_term(model_trace, name, guide_site)
+            return self._open_term(model_trace, name, guide_site)
         term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
         return _Term(term, term, exact_kl=True)
+
+    def _open_term(self, model_trace: Trace, name: str, guide_site: dict) -> _Term:
+        """The term of a pair without closed form."""
+        if name not in self._sampled:
+            self._sampled.add(name)
+            warnings.warn(f"the KL divergence at site {name!r} has no closed form and is sampled", stacklevel=2)
+        return super()._latent_term(model_trace, name, guide_site)
 
 
 def _evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> set[str]:
