@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_mean_equals
-from pyro.distributions import Normal
+from pyro.distributions import Independent, Laplace, Normal
 from torch import nn
+from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
 from vsc_pyro.decoders import (
@@ -128,6 +129,42 @@ def test_linear_decoders_have_a_dictionary():
     for other in (NormalDecoder(3, 8), NormalDecoder(3, (1, 8, 8), trunk=DeconvTrunk((1, 8, 8)))):
         with pytest.raises(ValueError, match=r"build the decoder with hidden=\(\)"):
             _ = other.dictionary
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_linear_normal_is_the_independent_normal_that_knows_its_code(variance):
+    decoder = NormalDecoder(3, (2, 4), hidden=(), variance=variance, scale=0.3)
+    z = torch.randn(5, 1, 3)
+    p, plain = decoder(z), Normal(decoder.pixels(z), decoder.scale).to_event(2)
+    x, v = torch.randn(5, 6, 2, 4), torch.rand(5, 1, 3)
+    wide, plain_wide = p.expand((5, 6)), plain.expand((5, 6))
+    for own, other in ((p, plain), (wide, plain_wide), (p.to_event(1), plain.to_event(1))):
+        assert (own.batch_shape, own.event_shape) == (other.batch_shape, other.event_shape)
+        assert (own.support.event_dim, own.has_rsample) == (other.support.event_dim, True)
+        for name in ("mean", "variance", "stddev"):
+            assert torch.equal(getattr(own, name), getattr(other, name))
+        assert torch.equal(own.log_prob(x), other.log_prob(x))
+        draws = []
+        for each in (own, other):
+            torch.manual_seed(0)
+            draws.append(each.rsample((2,)))
+        assert torch.equal(*draws)
+        assert isinstance(own, Independent)
+        assert type(own.base_dist) is Normal
+    torch.testing.assert_close(kl_divergence(p, plain), torch.zeros(5, 1))
+    for own in (p, wide):
+        assert own.code is z
+        torch.testing.assert_close(own.expected_log_prob(x, 0 * v), p.log_prob(x))
+    torch.testing.assert_close(wide.expected_log_prob(x, v), p.expected_log_prob(x, v))
+    assert type(decoder(z).to_event(1)) is Independent
+    assert type(NormalDecoder(3, 8, hidden=(4,))(z)) is Independent
+
+
+def test_expected_log_prob_is_that_of_any_independent_code():
+    decoder = NormalDecoder(3, (2, 4), hidden=(), scale=0.5)
+    q, x = Laplace(torch.randn(3), torch.rand(3) + 0.2), torch.randn(2, 4)
+    draws = decoder(q.sample((20_000,))).log_prob(x)
+    assert_mean_equals(draws, decoder(q.mean).expected_log_prob(x, q.variance).detach())
 
 
 @pytest.mark.parametrize("variance", VARIANCES)

@@ -23,7 +23,7 @@ class CountWaits(TorchDispatchMode):
 
 
 def make_svi(vae, objective="analytic"):
-    elbo = get_objective(objective, vae.encoder.gate.draws_at_once)
+    elbo = get_objective(objective, draws_at_once=vae.encoder.gate.draws_at_once)
     return vsc.SVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), elbo)
 
 
@@ -36,6 +36,15 @@ def test_no_step_waits_for_the_device(small_vae, digits, gate, objective):
     assert counter.waits == 0
     assert isinstance(loss, torch.Tensor)
     assert not loss.requires_grad
+
+
+def test_nor_does_one_without_sampling(digits):
+    decoder = vsc.NormalDecoder(8, (1, 8, 8), hidden=(), variance="per-pixel")
+    prior = vsc.SpikeSlabPrior(8, learn_inclusion=True, hyperprior=(1.0, 9.0))
+    svi = make_svi(vsc.VAE(vsc.SpikeSlabEncoder((1, 8, 8), 8, (32,)), decoder, prior), "exact")
+    with pyro.validation_enabled(False), CountWaits() as counter:
+        svi.step(digits.train.images[:50])
+    assert counter.waits == 0
 
 
 def test_stock_objectives_wait_and_work_as_well(small_vae, digits):

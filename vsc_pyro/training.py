@@ -110,7 +110,8 @@ def fit(
     Args:
         model: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``.
-        objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), or any `pyro.infer.ELBO`.
+        objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
+            normal decoders), ``"importance-weighted"`` (the bound of several draws), or any `pyro.infer.ELBO`.
         gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
         num_draws: draws of each code per step, for a named objective; None for as few as the gate takes.
         epochs: passes over the data, those of a resumed run included.
@@ -153,14 +154,7 @@ def fit(
             )
         gate = get_gate(gate)
     draws_at_once = (gate or getattr(model.encoder, "gate", Gate())).draws_at_once
-    if num_draws is None:
-        num_draws = 1 if isinstance(objective, ELBO) else draws_at_once
-    loss = get_objective(objective, num_draws)
-    if loss.num_particles % draws_at_once:
-        raise ValueError(
-            f"the gate draws codes {draws_at_once} at a time, got num_draws={loss.num_particles}; "
-            f"take a multiple of {draws_at_once}, or another gate"
-        )
+    loss = get_objective(objective, num_draws, draws_at_once)
     data = as_dataset(data)
     model.check_data(data.images)
     if (len(data) % batch_size or batch_size) == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):

@@ -50,6 +50,11 @@ class PixelDecoder(nn.Module):
         self.network = nn.Sequential(nn.Linear(self.latent_dim, features), activation_class(), trunk)
 
     @property
+    def is_linear(self) -> bool:
+        """Whether the pixels are a linear map of the code (``hidden=()``)."""
+        return isinstance(self.network, MLP) and len(self.network) == 1
+
+    @property
     def dictionary(self) -> Tensor:
         """The atoms of a linear decoder (``hidden=()``), what each latent adds to the pixels: ``(J, *output_shape)``.
 
@@ -58,7 +63,7 @@ class PixelDecoder(nn.Module):
         Raises:
             ValueError: a decoder that is not linear.
         """
-        if not (isinstance(self.network, MLP) and len(self.network) == 1):
+        if not self.is_linear:
             raise ValueError("only a linear decoder has a dictionary; build the decoder with hidden=()")
         return self.network[0].weight.T.unflatten(1, self.output_shape)
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice, positive_float
 from vsc_pyro.decoders.base import PixelDecoder
+from vsc_pyro.distributions import LinearNormal
 
 
 class NormalDecoder(PixelDecoder):
     r"""Independent normal pixels, :math:`p(x|z) = \prod_d N(x_d; f_d(z), \sigma_d^2)`, the scale not a function of z.
 
-    With ``hidden=()``, f is linear: sparse coding, with `dictionary` as its atoms.
+    With ``hidden=()``, f is linear: sparse coding, with `dictionary` as its atoms. The likelihood is then a
+    `vsc_pyro.distributions.LinearNormal`, which can be trained without sampling: ``fit(..., objective="exact")``.
 
     A learned scale needs a floor. On a pixel that is the same in all data (a border) the log-density
     :math:`-\log(\sigma\sqrt{2\pi})` grows without limit as :math:`\sigma \to 0`; the bound then measures how far the
@@ -91,4 +93,7 @@ class NormalDecoder(PixelDecoder):
         return f"variance={self.variance!r}, scale={float(self.initial_scale):g}{floor}"
 
     def forward(self, z: Tensor) -> Independent:
+        if self.is_linear:
+            bias = self.network[0].bias.unflatten(0, self.output_shape)
+            return LinearNormal(z, self.dictionary, bias, self.scale)
         return Normal(self.pixels(z), self.scale).to_event(len(self.output_shape))

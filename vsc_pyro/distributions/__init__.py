@@ -1,8 +1,9 @@
-"""The spike-and-slab distribution, mixtures of it, and Kullback-Leibler divergences."""
+"""The spike-and-slab distribution, mixtures of it, what is linear in a code, and Kullback-Leibler divergences."""
 
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.draws import CentredScoreParts
+from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
 from vsc_pyro.distributions.summaries import centre, has_mean
@@ -12,6 +13,7 @@ __all__ = [
     "AssignedMixture",
     "CentredScoreParts",
     "IndependentSpikeSlab",
+    "LinearNormal",
     "SpikeSlab",
     "centre",
     "get_slab",

@@ -179,8 +179,8 @@ class SpikeSlab(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         r""":math:`\gamma (v + m^2) - \gamma^2 m^2`, m and v the slab's mean and variance; shape `batch_shape`."""
-        mean = self.slab.mean
-        return self.probs * (self.slab.variance + mean**2) - (self.probs * mean) ** 2
+        # Equal to that, and never below zero by rounding.
+        return self.probs * (self.slab.variance + (1 - self.probs) * self.slab.mean**2)
 
     def entropy(self) -> Tensor:
         r"""Entropy in nats with respect to the base measure, :math:`H(\gamma) + \gamma h(F)`; shape `batch_shape`."""

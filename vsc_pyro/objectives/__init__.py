@@ -1,4 +1,4 @@
-"""Objectives: what a fit maximises, by name or as a Pyro `ELBO`; see `vsc_pyro.objectives.elbo`."""
+"""Objectives: what a fit maximises, by name or as a Pyro `ELBO`; see the modules of this folder."""
 
 from __future__ import annotations
 
@@ -6,36 +6,49 @@ from pyro.infer import ELBO
 
 from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
+from vsc_pyro.objectives.exact import ExactELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
 
-__all__ = ["OBJECTIVES", "AnalyticELBO", "ImportanceWeightedELBO", "TraceELBO", "get_objective"]
+__all__ = ["OBJECTIVES", "AnalyticELBO", "ExactELBO", "ImportanceWeightedELBO", "TraceELBO", "get_objective"]
 
-OBJECTIVES: dict[str, type[ELBO]] = {
+OBJECTIVES: dict[str, type[TraceELBO]] = {
     "trace": TraceELBO,
     "analytic": AnalyticELBO,
+    "exact": ExactELBO,
     "importance-weighted": ImportanceWeightedELBO,
 }
 
 
-def get_objective(objective: str | ELBO, num_draws: int = 1) -> ELBO:
+def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_once: int = 1) -> ELBO:
     """The objective of that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
 
     Args:
-        objective: ``"trace"``, ``"analytic"`` or any instance of `pyro.infer.ELBO`.
-        num_draws: draws of each code that a named objective averages over, in one vectorised pass.
+        objective: ``"trace"``, ``"analytic"``, ``"exact"``, ``"importance-weighted"`` or any `pyro.infer.ELBO`.
+        num_draws: draws of each code that a named objective averages over, in one vectorised pass; None for
+            `draws_at_once`.
+        draws_at_once: of which the number of draws must be a multiple, see `vsc_pyro.gates.Gate`.
 
     Raises:
-        ValueError: an unknown name, fewer than one draw, or several for an `ELBO` that has its own number.
+        ValueError: an unknown name; draws that are not a multiple of `draws_at_once`, or fewer than the objective
+            takes, or several for ``"exact"``, which takes none; a number of draws for an `ELBO` that has its own.
     """
-    num_draws = positive_int("num_draws", num_draws)
     if isinstance(objective, ELBO):
-        if num_draws > 1:
+        if num_draws is not None:
             raise ValueError(
                 f"num_draws={num_draws} goes with a named objective; build the {type(objective).__name__} "
                 "with num_particles= instead"
             )
-        return objective
-    # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
-    return choice("objective", objective, OBJECTIVES)(
-        num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1
-    )
+        loss = objective
+    else:
+        objective = choice("objective", objective, OBJECTIVES)
+        if num_draws is None:
+            num_draws = draws_at_once if objective.draws_codes else 1
+        num_draws = positive_int("num_draws", num_draws)
+        # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
+        loss = objective(num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1)
+    if getattr(loss, "draws_codes", True) and loss.num_particles % draws_at_once:
+        raise ValueError(
+            f"the gate draws codes {draws_at_once} at a time, got num_draws={loss.num_particles}; "
+            f"take a multiple of {draws_at_once}, or another gate"
+        )
+    return loss

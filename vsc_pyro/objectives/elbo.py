@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro import poutine
@@ -57,7 +57,12 @@ class TraceELBO(Trace_ELBO):
     vectorised: from each particle's learning signal, in every plate, that of the others is taken off, on average. It is
     independent of the draw, so nothing is biased, and takes off most of the score function's noise. Value and pathwise
     gradients are those of Pyro's class.
+
+    Attributes:
+        draws_codes: whether the guide's latents are drawn.
     """
+
+    draws_codes: ClassVar[bool] = True
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data, without gradients."""
@@ -151,15 +156,16 @@ class AnalyticELBO(TraceELBO):
         try:
             kl = kl_divergence(posterior, prior)
         except NotImplementedError:
-            if guide_site["name"] not in self._sampled:
-                self._sampled.add(guide_site["name"])
-                warnings.warn(
-                    f"the KL divergence at site {guide_site['name']!r} has no closed form and is sampled",
-                    stacklevel=2,
-                )
-            return super()._latent_term(model_trace, name, guide_site)
+            return self._open_term(model_trace, name, guide_site)
         term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
         return Term(term, term, exact_kl=True)
+
+    def _open_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
+        """The term of a pair without closed form."""
+        if name not in self._sampled:
+            self._sampled.add(name)
+            warnings.warn(f"the KL divergence at site {name!r} has no closed form and is sampled", stacklevel=2)
+        return super()._latent_term(model_trace, name, guide_site)
 
 
 def sample_sites(trace: Trace) -> dict[str, dict]:

@@ -1,0 +1,154 @@
+r"""`ExactELBO`: the evidence lower bound of a linear model without sampling, so that its gradient has no noise.
+
+For :math:`p(x|z) = N(x; b + Dz, \sigma^2)` and a posterior with independent coordinates of mean m and variance v,
+
+.. math::
+    E_q[\log p(x|z)] - KL(q \| p)
+    = \log p(x|m) - \frac12 \sum_j v_j \sum_d \frac{D_{jd}^2}{\sigma_d^2} - KL(q \| p).
+
+A spike-and-slab has :math:`m = \gamma\mu` and :math:`v = \gamma\sigma^2 + \gamma(1 - \gamma)\mu^2`: no spike is drawn,
+and the gate, however its gradients would pass one, plays no part.
+
+References
+    M. K. Titsias, M. Lázaro-Gredilla (2011), Spike and slab variational inference for multi-task learning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from pyro import poutine
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from vsc_pyro.distributions import LinearNormal, has_mean, is_point
+from vsc_pyro.objectives.elbo import AnalyticELBO, Term
+
+_REMEDY = "use 'analytic', which draws codes"
+
+
+class ExactELBO(AnalyticELBO):
+    """The ELBO of codes under a linear `vsc_pyro.NormalDecoder` (``hidden=()``) in closed form: no code is drawn.
+
+    The guide's latent site takes its posterior's mean, the model is run at it, and what the observed data expect of the
+    whole posterior is added in closed form, as is the KL divergence. The same data give the same gradient whatever
+    the random state. Any posterior of independent coordinates with mean and variance will do. Latent sites that come
+    before the codes (the inclusion of a prior with a `hyperprior`, say) are drawn, and bring their own noise.
+
+    Args:
+        latent: name of the codes' site, the last latent one of model and guide.
+        max_plate_nesting and others: as of `pyro.infer.ELBO`.
+
+    Raises:
+        ValueError: more than one particle, which would all be the same number. In the first step: a posterior without
+            mean or variance, or of dependent coordinates; a divergence without closed form; an observed site that is
+            not a `vsc_pyro.distributions.LinearNormal` of the codes; a latent site that comes after them.
+    """
+
+    draws_codes: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, latent: str = "z", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.num_particles > 1:
+            raise ValueError(
+                f"objective='exact' draws no codes, and num_draws (num_particles) = {self.num_particles} would average "
+                "the same number; leave it at 1"
+            )
+        self.latent = latent
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        at_the_mean = _AtTheMean(self.latent)
+        guide_trace = poutine.trace(at_the_mean(guide)).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            _check_mean_field_requirement(model_trace, guide_trace)
+        model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        self._take_expectations(model_trace, guide_trace, at_the_mean.variance)
+        guide_trace.compute_score_parts()
+        return model_trace, guide_trace
+
+    def _take_expectations(self, model_trace: Trace, guide_trace: Trace, variance: Tensor | None) -> None:
+        """Give every site that follows the codes its expected log-density, in place of that at their mean."""
+        after, after_in_guide = (_sites_after(self.latent, trace) for trace in (model_trace, guide_trace))
+        drawn = [*after_in_guide, *(name for name, site in after.items() if not site["is_observed"])]
+        if drawn:
+            raise ValueError(
+                f"objective='exact' knows no expectation over {drawn[0]!r}, a latent site that comes after "
+                f"{self.latent!r}; {_REMEDY}"
+            )
+        codes = guide_trace.nodes[self.latent]
+        codes["score_parts"] = ScoreParts(0, 0, 0)  # nothing was drawn that a density would score
+        for name, site in after.items():
+            likelihood = site["fn"]
+            if not (isinstance(likelihood, LinearNormal) and likelihood.code is codes["value"]):
+                raise ValueError(
+                    f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} "
+                    f"themselves, which the observed site {name!r}, {_name(likelihood)}, does not come from; {_REMEDY}"
+                )
+            expected = likelihood.expected_log_prob(site["value"], variance)
+            site["log_prob"] = scale_and_mask(expected, site["scale"], site["mask"])
+            if is_validation_enabled():
+                check_site_shape(site, self.max_plate_nesting)
+
+    def _open_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
+        if name != self.latent:
+            return super()._open_term(model_trace, name, guide_site)
+        raise ValueError(
+            f"objective='exact' needs a KL divergence in closed form at site {name!r}, and there is none of "
+            f"{_name(guide_site['fn'])} from {_name(model_trace.nodes[name]['fn'])}; {_REMEDY}"
+        )
+
+
+class _AtTheMean(Messenger):
+    """Gives a latent site the mean of its distribution for a value, and keeps the variance."""
+
+    def __init__(self, latent: str) -> None:
+        super().__init__()
+        self.latent = latent
+        self.variance: Tensor | None = None
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] == self.latent:
+            msg["value"], self.variance = _moments(self.latent, msg["fn"])
+            msg["done"] = True
+
+
+def _moments(name: str, posterior: Distribution) -> tuple[Tensor, Tensor]:
+    base = posterior.base_dist if isinstance(posterior, Independent) else posterior
+    if base.event_shape and not is_point(base):
+        raise ValueError(
+            f"objective='exact' needs a posterior of independent coordinates at site {name!r}, got {_name(posterior)}; "
+            f"build it with .to_event(), or {_REMEDY}"
+        )
+    if has_mean(posterior):
+        with contextlib.suppress(NotImplementedError):
+            return posterior.mean, posterior.variance
+    raise ValueError(
+        f"objective='exact' needs a posterior with a mean and a variance at site {name!r}, got {_name(posterior)}; "
+        "take a Normal or Laplace posterior or slab"
+    )
+
+
+def _sites_after(latent: str, trace: Trace) -> dict[str, dict]:
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    if latent not in sites:
+        raise ValueError(
+            f"model and guide have no common latent site {latent!r}; name that of the codes, ExactELBO(latent=...)"
+        )
+    names = list(sites)
+    return {name: sites[name] for name in names[names.index(latent) + 1 :]}
+
+
+def _name(distribution: Distribution) -> str:
+    return type(distribution.base_dist if isinstance(distribution, Independent) else distribution).__name__
