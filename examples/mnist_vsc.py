@@ -152,7 +152,11 @@ def parse(argv):
     sampled = [name for name in OBJECTIVES if name != "exact"]  # which is for linear decoders of real data
     add("--objective", default="analytic", choices=sampled)
     add("--num-draws", type=whole, help="of each code in a step; default: as few as the gate takes")
-    add("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many epochs")
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many")
+    rates.add_argument(
+        "--lr-decay", action="store_true", help="let the learning rate fall to zero over the second half of the run"
+    )
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
     args = parser.parse_args(argv)
     for option in sorted({option for _, options in PRIORS.values() for option in options}):
@@ -222,7 +226,11 @@ def warmup(args, num_steps):
     return {"encoder.slab_weight": vsc.Ramp(0, 1, *args.warmup)} if args.warmup else slab_warmup(num_steps)
 
 
-def lr_schedule(args):
+def lr_schedule(args, epochs):
+    if args.lr_decay:
+        return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: min(1, 2 - 2 * epoch / epochs)
+        )
     if args.lr_drop is None:
         return None
     return lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [args.lr_drop])
@@ -236,7 +244,9 @@ def write_json(path, content):
 def main(argv=None):
     args = parse(argv)
     start = time.perf_counter()
-    check_output(args, FILES, "metrics.json", FREE_TO_CHANGE)
+    # A decay in proportion to the run cannot be gone on with: the longer run would have had other rates all along.
+    free = [name for name in FREE_TO_CHANGE if not (args.lr_decay and name == "epochs")]
+    check_output(args, FILES, "metrics.json", free)
     train, test = load_data(args)
     epochs = args.epochs or EPOCHS.get(train.name, 50)
     shape = tuple(train.images.shape[1:])
@@ -251,7 +261,7 @@ def main(argv=None):
     if not args.resume:
         model.prepare(train.images)  # which may refuse the data: before anything is deleted
     start_anew(args, FILES)
-    write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
+    write_json(args.output / "config.json", settings(args, free))
     try:
         history = vsc.fit(
             model,
@@ -261,7 +271,7 @@ def main(argv=None):
             epochs=epochs,
             batch_size=args.batch_size,
             lr=args.lr,
-            lr_schedule=lr_schedule(args),
+            lr_schedule=lr_schedule(args, epochs),
             schedules=warmup(args, epochs * -(-len(train) // args.batch_size)),
             device=device,
             seed=args.seed,
@@ -305,6 +315,7 @@ def main(argv=None):
         "batch_size": args.batch_size,
         "lr": args.lr,
         "lr_drop": args.lr_drop,
+        "lr_decay": args.lr_decay,
         "seed": args.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seconds": round(sum(history.seconds), 2),

@@ -115,7 +115,7 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
         ("--gate", "shifted-sigmoid", "--binarize", "none", "--encoder-activation", "tanh"),
         ("--gate", "straight-through", "--binarize", "static", "--hidden", "20", "10"),
         ("--prior", "laplace", "--lr-drop", "1"),
-        ("--num-draws", "4", "--gate", "disarm"),
+        ("--num-draws", "4", "--gate", "disarm", "--lr-decay"),
         ("--objective", "importance-weighted", "--gate", "score", "--num-draws", "3"),
         ("--prior", "cauchy", "--dataset", "smiley", "--batch-size", "2000"),
         ("--slab", "cauchy", "--warmup", "4", "6"),
@@ -205,6 +205,15 @@ def test_a_warmup_in_proportion_to_the_run_is_not_extended_and_nothing_is_lost(t
     refused = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert refused.returncode != 0
     assert "is of a run with schedules=" in refused.stderr
+    assert (tmp_path / "metrics.json").read_bytes() == before
+
+
+def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
+    arguments = (*SMALL, "--output", tmp_path, "--quiet", "--lr-decay")
+    assert run("mnist_vsc.py", *arguments).returncode == 0
+    before = (tmp_path / "metrics.json").read_bytes()
+    refused = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
+    assert "holds a run with epochs=2 (now 3)" in refused.stderr
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
