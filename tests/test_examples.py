@@ -10,7 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import assert_mean_equals
 from matplotlib.image import imread
+
+from vsc_pyro.objectives import AnalyticELBO
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METRICS = """dataset binarize latent_dim inclusion gate objective epochs seed device seconds
@@ -350,3 +354,80 @@ def test_swap_prior_refuses_unknown_systems_and_names_the_known(tmp_path):
     assert "--systems: unknown system 'vsk'; known are 'autoencoder', 'beta-vae', 'cauchy'" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_gate_gradients(monkeypatch, tmp_path):
+    small = "--dataset digits --latents 9 --hidden 20 --epochs 2 --images 3 --passes 400 --reference-draws 400".split()
+    arguments = (*small, "--batch-size", 500, "--timed-steps", 1, "--quiet", "--output", tmp_path)
+    result = run("gate_gradients.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    names = {f"gradients.{suffix}" for suffix in ("csv", "json", "md", "png")}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert imread(tmp_path / "gradients.png").std() > 0.01
+    with open(tmp_path / "gradients.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 13 * 2  # states, estimators, targets
+    states = {"initialisation": "0", "mid-training": "1", "end": "2"}  # and epochs
+    assert {row["state"]: row["epochs"] for row in rows} == states
+    for row in rows:
+        assert float(row["variance_times_passes"]) == pytest.approx(int(row["passes"]) * float(row["variance"]))
+        assert float(row["snr_per_ms"]) == pytest.approx(float(row["snr"]) / float(row["ms"]))
+    before = (tmp_path / "gradients.md").read_text()
+    assert before in result.stdout
+    (tmp_path / "gradients.md").unlink()
+    again = run("gradient_report.py", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "gradients.md").read_text() == before
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import gate_gradients
+
+    with pytest.raises(SystemExit, match="exists; pass --overwrite to replace it"):
+        gate_gradients.main([*map(str, arguments)])
+
+
+def test_gate_gradients_tells_biased_from_unbiased(monkeypatch, small_vae, digits):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import gate_gradients as example
+
+    model, x = small_vae(latent_dim=3), digits.train.images[:4].round()
+    truth = torch.stack(list(example.enumerated(model, x, 16, seed=0)))
+    z = {}
+    for name in ("straight-through", "concrete t=1", "leave-one-out x2", "disarm x2", "disarm x2, trace"):
+        samples = example.estimated(model, x, example.ESTIMATORS[name], 10_000).unflatten(0, (example.BLOCKS, -1))
+        for of, target in example.targets(model, x).items():
+            z[name, of] = example.measure(example.ESTIMATORS[name], samples, truth, target, 1.0)["bias_z"]
+    for (name, _), value in z.items():
+        if example.ESTIMATORS[name].unbiased:
+            assert abs(value) < 5
+    assert min(z["straight-through", "logits"], z["concrete t=1", "logits"], z["straight-through", "weights"]) > 5
+
+
+def test_gate_gradients_squared_norm_is_free_of_noise_and_knows_its_error(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from gate_gradients import squared_norm
+
+    mean = torch.linspace(-1, 1, 30)
+    exact = float(mean @ mean)
+    values, errors = zip(*(squared_norm(mean + 2 * torch.randn(50, 30)) for _ in range(400)), strict=True)
+    values = torch.tensor(values)
+    assert_mean_equals(values, exact)
+    assert float(values.std()) == pytest.approx(sum(errors) / len(errors), rel=0.15)
+    assert float(((mean + 2 * torch.randn(50, 30)).mean(0) ** 2).sum()) > exact  # what would be wrong
+
+
+def test_gate_gradients_variance_by_the_kernel_is_that_of_the_weights(monkeypatch, small_vae, digits):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from gate_gradients import ESTIMATORS, estimated, targets, total_variance
+
+    model, x = small_vae(latent_dim=3), digits.train.images[:1].round()
+    samples = estimated(model, x, ESTIMATORS["concrete t=.5"], 300)
+    for name, target in targets(model, x).items():
+        direct = target.of(samples).var(0).sum()
+        assert total_variance(samples, target.kernel) == pytest.approx(float(direct), rel=1e-3), name
+    torch.manual_seed(7)
+    model.encoder.gate = ESTIMATORS["concrete t=.5"].gate
+    AnalyticELBO(max_plate_nesting=1).loss_and_grads(model.model, model.guide, x)
+    torch.manual_seed(7)
+    (gradient,) = targets(model, x)["weights"].of(estimated(model, x, ESTIMATORS["concrete t=.5"], 1))
+    torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in model.encoder.parameters()]))
