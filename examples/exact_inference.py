@@ -56,7 +56,7 @@ def parse(argv):
     add("--lr", type=positive, default=2e-3)
     add("--objective", choices=OBJECTIVES, default="analytic", help="of training and of refinement")
     add("--refine-steps", type=whole, default=500)
-    add("--refine-draws", type=whole, default=50)
+    add("--refine-draws", type=whole, default=20)
     add("--num-test", type=whole, default=500, help="test data to refine, at most")
     add("--num-simulated", type=whole, default=1000, help="data to simulate for calibration")
     add("--seed", type=natural, default=0)
