@@ -276,3 +276,47 @@ def test_a_point_has_no_bound_and_its_zeros_are_counted(digits):
     assert result.expected_l0 == pytest.approx((codes != 0).sum(1).float().mean().item())
     assert result.expected_l0 < 15
     assert result.as_dict()["elbo"] is None
+
+
+def linear_vae(latent_dim=J):
+    torch.manual_seed(0)
+    decoder = vsc.NormalDecoder(latent_dim, D, hidden=(), scale=NOISE)
+    return vsc.VAE(
+        vsc.SpikeSlabEncoder(D, latent_dim, hidden=(128, 128)), decoder, vsc.SpikeSlabPrior(latent_dim, ALPHA)
+    )
+
+
+def test_against_the_exact_posterior_and_the_sampled_one(linear):
+    trained, x = linear
+    model, x = linear_vae(), x[:150]
+    with torch.no_grad():
+        model.decoder.network[0].weight.copy_(trained.decoder.weight)
+        model.decoder.network[0].bias.zero_()
+    model.encoder.load_state_dict(trained.encoder.state_dict())
+    plain = vsc.evaluate(model, x, num_draws=20)
+    result = vsc.evaluate(model, x, num_draws=20, reference="exact")
+    sampled = vsc.evaluate(model, x, num_draws=20, reference="gibbs")
+    assert result.evidence == pytest.approx(float(log_evidence(x, trained.decoder.weight).mean()), abs=1e-4)
+    assert result.gap == pytest.approx(result.evidence - plain.elbo)
+    with model.evaluating():
+        gamma = model.encoder(x).base_dist.probs
+    assert result.inclusion_error == pytest.approx((gamma - vsc.exact.exact_posterior(model, x).inclusion).abs().mean())
+    assert result.inclusion_error > 0.01
+    assert sampled.inclusion_error == pytest.approx(result.inclusion_error, abs=0.005)
+    assert math.isnan(sampled.gap)
+    new = {"reference": None, "evidence": None, "gap": None, "inclusion_error": None}
+    assert result.as_dict() | new == sampled.as_dict() | new == plain.as_dict()
+    assert "evidence" not in str(plain)
+    assert f"exact; {result.gap:.2f} above the ELBO" in str(result)
+    assert "mean distance, gibbs posterior" in str(sampled)
+
+
+def test_refuses_a_reference_that_cannot_be_had_before_the_work(small_vae, digits, monkeypatch):
+    monkeypatch.setattr("vsc_pyro.evaluation._evaluate_batch", None)
+    with pytest.raises(ValueError, match="unknown reference 'nuts'; known are 'exact', 'gibbs'"):
+        vsc.evaluate(linear_vae(), torch.zeros(5, D), reference="nuts")
+    with pytest.raises(ValueError, match="use gibbs_posterior"):
+        vsc.evaluate(linear_vae(13), torch.zeros(5, D), reference="exact")
+    for reference in ("exact", "gibbs"):
+        with pytest.raises(ValueError, match="only a linear decoder"):
+            vsc.evaluate(small_vae(), digits.test, reference=reference)

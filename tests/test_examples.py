@@ -230,6 +230,7 @@ def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
             "inclusion must lie strictly between 0 and 1",
         ),
         (("sparse_patches.py", "--size", "2"), "--size must be at least 4"),
+        (("exact_inference.py", "--datasets", "digits", "--latent-dim", "13"), "at most 12 latents, got 13"),
     ],
 )
 def test_other_examples_refuse_bad_arguments_before_any_training(tmp_path, command, message):
@@ -250,6 +251,27 @@ def test_sparse_patches(tmp_path):
         assert imread(tmp_path / f"receptive_fields_{name}.png").std() > 0.02
         assert 0 < results[name]["orientation"] < 1
     refused = run("sparse_patches.py", *small)
+    assert refused.returncode != 0
+    assert "exists; pass --overwrite to replace it" in refused.stderr
+
+
+def test_exact_inference(tmp_path):
+    data = "--datasets linear-5x5 --num-data 500 --latent-dim 4 --steps 150 --device cpu --quiet".split()
+    small = "--refine-steps 100 --refine-draws 20 --num-test 30 --num-simulated 60".split()
+    result = run("exact_inference.py", *data, *small, "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    results = json.loads((tmp_path / "metrics.json").read_text())["datasets"]
+    assert list(results) == ["linear-5x5"]
+    for name, row in results.items():
+        assert row["elbo"] < row["elbo_refined"] < row["evidence"]
+        assert row["gap"] == pytest.approx(row["evidence"] - row["elbo"])
+        assert set(row["calibration"]) == {"encoder", "refined", "exact"}
+        assert sum(row["calibration"]["refined"]["bin_count"]) == 60 * 4
+        for kind in ("reliability", "ranks"):
+            assert imread(tmp_path / f"{kind}_{name}.png").std() > 0.01
+    assert (tmp_path / "table.md").read_text() in result.stdout
+    refused = run("exact_inference.py", *data, *small, "--output", tmp_path)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
 

@@ -15,9 +15,10 @@ LAYERS = [
     {"distributions"},
     {"encoders", "decoders", "priors"},
     {"vae"},
-    {"objectives"},
-    {"svi"},
-    {"training", "evaluation", "probes"},
+    {"objectives", "exact"},
+    {"svi", "gibbs"},
+    {"training", "evaluation", "probes", "refinement"},
+    {"calibration"},
     {"plots"},
 ]
 

@@ -9,6 +9,8 @@ from matplotlib.image import imread
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
+from vsc_pyro.calibration import calibration
+from vsc_pyro.exact import exact_posterior
 from vsc_pyro.seeding import seeded
 
 
@@ -195,3 +197,43 @@ def test_receptive_fields_are_the_atoms(trained):
     assert pixels(plots.receptive_fields(model)).std() > 0.02
     with pytest.raises(ValueError, match=r"only a linear decoder has a dictionary; build the decoder with hidden=\(\)"):
         plots.receptive_fields(trained[0])
+
+
+@pytest.fixture(scope="module")
+def calibrations():
+    torch.manual_seed(0)
+    model = vsc.VAE(
+        vsc.SpikeSlabEncoder(9, 3), vsc.NormalDecoder(3, 9, hidden=(), scale=0.5), vsc.SpikeSlabPrior(3, 0.3)
+    )
+    exact = calibration(model, num_data=400, posterior=lambda x: exact_posterior(model, x))
+    return {"encoder": calibration(model, num_data=400), "exact": exact}
+
+
+def test_reliability_shows_shares_and_counts(calibrations):
+    figure = plots.reliability(calibrations)
+    assert pixels(figure).std() > 0.01
+    curves, counts = figure.axes
+    exact = calibrations["exact"]
+    shown = [line.get_xydata() for line in curves.lines if len(line.get_xydata()) == 10]
+    expected = torch.stack([exact.bin_inclusion, exact.bin_frequency], 1)
+    assert any(torch.allclose(torch.from_numpy(points), expected, equal_nan=True) for points in shown)
+    assert [text.get_text() for text in curves.get_legend().get_texts()][1] == f"exact: error {exact.ece:.3f}"
+    assert len(counts.patches) == 2
+    dense = vsc.VAE(vsc.NormalEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.NormalPrior(3))
+    with pytest.raises(ValueError, match="without an atom at zero has no inclusion probabilities"):
+        plots.reliability({"dense": calibration(dense, num_data=20)})
+    with pytest.raises(ValueError, match="calibrations holds none"):
+        plots.reliability({})
+
+
+def test_rank_histograms_show_every_latent_and_all(calibrations):
+    figure = plots.rank_histograms(calibrations)
+    assert pixels(figure).std() > 0.01
+    assert [axes.get_title().split(",")[0] for axes in figure.axes] == ["encoder", "exact"]
+    for axes, result in zip(figure.axes, calibrations.values(), strict=True):
+        *latents, overall = (torch.from_numpy(patch.get_data().values) for patch in axes.patches)
+        assert len(latents) == 3
+        torch.testing.assert_close(latents[1], result.rank_counts[1] / 20.0, check_dtype=False)
+        torch.testing.assert_close(overall, torch.stack(latents).mean(0))
+    with pytest.raises(ValueError, match="calibrations holds none"):
+        plots.rank_histograms({})

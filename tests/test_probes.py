@@ -11,7 +11,7 @@ from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Factors
-from vsc_pyro.probes import _auroc, encode, factor_auroc, linear_probe
+from vsc_pyro.probes import auroc, encode, factor_auroc, linear_probe
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_auroc_is_sklearns_with_and_without_ties():
     ties = torch.randint(0, 5, (500, 6), generator=generator).float()
     for scores in (ties, torch.randn(500, 6, generator=generator)):
         expected = [[roc_auc_score(factor, score) for score in scores.T.numpy()] for factor in present.T]
-        assert _auroc(scores, present) == pytest.approx(torch.tensor(expected, dtype=torch.float64).numpy(), abs=1e-12)
+        assert auroc(scores, present) == pytest.approx(torch.tensor(expected, dtype=torch.float64).numpy(), abs=1e-12)
 
 
 def test_an_encoder_that_knows_the_truth_recovers_every_factor():

@@ -8,7 +8,9 @@ r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes.
 * sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior above prior
   odds; Hoyer's measure :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
   (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016; the median
-  where a family need not have a mean, see `vsc_pyro.distributions.centre`).
+  where a family need not have a mean, see `vsc_pyro.distributions.centre`);
+* against the truth, where it can be had (a linear decoder with Gaussian noise): the evidence itself and the error of
+  :math:`\gamma` as an estimate of P(z_j != 0 | x).
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import natural_int, positive_int
+from vsc_pyro.arguments import choice, natural_int, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
+from vsc_pyro.exact import exact_posterior, linear_gaussian
+from vsc_pyro.gibbs import gibbs_posterior
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
 _GAP_DRAWS = 10
+# What refuses a model that has no such posterior, on a datum, and what infers.
+_REFERENCES = {"exact": (exact_posterior, exact_posterior), "gibbs": (linear_gaussian, gibbs_posterior)}
 _ROWS_AT_ONCE = 10_000  # decoded codes held in memory: 784 pixels in float32 take 30 MB a copy
 
 
@@ -58,6 +64,12 @@ class Evaluation:
         used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
         usage: mean inclusion probability of each latent, shape ``(J,)``, on the CPU.
         num_draws, num_data, binarize: the protocol.
+        reference: ``"exact"`` or ``"gibbs"``, what the following were measured by; None if that was not asked for, and
+            they are NaN then.
+        evidence: mean :math:`\\log p(x)`, by enumeration only.
+        gap: `evidence` minus `elbo`.
+        inclusion_error: mean of :math:`|\\gamma_j - P(z_j \\neq 0 | x)|` over data and latents; NaN for posteriors
+            without an atom.
     """
 
     elbo: float
@@ -77,6 +89,10 @@ class Evaluation:
     num_draws: int
     num_data: int
     binarize: str | None
+    reference: str | None = None
+    evidence: float = math.nan
+    gap: float = math.nan
+    inclusion_error: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain numbers, strings and lists, ready for JSON (what is not defined is None)."""
@@ -100,12 +116,24 @@ class Evaluation:
         ]
         if self.objective != self.elbo:
             rows.insert(4, ("objective", f"{self.objective:.2f}", "what was trained; NOT a bound"))
+        if not math.isnan(self.evidence):
+            rows.append(("evidence", f"{self.evidence:.2f}", f"exact; {self.gap:.2f} above the ELBO"))
+        if not math.isnan(self.inclusion_error):
+            rows.append(
+                ("inclusion error", f"{self.inclusion_error:.4f}", f"mean distance, {self.reference} posterior")
+            )
         head = f"{self.num_data} data, binarisation: {self.binarize or 'none'}"
         return "\n".join([head, *(f"{name:<22}{value:>10}  {note}".rstrip() for name, value, note in rows)])
 
 
 def evaluate(
-    model: VAE, data: Dataset | Tensor | np.ndarray, *, num_draws: int = 100, seed: int = 0, progress: bool = False
+    model: VAE,
+    data: Dataset | Tensor | np.ndarray,
+    *,
+    num_draws: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+    reference: str | None = None,
 ) -> Evaluation:
     """Evaluate `model`, where it is and in evaluation mode, on `data`.
 
@@ -118,22 +146,42 @@ def evaluate(
         num_draws: draws K of each code.
         seed: of binarisation and draws.
         progress: show a bar.
+        reference: compare with the true posterior: ``"exact"``, see `vsc_pyro.exact_posterior`, or ``"gibbs"``,
+            `vsc_pyro.gibbs_posterior` with its defaults, which takes a while and whose own error adds to the
+            `inclusion_error`.
 
     Raises:
-        ValueError: data that do not fit the model, or fewer than one draw.
+        ValueError: data that do not fit the model, fewer than one draw, or a model whose `reference` cannot be had.
     """
     num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
     data = as_dataset(data)
     model.check_data(data.images)
+    if reference is not None:
+        refuse, infer = choice("reference", reference, _REFERENCES)
+        refuse(model, data.images[:1])
     chunk = min(num_draws, 100)
     batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // max(chunk, _GAP_DRAWS))
     # The data have been checked; Pyro would check every draw again and wait for the device each time.
     with model.evaluating(), seeded(seed, model.reference.device), pyro.validation_enabled(False):
-        parts = [
-            _evaluate_batch(model, data.draw(rows).to(model.reference), num_draws, chunk, seed)
-            for rows in tqdm(batches, desc="evaluate", unit="batch", disable=not progress)
-        ]
-    return _summary([torch.cat(field).double() for field in zip(*parts, strict=True)], num_draws, data.binarize)
+        parts, seen = [], []
+        for rows in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
+            x = data.draw(rows).to(model.reference)
+            parts.append(_evaluate_batch(model, x, num_draws, chunk, seed))
+            if reference is not None:
+                seen.append(x)
+        has_atom = inclusion_logits(model.encoder(x[:1])) is not None
+    fields = [torch.cat(field).double() for field in zip(*parts, strict=True)]
+    result = _summary(fields, num_draws, data.binarize)
+    if reference is None:
+        return result
+    options = {"seed": seed, "progress": progress} if reference == "gibbs" else {}
+    truth = infer(model, torch.cat(seen), **options)
+    evidence = float(truth.log_evidence.mean()) if reference == "exact" else math.nan
+    _, _, _, _, _, inclusion, *_ = fields
+    error = float((inclusion - truth.inclusion.cpu()).abs().mean()) if has_atom else math.nan
+    return dataclasses.replace(
+        result, reference=reference, evidence=evidence, gap=evidence - result.elbo, inclusion_error=error
+    )
 
 
 def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int) -> tuple:

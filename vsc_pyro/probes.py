@@ -158,14 +158,14 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
     # Log-odds rank data as the probabilities do, and do not saturate at one.
     summary, forms = (inclusion_logits, ["inclusion"]) if by_inclusion else (_signed, ["mean", "-mean", "|mean|"])
     scores = _encode(model, train, summary, seed)
-    best = _auroc(scores, present).argmax(1)
+    best = auroc(scores, present).argmax(1)
     chosen = _encode(model, test, summary, seed)[:, best]
     form, latent = np.divmod(best, scores.shape[1] // len(forms))
     return FactorAUROC(
         names=names,
         latents=tuple(latent.tolist()),
         forms=tuple(forms[i] for i in form),
-        auroc=tuple(_auroc(chosen, present_in_test).diagonal().tolist()),
+        auroc=tuple(auroc(chosen, present_in_test).diagonal().tolist()),
         score=forms[0],
     )
 
@@ -197,7 +197,7 @@ def _has_atom(model: VAE, data: Dataset) -> bool:
         return inclusion_logits(model.encoder(data.images[:1].to(model.reference))) is not None
 
 
-def _auroc(scores: Tensor, present: np.ndarray) -> np.ndarray:
+def auroc(scores: Tensor, present: np.ndarray) -> np.ndarray:
     """Areas of factors (rows) by scores (columns), as the rank-sum statistic (Hanley & McNeil, 1982)."""
     from scipy.stats import rankdata
 
