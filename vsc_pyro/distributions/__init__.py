@@ -2,17 +2,23 @@
 
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
+from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
 from vsc_pyro.distributions.summaries import centre, has_mean
+from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
     "SLABS",
     "AssignedMixture",
     "IndependentSpikeSlab",
+    "ShiftedNormalTails",
     "SpikeSlab",
+    "StraightThroughThreshold",
+    "ThresholdedSpikeSlab",
     "centre",
     "get_slab",
+    "get_threshold_gate",
     "has_mean",
     "inclusion_logits",
     "is_atom_free",

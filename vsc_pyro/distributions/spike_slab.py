@@ -226,7 +226,7 @@ class SpikeSlab(TorchDistribution):
         logits = self.logits.expand(self._extended_shape(sample_shape))
         hard, factor = self.gate.draw(logits)
         slab = self.slab.rsample(sample_shape)
-        value = factor * slab
+        value = self._gated(factor, slab)
         spike = hard
         if self.has_rsample:
             probs = torch.sigmoid(logits)
@@ -237,6 +237,9 @@ class SpikeSlab(TorchDistribution):
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
             remember(value, Draw(slab, spike, self))
         return value
+
+    def _gated(self, factor: Tensor, slab: Tensor) -> Tensor:
+        return factor * slab
 
     # Densities -------------------------------------------------------------------------------------------------------
 
