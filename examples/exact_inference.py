@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.calibration import calibration
+from vsc_pyro.calibration import check_calibration
 from vsc_pyro.exact import exact_posterior
 from vsc_pyro.files import replacing
 from vsc_pyro.objectives import OBJECTIVES
@@ -54,9 +54,9 @@ def parse(argv):
     add("--inclusion", type=float, default=0.2, help="prior probability that a latent is on")
     add("--steps", type=whole, default=4000, help="of training, rounded up to epochs of batches of 100")
     add("--lr", type=positive, default=2e-3)
-    add("--objective", choices=OBJECTIVES, default="analytic", help="of training and of refinement")
+    add("--objective", choices=OBJECTIVES, default="exact", help="of training and of refinement")
     add("--refine-steps", type=whole, default=500)
-    add("--refine-draws", type=whole, default=20)
+    add("--refine-draws", type=whole, help="of each code in a step, where the objective draws any; default: 20")
     add("--num-test", type=whole, default=500, help="test data to refine, at most")
     add("--num-simulated", type=whole, default=1000, help="data to simulate for calibration")
     add("--seed", type=natural, default=0)
@@ -105,7 +105,7 @@ def measure(args, model, test):
         "exact": lambda x: exact_posterior(model, x),
     }
     calibrations = {
-        name: calibration(
+        name: check_calibration(
             model, posterior=posterior, num_data=args.num_simulated, seed=args.seed, progress=not args.quiet
         )
         for name, posterior in posteriors.items()

@@ -9,7 +9,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from test_exact import linear_model
 
 import vsc_pyro as vsc
-from vsc_pyro.calibration import calibration
+from vsc_pyro.calibration import check_calibration
 from vsc_pyro.exact import exact_posterior
 from vsc_pyro.gibbs import gibbs_posterior
 
@@ -32,8 +32,7 @@ def model():
 
 
 def test_the_exact_posterior_is_calibrated(model):
-    result = calibration(model, num_data=3000, posterior=lambda x: exact_posterior(model, x))
-    print(result)
+    result = check_calibration(model, num_data=3000, posterior=lambda x: exact_posterior(model, x))
     assert result.p_value > 0.001
     # A bin's count is a sum of trials: its error is within the noise of so many (independent or not, of a datum).
     seen = result.bin_count > 0
@@ -46,7 +45,7 @@ def test_the_gibbs_sampler_is_calibrated(model):
     def infer(x):
         return gibbs_posterior(model, x, num_samples=200, burn_in=20, chains=1, thin=2)
 
-    result = calibration(model, num_data=500, num_draws=19, posterior=infer)
+    result = check_calibration(model, num_data=500, num_draws=19, posterior=infer)
     assert result.p_value > 0.001
     assert result.ece < 0.04
 
@@ -54,13 +53,13 @@ def test_the_gibbs_sampler_is_calibrated(model):
 def test_wrong_posteriors_are_told(model):
     sure = copy.deepcopy(model)
     sure.decoder.initial_scale.mul_(0.5)  # believes the data to be less noisy than they are
-    overconfident = calibration(model, posterior=lambda x: exact_posterior(sure, x))
+    overconfident = check_calibration(model, posterior=lambda x: exact_posterior(sure, x))
     assert overconfident.p_value < 1e-6
     assert overconfident.ece > 0.05
-    shifted = calibration(model, posterior=lambda x: Distorted(exact_posterior(model, x), shift=0.3))
+    shifted = check_calibration(model, posterior=lambda x: Distorted(exact_posterior(model, x), shift=0.3))
     assert shifted.p_value < 1e-6
     assert shifted.ece < 0.02
-    sharpened = calibration(model, posterior=lambda x: Distorted(exact_posterior(model, x), sharpen=2.0))
+    sharpened = check_calibration(model, posterior=lambda x: Distorted(exact_posterior(model, x), sharpen=2.0))
     assert sharpened.p_value > 0.001
     assert sharpened.ece > 0.03
 
@@ -72,8 +71,8 @@ def test_an_encoder_is_worse_than_the_truth_and_the_scores_are_sklearns(model):
         seen["gamma"] = (posterior := model.encoder(x)).base_dist.probs
         return posterior
 
-    result = calibration(model, num_data=1000, posterior=infer, seed=3)
-    again = calibration(model, num_data=1000, seed=3)
+    result = check_calibration(model, num_data=1000, posterior=infer, seed=3)
+    again = check_calibration(model, num_data=1000, seed=3)
     assert again.as_dict() == result.as_dict()
     # The same codes, drawn as they are there.
     with vsc.seeding.seeded(3, torch.device("cpu")):
@@ -104,7 +103,7 @@ def test_ranks_of_a_prior_that_is_the_posterior_are_uniform_with_ties_of_every_s
             return dist.Normal(z.new_zeros(*z.shape[:-1], 2), 1.0).to_event(1)
 
     prior = Prior()
-    result = calibration(vsc.VAE(prior, Noise(), prior), num_data=5000, num_draws=30, rank_bins=7)
+    result = check_calibration(vsc.VAE(prior, Noise(), prior), num_data=5000, num_draws=30, rank_bins=7)
     assert result.rank_share.tolist() == pytest.approx([n / 31 for n in (5, 4, 5, 4, 5, 4, 4)])
     assert result.p_value > 0.001
     assert result.auroc == pytest.approx(roc_auc_of_constants(), abs=0.02)
@@ -122,7 +121,7 @@ def test_dense_models_have_ranks_only_and_the_models_state_is_left(digits):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    result = calibration(model, num_data=200)
+    result = check_calibration(model, num_data=200)
     assert torch.equal(torch.rand(1), expected)
     assert model.training
     assert math.isnan(result.ece)
@@ -135,9 +134,9 @@ def test_dense_models_have_ranks_only_and_the_models_state_is_left(digits):
 def test_refuses_what_cannot_be_calibrated(model):
     flat = vsc.VAE(vsc.DeltaEncoder(9, 4), vsc.NormalDecoder(4, 9), vsc.FlatPrior(4))
     with pytest.raises(ValueError, match="the prior is flat"):
-        calibration(flat)
+        check_calibration(flat)
     point = vsc.VAE(vsc.DeltaEncoder(9, 4), vsc.NormalDecoder(4, 9), vsc.LaplacePrior(4))
     with pytest.raises(ValueError, match="is a point"):
-        calibration(point)
+        check_calibration(point)
     with pytest.raises(ValueError, match=r"rank_bins must be at most the num_draws \+ 1 = 10 ranks, got 20"):
-        calibration(model, num_draws=9)
+        check_calibration(model, num_draws=9)

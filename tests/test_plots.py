@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.calibration import calibration
+from vsc_pyro.calibration import check_calibration
 from vsc_pyro.exact import exact_posterior
 from vsc_pyro.seeding import seeded
 
@@ -205,8 +205,8 @@ def calibrations():
     model = vsc.VAE(
         vsc.SpikeSlabEncoder(9, 3), vsc.NormalDecoder(3, 9, hidden=(), scale=0.5), vsc.SpikeSlabPrior(3, 0.3)
     )
-    exact = calibration(model, num_data=400, posterior=lambda x: exact_posterior(model, x))
-    return {"encoder": calibration(model, num_data=400), "exact": exact}
+    exact = check_calibration(model, num_data=400, posterior=lambda x: exact_posterior(model, x))
+    return {"encoder": check_calibration(model, num_data=400), "exact": exact}
 
 
 def test_reliability_shows_shares_and_counts(calibrations):
@@ -221,7 +221,7 @@ def test_reliability_shows_shares_and_counts(calibrations):
     assert len(counts.patches) == 2
     dense = vsc.VAE(vsc.NormalEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.NormalPrior(3))
     with pytest.raises(ValueError, match="without an atom at zero has no inclusion probabilities"):
-        plots.reliability({"dense": calibration(dense, num_data=20)})
+        plots.reliability({"dense": check_calibration(dense, num_data=20)})
     with pytest.raises(ValueError, match="calibrations holds none"):
         plots.reliability({})
 

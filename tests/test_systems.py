@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
+from vsc_pyro.encoders import ThresholdEncoder
 from vsc_pyro.gates import GATES
 from vsc_pyro.seeding import seeded
 
@@ -40,6 +41,10 @@ ENCODERS = {
     "spike-slab": encoder(vsc.SpikeSlabEncoder, initial_inclusion=0.4),
     "spike-slab-laplace": encoder(vsc.SpikeSlabEncoder, slab="laplace", initial_inclusion=0.4),
     "spike-slab-cauchy": encoder(vsc.SpikeSlabEncoder, slab="cauchy", initial_inclusion=0.4),
+    "spike-slab-threshold": encoder(ThresholdEncoder, gate="threshold", initial_inclusion=0.4),
+    "spike-slab-threshold-normal": encoder(
+        ThresholdEncoder, base="normal", threshold="per-latent", initial_inclusion=0.4
+    ),
 }
 PRIORS = {
     "normal": prior(vsc.NormalPrior),
@@ -82,6 +87,8 @@ PAIRS = {
     | dict.fromkeys(PSEUDO, POINT),
     "spike-slab": SPARSE,
     "spike-slab-laplace": SPARSE,
+    "spike-slab-threshold": SPARSE,
+    "spike-slab-threshold-normal": SPARSE,
     "spike-slab-cauchy": ATOMIC
     | dict.fromkeys((*SPIKES, "spike-slab-laplace"), TAILS)
     | dict.fromkeys(("spike-slab-cauchy", *PSEUDO), "closed"),

@@ -1,14 +1,24 @@
 """Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro."""
 
 from vsc_pyro import datasets, gates, schedules
+from vsc_pyro.calibration import Calibration, check_calibration
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset, Factors
 from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
 from vsc_pyro.distributions import SpikeSlab
-from vsc_pyro.encoders import CauchyEncoder, DeltaEncoder, LaplaceEncoder, NormalEncoder, SpikeSlabEncoder
+from vsc_pyro.encoders import (
+    CauchyEncoder,
+    DeltaEncoder,
+    LaplaceEncoder,
+    NormalEncoder,
+    SpikeSlabEncoder,
+    ThresholdEncoder,
+)
 from vsc_pyro.evaluation import Evaluation, evaluate
+from vsc_pyro.exact import ExactPosterior, exact_posterior
+from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.networks import ConvTrunk, DeconvTrunk
-from vsc_pyro.objectives import AnalyticELBO, TraceELBO
+from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
 from vsc_pyro.priors import (
     CauchyPrior,
     FlatPrior,
@@ -20,6 +30,7 @@ from vsc_pyro.priors import (
     SpikeSlabPrior,
 )
 from vsc_pyro.probes import FactorAUROC, encode, factor_auroc, linear_probe
+from vsc_pyro.refinement import Refinement, refine
 from vsc_pyro.schedules import Ramp
 from vsc_pyro.svi import SVI
 from vsc_pyro.training import History, NonFiniteLossError, fit
@@ -33,6 +44,7 @@ __all__ = [
     "VSC",
     "AnalyticELBO",
     "BernoulliDecoder",
+    "Calibration",
     "CauchyEncoder",
     "CauchyPrior",
     "ContinuousBernoulliDecoder",
@@ -41,10 +53,14 @@ __all__ = [
     "DeconvTrunk",
     "DeltaEncoder",
     "Evaluation",
+    "ExactELBO",
+    "ExactPosterior",
     "FactorAUROC",
     "Factors",
     "FlatPrior",
+    "GibbsPosterior",
     "History",
+    "ImportanceWeightedELBO",
     "LaplaceEncoder",
     "LaplacePrior",
     "NonFiniteLossError",
@@ -55,19 +71,25 @@ __all__ = [
     "Prior",
     "PseudoInputPrior",
     "Ramp",
+    "Refinement",
     "SpikeSlab",
     "SpikeSlabEncoder",
     "SpikeSlabPrior",
+    "ThresholdEncoder",
     "TraceELBO",
+    "check_calibration",
     "datasets",
     "encode",
     "evaluate",
+    "exact_posterior",
     "factor_auroc",
     "fit",
     "gates",
+    "gibbs_posterior",
     "linear_probe",
     "load_checkpoint",
     "load_weights",
+    "refine",
     "save_checkpoint",
     "schedules",
 ]

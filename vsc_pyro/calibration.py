@@ -1,4 +1,4 @@
-r"""`calibration`: whether posteriors mean what they say, on data that the model itself made.
+r"""`check_calibration`: whether posteriors mean what they say, on data that the model itself made.
 
 Codes z are drawn from the prior and data x from the decoder, so that the truth is known and the model is right; what
 can be wrong is only the posterior. If it is the exact one,
@@ -36,7 +36,7 @@ _NUMBERS_AT_ONCE = 2**22  # drawn, in float32 16 MB
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""What `calibration` returns. What is said of inclusion is NaN for posteriors without an atom at zero.
+    r"""What `check_calibration` returns. What is said of inclusion is NaN for posteriors without an atom at zero.
 
     Attributes:
         brier: mean of :math:`(\gamma - s)^2` over data and latents.
@@ -90,7 +90,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def calibration(
+def check_calibration(
     model: VAE,
     *,
     num_data: int = 2000,

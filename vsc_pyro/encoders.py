@@ -13,15 +13,17 @@ from typing import ClassVar
 import torch
 from pyro.distributions import Cauchy, Delta, Independent, Laplace, Normal, TorchDistribution
 from torch import Tensor, nn
-from torch.nn.functional import elu
+from torch.nn.functional import elu, softplus
 
 from vsc_pyro.arguments import choice, positive_int, sizes
-from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
+from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, ThresholdedSpikeSlab, get_slab, get_threshold_gate
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
+# Keeps an inclusion probability below one.
+_MIN_THRESHOLD = 1e-6
 
 
 class _Encoder(nn.Module):
@@ -71,6 +73,12 @@ class _LocationScaleEncoder(_Encoder):
     def forward(self, x: Tensor) -> Independent:
         loc, log_squared_scale = self.heads(x)
         return self.family(loc, _scale(log_squared_scale)).to_event(1)
+
+
+def _inclusion(name: str, value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}")
+    return value
 
 
 def _scale(log_squared_scale: Tensor) -> Tensor:
@@ -214,8 +222,7 @@ class SpikeSlabEncoder(_Encoder):
         self.slab = slab
         self._family = get_slab(slab)
         self.register_buffer("slab_weight", torch.ones(()))
-        if not 0 < initial_inclusion < 1:
-            raise ValueError(f"initial_inclusion must lie strictly between 0 and 1, got {initial_inclusion!r}")
+        initial_inclusion = _inclusion("initial_inclusion", initial_inclusion)
         with torch.no_grad():
             logits_bias = self.network[-1].bias[2 * self.latent_dim :]
             logits_bias += math.log(initial_inclusion / (1 - initial_inclusion))
@@ -229,3 +236,76 @@ class SpikeSlabEncoder(_Encoder):
 
     def extra_repr(self) -> str:
         return f"gate={self.gate!r}, slab={self.slab!r}"
+
+
+_BASES: dict[str, type[TorchDistribution]] = {"laplace": Laplace, "normal": Normal}
+_THRESHOLDS = {"amortised": 3, "per-latent": 2}  # and the heads that the network then has for each latent
+
+
+class ThresholdEncoder(_Encoder):
+    r"""Spike-and-slab posterior by a learned shifted soft threshold of a draw (Fallah & Rozell, 2022).
+
+    .. math:: \zeta \sim \mathrm{base}(\mu, \sigma), \qquad
+        z = \mu + \mathrm{sign}(\zeta - \mu)(|\zeta - \mu| - \lambda) \;\text{where}\; |\zeta - \mu| > \lambda,
+        \;\text{else}\; 0.
+
+    A latent's inclusion probability is not a number of its own but follows from scale and threshold,
+    :math:`e^{-\lambda / \sigma}` of a Laplace base and :math:`2\,\Phi(-\lambda / \sigma)` of a Normal one. The
+    divergence is that of the code, and exact, see `vsc_pyro.distributions.thresholded`; the published objective has
+    that of the un-thresholded draw in its place, and is no bound. There is no slab warm-up.
+
+    Args:
+        input_shape, latent_dim, hidden, activation, trunk: as of `NormalEncoder`.
+        gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`, or ``"threshold"``, the published
+            one: the derivative of what is thresholded, also where that is within the threshold. It says nothing of what
+            the step from 0 to :math:`\mu` is worth, so that under a divergence that charges for spikes codes empty.
+        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
+        base: ``"laplace"`` or ``"normal"``.
+        threshold: :math:`\lambda`, ``"amortised"``, from the network, or ``"per-latent"``, a parameter common to all
+            data, the inclusion of which then differ by their scales.
+
+    Shapes:
+        x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: a size below 1, an initial inclusion outside (0, 1), or an unknown activation, gate, base or
+            threshold (the message lists the known ones).
+    """
+
+    def __init__(
+        self,
+        input_shape: int | Sequence[int],
+        latent_dim: int,
+        hidden: int | Sequence[int] | None = None,
+        activation: str = "silu",
+        gate: str | Gate = "concrete",
+        initial_inclusion: float = 0.1,
+        base: str = "laplace",
+        threshold: str = "amortised",
+        trunk: nn.Module | None = None,
+    ) -> None:
+        num_heads = choice("threshold", threshold, _THRESHOLDS)
+        super().__init__(input_shape, latent_dim, num_heads, hidden, activation, trunk)
+        self.gate = get_threshold_gate(gate)
+        self.base = base
+        self.threshold = threshold
+        self._family = choice("base", base, _BASES)
+        # Scales start near 1: the base's own quantile leaves as much beyond it, in two tails, as asked.
+        tail = torch.tensor(_inclusion("initial_inclusion", initial_inclusion) / 2)
+        start = -self._family(0.0, 1.0).icdf(tail)
+        bias = start + torch.log(-torch.expm1(-start))  # softplus of which is the start
+        if threshold == "per-latent":
+            self.unconstrained_threshold = nn.Parameter(bias.repeat(self.latent_dim))
+        else:
+            with torch.no_grad():
+                self.network[-1].bias[2 * self.latent_dim :] += bias
+
+    def forward(self, x: Tensor) -> IndependentSpikeSlab:
+        loc, log_squared_scale, *amortised = self.heads(x)
+        (unconstrained,) = amortised or (self.unconstrained_threshold,)
+        gate = self.gate if self.training else self.gate.hardened()
+        base = self._family(loc, _scale(log_squared_scale))
+        return ThresholdedSpikeSlab(base, softplus(unconstrained) + _MIN_THRESHOLD, gate).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate!r}, base={self.base!r}, threshold={self.threshold!r}"

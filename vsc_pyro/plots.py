@@ -248,7 +248,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
     latents of data are in each bin.
 
     Args:
-        calibrations: what `vsc_pyro.calibration` returned, by the name to write beside its curve.
+        calibrations: what `vsc_pyro.check_calibration` returned, by the name to write beside its curve.
 
     Raises:
         ValueError: no calibration, or one of a posterior without an atom at zero.
@@ -280,7 +280,7 @@ def rank_histograms(calibrations: Mapping[str, Calibration]) -> Figure:
     narrow, a slope one that is biased. The grey band holds 99 per cent of the values of a calibrated latent.
 
     Args:
-        calibrations: what `vsc_pyro.calibration` returned, by the name to write above its panel.
+        calibrations: what `vsc_pyro.check_calibration` returned, by the name to write above its panel.
 
     Raises:
         ValueError: no calibration.

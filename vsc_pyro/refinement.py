@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import natural_int, positive_float, positive_int
+from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int
 from vsc_pyro.datasets import as_dataset
 from vsc_pyro.distributions import SLABS, SpikeSlab
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
-from vsc_pyro.objectives import get_objective
+from vsc_pyro.objectives import OBJECTIVES, get_objective
 from vsc_pyro.seeding import seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.vae import VAE
@@ -137,7 +137,7 @@ def refine(
     steps: int = 200,
     lr: float = 0.1,
     objective: str | ELBO = "analytic",
-    num_draws: int = 20,
+    num_draws: int | None = None,
     gate: str | Gate | None = _GATE,
     seed: int = 0,
     progress: bool = False,
@@ -154,8 +154,8 @@ def refine(
         x: data as the model sees them (binarised, if they are to be), shape ``(N, ...)``.
         steps: of the optimiser, for every datum.
         lr: its rate at the start; locations move in units of the posterior's scale.
-        objective: ``"analytic"``, ``"trace"`` or any `pyro.infer.ELBO`.
-        num_draws: draws of each code per step, for a named objective.
+        objective: ``"analytic"``, ``"trace"``, for a linear decoder ``"exact"``, best by far, or any `pyro.infer.ELBO`.
+        num_draws: draws of each code per step, for a named objective; None for 20, where it draws any.
         gate: gradient estimator of the spikes; None for the encoder's, with hard spikes. A low
             temperature is nearly unbiased, and noise is taken care of by the draws.
         seed: of all draws.
@@ -165,11 +165,13 @@ def refine(
         ValueError: data that do not fit the model, a posterior of another family, or bad numbers.
     """
     steps, lr, seed = positive_int("steps", steps), positive_float("lr", lr), natural_int("seed", seed)
-    num_draws = positive_int("num_draws", num_draws)
+    if num_draws is None and not isinstance(objective, ELBO):
+        num_draws = 20 if choice("objective", objective, OBJECTIVES).draws_codes else 1
+    loss = get_objective(objective, num_draws)
     x = as_dataset(x).images
     model.check_data(x)
     decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)  # so that the model's own is not touched
-    chunks = x.split(max(1, _ROWS_AT_ONCE // max(num_draws, _BOUND_DRAWS)))
+    chunks = x.split(max(1, _ROWS_AT_ONCE // max(loss.num_particles, _BOUND_DRAWS)))
     parts, bounds = [], []
     with tqdm(total=len(chunks) * steps, desc="refine", unit="step", disable=not progress) as bar:
         for rows in chunks:
@@ -177,7 +179,6 @@ def refine(
             with model.evaluating():
                 encoded, prior = model.encoder(rows), model.prior(rows).expand(rows.shape[:1])
             free = FreePosterior(encoded, gate)
-            loss = get_objective(objective, num_draws)
             with seeded(seed, rows.device), pyro.get_param_store().scope(), torch.enable_grad():
                 _climb(VAE(free, decoder, _Held(prior)), rows, loss, steps, lr, bar)
             with torch.no_grad():

@@ -4,9 +4,11 @@ from vsc_pyro.distributions import divergences  # noqa: F401  (registers the div
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.linear_normal import LinearNormal
+from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
 from vsc_pyro.distributions.summaries import centre, has_mean
+from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
     "SLABS",
@@ -14,9 +16,13 @@ __all__ = [
     "CentredScoreParts",
     "IndependentSpikeSlab",
     "LinearNormal",
+    "ShiftedNormalTails",
     "SpikeSlab",
+    "StraightThroughThreshold",
+    "ThresholdedSpikeSlab",
     "centre",
     "get_slab",
+    "get_threshold_gate",
     "has_mean",
     "inclusion_logits",
     "is_atom_free",

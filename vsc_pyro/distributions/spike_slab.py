@@ -236,7 +236,7 @@ class SpikeSlab(TorchDistribution):
             (hard, factor, score), slab = self.gate.draw_together(logits), torch.cat(at_once * [slab])
         else:  # a draw like any other, but for an ELBO that asks for its score
             (hard, factor, _), score, slab = self.gate.draw(logits), None, self.slab.rsample(sample_shape)
-        value = factor * slab
+        value = self._gated(factor, slab)
         spike = hard
         if self.has_rsample:
             probs = torch.sigmoid(logits)
@@ -247,6 +247,9 @@ class SpikeSlab(TorchDistribution):
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
             remember(value, Draw(slab, spike, self, score))
         return value
+
+    def _gated(self, factor: Tensor, slab: Tensor) -> Tensor:
+        return factor * slab
 
     # Densities -------------------------------------------------------------------------------------------------------
 

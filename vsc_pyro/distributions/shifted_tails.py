@@ -1,0 +1,184 @@
+r"""The tails of a Normal distribution, shifted together: what a shifted soft threshold leaves of its draws.
+
+With the threshold in standard deviations :math:`t = \lambda / \sigma` and the excess :math:`y = |z - \mu| / \sigma`,
+
+.. math::
+    F(z) = \frac{\phi(y + t)}{2 \sigma \Phi(-t)} = \frac{h(t)}{2 \sigma}\, e^{-t y - y^2 / 2}, \qquad
+    h(t) = \frac{\phi(t)}{\Phi(-t)} = \sqrt{2 / \pi} \,/\, \mathrm{erfcx}(t / \sqrt 2),
+
+the Normal distribution at t = 0 and close to a Laplace one of scale :math:`\sigma / t` deep in the tails. Written with
+the hazard h nothing under- or overflows. A draw solves :math:`P(Y > y) = u`; its derivative follows from the equation,
+:math:`dy / dt = h(t) / h(t + y) - 1`. With :math:`r = E\,y = h(t) - t` and :math:`v = E\,y^2 = 1 - t r`, and
+
+.. math:: E\,|z - m| = D + \sigma\, P(Y > D / \sigma)\, r(t + D / \sigma), \qquad D = |\mu - m|,
+
+the divergences from Normal, Laplace and other shifted tails are closed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Laplace, Normal, constraints, register_kl
+from torch.distributions.utils import broadcast_all, lazy_property
+
+_VERY_FAR = 30.0  # tails beyond it times the survival of a draw might leave float64's range
+_FAR = 5.0  # where the fraction below, cut off at its depth, is as precise as float32, and 1 - t r no longer is
+_DEPTH = 12
+
+
+class ShiftedNormalTails(TorchDistribution):
+    r"""The distribution of :math:`\zeta - \mathrm{sign}(\zeta - \mu) \lambda` where :math:`|\zeta - \mu| > \lambda`.
+
+    :math:`\zeta \sim N(\mu, \sigma^2)`; the slab of a `ThresholdedSpikeSlab`. Draws are pathwise in all parameters.
+
+    Args:
+        loc: :math:`\mu`.
+        scale: :math:`\sigma`, above 0.
+        threshold: :math:`\lambda`, at least 0; broadcast against the others.
+        validate_args: as everywhere in `torch.distributions`.
+
+    Shapes:
+        `batch_shape` is the parameters' broadcast; `event_shape` is ``()``.
+
+    Raises:
+        ValueError: a scale or a threshold outside its range.
+    """
+
+    arg_constraints: ClassVar = {
+        "loc": constraints.real,
+        "scale": constraints.positive,
+        "threshold": constraints.nonnegative,
+    }
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        threshold: Tensor | float,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale, self.threshold = broadcast_all(loc, scale, threshold)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: ShiftedNormalTails | None = None) -> ShiftedNormalTails:
+        new = self._get_checked_instance(ShiftedNormalTails, _instance)
+        batch_shape = torch.Size(batch_shape)
+        for name in self.arg_constraints:
+            setattr(new, name, getattr(self, name).expand(batch_shape))
+        super(ShiftedNormalTails, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @lazy_property
+    def cut(self) -> Tensor:
+        r"""The threshold in standard deviations, :math:`t = \lambda / \sigma`."""
+        return self.threshold / self.scale
+
+    @lazy_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return _excess_moments(self.cut)
+
+    @property
+    def log_peak(self) -> Tensor:
+        """The largest log-density, at the location."""
+        return ((self.cut + self._moments[0]) / (2 * self.scale)).log()
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        r""":math:`\sigma^2 v(t)`."""
+        return self.scale**2 * self._moments[1]
+
+    def entropy(self) -> Tensor:
+        r""":math:`\log 2 \sigma - \log h(t) + (1 + t r) / 2`."""
+        mean, _ = self._moments
+        return 0.5 * (1 + self.cut * mean) - self.log_peak
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        excess = (value - self.loc).abs() / self.scale
+        return self.log_peak - excess * (self.cut + 0.5 * excess)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        tail = 0.5 * _survival(self.cut, (value - self.loc).abs() / self.scale)
+        return torch.where(value < self.loc, tail, 1 - tail)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        cut = self.cut.expand(self._extended_shape(sample_shape))
+        with torch.no_grad():
+            excess = _excess_beyond(cut, torch.empty_like(cut).exponential_())
+            sign = 2.0 * (torch.rand_like(cut) < 0.5) - 1
+            slope = _hazard(cut) / _hazard(cut + excess) - 1
+        excess = excess + slope * (cut - cut.detach())
+        return self.loc + self.scale * sign * excess
+
+    def absolute_deviation(self, centre: Tensor | float) -> Tensor:
+        r""":math:`E\,|z - m|` from any number m, shape of the batch and its broadcast."""
+        distance = (self.loc - centre).abs()
+        beyond = distance / self.scale
+        mean, _ = _excess_moments(self.cut + beyond)
+        return distance + self.scale * _survival(self.cut, beyond) * mean
+
+    def squared_deviation(self, centre: Tensor | float) -> Tensor:
+        r""":math:`E\,(z - m)^2` from any number m, shape of the batch and its broadcast."""
+        return self.variance + (self.loc - centre) ** 2
+
+
+def _hazard(cut: Tensor) -> Tensor:
+    return math.sqrt(2 / math.pi) / torch.special.erfcx(cut / math.sqrt(2))
+
+
+def _survival(cut: Tensor, excess: Tensor) -> Tensor:
+    """P(Y > excess)."""
+    return _hazard(cut) / _hazard(cut + excess) * torch.exp(-excess * (cut + 0.5 * excess))
+
+
+def _excess_beyond(cut: Tensor, level: Tensor) -> Tensor:
+    """The excess whose survival is exp(-level)."""
+    near = cut.double().clamp(max=_VERY_FAR)
+    tail = torch.special.ndtri(0.5 * torch.erfc(near / math.sqrt(2)) * torch.exp(-level.double()))
+    # Where float64 underflows, too, the hazard is linear over the excess to seven digits, and its integral invertible.
+    hazard = _hazard(cut)
+    linear = 2 * level / (hazard + (hazard * (hazard + 2 * (hazard - cut) * level)).sqrt())
+    return torch.where(cut < _VERY_FAR, (-tail - near).clamp(min=0).to(cut.dtype), linear)
+
+
+def _excess_moments(cut: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`E\,y = r` and :math:`E\,y^2 = v`."""
+    near, far = cut.clamp(max=_FAR), cut.clamp(min=_FAR)
+    mean = _hazard(near) - near
+    # h - t is a small difference of large numbers far out; there 1 / (t + 2 / (t + 3 / ...)) has none.
+    rest = torch.zeros_like(far)
+    for k in range(_DEPTH, 1, -1):
+        rest = k / (far + rest)
+    far_mean = 1 / (far + rest)
+    is_near = cut < _FAR
+    return torch.where(is_near, mean, far_mean), torch.where(is_near, 1 - near * mean, rest * far_mean)
+
+
+@register_kl(ShiftedNormalTails, Normal)
+def _kl_normal(p: ShiftedNormalTails, q: Normal) -> Tensor:
+    log_peak = -(q.scale * math.sqrt(2 * math.pi)).log()
+    return p.squared_deviation(q.loc) / (2 * q.scale**2) - log_peak - p.entropy()
+
+
+@register_kl(ShiftedNormalTails, Laplace)
+def _kl_laplace(p: ShiftedNormalTails, q: Laplace) -> Tensor:
+    return p.absolute_deviation(q.loc) / q.scale + (2 * q.scale).log() - p.entropy()
+
+
+@register_kl(ShiftedNormalTails, ShiftedNormalTails)
+def _kl_shifted_tails(p: ShiftedNormalTails, q: ShiftedNormalTails) -> Tensor:
+    quadratic = p.squared_deviation(q.loc) / (2 * q.scale**2)
+    return quadratic + q.cut * p.absolute_deviation(q.loc) / q.scale - q.log_peak - p.entropy()
