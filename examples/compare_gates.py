@@ -11,10 +11,12 @@ With --resume an interrupted run goes on where it was, and gates may be added to
 
 import csv
 import dataclasses
+import functools
 import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import matplotlib
 import torch
@@ -24,6 +26,7 @@ from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
 from vsc_pyro.arguments import choice
+from vsc_pyro.distributions import StraightThroughThreshold
 from vsc_pyro.files import replacing
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.training import resolve_device
@@ -34,12 +37,13 @@ FREE_TO_CHANGE = ("gates", "device", "output", "data_root", "resume", "overwrite
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """A gate, and how it is trained with."""
+    """A gate, and what it is trained with."""
 
     gate: Gate
     num_draws: int = 1
     objective: str = "analytic"
     final_temperature: float | None = None
+    encoder: Callable = vsc.SpikeSlabEncoder
 
     def schedules(self, num_steps):
         if self.final_temperature is None:
@@ -48,6 +52,7 @@ class Estimator:
         return {"encoder.gate.temperature": ramp}
 
 
+NORMAL_THRESHOLD = functools.partial(vsc.ThresholdEncoder, base="normal")
 ESTIMATORS = {
     "straight-through": Estimator(get_gate("straight-through")),
     "concrete": Estimator(BinaryConcrete(0.5)),
@@ -59,6 +64,8 @@ ESTIMATORS = {
     "leave-one-out-4": Estimator(get_gate("score"), num_draws=4),
     "disarm": Estimator(get_gate("disarm"), num_draws=2),
     "disarm-4": Estimator(get_gate("disarm"), num_draws=4),
+    "learned-threshold": Estimator(BinaryConcrete(0.5), encoder=NORMAL_THRESHOLD),
+    "published-threshold": Estimator(StraightThroughThreshold(), encoder=NORMAL_THRESHOLD),
     "importance-weighted": Estimator(get_gate("score"), num_draws=5, objective="importance-weighted"),
 }
 FILES = (
@@ -87,7 +94,7 @@ def parse(argv):
 def build(args, estimator, shape):
     torch.manual_seed(args.seed)
     return vsc.VAE(
-        vsc.SpikeSlabEncoder(shape, args.latent_dim, args.hidden, gate=estimator.gate),
+        estimator.encoder(shape, args.latent_dim, args.hidden, gate=estimator.gate),
         vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden[::-1]),
         vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, args.learn_inclusion),
     )

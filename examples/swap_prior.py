@@ -65,10 +65,14 @@ def dense(family, prior, beta=1.0, decoder_activation="relu", **options):
     return build
 
 
-def spike_slab(slab="normal", **learned):
+def spike_slab(slab="normal", thresholded=False, **learned):
     def build(task):
         prior = vsc.SpikeSlabPrior(task.latent_dim, task.inclusion, slab=slab, **learned)
-        return vsc.VAE(task.encoder(vsc.SpikeSlabEncoder, slab=slab), task.decoder(), prior)
+        if thresholded:
+            encoder = task.encoder(vsc.ThresholdEncoder, base=slab)
+        else:
+            encoder = task.encoder(vsc.SpikeSlabEncoder, slab=slab)
+        return vsc.VAE(encoder, task.decoder(), prior)
 
     return build
 
@@ -119,6 +123,10 @@ SYSTEMS = {
         spike_slab(learn_inclusion=True, hyperprior=(1.0, 1.0)),
     ),
     "spike-slab-laplace": System("spike-and-slab with Laplace slabs, inclusion fixed", spike_slab("laplace")),
+    "learned-threshold": System(
+        "spike-and-slab by a learned soft threshold of a Laplace draw, Laplace slabs, inclusion fixed",
+        spike_slab("laplace", thresholded=True),
+    ),
     "pseudo-input": System("spike-and-slab posterior, pseudo-input prior", pseudo_input),
     "vsc": System(
         "variational sparse coding: pseudo-input prior, slab warm-up, sparsity term of weight 1",

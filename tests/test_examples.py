@@ -357,7 +357,7 @@ def test_swap_prior_compares_and_goes_on_with_more_systems(tmp_path):
 def test_swap_prior_trains_every_system_it_lists(tmp_path):
     listed = run("swap_prior.py", "--list", "--output", tmp_path / "none")
     systems = [line.split()[0] for line in listed.stdout.splitlines()]
-    assert len(systems) == 16
+    assert len(systems) == 17
     assert not (tmp_path / "none").exists()
     small = ("--epochs", 1, "--iwae-draws", 2, "--probe-labels", 100, "--quiet")
     result = run("swap_prior.py", *SMALL, *small, "--output", tmp_path)

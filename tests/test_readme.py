@@ -18,7 +18,7 @@ def blocks(language):
 
 
 def test_the_thirty_lines_run(tmp_path, monkeypatch):
-    program, _ = blocks("python")
+    program, *_ = blocks("python")
     assert len(program.splitlines()) <= 30
     small = {'"mnist", root="data"': '"digits"', "784": "64", "epochs=50": "epochs=1"}
     for here, there in small.items():
@@ -30,7 +30,7 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch):
 
 
 def test_a_prior_of_ones_own_is_the_class_that_is_shown():
-    _, program = blocks("python")
+    _, program, _ = blocks("python")
     names = {"torch": torch, "pyro": pyro}
     exec(compile(program, "README.md", "exec"), names)
     model = vsc.VAE(vsc.NormalEncoder(64, 50), vsc.BernoulliDecoder(50, 64), names["StudentPrior"]())
@@ -38,6 +38,16 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
     with pytest.warns(UserWarning, match="is sampled"):
         history = vsc.fit(model, train, epochs=3, progress=False)
     assert history.elbo[-1] > history.elbo[0]
+
+
+def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
+    *_, program = blocks("python")
+    for here, there in {"epochs=10": "epochs=1", "images[:500]": "images[:50]"}.items():
+        assert here in program
+        program = program.replace(here, there)
+    exec(compile(program, "README.md", "exec"), {"vsc": vsc})
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("evidence", "calibration error", "tensor("))
 
 
 def test_the_schedules_that_are_shown_are_some(digits):
