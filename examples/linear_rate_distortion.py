@@ -7,10 +7,11 @@ draws nothing, and by objectives that draw codes, each at every learning rate of
 
 * how many steps and seconds each takes to the *target*, the best bound that any sampled objective ends with. Bounds are
   those of the test patches, in closed form; seconds are the processor's, of one thread, of training steps alone;
-* the squared error of test patches against the number of latents that are on (L0), for several inclusions, beside
-  dictionary learning (Mairal et al., 2009) coded by orthogonal matching pursuit (OMP) and by the LASSO, with as many
-  atoms and the same training patches. A code here is the posterior mean of the latents with inclusion above 1/2, or
-  least squares on them ("refitted"); our dictionary coded by OMP tells the dictionary's part from the encoder's.
+* the squared error of test patches against the number of latents that are on (L0), for several inclusions and noises,
+  beside dictionary learning (Mairal et al., 2009) coded by orthogonal matching pursuit (OMP) and by the LASSO, with as
+  many atoms and the same training patches. A code here is the posterior mean of the latents with inclusion above 1/2,
+  or least squares on them ("refitted"); OMP gives all patches as many atoms, or each as many as gain enough. Our
+  dictionary coded by OMP tells the dictionary's part from the encoder's.
 
 It leaves in --output, for each of the two, a figure and a table as CSV and Markdown, and metrics.json.
 """
@@ -61,7 +62,8 @@ def parse(argv):
     add("--warmup", type=whole, default=1_000, help="steps in which the KL divergence's weight rises from 0.1 to 1")
     add("--batch-size", type=whole, default=200)
     add("--lr", type=positive, nargs="+", default=[1e-3, 3e-3], help="learning rates that each objective is run at")
-    add("--sparsities", type=whole, nargs="+", default=[1, 2, 3, 5, 8, 12, 18, 25], help="atoms per patch of OMP")
+    add("--sparsities", type=whole, nargs="+", default=[1, 2, 3, 5, 8, 12, 18, 25, 35], help="atoms per patch of OMP")
+    add("--gains", type=positive, nargs="+", default=[1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0], help="per atom, of OMP")
     add("--penalties", type=positive, nargs="+", default=[0.6, 1.0, 1.5, 2.0, 3.0, 4.0], help="of the LASSO")
     add("--passes", type=whole, default=4, help="of scikit-learn over the training patches, at most")
     add("--seed", type=natural, default=0)
@@ -167,7 +169,9 @@ def bounds_figure(runs, target):
     ends = [bound for name, lr in best.items() for _, _, bound in runs[name, lr][len(runs[name, lr]) // 5 :]]
     axes[0].set_ylim(min(ends), max(ends) + 0.05 * (max(ends) - min(ends)) + 1e-6)
     axes[0].set_ylabel("test bound, nats per patch")
-    axes[0].legend(fontsize=7, title="objective (learning rate)", title_fontsize=7, loc="lower right")
+    axes[0].legend(
+        fontsize=7, title="objective (learning rate)", title_fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.06)
+    )
     return figure
 
 
@@ -198,17 +202,33 @@ def point(coder, setting, l0, error):
     return {"coder": coder, "setting": setting, "L0": l0, "squared error": error}
 
 
-def omp_errors(coder, dictionaries, x, sparsities):
-    """For each number of atoms, that dictionary of several (of unit rows, by name) which leaves the least error."""
+def omp_errors(coder, dictionaries, x, args):
+    """Points of OMP, of each setting with that dictionary of several (of unit rows, by name) which serves it best.
+
+    With a number of atoms for all patches; and with a number for each, where an atom more must take at least a certain
+    gain off the squared error (as in codes that are sparse by a prior or a penalty, empty patches then leave atoms to
+    others).
+    """
     from sklearn.decomposition import sparse_encode
 
-    for k in sorted({min(k, len(next(iter(dictionaries.values())))) for k in sparsities}):
-        errors = {}
-        for name, atoms in dictionaries.items():
-            codes = sparse_encode(x, atoms, algorithm="omp", n_nonzero_coefs=k)
-            errors[name] = np.square(x - codes @ atoms).sum(1).mean(), (codes != 0).sum(1).mean()
-        name = min(errors, key=errors.get)
-        yield point(coder, f"{k} atoms{name}", float(errors[name][1]), float(errors[name][0]))
+    numbers = sorted({min(k, args.latent_dim) for k in args.sparsities})
+    energy, codings = np.square(x).sum(1), {}
+    for name, atoms in dictionaries.items():
+        codes = [sparse_encode(x, atoms, algorithm="omp", n_nonzero_coefs=k) for k in numbers]
+        errors = [energy, *(np.square(x - code @ atoms).sum(1) for code in codes)]
+        on = [np.zeros(len(x)), *((code != 0).sum(1) for code in codes)]
+        codings[name] = np.stack(errors), np.stack(on)
+    for index, k in enumerate(numbers, start=1):
+        error, on, name = min((errors[index].mean(), on[index].mean(), name) for name, (errors, on) in codings.items())
+        yield point(coder, f"{k} atoms{name}", float(on), float(error))
+    for gain in args.gains:
+        best = []
+        for name, (errors, on) in codings.items():
+            chosen = (errors + gain * on).argmin(0)[None]
+            error, l0 = (np.take_along_axis(values, chosen, 0).mean() for values in (errors, on))
+            best.append((error + gain * l0, error, l0, name))
+        _, error, l0, name = min(best)
+        yield point(f"{coder} by gain", f"gain of {gain:g} an atom{name}", float(l0), float(error))
 
 
 def compare_coders(args, x, test, reference, lr, bar):
@@ -229,7 +249,7 @@ def compare_coders(args, x, test, reference, lr, bar):
     atoms = reference.decoder.dictionary.detach().flatten(1).double().numpy()
     bias = reference.decoder.network[0].bias.detach().double().numpy()
     unit = atoms / np.linalg.norm(atoms, axis=1, keepdims=True).clip(1e-12)
-    points += omp_errors("our dictionary, OMP", {"": unit}, flat_test - bias, args.sparsities)
+    points += omp_errors("our dictionary, OMP", {"": unit}, flat_test - bias, args)
     bar.update()
     mean = flat.mean(0)
     flat, flat_test = flat - mean, flat_test - mean
@@ -247,7 +267,7 @@ def compare_coders(args, x, test, reference, lr, bar):
         points.append(point("LASSO, refitted", f"penalty {penalty:g}", float(l0), refitted))
         bar.update()
     bar.set_description("OMP")
-    points += omp_errors("OMP", dictionaries, flat_test, args.sparsities)
+    points += omp_errors("OMP", dictionaries, flat_test, args)
     bar.update()
     return points
 
@@ -255,15 +275,20 @@ def compare_coders(args, x, test, reference, lr, bar):
 def errors_figure(points, energy):
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    for coder in dict.fromkeys(p["coder"] for p in points):
-        curve = sorted((p["L0"], p["squared error"]) for p in points if p["coder"] == coder)
-        style = {"color": "black", "linewidth": 2} if coder in OURS else {"linewidth": 1.2}
-        dashed = "--" if "refitted" in coder else "-"
-        axes.plot(*zip(*curve, strict=True), dashed, marker="o", markersize=3, label=coder, **style)
+    curves = {}
+    for p in points:  # ours, a curve for each noise
+        curve = curves.setdefault((p["coder"], p["setting"].partition(", noise ")[2]), [])
+        curve.append((p["L0"], p["squared error"]))
+    colours = {coder: f"C{index}" for index, coder in enumerate(dict.fromkeys(coder for coder, _ in curves))}
+    for (coder, noise), curve in curves.items():
+        style = {"color": "black", "linewidth": 2} if coder in OURS else {"color": colours[coder], "linewidth": 1.2}
+        dashed = "--" if coder.endswith(("refitted", "by gain")) else "-"
+        label = f"{coder}, noise {noise}" if noise else coder
+        axes.plot(*zip(*sorted(curve), strict=True), dashed, marker="o", markersize=3, label=label, **style)
     axes.axhline(energy, color="grey", linewidth=0.8, linestyle=":", label="no latent on")
     axes.set(xlabel="latents or atoms on per patch (L0)", ylabel="squared error per test patch", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7)
     return figure
 
 
@@ -326,8 +351,9 @@ def main(argv=None):
     ]
     about = (
         f"Means over {len(test)} test patches, whose squared norm is {energy:.1f}; {args.latent_dim} atoms each. OMP: "
-        "for each number of atoms the dictionary, of those learnt for the LASSO, that leaves the least error on these "
-        f"patches. Our dictionary: of inclusion {args.inclusion:g}, noise {args.noise:g}."
+        "for each setting the dictionary, of those learnt for the LASSO, that serves these patches best; by gain: "
+        "every patch is given the number of atoms that minimises its squared error plus the gain times the number. "
+        f"Our dictionary: of inclusion {args.inclusion:g}, noise {args.noise:g}."
     )
     text += "\n" + write_table(args, "errors", rows, about)
     write_figure(args, "errors", errors_figure(points, energy))

@@ -222,7 +222,7 @@ def test_sparse_patches(tmp_path):
 def test_linear_rate_distortion(tmp_path):
     small = "--size 6 --num-patches 1000 --num-test 200 --latent-dim 20 --batch-size 50 --steps 120 --warmup 30"
     ours = "--measurements 4 --lr 3e-3 --inclusions .05 .4 --noises .5"
-    theirs = "--sparsities 1 4 30 --penalties .5 2 --passes 1"
+    theirs = "--sparsities 1 4 30 --gains 1 4 --penalties .5 2 --passes 1"
     arguments = [*f"{small} {ours} {theirs} --quiet --output".split(), tmp_path]
     result = run("linear_rate_distortion.py", *arguments)
     assert result.returncode == 0, result.stderr
@@ -246,6 +246,7 @@ def test_linear_rate_distortion(tmp_path):
     assert {coder: len(points) for coder, points in errors.items()} == {
         **dict.fromkeys(("posterior mean", "refitted", "LASSO", "LASSO, refitted"), 2),
         **dict.fromkeys(("our dictionary, OMP", "OMP"), 3),  # of at most 20 atoms
+        **dict.fromkeys(("our dictionary, OMP by gain", "OMP by gain"), 2),
     }
     for coder in ("posterior mean", "LASSO"):
         for (l0, error), (same, least) in zip(errors[coder], errors[REFITTED[coder]], strict=True):
@@ -254,6 +255,9 @@ def test_linear_rate_distortion(tmp_path):
     for coder in ("our dictionary, OMP", "OMP"):
         found = [error for _, error in errors[coder]]
         assert found == sorted(found, reverse=True)
+        # No setting of a number for all does better than its own number for each.
+        for gain, (l0, error) in zip((1, 4), errors[f"{coder} by gain"], strict=True):
+            assert error + gain * l0 <= min(e + gain * n for n, e in errors[coder])
     refused = run("linear_rate_distortion.py", *arguments)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
