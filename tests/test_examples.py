@@ -25,6 +25,7 @@ SWAP_COLUMNS = [
     *("system", "-ELBO", "-IW bound", "-objective", "relaxation gap", "-reconstruction", "KL", "KL is", "E[L0]"),
     *("Hoyer", "active units", "used", "collapsed", "probe accuracy", "seconds"),
 ]
+REFITTED = {"posterior mean": "refitted", "LASSO": "LASSO, refitted"}
 SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu".split()
 
 
@@ -231,6 +232,7 @@ def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
         ),
         (("sparse_patches.py", "--size", "2"), "--size must be at least 4"),
         (("exact_inference.py", "--datasets", "digits", "--latent-dim", "13"), "at most 12 latents, got 13"),
+        (("linear_rate_distortion.py", "--inclusions", "0.1", "3"), "inclusion must lie strictly between 0 and 1"),
     ],
 )
 def test_other_examples_refuse_bad_arguments_before_any_training(tmp_path, command, message):
@@ -272,6 +274,50 @@ def test_exact_inference(tmp_path):
             assert imread(tmp_path / f"{kind}_{name}.png").std() > 0.01
     assert (tmp_path / "table.md").read_text() in result.stdout
     refused = run("exact_inference.py", *data, *small, "--output", tmp_path)
+    assert refused.returncode != 0
+    assert "exists; pass --overwrite to replace it" in refused.stderr
+
+
+def test_linear_rate_distortion(tmp_path):
+    small = "--size 6 --num-patches 1000 --num-test 200 --latent-dim 20 --batch-size 50 --steps 120 --warmup 30"
+    ours = "--measurements 4 --lr 3e-3 --inclusions .05 .4 --noises .5"
+    theirs = "--sparsities 1 4 30 --gains 1 4 --penalties .5 2 --passes 1"
+    arguments = [*f"{small} {ours} {theirs} --quiet --output".split(), tmp_path]
+    result = run("linear_rate_distortion.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    tables = {}
+    for name in ("bounds", "errors"):
+        assert imread(tmp_path / f"{name}.png").std() > 0.02
+        assert (tmp_path / f"{name}.md").read_text() in result.stdout
+        with open(tmp_path / f"{name}.csv", newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    curves = {run["objective"]: run["curve"] for run in metrics["bounds"]}
+    assert [row["objective"] for row in tables["bounds"]] == list(curves)
+    assert [step for step, _, _ in curves["exact"]] == [30, 60, 90, 120]
+    sampled = [bound for name, curve in curves.items() if name != "exact" for _, _, bound in curve]
+    assert metrics["target"] == max(sampled) < curves["exact"][-1][2]
+    errors = {}
+    for point in metrics["errors"]:
+        errors.setdefault(point["coder"], []).append((point["L0"], point["squared error"]))
+    assert len(tables["errors"]) == sum(map(len, errors.values()))
+    assert {coder: len(points) for coder, points in errors.items()} == {
+        **dict.fromkeys(("posterior mean", "refitted", "LASSO", "LASSO, refitted"), 2),
+        **dict.fromkeys(("our dictionary, OMP", "OMP"), 3),  # of at most 20 atoms
+        **dict.fromkeys(("our dictionary, OMP by gain", "OMP by gain"), 2),
+    }
+    for coder in ("posterior mean", "LASSO"):
+        for (l0, error), (same, least) in zip(errors[coder], errors[REFITTED[coder]], strict=True):
+            assert l0 == same
+            assert least <= error < metrics["energy"]
+    for coder in ("our dictionary, OMP", "OMP"):
+        found = [error for _, error in errors[coder]]
+        assert found == sorted(found, reverse=True)
+        # No setting of a number for all does better than its own number for each.
+        for gain, (l0, error) in zip((1, 4), errors[f"{coder} by gain"], strict=True):
+            assert error + gain * l0 <= min(e + gain * n for n, e in errors[coder])
+    refused = run("linear_rate_distortion.py", *arguments)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
 
