@@ -154,6 +154,8 @@ def main(argv=None):
             epochs=-(-args.steps // -(-len(train) // 100)),
             batch_size=100,
             lr=args.lr,
+            # Without noise nothing turns on again what the divergence has switched off before its atom was any good.
+            schedules={"beta": vsc.Ramp(0.1, 1.0, length=args.steps // 2)},
             device=args.device,
             seed=args.seed,
             progress=not args.quiet,
