@@ -54,7 +54,8 @@ def parse(argv):
     add("--inclusion", type=float, default=0.2, help="prior probability that a latent is on")
     add("--steps", type=whole, default=4000, help="of training, rounded up to epochs of batches of 100")
     add("--lr", type=positive, default=2e-3)
-    add("--objective", choices=OBJECTIVES, default="exact", help="of training and of refinement")
+    add("--objective", choices=OBJECTIVES, default="analytic", help="of training")
+    add("--refine-objective", choices=OBJECTIVES, default="exact", help="of refinement")
     add("--refine-steps", type=whole, default=500)
     add("--refine-draws", type=whole, help="of each code in a step, where the objective draws any; default: 20")
     add("--num-test", type=whole, default=500, help="test data to refine, at most")
@@ -89,7 +90,7 @@ def measure(args, model, test):
             x,
             steps=args.refine_steps,
             num_draws=args.refine_draws,
-            objective=args.objective,
+            objective=args.refine_objective,
             seed=args.seed,
             progress=progress,
         )
@@ -154,8 +155,6 @@ def main(argv=None):
             epochs=-(-args.steps // -(-len(train) // 100)),
             batch_size=100,
             lr=args.lr,
-            # Without noise nothing turns on again what the divergence has switched off before its atom was any good.
-            schedules={"beta": vsc.Ramp(0.1, 1.0, length=args.steps // 2)},
             device=args.device,
             seed=args.seed,
             progress=not args.quiet,
