@@ -21,9 +21,9 @@ from vsc_pyro import plots
 from vsc_pyro.arguments import positive_float, positive_int
 from vsc_pyro.distributions import SLABS
 from vsc_pyro.files import replacing
-from vsc_pyro.gates import GATES
+from vsc_pyro.gates import GATES, Gate
 from vsc_pyro.networks import ACTIVATIONS
-from vsc_pyro.objectives import OBJECTIVES
+from vsc_pyro.objectives import OBJECTIVES, get_objective
 from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
@@ -151,7 +151,7 @@ def parse(argv):
     add("--gate", default="concrete", choices=GATES, help="how a gradient passes a spike")
     sampled = [name for name in OBJECTIVES if name != "exact"]  # which is for linear decoders of real data
     add("--objective", default="analytic", choices=sampled)
-    add("--num-draws", type=whole, help="of each code in a step; default: as few as the gate takes")
+    add("--num-draws", type=whole, help="of each code in a step; default: as few as gate and objective take")
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many")
     rates.add_argument(
@@ -258,6 +258,7 @@ def main(argv=None):
 
     device = resolve_device(args.device)
     model.check_data(train.images)
+    get_objective(args.objective, args.num_draws, getattr(encoder, "gate", Gate()).draws_at_once)
     if not args.resume:
         model.prepare(train.images)  # which may refuse the data: before anything is deleted
     start_anew(args, FILES)

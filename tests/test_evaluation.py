@@ -320,3 +320,6 @@ def test_refuses_a_reference_that_cannot_be_had_before_the_work(small_vae, digit
     for reference in ("exact", "gibbs"):
         with pytest.raises(ValueError, match="only a linear decoder"):
             vsc.evaluate(small_vae(), digits.test, reference=reference)
+    dense = vsc.VAE(vsc.NormalEncoder(D, 3), vsc.NormalDecoder(3, D, hidden=()), vsc.SpikeSlabPrior(3))
+    with pytest.raises(ValueError, match="tells inclusion probabilities, and the encoder's codes have none"):
+        vsc.evaluate(dense, torch.zeros(5, D), reference="gibbs")

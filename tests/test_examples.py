@@ -81,6 +81,9 @@ def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
         "num_pseudo_inputs=3000 pseudo-inputs start at as many different data, got 1437; take fewer" in too_many.stderr
     )
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    odd = run("mnist_vsc.py", *arguments, "--overwrite", "--gate", "disarm", "--num-draws", 3)
+    assert "the gate draws codes 2 at a time, got num_draws=3" in odd.stderr
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     longer = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert longer.returncode == 0, longer.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3

@@ -80,6 +80,10 @@ def test_refuses_bad_arguments():
     model, x, _ = linear_model()
     with pytest.raises(ValueError, match=r"start must be finite codes of shape \(300, 5\), or \(4, 300, 5\)"):
         gibbs_posterior(model, x, start=torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"block_size must be at most 12, .* got 40"):
+        gibbs_posterior(model, x, block_size=40)
+    with pytest.raises(ValueError, match="num_samples must be at least 2"):
+        gibbs_posterior(model, x, num_samples=1)
     with pytest.raises(ValueError, match="thin must be at most num_samples=5"):
         gibbs_posterior(model, x, num_samples=5)
     deep = vsc.VAE(vsc.SpikeSlabEncoder(9, 3), vsc.NormalDecoder(3, 9, hidden=(8,)), vsc.SpikeSlabPrior(3))

@@ -39,6 +39,7 @@ FAMILIES = {
     "hyperprior": with_hyperprior,
     "pseudo-input": pseudo_input,
     "pseudo-input, paper": lambda: pseudo_input("paper"),
+    "threshold": lambda: (vsc.ThresholdEncoder(SHAPE, 5, hidden=(20,), base="normal"), vsc.SpikeSlabPrior(5, 0.3)),
     "normal": lambda: dense(vsc.NormalEncoder, vsc.NormalPrior),
     "normal, sampled KL": lambda: dense(vsc.NormalEncoder, vsc.NormalMixturePrior),
     "laplace": lambda: dense(vsc.LaplaceEncoder, vsc.LaplacePrior),

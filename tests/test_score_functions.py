@@ -25,9 +25,10 @@ from test_objectives import (
 )
 
 import vsc_pyro as vsc
-from vsc_pyro.distributions import SpikeSlab
+from vsc_pyro.distributions import PARTICLES, SpikeSlab, StraightThroughThreshold
 from vsc_pyro.gates import DisARM
 from vsc_pyro.objectives import AnalyticELBO, ImportanceWeightedELBO, TraceELBO, get_objective
+from vsc_pyro.objectives.importance_weighted import _bound_without
 
 
 def together(elbo, particles=2, **kwargs):
@@ -73,7 +74,8 @@ def test_six_latents_have_the_exact_full_gradient(elbo, gate):
 def test_pairs_are_antithetic_share_their_slabs_and_are_each_exact():
     slab = dist.Normal(torch.tensor([0.0, 3.0], dtype=torch.float64), 1.0)
     q = SpikeSlab(slab, logits=torch.tensor([-1.5, 0.4], dtype=torch.float64).requires_grad_(), gate="disarm")
-    z = q.expand((2, 100_000, 2))().detach()
+    with pyro.plate(PARTICLES, 2, dim=-3):
+        z = q.expand((2, 100_000, 2))().detach()
     on = z != 0
     assert_mean_equals(on.double().mean(0), q.probs.detach())
     assert_mean_equals(on[1].double(), q.probs.detach())
@@ -82,6 +84,45 @@ def test_pairs_are_antithetic_share_their_slabs_and_are_each_exact():
     assert torch.equal(z[0][both], z[1][both])  # at -1.5 never both, at .4 never neither
     assert not both[:, 0].any()
     assert on[:, :, 1].any(0).all()
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceELBO, AnalyticELBO])
+@pytest.mark.parametrize("expanded", ["by hand", "by a plate"])
+def test_latents_and_data_are_never_paired_with_each_other(elbo, expanded):
+    """One logit for four latents: what an expansion makes alike is no pair of draws of one code."""
+
+    def program(q):
+        if expanded == "by hand":
+            return pyro.sample("z", q.expand([4]).to_event(1))
+        with pyro.plate("latents", 4):
+            return pyro.sample("z", q)
+
+    def model():
+        z = program(toy_prior())
+        pyro.factor("coupling", -((z.sum(-1, keepdim=expanded == "by a plate") - 1.5) ** 2))
+
+    def guide():
+        logits = pyro.param("logits", torch.tensor(0.3, dtype=torch.float64))
+        program(SpikeSlab(dist.Normal(torch.tensor(1.0, dtype=torch.float64), 0.3), logits=logits, gate="disarm"))
+
+    with pytest.raises(ValueError, match="takes its gradient from 2 draws of a code"):
+        elbo().loss_and_grads(model, guide)
+    gradients = []
+    for _ in range(300):
+        pyro.clear_param_store()
+        nesting = 0 if expanded == "by hand" else 1
+        many = elbo(num_particles=100, vectorize_particles=True, max_plate_nesting=nesting)
+        many.loss_and_grads(model, guide)
+        gradients.append(pyro.param("logits").grad.clone())
+    logits = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    gamma = logits.sigmoid()
+    mean, second = gamma, gamma * (1 + 0.09)  # of one latent
+    moment = 4 * second + 12 * mean**2
+    kl = torch.distributions.kl_divergence(
+        SpikeSlab(dist.Normal(torch.tensor(1.0, dtype=torch.float64), 0.3), logits=logits), toy_prior()
+    )
+    (4 * kl + moment - 2 * 1.5 * 4 * mean).backward()
+    assert_mean_equals(torch.stack(gradients), logits.grad)
 
 
 def test_without_a_gradient_draws_are_independent():
@@ -206,6 +247,51 @@ def test_importance_weighted_gradient_is_exact(num_draws):
         assert_mean_equals(gradients[name], exact[name])
 
 
+def test_importance_weighted_gradient_is_exact_for_any_discrete_site():
+    """A Bernoulli latent beside a spike that depends on it, two draws: by enumeration of both and quadrature."""
+    replicas, x = 200_000, 1.1
+    start = {"c_logits": 0.3, "logits": -0.4, "loc": 0.7}
+
+    def model():
+        with pyro.plate("data", replicas):
+            c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.4, dtype=torch.float64)))
+            z = pyro.sample("z", toy_prior())
+            pyro.sample("x", dist.Normal(z + c, NOISE), obs=torch.full((replicas,), x, dtype=torch.float64))
+
+    def guide():
+        theta = {k: pyro.param(k, torch.full((replicas,), v, dtype=torch.float64)) for k, v in start.items()}
+        with pyro.plate("data", replicas):
+            c = pyro.sample("c", dist.Bernoulli(logits=theta["c_logits"]))
+            slab = dist.Normal(theta["loc"], 0.8)
+            pyro.sample("z", SpikeSlab(slab, logits=theta["logits"] - c, gate="score"))
+
+    theta = {k: torch.tensor(v, dtype=torch.float64, requires_grad=True) for k, v in start.items()}
+    nodes, weights = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(60))
+    w = theta["loc"] + 0.8 * nodes
+    log_weights, probabilities = [], []
+    for c in (0.0, 1.0):
+        q_c = dist.Bernoulli(logits=theta["c_logits"]).log_prob(torch.tensor(c).double())
+        p_c = dist.Bernoulli(torch.tensor(0.4).double()).log_prob(torch.tensor(c).double())
+        q = SpikeSlab(dist.Normal(theta["loc"], 0.8), logits=theta["logits"] - c)
+        for z, share in ((w, q.probs * weights / weights.sum()), (torch.zeros(1).double(), (1 - q.probs)[None])):
+            likelihood = dist.Normal(z + c, NOISE).log_prob(torch.tensor(x).double())
+            log_weights.append(likelihood + p_c - q_c + toy_prior().log_prob(z) - q.log_prob(z))
+            probabilities.append(q_c.exp() * share)
+    log_w, prob = torch.cat(log_weights), torch.cat(probabilities)
+    (-(prob[:, None] * prob * (torch.logaddexp(log_w[:, None], log_w) - math.log(2))).sum()).backward()
+    ImportanceWeightedELBO(2, max_plate_nesting=1).loss_and_grads(model, guide)
+    for name, value in theta.items():
+        assert_mean_equals(pyro.param(name).grad, value.grad)
+
+
+def test_the_bound_without_a_draw_is_that_with_the_mean_in_its_place():
+    log_weight = torch.randn(5, 3, dtype=torch.float64) * 4
+    for k, bound in enumerate(_bound_without(log_weight, -2)):
+        replaced = log_weight.clone()
+        replaced[k] = torch.cat([log_weight[:k], log_weight[k + 1 :]]).mean(0)
+        torch.testing.assert_close(bound, torch.logsumexp(replaced, 0) - math.log(5))
+
+
 def test_importance_weighted_value_is_exact_and_that_of_the_evaluation(small_vae, digits):
     exact, _ = importance_weighted_exact(3)
 
@@ -237,7 +323,10 @@ def test_importance_weighting_warns_of_relaxed_gates():
 def test_importance_weighting_refuses_what_it_cannot_do(small_vae, digits):
     x = digits.train.images[:20].round()
     with pytest.raises(ValueError, match="two draws or more at once, got num_particles=1"):
-        get_objective("importance-weighted")
+        get_objective("importance-weighted", num_draws=1)
+    with pytest.raises(ValueError, match="draws codes 2 at a time, and ImportanceWeightedELBO takes independent draws"):
+        get_objective("importance-weighted", draws_at_once=2)
+    assert get_objective("importance-weighted").num_particles == 5
     elbo = ImportanceWeightedELBO(2, max_plate_nesting=1)
 
     def refused(vae, match):
@@ -279,6 +368,16 @@ def test_fit_takes_a_gate_and_as_many_draws_as_it_needs(small_vae, digits):
         vsc.fit(vae, digits.train, objective=Trace_ELBO(), progress=False)
     with pytest.raises(ValueError, match="unknown gate 'hard'"):
         vsc.fit(vae, digits.train, gate="hard", progress=False)
+    with pytest.raises(ValueError, match=r"schedules names 'encoder\.nothing'"):
+        vsc.fit(vae, digits.train, gate="score", schedules={"encoder.nothing": vsc.Ramp(0, 1)}, progress=False)
+    with pytest.raises(ValueError, match="takes independent draws"):
+        vsc.fit(vae, digits.train, objective="importance-weighted", progress=False)
+    assert vae.encoder.gate == DisARM()  # as it was before what was refused
+    thresholded = vsc.VAE(
+        vsc.ThresholdEncoder((1, 8, 8), 4, (20,)), vsc.BernoulliDecoder(4, (1, 8, 8), (20,)), vsc.SpikeSlabPrior(4)
+    )
+    vsc.fit(thresholded, digits.train, gate="threshold", epochs=1, progress=False)
+    assert thresholded.encoder.gate == StraightThroughThreshold()
     dense = vsc.VAE(vsc.NormalEncoder(64, 2), vsc.BernoulliDecoder(2, 64), vsc.NormalPrior(2))
     with pytest.raises(ValueError, match="gate='disarm' is for spikes, and NormalEncoder draws none"):
         vsc.fit(dense, digits.train, gate="disarm", progress=False)

@@ -5,7 +5,7 @@ from vsc_pyro.calibration import Calibration, check_calibration
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.datasets import Dataset, Factors
 from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
-from vsc_pyro.distributions import SpikeSlab
+from vsc_pyro.distributions import SpikeSlab, ThresholdedSpikeSlab
 from vsc_pyro.encoders import (
     CauchyEncoder,
     DeltaEncoder,
@@ -76,6 +76,7 @@ __all__ = [
     "SpikeSlabEncoder",
     "SpikeSlabPrior",
     "ThresholdEncoder",
+    "ThresholdedSpikeSlab",
     "TraceELBO",
     "check_calibration",
     "datasets",

@@ -206,6 +206,8 @@ class SpikeSlabEncoder(_Encoder):
         ValueError: a size below 1, or an unknown activation, gate or slab (the message lists the known ones).
     """
 
+    get_gate = staticmethod(get_gate)
+
     def __init__(
         self,
         input_shape: int | Sequence[int],
@@ -218,7 +220,7 @@ class SpikeSlabEncoder(_Encoder):
         trunk: nn.Module | None = None,
     ) -> None:
         super().__init__(input_shape, latent_dim, 3, hidden, activation, trunk)
-        self.gate = get_gate(gate)
+        self.gate = self.get_gate(gate)
         self.slab = slab
         self._family = get_slab(slab)
         self.register_buffer("slab_weight", torch.ones(()))
@@ -272,6 +274,8 @@ class ThresholdEncoder(_Encoder):
             threshold (the message lists the known ones).
     """
 
+    get_gate = staticmethod(get_threshold_gate)
+
     def __init__(
         self,
         input_shape: int | Sequence[int],
@@ -286,7 +290,7 @@ class ThresholdEncoder(_Encoder):
     ) -> None:
         num_heads = choice("threshold", threshold, _THRESHOLDS)
         super().__init__(input_shape, latent_dim, num_heads, hidden, activation, trunk)
-        self.gate = get_threshold_gate(gate)
+        self.gate = self.get_gate(gate)
         self.base = base
         self.threshold = threshold
         self._family = choice("base", base, _BASES)

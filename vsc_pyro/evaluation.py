@@ -30,14 +30,23 @@ from vsc_pyro.arguments import choice, natural_int, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.exact import exact_posterior, linear_gaussian
-from vsc_pyro.gibbs import gibbs_posterior
+from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
 _GAP_DRAWS = 10
-# What refuses a model that has no such posterior, on a datum, and what infers.
-_REFERENCES = {"exact": (exact_posterior, exact_posterior), "gibbs": (linear_gaussian, gibbs_posterior)}
 _ROWS_AT_ONCE = 10_000  # decoded codes held in memory: 784 pixels in float32 take 30 MB a copy
+
+
+def _gibbs(model: VAE, x: Tensor, seed: int, progress: bool) -> GibbsPosterior:
+    return gibbs_posterior(model, x, num_samples=1000, thin=1000, seed=seed, progress=progress)  # of no use: its draws
+
+
+# What refuses a model that has no such posterior, on a datum, and what infers.
+_REFERENCES = {
+    "exact": (exact_posterior, lambda model, x, seed, progress: exact_posterior(model, x)),
+    "gibbs": (linear_gaussian, _gibbs),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,8 +141,8 @@ def evaluate(
     *,
     num_draws: int = 100,
     seed: int = 0,
-    progress: bool = False,
     reference: str | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Evaluate `model`, where it is and in evaluation mode, on `data`.
 
@@ -145,10 +154,10 @@ def evaluate(
         data: a `Dataset`, or any array or tensor of shape ``(N, ...)``; dynamic binarisation is drawn once, by `seed`.
         num_draws: draws K of each code.
         seed: of binarisation and draws.
-        progress: show a bar.
         reference: compare with the true posterior: ``"exact"``, see `vsc_pyro.exact_posterior`, or ``"gibbs"``,
             `vsc_pyro.gibbs_posterior` with its defaults, which takes a while and whose own error adds to the
             `inclusion_error`.
+        progress: show a bar.
 
     Raises:
         ValueError: data that do not fit the model, fewer than one draw, or a model whose `reference` cannot be had.
@@ -159,6 +168,10 @@ def evaluate(
     if reference is not None:
         refuse, infer = choice("reference", reference, _REFERENCES)
         refuse(model, data.images[:1])
+        with model.evaluating():
+            has_atom = inclusion_logits(model.encoder(data.images[:1].to(model.reference))) is not None
+        if not has_atom and reference == "gibbs":
+            raise ValueError("reference='gibbs' tells inclusion probabilities, and the encoder's codes have none")
     chunk = min(num_draws, 100)
     batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // max(chunk, _GAP_DRAWS))
     # The data have been checked; Pyro would check every draw again and wait for the device each time.
@@ -169,13 +182,11 @@ def evaluate(
             parts.append(_evaluate_batch(model, x, num_draws, chunk, seed))
             if reference is not None:
                 seen.append(x)
-        has_atom = inclusion_logits(model.encoder(x[:1])) is not None
     fields = [torch.cat(field).double() for field in zip(*parts, strict=True)]
     result = _summary(fields, num_draws, data.binarize)
     if reference is None:
         return result
-    options = {"seed": seed, "progress": progress} if reference == "gibbs" else {}
-    truth = infer(model, torch.cat(seen), **options)
+    truth = infer(model, torch.cat(seen), seed, progress)
     evidence = float(truth.log_evidence.mean()) if reference == "exact" else math.nan
     _, _, _, _, _, inclusion, *_ = fields
     error = float((inclusion - truth.inclusion.cpu()).abs().mean()) if has_atom else math.nan

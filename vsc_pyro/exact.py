@@ -22,12 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro.datasets import as_dataset
-from vsc_pyro.decoders import NormalDecoder
-from vsc_pyro.distributions import inclusion_logits
-from vsc_pyro.priors import SpikeSlabPrior
+from vsc_pyro.distributions import LinearNormal, SpikeSlab
 from vsc_pyro.vae import VAE
 
 MAX_LATENTS = 12
@@ -56,30 +55,21 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
 
     Raises:
         ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior that is
-            not a `SpikeSlabPrior` with normal slabs.
+            not one spike-and-slab with standard normal slabs.
     """
-    decoder, prior = model.decoder, model.prior
-    if not isinstance(decoder, NormalDecoder):
-        raise ValueError(
-            f"only a linear decoder with Gaussian noise has an exact posterior, got {type(decoder).__name__}; "
-            "build the model with NormalDecoder(..., hidden=())"
-        )
-    if not isinstance(prior, SpikeSlabPrior):
-        raise ValueError(
-            f"the exact posterior is that under a SpikeSlabPrior, got {type(prior).__name__}; build the model with one"
-        )
-    if prior.slab != "normal":
-        raise ValueError(
-            f"the exact posterior is that under normal slabs, got a prior with slab={prior.slab!r}; "
-            "build it with slab='normal'"
-        )
     images = as_dataset(x).images
     model.check_data(images)
     with model.evaluating():
-        dictionary = decoder.dictionary.flatten(1).double()
-        bias = decoder.pixels(model.reference.new_zeros(decoder.latent_dim)).flatten().double()
-        scale = decoder.scale.expand(decoder.output_shape).flatten().double()
-        logits = inclusion_logits(prior(None)).double()
+        prior = model.prior(images[:1].to(model.reference))
+        likelihood = model.decoder(model.reference.new_zeros(1, *prior.event_shape))
+        if not isinstance(likelihood, LinearNormal):
+            raise ValueError(
+                "only a linear decoder with Gaussian noise has an exact posterior, got "
+                f"{type(model.decoder).__name__}; build the model with NormalDecoder(..., hidden=())"
+            )
+        logits = _logits(prior)
+        dictionary, bias = likelihood.dictionary.flatten(1).double(), likelihood.mean.flatten().double()
+        scale = likelihood.scale.expand(likelihood.event_shape).flatten().double()
         weighted = dictionary / scale
         constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
         projections, log_noises = [], []
@@ -88,6 +78,19 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
             projections.append(residual @ weighted.T)
             log_noises.append(-0.5 * residual.square().sum(1) - constant)
     return LinearGaussian(weighted @ weighted.T, torch.cat(projections), torch.cat(log_noises), logits)
+
+
+def _logits(prior: Distribution) -> Tensor:
+    """Log-odds of a prior of spikes and standard normal slabs, the same for all data; float64, shape ``(J,)``."""
+    base = prior.base_dist if isinstance(prior, Independent) else prior
+    slab = base.slab if isinstance(base, SpikeSlab) else None
+    if not isinstance(slab, Normal) or prior.batch_shape or (slab.loc != 0).any() or (slab.scale != 1).any():
+        kind = type(base).__name__ if slab is None else f"SpikeSlab of {type(slab).__name__}"
+        raise ValueError(
+            f"the exact posterior is that under one spike-and-slab with standard normal slabs, got a prior of {kind}; "
+            "build the model with a SpikeSlabPrior of slab='normal'"
+        )
+    return base.logits.double()
 
 
 class Patterns:

@@ -20,7 +20,7 @@ name                  factor, forward      derivative                           
 
 The last two leave the spikes' gradient to the ELBO. With one draw of each code ``score`` is noisy; of several, the
 ELBOs of `vsc_pyro.objectives` hold each against the mean of the others (a leave-one-out baseline). ``disarm`` draws
-codes in antithetic pairs, for any ELBO that takes score functions and vectorised particles, Pyro's own included.
+codes in antithetic pairs, for these and for Pyro's `Trace_ELBO` and `TraceEnum_ELBO` with vectorised particles.
 
 References
     Y. Bengio, N. Léonard, A. Courville (2013), Estimating or propagating gradients through stochastic neurons.
@@ -190,7 +190,8 @@ class DisARM(ScoreFunction):
     .. math:: \tfrac12 (f - f')\,(s - s')\,\mathrm{sigmoid}(|l|),
 
     nothing where the two agree. Each pair is a pair of particles: ``fit(..., gate="disarm")`` draws two of each code
-    (`num_draws` may be any even number), and so does any ELBO of ``num_particles=2, vectorize_particles=True``.
+    (`num_draws` may be any even number), and so do these ELBOs with ``num_particles=2, vectorize_particles=True``.
+    Draws for anything but the particles of an ELBO are independent.
     """
 
     draws_at_once: ClassVar[int] = 2

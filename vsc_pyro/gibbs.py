@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
-from vsc_pyro.exact import NUMBERS_AT_ONCE, LinearGaussian, Patterns, linear_gaussian
+from vsc_pyro.exact import MAX_LATENTS, NUMBERS_AT_ONCE, LinearGaussian, Patterns, linear_gaussian
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
@@ -78,10 +78,10 @@ def gibbs_posterior(
         model: a `VAE` with a ``NormalDecoder(..., hidden=())``, of any variance, and a `SpikeSlabPrior` of normal
             slabs. Its encoder is not used.
         x: data, shape ``(B, ...)``.
-        num_samples: sweeps of each chain that count.
+        num_samples: sweeps of each chain that count, at least 2.
         burn_in: sweeps of each chain before those.
         chains: number of chains for each datum.
-        block_size: latents drawn together; a block costs two to this power.
+        block_size: latents drawn together, at most 12; a block costs two to this power.
         thin: one draw in so many is kept.
         start: codes to start from, shape ``(B, J)`` or ``(chains, B, J)``, such as draws of the encoder's; None for
             draws from the prior.
@@ -92,12 +92,18 @@ def gibbs_posterior(
         ValueError: another decoder, prior or slab; data or `start` that do not fit the model; or numbers below 1.
     """
     num_samples, burn_in = positive_int("num_samples", num_samples), natural_int("burn_in", burn_in)
+    if num_samples < 2:
+        raise ValueError("num_samples must be at least 2, for an error to be told, got 1")
+    if positive_int("block_size", block_size) > MAX_LATENTS:
+        raise ValueError(
+            f"block_size must be at most {MAX_LATENTS}, for a block has two to its power of patterns, got {block_size}"
+        )
     chains, thin, seed = positive_int("chains", chains), positive_int("thin", thin), natural_int("seed", seed)
     if thin > num_samples:
         raise ValueError(f"thin must be at most num_samples={num_samples}, for a draw to be kept, got {thin}")
     statistics = linear_gaussian(model, x)
     num_data, latents = statistics.projection.shape
-    block_size = min(positive_int("block_size", block_size), latents)
+    block_size = min(block_size, latents)
     starts = None if start is None else _checked(start, (chains, num_data, latents)).to(statistics.gram)
     width = max(_BATCHES * latents, 2**block_size * block_size**2)
     chunks = torch.arange(num_data).split(max(1, NUMBERS_AT_ONCE // (chains * width)))

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int
 from vsc_pyro.datasets import as_dataset
-from vsc_pyro.distributions import SLABS, SpikeSlab
+from vsc_pyro.distributions import SLABS, SpikeSlab, ThresholdedSpikeSlab
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.objectives import OBJECTIVES, get_objective
 from vsc_pyro.seeding import seeded
@@ -45,8 +45,8 @@ class FreePosterior(nn.Module):
     """An encoder without a network: parameters of its own for every datum, starting from a given posterior.
 
     Args:
-        distribution: where to start: a spike-and-slab, or independent Normal, Laplace or Cauchy, or a point (`Delta`),
-            of `batch_shape` ``(B,)``.
+        distribution: where to start: a spike-and-slab, thresholded or not, or independent Normal, Laplace or Cauchy,
+            or a point (`Delta`), of `batch_shape` ``(B,)``.
         gate: of the spikes, a name or a `vsc_pyro.gates.Gate`; None for that of `distribution`.
 
     Shapes:
@@ -62,8 +62,14 @@ class FreePosterior(nn.Module):
         if isinstance(base, Independent):
             base = base.base_dist
         self.gate = None
+        self._thresholded = isinstance(base, ThresholdedSpikeSlab)
         if isinstance(base, SpikeSlab):
             self.gate = base.gate if gate is None else get_gate(gate)
+        if self._thresholded:
+            self.register_buffer("first_threshold", base.threshold.detach().clone())
+            self.log_threshold_ratio = nn.Parameter(torch.zeros_like(self.first_threshold))
+            base = base.base
+        elif isinstance(base, SpikeSlab):
             self.register_buffer("first_logits", base.logits.detach().clone())
             self.logits = nn.Parameter(self.first_logits.clone())
             base = base.slab
@@ -86,7 +92,10 @@ class FreePosterior(nn.Module):
         if self._family is Delta:
             return Delta(loc, event_dim=self._event_dims)
         posterior = self._family(loc, self.unit * self.log_ratio.exp())
-        if self.gate is not None:
+        if self._thresholded:
+            threshold = self.first_threshold * self.log_threshold_ratio.exp()
+            posterior = ThresholdedSpikeSlab(posterior, threshold, gate=self.gate)
+        elif self.gate is not None:
             posterior = SpikeSlab(posterior, logits=self.logits, gate=self.gate)
         return posterior.to_event(self._event_dims)
 
@@ -167,7 +176,7 @@ def refine(
     steps, lr, seed = positive_int("steps", steps), positive_float("lr", lr), natural_int("seed", seed)
     if num_draws is None and not isinstance(objective, ELBO):
         num_draws = 20 if choice("objective", objective, OBJECTIVES).draws_codes else 1
-    loss = get_objective(objective, num_draws)
+    loss = get_objective(objective, num_draws, (Gate() if gate is None else get_gate(gate)).draws_at_once)
     x = as_dataset(x).images
     model.check_data(x)
     decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)  # so that the model's own is not touched

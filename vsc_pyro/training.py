@@ -19,7 +19,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
@@ -48,7 +48,8 @@ class History:
 
     Attributes:
         elbo: minus the training loss, nats per datum, mean over the epoch: the ELBO by the gate as trained (soft spikes
-            if it is soft), its KL part weighted by the model's beta, less any penalty. For models that have no bound (a
+            if it is soft), its KL part weighted by the model's beta, less any penalty; of the importance-weighted
+            objective, its bound of several draws. For models that have no bound (a
             point for a posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
         seconds: duration of the epoch.
     """
@@ -113,7 +114,7 @@ def fit(
         objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
             normal decoders), ``"importance-weighted"`` (the bound of several draws), or any `pyro.infer.ELBO`.
         gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
-        num_draws: draws of each code per step, for a named objective; None for as few as the gate takes.
+        num_draws: draws of each code per step, for a named objective; None for as few as objective and gate take.
         epochs: passes over the data, those of a resumed run included.
         batch_size: data per step; the last batch of an epoch may be smaller.
         lr: learning rate of Adam.
@@ -148,12 +149,12 @@ def fit(
         )
     device = resolve_device(device)
     if gate is not None:
-        if not hasattr(model.encoder, "gate"):
+        if getattr(model.encoder, "gate", None) is None:
             raise ValueError(
                 f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
             )
-        gate = get_gate(gate)
-    draws_at_once = (gate or getattr(model.encoder, "gate", Gate())).draws_at_once
+        gate = getattr(model.encoder, "get_gate", get_gate)(gate)
+    draws_at_once = (gate or getattr(model.encoder, "gate", None) or Gate()).draws_at_once
     loss = get_objective(objective, num_draws, draws_at_once)
     data = as_dataset(data)
     model.check_data(data.images)
@@ -162,61 +163,60 @@ def fit(
             f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
             "one datum is undefined; choose another batch_size"
         )
-    if gate is not None:
-        model.encoder.gate = gate
-    schedules = dict(schedules or {})
-    check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
-    if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
-        warnings.warn(
-            f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not end, "
-            "and no schedule moves it: the encoder's slabs are trained and used in that proportion only; "
-            "model.encoder.slab_weight.fill_(1.0) ends the warm-up",
-            stacklevel=2,
-        )
-    model.to(device)
-    model.num_data = len(data)
-    data = data.to(model.reference)
+    with _gate_in_place(model.encoder, gate):
+        schedules = dict(schedules or {})
+        check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
+        if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
+            warnings.warn(
+                f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not "
+                "end, and no schedule moves it: the encoder's slabs are trained and used in that proportion only; "
+                "model.encoder.slab_weight.fill_(1.0) ends the warm-up",
+                stacklevel=2,
+            )
+        model.to(device)
+        model.num_data = len(data)
+        data = data.to(model.reference)
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
-    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-    schedule = lr_schedule(optimizer) if lr_schedule is not None else None
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
-    generator = torch.Generator(device).manual_seed(seed)
-    settings = {
-        "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
-        + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "data": f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {_checksum(data.images)}",
-        "model": _without_addresses(repr(model)),
-        "schedules": _without_addresses(repr(schedules)),
-        "trained": [name for name, p in model.named_parameters() if p.requires_grad],
-    }
-    run = _Run(model, optimizer, schedule, schedules, generator, settings)
-    svi = SVI(model.model, model.guide, optimizer, loss)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
+        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+        schedule = lr_schedule(optimizer) if lr_schedule is not None else None
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
+        generator = torch.Generator(device).manual_seed(seed)
+        settings = {
+            "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
+            + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
+            "batch_size": batch_size,
+            "lr": lr,
+            "seed": seed,
+            "data": f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {_checksum(data.images)}",
+            "model": _without_addresses(repr(model)),
+            "schedules": _without_addresses(repr(schedules)),
+            "trained": [name for name, p in model.named_parameters() if p.requires_grad],
+        }
+        run = _Run(model, optimizer, schedule, schedules, generator, settings)
+        svi = SVI(model.model, model.guide, optimizer, loss)
 
-    with _private_state(model, device, seed):
-        if resume and Path(checkpoint).is_file():
-            run.restore(checkpoint, device, epochs)
-        else:
-            model.prepare(data.images)
-        first_epoch = len(run.history)
-        steps = -(-len(data) // batch_size)
-        set_values(model, schedules, max(0, first_epoch * steps - 1))
-        with tqdm(
-            total=epochs * steps, initial=first_epoch * steps, disable=not progress, unit="step", desc="fit"
-        ) as bar:
-            for epoch in range(first_epoch, epochs):
-                run.epoch(svi, data, batch_size, bar)
-                if schedule is not None:
-                    schedule.step()
-                if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
-                    run.save(checkpoint)
-    return run.history
+        with _private_state(model, device, seed):
+            if resume and Path(checkpoint).is_file():
+                run.restore(checkpoint, device, epochs)
+            else:
+                model.prepare(data.images)
+            first_epoch = len(run.history)
+            steps = -(-len(data) // batch_size)
+            set_values(model, schedules, max(0, first_epoch * steps - 1))
+            with tqdm(
+                total=epochs * steps, initial=first_epoch * steps, disable=not progress, unit="step", desc="fit"
+            ) as bar:
+                for epoch in range(first_epoch, epochs):
+                    run.epoch(svi, data, batch_size, bar)
+                    if schedule is not None:
+                        schedule.step()
+                    if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
+                        run.save(checkpoint)
+        return run.history
 
 
 def _without_addresses(text: str) -> str:
@@ -225,6 +225,20 @@ def _without_addresses(text: str) -> str:
 
 def _checksum(x: Tensor) -> str:
     return f"{zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy()):08x}"
+
+
+@contextlib.contextmanager
+def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
+    """Give `encoder` that gate, and the one it had back if training is refused before it has begun."""
+    before = getattr(encoder, "gate", None)
+    if gate is not None:
+        encoder.gate = gate
+    try:
+        yield
+    except Exception as error:
+        if gate is not None and not isinstance(error, NonFiniteLossError):
+            encoder.gate = before
+        raise
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
-from vsc_pyro.distributions.draws import CentredScoreParts
+from vsc_pyro.distributions.draws import PARTICLES, CentredScoreParts
 from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
@@ -11,6 +11,7 @@ from vsc_pyro.distributions.summaries import centre, has_mean
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
+    "PARTICLES",
     "SLABS",
     "AssignedMixture",
     "CentredScoreParts",

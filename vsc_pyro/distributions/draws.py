@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
+from pyro.poutine import runtime
 from torch import Tensor
 
 from vsc_pyro.gates import Gate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vsc_pyro.distributions.spike_slab import SpikeSlab
 
 _KEY = "_spike_slab_draw"
+PARTICLES = "num_particles_vectorized"  # what Pyro calls its plate over particles
 
 # Operations that hand a draw on, cell by cell; what comes out of any other is a number of its own.
 _HANDS_ON = re.compile(
@@ -77,6 +79,11 @@ def gate_behind(value: Tensor) -> Gate | None:
         sources = [source for source, _ in node.next_functions if source is not None]
         node = sources[0] if len(sources) == 1 and _HANDS_ON.fullmatch(type(node).__name__) else None
     return None
+
+
+def in_plate_of_particles() -> bool:
+    """Whether an ELBO is drawing several particles at once."""
+    return any(getattr(messenger, "name", None) == PARTICLES for messenger in runtime._PYRO_STACK)
 
 
 def warn_if_not_linear(gate: Gate) -> None:

@@ -25,7 +25,8 @@ Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive
 mixture of priors) inherit the gate's bias in the KL part as well, and a warning says so; ``gate="score"`` is unbiased
 under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO` and refused by the others. A value whose draw was lost on the
 way (transformed, edited in place, scored by a component of a mixture) is refused rather than scored with the wrong
-gradient. Samplers that follow gradients (HMC, NUTS) never reach the atom: do not use them on a spike-and-slab site.
+gradient; so is ``gate="disarm"`` under `TraceGraph_ELBO`. Samplers that follow gradients (HMC, NUTS) never reach the
+atom: do not use them on a spike-and-slab site.
 
 References
     T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
@@ -51,7 +52,15 @@ from torch.distributions import Distribution, MixtureSameFamily, biject_to, cons
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, gate_behind, remember, warn_if_not_linear
+from vsc_pyro.distributions.draws import (
+    CentredScoreParts,
+    Draw,
+    draw_of,
+    gate_behind,
+    in_plate_of_particles,
+    remember,
+    warn_if_not_linear,
+)
 from vsc_pyro.gates import Gate, get_gate
 
 
@@ -227,12 +236,10 @@ class SpikeSlab(TorchDistribution):
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         logits = self.logits.expand(self._extended_shape(sample_shape))
         at_once = self.gate.draws_at_once
-        # Draws of one code: those asked for, or what a plate over particles made of a distribution of fewer dimensions.
-        one_slab = self.slab if sample_shape else self._one_slab
         if at_once == 1:
             (hard, factor, score), slab = self.gate.draw(logits), self.slab.rsample(sample_shape)
-        elif torch.is_grad_enabled() and one_slab is not None and len(logits) % at_once == 0:
-            slab = one_slab.expand(logits.shape[1:]).rsample((len(logits) // at_once,))
+        elif self._has_particles(sample_shape) and len(logits) % at_once == 0:
+            slab = self._one_slab.expand(logits.shape[1:]).rsample((len(logits) // at_once,))
             (hard, factor, score), slab = self.gate.draw_together(logits), torch.cat(at_once * [slab])
         else:  # a draw like any other, but for an ELBO that asks for its score
             (hard, factor, _), score, slab = self.gate.draw(logits), None, self.slab.rsample(sample_shape)
@@ -247,6 +254,11 @@ class SpikeSlab(TorchDistribution):
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
             remember(value, Draw(slab, spike, self, score))
         return value
+
+    def _has_particles(self, sample_shape: torch.Size) -> bool:
+        """Whether a gradient is to be taken and the first dimension is of an ELBO's particles, alike for each."""
+        # Any other dimension may be of latents or of data, whose draws have to be independent.
+        return torch.is_grad_enabled() and not sample_shape and self._one_slab is not None and in_plate_of_particles()
 
     def _gated(self, factor: Tensor, slab: Tensor) -> Tensor:
         return factor * slab

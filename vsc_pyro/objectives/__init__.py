@@ -24,13 +24,14 @@ def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_
 
     Args:
         objective: ``"trace"``, ``"analytic"``, ``"exact"``, ``"importance-weighted"`` or any `pyro.infer.ELBO`.
-        num_draws: draws of each code that a named objective averages over, in one vectorised pass; None for
-            `draws_at_once`.
+        num_draws: draws of each code that a named objective averages over, in one vectorised pass; None for as
+            few as gate and objective take (5, for ``"importance-weighted"``).
         draws_at_once: of which the number of draws must be a multiple, see `vsc_pyro.gates.Gate`.
 
     Raises:
         ValueError: an unknown name; draws that are not a multiple of `draws_at_once`, or fewer than the objective
-            takes, or several for ``"exact"``, which takes none; a number of draws for an `ELBO` that has its own.
+            takes, or several for ``"exact"``, which takes none, or several at once for ``"importance-weighted"``; a
+            number of draws for an `ELBO` that has its own.
     """
     if isinstance(objective, ELBO):
         if num_draws is not None:
@@ -42,10 +43,15 @@ def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_
     else:
         objective = choice("objective", objective, OBJECTIVES)
         if num_draws is None:
-            num_draws = draws_at_once if objective.draws_codes else 1
+            num_draws = max(draws_at_once, objective.default_draws) if objective.draws_codes else 1
         num_draws = positive_int("num_draws", num_draws)
         # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
         loss = objective(num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1)
+    if draws_at_once > 1 and getattr(loss, "independent_draws", False):
+        raise ValueError(
+            f"the gate draws codes {draws_at_once} at a time, and {type(loss).__name__} takes independent draws; "
+            "take gate='score'"
+        )
     if getattr(loss, "draws_codes", True) and loss.num_particles % draws_at_once:
         raise ValueError(
             f"the gate draws codes {draws_at_once} at a time, got num_draws={loss.num_particles}; "

@@ -39,7 +39,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from vsc_pyro.distributions import CentredScoreParts
+from vsc_pyro.distributions import PARTICLES, CentredScoreParts
 
 
 class Term(NamedTuple):
@@ -60,9 +60,13 @@ class TraceELBO(Trace_ELBO):
 
     Attributes:
         draws_codes: whether the guide's latents are drawn.
+        default_draws: how many particles there are where nobody says.
+        independent_draws: whether these have to be independent of one another.
     """
 
     draws_codes: ClassVar[bool] = True
+    default_draws: ClassVar[int] = 1
+    independent_draws: ClassVar[bool] = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data, without gradients."""
@@ -119,12 +123,17 @@ class TraceELBO(Trace_ELBO):
                 terms[name] = self._latent_term(model_trace, name, guide_sites[name])
         for name, site in guide_sites.items():
             if name not in sites:  # an auxiliary site of the guide
-                terms[name] = Term(-site["log_prob"], -_entropy_term(site))
+                terms[name] = Term(-site["log_prob"], -self._entropy_term(site))
         return terms
 
     def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
         log_prior = _log_prob(model_trace, name)
-        return Term(log_prior - guide_site["log_prob"], log_prior - _entropy_term(guide_site))
+        return Term(log_prior - guide_site["log_prob"], log_prior - self._entropy_term(guide_site))
+
+    def _entropy_term(self, guide_site: dict) -> Tensor:
+        """The posterior's log-density, less what of its gradient has a mean of zero."""
+        entropy = guide_site["score_parts"].entropy_term
+        return torch.zeros_like(guide_site["log_prob"]) if is_identically_zero(entropy) else entropy
 
 
 class AnalyticELBO(TraceELBO):
@@ -175,7 +184,7 @@ def sample_sites(trace: Trace) -> dict[str, dict]:
 
 def particle_dim(stack: Iterable[CondIndepStackFrame]) -> int | None:
     """The dimension, counted from the right, of the plate over particles; None where there is none."""
-    return next((frame.dim for frame in stack if frame.name == "num_particles_vectorized"), None)  # Pyro's name for it
+    return next((frame.dim for frame in stack if frame.name == PARTICLES), None)
 
 
 def evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> set[str]:
@@ -201,8 +210,3 @@ def _less_that_of_other_particles(signal: Tensor, stack: Iterable[CondIndepStack
     if dim is None or signal.dim() < -dim or signal.shape[dim] == 1:
         return signal
     return (signal - signal.mean(dim, keepdim=True)) * signal.shape[dim] / (signal.shape[dim] - 1)
-
-
-def _entropy_term(guide_site: dict) -> Tensor:
-    entropy = guide_site["score_parts"].entropy_term
-    return torch.zeros_like(guide_site["log_prob"]) if is_identically_zero(entropy) else entropy

@@ -48,15 +48,22 @@ class ImportanceWeightedELBO(TraceELBO):
     """
 
     is_linear: ClassVar[bool] = False
+    default_draws: ClassVar[int] = 5
+    independent_draws: ClassVar[bool] = True
 
-    def __init__(self, num_particles: int = 10, *args: Any, vectorize_particles: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, num_particles: int = default_draws, *args: Any, vectorize_particles: bool = True, **kwargs: Any
+    ) -> None:
         if positive_int("num_particles", num_particles) < 2 or not vectorize_particles:
             raise ValueError(
                 "the importance-weighted objective takes two draws or more at once, got "
                 f"num_particles={num_particles}, vectorize_particles={vectorize_particles}; "
-                "pass num_draws=10 to fit, say, or num_particles=10 here"
+                "pass num_draws=5 to fit, say, or num_particles=5 here"
             )
         super().__init__(num_particles, *args, vectorize_particles=True, **kwargs)
+
+    def _entropy_term(self, guide_site: dict) -> Tensor:
+        return guide_site["log_prob"]  # multiplied by a weight no part of its gradient has a mean of zero
 
     def _losses(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
@@ -98,14 +105,14 @@ class ImportanceWeightedELBO(TraceELBO):
 
 def _bound_without(log_weight: Tensor, dim: int) -> Tensor:
     """The bound with each particle's log-weight replaced by the mean of the others', by particle."""
-    num_particles = log_weight.shape[dim]
-    others = (log_weight.sum(dim, keepdim=True) - log_weight) / (num_particles - 1)
-    # (..., K, K): for every particle (last but one) the log-weights of all (last), its own replaced.
     columns = log_weight.movedim(dim, -1)
-    replaced = columns.unsqueeze(-2).expand(*columns.shape, num_particles)
-    own = torch.eye(num_particles, dtype=torch.bool, device=log_weight.device)
-    replaced = torch.where(own, others.movedim(dim, -1).unsqueeze(-1), replaced)
-    return (torch.logsumexp(replaced, -1) - math.log(num_particles)).movedim(-1, dim)
+    num_particles = columns.shape[-1]
+    mean_of_others = (columns.sum(-1, keepdim=True) - columns) / (num_particles - 1)
+    nothing = torch.full_like(columns[..., :1], -math.inf)
+    before = torch.cat([nothing, columns.logcumsumexp(-1)[..., :-1]], -1)
+    after = torch.cat([columns.flip(-1).logcumsumexp(-1).flip(-1)[..., 1:], nothing], -1)
+    total = torch.logaddexp(torch.logaddexp(before, after), mean_of_others)
+    return (total - math.log(num_particles)).movedim(-1, dim)
 
 
 def _common_stack(sites: dict[str, dict], guide_sites: dict[str, dict]) -> tuple:
@@ -113,6 +120,8 @@ def _common_stack(sites: dict[str, dict], guide_sites: dict[str, dict]) -> tuple
     stacks = {name: site["cond_indep_stack"] for name, site in guide_sites.items()}
     if missing := [name for name, site in sites.items() if not site["is_observed"] and name not in guide_sites]:
         raise NotImplementedError(f"the importance-weighted objective needs a guide for every latent, also {missing}")
+    if not stacks:
+        raise NotImplementedError("the importance-weighted objective needs a guide with latents; there is none")
     if len(set(stacks.values())) != 1:
         raise NotImplementedError(
             "the importance-weighted objective takes latents that share their plates, got "
