@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
@@ -168,22 +169,25 @@ def table_row(name, curve):
 
 
 def draw(curves, title):
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, (field, label) in zip(
-        figure.subplots(1, 2, sharey=True), {"step": "steps", "seconds": "processor seconds"}.items(), strict=True
-    ):
-        colours = matplotlib.colormaps["tab20"].colors
-        for colour, (name, curve) in zip(colours, curves.items(), strict=False):
-            values = [point["iwae"] for point in curve]
-            axes.plot([point[field] for point in curve], values, "o-", ms=3, lw=1.2, color=colour, label=name)
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    across = {"step": "steps", "seconds": "processor seconds"}
+    down = {"elbo": "test ELBO, nats", "iwae": "importance-weighted test bound, nats"}
+    grid = figure.subplots(len(down), len(across), sharex="col", sharey="row")
+    for row, bound in zip(grid, down, strict=True):
+        for axes, field in zip(row, across, strict=True):
+            colours = matplotlib.colormaps["tab20"].colors
+            for colour, (name, curve) in zip(colours, curves.items(), strict=False):
+                xs, ys = ([point[key] for point in curve] for key in (field, bound))
+                axes.plot(xs, ys, "o-", ms=3, lw=1.2, color=colour, label=name)
+            axes.grid(alpha=0.3)
+        # The first points, and all of the worst gate, would squash the others.
+        last = sorted(curve[-1][bound] for curve in curves.values())
+        row[0].set_ylim(last[len(last) // 2] - 15, last[-1] + 1)
+        row[0].set_ylabel(down[bound])
+    for axes, label in zip(grid[-1], across.values(), strict=True):
         axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-        # The first point of the worst gate would squash all others.
-        last = [curve[-1]["iwae"] for curve in curves.values()]
-        axes.set_ylim(sorted(last)[len(last) // 2] - 15, max(last) + 1)
-    figure.axes[0].set_ylabel("importance-weighted test bound, nats")
-    figure.axes[1].legend(fontsize=8, ncols=2, loc="lower right")
-    figure.suptitle(title, fontsize=10)
+    grid[-1][1].legend(fontsize=8, ncols=2, loc="lower right")
+    figure.suptitle("\n".join(textwrap.wrap(title, 110)), fontsize=10)
     return figure
 
 
