@@ -12,13 +12,13 @@ from conftest import assert_mean_equals
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from test_objectives import (
-    ALPHA,
     NOISE,
     PARAMETERS,
     TOY,
     J,
     SixLatents,
     X,
+    importance_weighted_exact,
     toy_exact,
     toy_gradients,
     toy_prior,
@@ -217,26 +217,6 @@ def test_any_score_function_site_is_exact_and_quieter(particles):
 
 
 # Several draws under one logarithm
-
-
-def importance_weighted_exact(num_draws):
-    """Minus the bound's gradient, by enumeration of spikes and quadrature over slabs, of 2 or 3 draws."""
-    theta = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in TOY.items()}
-    nodes, weights = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(60))
-    weights = weights / weights.sum()
-    w = theta["loc"] + theta["scale"] * nodes
-    slab, gamma = dist.Normal(theta["loc"], theta["scale"]), theta["logits"].sigmoid()
-    unit = dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
-    on = dist.Normal(w, NOISE).log_prob(torch.tensor(X)) + math.log(ALPHA) + unit.log_prob(w)
-    on = on - gamma.log() - slab.log_prob(w)
-    off = dist.Normal(0.0, NOISE).log_prob(torch.tensor(X)).double() + math.log(1 - ALPHA) - (1 - gamma).log()
-    log_w, prob = torch.cat([on, off[None]]), torch.cat([gamma * weights, (1 - gamma)[None]])
-    bound, joint = log_w, prob
-    for _ in range(num_draws - 1):
-        bound, joint = torch.logaddexp(bound[..., None], log_w), joint[..., None] * prob
-    loss = -(joint * (bound - math.log(num_draws))).sum()
-    loss.backward()
-    return loss.detach(), {name: value.grad for name, value in theta.items()}
 
 
 @pytest.mark.parametrize("num_draws", [2, 3])
