@@ -69,7 +69,7 @@ def test_every_family_gains_and_the_model_is_left_alone(digits, family):
     next(model.decoder.parameters()).requires_grad_(False)
     x = digits.test.binarized("static", torch.Generator().manual_seed(0)).images[:30]
     before = state(model)
-    result = refine(model, x, steps=40, num_draws=5)
+    result = refine(model, x, steps=150, num_draws=5)
     after = state(model)
     for name in ("weights", "random"):
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
