@@ -1,6 +1,7 @@
 """Every example runs as a user runs it, on real data, and leaves what it promises."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -96,7 +97,9 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
     settings = "--dataset digits --epochs 40 --batch-size 20 --latent-dim 6 --hidden 20 --iwae-draws 5".split()
     command = [sys.executable, EXAMPLES / "mnist_vsc.py", *settings, "--device", "cpu", "--output", tmp_path / "a"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell that runs the tests in the background has them ignore interrupts, and what they start as well.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
     while not (tmp_path / "a" / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
