@@ -22,7 +22,7 @@ from vsc_pyro import plots
 from vsc_pyro.calibration import check_calibration
 from vsc_pyro.exact import exact_posterior
 from vsc_pyro.files import replacing
-from vsc_pyro.objectives import OBJECTIVES
+from vsc_pyro.objectives import OBJECTIVES, get_objective
 from vsc_pyro.refinement import refine
 
 # Name: how to load so many training data, and a standard deviation of the noise to start from, in units of the data.
@@ -139,6 +139,8 @@ def main(argv=None):
     metrics = args.output / "metrics.json"
     if metrics.exists() and not args.overwrite:
         raise SystemExit(f"{metrics} exists; pass --overwrite to replace it, or another --output")
+    get_objective(args.objective)
+    get_objective(args.refine_objective, args.refine_draws)
     data, models = {}, {}
     for name in args.datasets:  # all, before any is trained
         load, scale = DATASETS[name]

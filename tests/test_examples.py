@@ -238,6 +238,7 @@ def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
         ),
         (("sparse_patches.py", "--size", "2"), "--size must be at least 4"),
         (("exact_inference.py", "--datasets", "digits", "--latent-dim", "13"), "at most 12 latents, got 13"),
+        (("exact_inference.py", "--datasets", "digits", "--refine-draws", "20"), "objective='exact' draws no codes"),
         (("linear_rate_distortion.py", "--inclusions", "0.1", "3"), "inclusion must lie strictly between 0 and 1"),
     ],
 )
@@ -265,7 +266,7 @@ def test_sparse_patches(tmp_path):
 
 def test_exact_inference(tmp_path):
     data = "--datasets linear-5x5 --num-data 500 --latent-dim 4 --steps 150 --device cpu --quiet".split()
-    small = "--refine-steps 100 --refine-draws 20 --num-test 30 --num-simulated 60".split()
+    small = "--refine-steps 100 --num-test 30 --num-simulated 60".split()
     result = run("exact_inference.py", *data, *small, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

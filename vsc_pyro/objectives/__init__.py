@@ -34,7 +34,7 @@ def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_
             number of draws for an `ELBO` that has its own.
     """
     if isinstance(objective, ELBO):
-        if num_draws is not None:
+        if num_draws not in (None, objective.num_particles):
             raise ValueError(
                 f"num_draws={num_draws} goes with a named objective; build the {type(objective).__name__} "
                 "with num_particles= instead"
