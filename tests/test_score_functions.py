@@ -21,12 +21,13 @@ from test_objectives import (
     importance_weighted_exact,
     toy_exact,
     toy_gradients,
+    toy_loss,
     toy_prior,
 )
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import PARTICLES, SpikeSlab, StraightThroughThreshold
-from vsc_pyro.gates import DisARM
+from vsc_pyro.gates import DisARM, get_gate
 from vsc_pyro.objectives import AnalyticELBO, ImportanceWeightedELBO, TraceELBO, get_objective
 from vsc_pyro.objectives.importance_weighted import _bound_without
 
@@ -274,20 +275,8 @@ def test_the_bound_without_a_draw_is_that_with_the_mean_in_its_place():
 
 def test_importance_weighted_value_is_exact_and_that_of_the_evaluation(small_vae, digits):
     exact, _ = importance_weighted_exact(3)
-
-    def model():
-        with pyro.plate("replicas", 5000):
-            z = pyro.sample("z", toy_prior().expand((5000,)))
-            pyro.sample("x", dist.Normal(z, NOISE), obs=torch.full((5000,), X, dtype=torch.float64))
-
-    def guide():
-        theta = {k: torch.full((5000,), v, dtype=torch.float64) for k, v in TOY.items()}
-        with pyro.plate("replicas", 5000):
-            slab = dist.Normal(theta["loc"], theta["scale"])
-            pyro.sample("z", SpikeSlab(slab, logits=theta["logits"], gate="score"))
-
-    elbo = ImportanceWeightedELBO(3, max_plate_nesting=1)
-    assert_mean_equals(torch.tensor([elbo.loss(model, guide) / 5000 for _ in range(20)]), exact)
+    elbo, gate = ImportanceWeightedELBO(3, max_plate_nesting=1), get_gate("score")
+    assert_mean_equals(torch.tensor([toy_loss(elbo, gate) for _ in range(20)]), exact)
 
     vae, data = small_vae("score"), digits.test.draw(slice(None))
     losses = [ImportanceWeightedELBO(7, max_plate_nesting=1).loss(vae.model, vae.guide, data) for _ in range(20)]

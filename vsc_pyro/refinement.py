@@ -163,7 +163,7 @@ def refine(
         x: data as the model sees them (binarised, if they are to be), shape ``(N, ...)``.
         steps: of the optimiser, for every datum.
         lr: its rate at the start; locations move in units of the posterior's scale.
-        objective: ``"analytic"``, ``"trace"``, for a linear decoder ``"exact"``, best by far, or any `pyro.infer.ELBO`.
+        objective: ``"analytic"``, ``"trace"``, ``"exact"`` (linear decoders: no noise), or any `pyro.infer.ELBO`.
         num_draws: draws of each code per step, for a named objective; None for 20, where it draws any.
         gate: gradient estimator of the spikes; None for the encoder's, with hard spikes. A low
             temperature is nearly unbiased, and noise is taken care of by the draws.
