@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro import plots
+from vsc_pyro import load_checkpoint, load_weights, plots
 from vsc_pyro.arguments import positive_float, positive_int
 from vsc_pyro.distributions import SLABS
 from vsc_pyro.files import replacing
@@ -220,6 +220,29 @@ def load_data(args):
         return vsc.datasets.load("digits", None, binarize, args.seed)
 
 
+def build_model(args, shape):
+    build, _ = PRIORS[args.prior]
+    encoder, prior = build(args, shape)
+    decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden[::-1], args.decoder_activation)
+    return vsc.VAE(encoder, decoder, prior, beta=args.beta)
+
+
+def load_run(directory, data_root=None):
+    """The trained model of a finished run of this script, its settings, and its training and test data."""
+    missing = [name for name in ("config.json", "checkpoint.pt", "metrics.json") if not (directory / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{directory} holds no finished run of mnist_vsc.py: {', '.join(missing)} not there; "
+            f"run examples/mnist_vsc.py --output {directory}, with --resume if it was interrupted"
+        )
+    config, metrics = (json.loads((directory / name).read_text()) for name in ("config.json", "metrics.json"))
+    args = argparse.Namespace(**(vars(parse([])) | config | {"dataset": metrics["dataset"], "data_root": data_root}))
+    train, test = load_data(args)
+    model = build_model(args, tuple(train.images.shape[1:]))
+    load_weights(model, load_checkpoint(directory / "checkpoint.pt"), directory / "checkpoint.pt")
+    return model, args, train, test
+
+
 def warmup(args, num_steps):
     if args.warmup is None:
         return {}
@@ -251,10 +274,8 @@ def main(argv=None):
     epochs = args.epochs or EPOCHS.get(train.name, 50)
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
-    build, _ = PRIORS[args.prior]
-    encoder, prior = build(args, shape)
-    decoder = vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden[::-1], args.decoder_activation)
-    model = vsc.VAE(encoder, decoder, prior, beta=args.beta)
+    model = build_model(args, shape)
+    encoder, prior = model.encoder, model.prior
 
     device = resolve_device(args.device)
     model.check_data(train.images)
