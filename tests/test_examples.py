@@ -47,21 +47,28 @@ def test_bare_svi():
     assert result.stdout.count("360 data, binarisation: dynamic") == 2
 
 
-def test_mnist_vsc_writes_what_it_promises(tmp_path):
-    result = run("mnist_vsc.py", *SMALL, "--output", tmp_path / "run", "--quiet")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of mnist_vsc.py, for tests that only read it: what it said, and its folder."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return run("mnist_vsc.py", *SMALL, "--output", folder, "--quiet"), folder
+
+
+def test_mnist_vsc_writes_what_it_promises(finished):
+    result, folder = finished
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "ELBO" in result.stdout
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert set(METRICS) <= metrics.keys()
     assert (metrics["dataset"], metrics["epochs"], metrics["num_test"], metrics["iwae_draws"]) == ("digits", 2, 360, 5)
     assert metrics["test_elbo"] == pytest.approx(metrics["test_reconstruction"] - metrics["test_kl"])
-    with open(tmp_path / "run" / "history.csv", newline="") as file:
+    with open(folder / "history.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     for name in FIGURES:
-        assert imread(tmp_path / "run" / f"{name}.png").std() > 0.01
+        assert imread(folder / f"{name}.png").std() > 0.01
     expected = {"metrics.json", "history.csv", "checkpoint.pt", "config.json", *(f"{name}.png" for name in FIGURES)}
-    assert {file.name for file in (tmp_path / "run").iterdir()} == expected
+    assert {file.name for file in folder.iterdir()} == expected
 
 
 def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
@@ -140,6 +147,18 @@ def test_mnist_vsc_takes_every_system(tmp_path, arguments):
     result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "pseudo_inputs.png").exists() == ("pseudo-input" in arguments)
+
+
+def test_explore(finished, tmp_path):
+    missing = run("explore.py", tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: {tmp_path} holds no finished run of mnist_vsc.py: config.json")
+    assert "Traceback" not in missing.stderr
+    result = run("explore.py", finished[1], "--num-data", 4, "--output", tmp_path / "page.html")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"{tmp_path / 'page.html'}, 0.0")
+    assert "{{" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_compare_gates(tmp_path):
