@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import shutil
 import struct
@@ -29,6 +30,26 @@ def test_real_files_on_a_root_that_is_read_only(mnist_root, name, ink):
     assert (train.images.shape, test.images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
     assert train.images.mean() == pytest.approx(ink, abs=1e-4)  # the published mean intensity
     assert (train.name, train.binarize) == (name, "dynamic")
+
+
+@pytest.mark.parametrize("rows", [slice(2, 9, 3), torch.tensor([4, 4, 0]), torch.arange(360) % 50 == 7])
+def test_some_of_the_data_are_data_with_all_that_belongs_to_them(rows):
+    smiley = vsc.datasets.load("smiley").test
+    data = dataclasses.replace(smiley, labels=torch.arange(len(smiley)))[:360]
+    some = data[rows]
+    assert torch.equal(some.images, data.images[rows])
+    assert torch.equal(some.labels, data.labels[rows])
+    assert torch.equal(some.factors.presence, data.factors.presence[rows])
+    assert torch.equal(some.factors.values, data.factors.values[rows])
+    assert (some.binarize, some.name, some.factors.names) == (data.binarize, data.name, data.factors.names)
+
+
+def test_one_datum_is_a_slice():
+    data = vsc.datasets.load("digits").test
+    with pytest.raises(TypeError, match=r"by a slice or a tensor of indices, got 3; one datum is data\[i : i \+ 1\]"):
+        data[3]
+    with pytest.raises(ValueError, match="at least one datum"):
+        data[:0]
 
 
 def test_dynamic_binarisation_draws_afresh_and_by_the_generator():

@@ -6,7 +6,7 @@ from conftest import assert_mean_equals
 from pyro.infer import Predictive
 from torch.distributions import kl_divergence
 
-from vsc_pyro.distributions import SpikeSlab, centre, inclusion_logits
+from vsc_pyro.distributions import SpikeSlab, centre, inclusion_logits, slab_of
 from vsc_pyro.gates import GATES
 
 SLABS = {
@@ -319,3 +319,15 @@ def test_centre_of_a_point_and_of_a_transformed_distribution():
     point = torch.randn(4, 3)
     assert torch.equal(centre(dist.Delta(point, event_dim=1)), point)
     assert torch.equal(centre(SLABS["lognormal"]), SLABS["lognormal"].mean)
+
+
+def test_the_slab_of_a_code_is_what_it_is_where_it_is_not_zero():
+    slab = SLABS["laplace"].expand((4, 3))
+    for code in (
+        SpikeSlab(slab, probs=0.3).to_event(1),
+        SpikeSlab(slab, probs=0.3).to_event(2),
+        slab.to_event(1),
+        slab,
+    ):
+        assert slab_of(code).batch_shape == (4, 3)
+        assert torch.equal(slab_of(code).mean, slab.mean)

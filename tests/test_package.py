@@ -10,7 +10,7 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Imports run one way, from left to right; a module may import only from groups before its own.
 LAYERS = [
-    {"arguments", "files", "seeding"},
+    {"arguments", "arviz_versions", "files", "seeding"},
     {"gates", "networks", "checkpoints", "datasets", "schedules"},
     {"distributions"},
     {"encoders", "decoders", "priors"},
@@ -18,7 +18,8 @@ LAYERS = [
     {"objectives", "exact"},
     {"svi", "gibbs"},
     {"training", "evaluation", "probes", "refinement"},
-    {"calibration"},
+    {"calibration", "posterior"},
+    {"criticism"},
     {"plots"},
 ]
 

@@ -3,6 +3,7 @@
 from vsc_pyro import datasets, gates, schedules
 from vsc_pyro.calibration import Calibration, check_calibration
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.criticism import elpd, predictive_check
 from vsc_pyro.datasets import Dataset, Factors
 from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
 from vsc_pyro.distributions import SpikeSlab, ThresholdedSpikeSlab
@@ -19,6 +20,7 @@ from vsc_pyro.exact import ExactPosterior, exact_posterior
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.networks import ConvTrunk, DeconvTrunk
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
+from vsc_pyro.posterior import to_arviz
 from vsc_pyro.priors import (
     CauchyPrior,
     FlatPrior,
@@ -80,6 +82,7 @@ __all__ = [
     "TraceELBO",
     "check_calibration",
     "datasets",
+    "elpd",
     "encode",
     "evaluate",
     "exact_posterior",
@@ -90,7 +93,9 @@ __all__ = [
     "linear_probe",
     "load_checkpoint",
     "load_weights",
+    "predictive_check",
     "refine",
     "save_checkpoint",
     "schedules",
+    "to_arviz",
 ]

@@ -72,6 +72,18 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, rows: slice | Tensor) -> Dataset:
+        """Some of the data, with labels and factors: ``test[:16]``, or the rows of a tensor of indices or of bools."""
+        if not isinstance(rows, (slice, Tensor)):
+            raise TypeError(f"take data by a slice or a tensor of indices, got {rows!r}; one datum is data[i : i + 1]")
+        parts = {"images": self.images[rows]}
+        if self.labels is not None:
+            parts["labels"] = self.labels[rows]
+        if self.factors is not None:
+            presence, values, names = self.factors
+            parts["factors"] = Factors(presence[rows], values[rows], names)
+        return dataclasses.replace(self, **parts)
+
     def to(self, like: Tensor) -> Dataset:
         """The same data on the device of the tensor `like`, images and factors' values in its floating-point type."""
         labels = None if self.labels is None else self.labels.to(like.device)

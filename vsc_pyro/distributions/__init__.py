@@ -7,7 +7,7 @@ from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
-from vsc_pyro.distributions.summaries import centre, has_mean
+from vsc_pyro.distributions.summaries import centre, has_mean, slab_of
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "inclusion_logits",
     "is_atom_free",
     "is_point",
+    "slab_of",
 ]

@@ -17,6 +17,16 @@ def has_mean(distribution: Distribution) -> bool:
     return not isinstance(distribution, Cauchy)
 
 
+def slab_of(distribution: Distribution) -> Distribution:
+    """What a code of independent latents is distributed by where it is not zero: a spike-and-slab's slab, or itself.
+
+    The latents are dimensions of its batch: the shape is `batch_shape + event_shape` of the distribution.
+    """
+    if isinstance(distribution, Independent):
+        return slab_of(distribution.base_dist)
+    return distribution.slab if isinstance(distribution, SpikeSlab) else distribution
+
+
 def centre(distribution: Distribution) -> Tensor:
     r"""The mean, or where a family need not have one its median; shape `batch_shape + event_shape`.
 
