@@ -16,7 +16,7 @@ import torch
 from mnist_vsc import load_run, natural, whole
 
 from vsc_pyro.arguments import choice
-from vsc_pyro.distributions import centre, inclusion_logits
+from vsc_pyro.distributions import centre, inclusion_logits, slab_of
 from vsc_pyro.files import replacing
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -71,8 +71,7 @@ def posterior_of(model, x):
     with model.evaluating():
         posterior = model.encoder(x)
     logits = inclusion_logits(posterior)
-    posterior = posterior.base_dist
-    return (None, posterior) if logits is None else (logits.sigmoid(), posterior.slab)
+    return None if logits is None else logits.sigmoid(), slab_of(posterior)
 
 
 def layers(decoder):

@@ -10,6 +10,7 @@ from test_posterior import groups, values
 
 import vsc_pyro as vsc
 from vsc_pyro import criticism
+from vsc_pyro.arviz_versions import matplotlib_figure, plot_statistics
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +110,8 @@ def test_predictive_check_has_the_statistics_of_both(pair, digits, group):
 
 @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # ArviZ 0.23 with matplotlib 3.11
 def test_arviz_draws_the_check(pair, digits):
-    import arviz
-
     check = vsc.predictive_check(vsc.to_arviz(pair["trained"], digits.test[:20], 60))
-    if arviz.__version__.startswith("0."):
-        figure = arviz.plot_bpv(check, kind="t_stat", t_stat="mean")[0].figure
-    else:
-        figure = arviz.plot_ppc_tstat(check, t_stat="mean").viz["figure"].item()
+    figure = matplotlib_figure(plot_statistics(check))
     assert {axes.get_title().removesuffix(" (mean)") for axes in figure.axes} >= {"ink", "pixels_on", "strokes"}
 
 

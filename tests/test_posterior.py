@@ -12,6 +12,7 @@ from torch.distributions import Normal
 
 import vsc_pyro as vsc
 from vsc_pyro import posterior
+from vsc_pyro.arviz_versions import matplotlib_figure
 from vsc_pyro.distributions import SpikeSlab, inclusion_logits
 from vsc_pyro.seeding import seeded
 
@@ -124,8 +125,7 @@ def test_summary_and_forest_of_what_is_active(inference):
         means, values(inference, "posterior", "active").double().mean((0, 1)).flatten(), atol=0.01, rtol=0
     )
     on = inference["posterior"]["active"].sum("latent").to_dataset(name="on").astype(float)
-    shown = arviz.plot_forest(on, combined=True)
-    figure = shown[0].figure if arviz.__version__.startswith("0.") else shown.viz["figure"].item()
+    figure = matplotlib_figure(arviz.plot_forest(on, combined=True))
     marked = [x for axes in figure.axes for line in axes.lines if len(line.get_xdata()) == 1 for x in line.get_xdata()]
     marked += [x for axes in figure.axes for points in axes.collections for x, _ in points.get_offsets()]
     expected = (

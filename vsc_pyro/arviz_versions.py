@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import arviz
     import xarray
+    from matplotlib.figure import Figure
 
 
 def _is_first_line() -> bool:
@@ -60,3 +61,21 @@ def elpd_data(pointwise: xarray.DataArray, num_samples: int) -> arviz.ELPDData:
         good_k=math.nan,
         elpd_i=pointwise,
     )
+
+
+def plot_statistics(check: arviz.InferenceData | xarray.DataTree) -> Any:
+    """ArviZ's plot of means over data, replicated and observed, of what `vsc_pyro.predictive_check` returned."""
+    import arviz
+
+    if _is_first_line():
+        return arviz.plot_bpv(check, kind="t_stat", t_stat="mean", figsize=(10, 3), textsize=9)
+    return arviz.plot_ppc_tstat(check, t_stat="mean", backend="matplotlib", figure_kwargs={"figsize": (10, 3)})
+
+
+def matplotlib_figure(shown: Any) -> Figure:
+    """The figure of what an ArviZ plot returned: of 0.x axes, an array of them if several, of 1.x a collection."""
+    if hasattr(shown, "viz"):
+        return shown.viz["figure"].item()
+    while not hasattr(shown, "figure"):
+        shown = shown[0]
+    return shown.figure

@@ -1,0 +1,338 @@
+"""What does a trained model believe, what do its latents mean, can it be trusted? One report on a run of mnist_vsc.py.
+
+    python examples/inspect_posterior.py runs/mnist_vsc
+
+writes to --output, the folder inspection of the run: posterior.nc, an ArviZ object for `arviz.from_netcdf`; the
+figures; and report.html, one file with all figures and tables in it, which needs no network and can be sent to someone
+else.
+"""
+
+import argparse
+import base64
+import html
+import io
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib
+import torch
+from mnist_vsc import load_run, natural, whole
+from sklearn.metrics import roc_auc_score
+
+import vsc_pyro as vsc
+from vsc_pyro import criticism, plots
+from vsc_pyro.arviz_versions import matplotlib_figure, plot_statistics
+from vsc_pyro.distributions import centre, inclusion_logits
+from vsc_pyro.files import replacing
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+OTHERS = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}  # data of the same shape that the model has not seen
+NUM_EXPLAINED = 3
+NUM_CHECKED = 200  # test data that replicated data are held against
+NUM_PRIOR = 2000
+NUM_IMPUTED = 100
+NUM_BOUNDED = 1000
+BOUND_DRAWS = 20
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
+    add("--compare", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="other finished runs of the same data")
+    add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
+    add("--num-data", type=whole, default=16, help="test images whose posterior is kept")
+    add("--num-samples", type=whole, default=500, help="draws of each of their codes")
+    add("--seed", type=natural, default=0)
+    add("--output", type=Path, metavar="DIR", help="default: inspection in RUN_DIR")
+    add("--overwrite", action="store_true", help="replace the report that is there")
+    return parser.parse_args(argv)
+
+
+class Report:
+    """Headings, sentences, tables and figures in their order; figures are files of their own, too."""
+
+    def __init__(self, folder, title):
+        self.folder, self.title = folder, title
+        self.parts, self.headings = [], []
+
+    def heading(self, text):
+        self.headings.append(text)
+        self.parts.append(f'<h2 id="part{len(self.headings)}">{html.escape(text)}</h2>')
+
+    def text(self, sentence):
+        self.parts.append(f"<p>{html.escape(sentence)}</p>")
+
+    def table(self, frame, caption):
+        self.text(caption)
+        self.parts.append(frame.to_html(border=0, float_format="{:.4g}".format, justify="left"))
+
+    def figure(self, name, figure, caption):
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=130, bbox_inches="tight", format="png")
+        with replacing(self.folder / f"{name}.png") as temporary:
+            temporary.write_bytes(picture.getvalue())
+        source = base64.b64encode(picture.getvalue()).decode()
+        caption = html.escape(caption)
+        image = f'<img src="data:image/png;base64,{source}" alt="{caption}">'
+        self.parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+
+    def write(self):
+        links = "".join(f'<a href="#part{i}">{html.escape(text)}</a>' for i, text in enumerate(self.headings, 1))
+        body = "\n".join([f"<nav>{links}</nav>", *self.parts])
+        page = TEMPLATE.read_text(encoding="utf-8")
+        page = page.replace("{{title}}", html.escape(self.title)).replace("{{body}}", body)
+        with replacing(self.folder / "report.html") as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+
+class Subject:
+    """The model in question, its data, and what of them more than one part of the report asks for."""
+
+    def __init__(self, args):
+        import pandas
+
+        self.args, self.frame = args, pandas.DataFrame
+        self.model, self.settings, self.train, self.test = load_run(args.run, args.data_root)
+        self.metrics = json.loads((args.run / "metrics.json").read_text())
+        generator = torch.Generator().manual_seed(args.seed)
+        self.x = self.test.draw(slice(max(args.num_data, NUM_IMPUTED, NUM_EXPLAINED)), generator)
+        with self.model.evaluating():
+            posterior = self.model.encoder(self.x.to(self.model.reference))
+        logits = inclusion_logits(posterior)
+        self.has_spikes = logits is not None
+        # The latent that says most about the first datum: surely on, and large.
+        self.latent = int(centre(posterior)[0].abs().argmax())
+
+    def row(self, **values):
+        return self.frame([values])
+
+
+def believes(report, subject):
+    report.heading("What does it believe about this image?")
+    report.text(
+        "For each image the encoder says with what probability each latent is on, and about which value it then has. "
+        "What a latent contributes is what the decoded picture loses without it."
+    )
+    for i in range(NUM_EXPLAINED):
+        report.figure(f"code_{i}", plots.code(subject.model, subject.x[i]), f"Test image {i} and its code.")
+        caption = f"Test image {i} explained: what each active latent adds (and takes away), largest first."
+        report.figure(f"explanation_{i}", plots.explanation(subject.model, subject.x[i]), caption)
+
+
+def is_sure(report, subject, inference):
+    import arviz
+
+    report.heading("Which latents are on, and how sure is it?")
+    active = inference["posterior"]["active"]
+    on = active.sum("latent").astype(float).to_dataset(name="on")
+    shown = matplotlib_figure(arviz.plot_forest(on, combined=True))
+    report.figure(
+        "latents_on", shown, f"How many latents are on in each of the first {subject.args.num_data} test images."
+    )
+    if not subject.has_spikes:
+        report.text("This posterior has no spikes: every latent is always on.")
+        return
+    summary = arviz.summary(inference, var_names=["active"], kind="stats", round_to=4)
+    summary.insert(0, "inclusion_prob", inference["constant_data"]["inclusion_prob"].values.flatten())
+    least_sure = summary.iloc[(summary["inclusion_prob"] - 0.5).abs().argsort()[:12]]
+    report.table(least_sure, "The latents that it is least sure of, [image, latent], drawn and exact (inclusion_prob):")
+    report.figure("inclusion_by_class", plots.inclusion_map(subject.model, subject.test), "Latents by class.")
+    by_datum = plots.inclusion_map(subject.model, subject.test, by="datum")
+    report.figure(
+        "inclusion_by_datum", by_datum, "Latents by image, sorted by class: what of a column is the same for a class."
+    )
+    usage = plots.inclusion_usage(subject.model, subject.test)
+    report.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
+
+
+def means(report, subject):
+    model, x, latent = subject.model, subject.x, subject.latent
+    report.heading("What does each latent mean?")
+    report.figure("traversals", plots.traversals(model, subject.test), "The most used latents, moved.")
+    report.figure("traversal", plots.traversal(model, x[0], latent), f"Latent {latent} of the first image, off and on.")
+    redrawn = plots.conditional_samples(model, x[0], latent)
+    report.figure(
+        "conditional_samples", redrawn, "The same latent off, and on with its value drawn anew from the prior."
+    )
+    labels = subject.test.labels
+    other = 1 if labels is None else int((labels[: len(x)] != labels[0]).float().argmax())
+    between = plots.interpolation(model, torch.stack([x[0], x[other]]))
+    report.figure("interpolation", between, "From one image to another, by the latents that are on in either.")
+    report.figure("embedding", plots.embedding(model, subject.test), "Codes of test images.")
+    if model.decoder.latent_dim == 2:
+        report.figure(
+            "manifold", plots.manifold(model, subject.test), "What the two latents draw, over the prior's range."
+        )
+    if hasattr(model.prior, "pseudo_inputs"):
+        report.figure("pseudo_inputs", plots.pseudo_inputs(model, subject.test), "Pseudo-inputs.")
+
+
+def generates(report, subject):
+    report.heading("Does it make such data?")
+    inference = vsc.to_arviz(
+        subject.model, subject.test[:NUM_CHECKED], 50, log_likelihood=False, seed=subject.args.seed
+    )
+    statistics = dict(criticism.STATISTICS)
+    if subject.has_spikes:
+        statistics["active_latents"] = criticism.active_latents(subject.model)
+    draws = {"posterior": inference}
+    draws["prior"] = vsc.to_arviz(
+        subject.model, subject.test[:1], NUM_PRIOR, log_likelihood=False, seed=subject.args.seed
+    )
+    checks = {group: vsc.predictive_check(drawn, statistics, group) for group, drawn in draws.items()}
+    rows = []
+    for name in statistics:
+        observed = checks["posterior"]["observed_data"][name].mean()
+        for group, check in checks.items():
+            drawn = check["posterior_predictive"][name]
+            mean = drawn.mean("datum") if "datum" in drawn.dims else drawn
+            low, high = mean.quantile([0.03, 0.97]).values
+            values = {"observed": float(observed), "predicted": float(mean.mean()), "3 %": low, "97 %": high}
+            rows.append({"statistic": name, "by": group} | values | {"share above": float((mean > observed).mean())})
+    caption = (
+        f"Mean over {NUM_CHECKED} test images. Posterior: the same mean of images predicted from their own codes, its "
+        f"interval, and the share of predictions above the data's. Prior: {NUM_PRIOR} images made from codes of the "
+        "prior, one by one."
+    )
+    report.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
+    figure = matplotlib_figure(plot_statistics(checks["posterior"]))
+    report.figure("predictive_check", figure, "Posterior: means of predictions, and of the data (the dot or line).")
+    report.figure(
+        "prior_samples", plots.prior_samples(subject.model, subject.test), "Images made from codes of the prior."
+    )
+
+
+def is_calibrated(report, subject):
+    report.heading("Can its probabilities be trusted?")
+    result = vsc.check_calibration(subject.model, seed=subject.args.seed)
+    report.text(
+        "Codes are drawn from the prior, images from the decoder, and the encoder is asked for the codes, whose truth "
+        "is then known: this tests the encoder, on the model's own data."
+    )
+    found = {name: value for name, value in result.as_dict().items() if isinstance(value, (int, float))}
+    report.table(subject.row(**found), "Calibration:")
+    if subject.has_spikes:
+        report.figure(
+            "reliability", plots.reliability({"encoder": result}), "Probability that is said, share that is on."
+        )
+    report.figure(
+        "ranks", plots.rank_histograms({"encoder": result}), "Ranks of true codes among draws; flat is right."
+    )
+
+
+def imputes(report, subject):
+    report.heading("What if half of the image is missing?")
+    x = subject.x[:NUM_IMPUTED]
+    mask = torch.ones(x.shape[1:], dtype=torch.bool)
+    mask[..., x.shape[-2] // 2 :, :] = False
+    found = subject.model.impute(x, mask, num_samples=10, seed=subject.args.seed)
+    missing = ~mask.expand(x.shape)
+    guesses = {"impute": found.mean.cpu(), "mean training image": subject.train.images.mean(0).expand(x.shape)}
+    rows = []
+    for name, guess in guesses.items():
+        p, truth = guess[missing].clamp(1e-4, 1 - 1e-4), x[missing]
+        entropy = -(truth * p.log() + (1 - truth) * (1 - p).log())
+        rows.append(
+            {"by": name, "squared error": float((p - truth).square().mean()), "cross-entropy": float(entropy.mean())}
+        )
+    caption = f"Lower half of {len(x)} test images hidden; means per hidden pixel (as the model saw them, nats):"
+    report.table(subject.frame(rows).set_index("by"), caption)
+    figure = plots.imputations(subject.model, subject.test, mask, seed=subject.args.seed)
+    report.figure(
+        "imputations", figure, "What the model saw, the image, the mean of what may be there, and draws of it."
+    )
+
+
+def is_surprised(report, subject):
+    report.heading("Does it notice what it has not seen?")
+    generator = torch.Generator().manual_seed(subject.args.seed)
+    test = subject.test[:NUM_BOUNDED]
+    order = torch.randperm(test.images[0].numel(), generator=generator)
+    shuffled = test.images.flatten(1)[:, order].reshape(test.images.shape)
+    data = {test.name: test, "the same, pixels shuffled": vsc.Dataset(shuffled, binarize=test.binarize)}
+    if test.name in OTHERS:
+        try:
+            # Binarised, or not, as the model's own test data: else the bounds would tell that.
+            other = vsc.datasets.load(OTHERS[test.name], subject.args.data_root, None, download=False).test
+            data[other.name] = other.binarized(test.binarize, generator)[:NUM_BOUNDED]
+        except FileNotFoundError as error:
+            print(f"{OTHERS[test.name]} is not at hand and is left out of the report ({error})", file=sys.stderr)
+    found = {name: vsc.bounds(subject.model, some, num_draws=BOUND_DRAWS) for name, some in data.items()}
+    inside, *_ = found.values()
+    rows = []
+    for name, result in found.items():
+        truth = torch.cat([torch.zeros(len(inside.iwae)), torch.ones(len(result.iwae))])
+        scores = -torch.cat([inside.iwae, result.iwae])
+        auroc = roc_auc_score(truth, scores) if result is not inside else None
+        rows.append({"data": name, "mean bound": float(result.iwae.mean()), "AUROC of minus the bound": auroc})
+    caption = (
+        f"Bound of {BOUND_DRAWS} draws for each of {NUM_BOUNDED} images. AUROC: how often unseen data have the lower one; "
+        "0.5 is chance, 1 always. A high bound is no proof of having been seen: simpler data often have a higher one."
+    )
+    report.table(subject.frame(rows).set_index("data"), caption)
+    report.figure("bounds", plots.bound_histograms(found), "The bound of each image.")
+
+
+def compares(report, subject):
+    import arviz
+
+    report.heading("Is another model better?")
+    test, found = subject.test[:NUM_BOUNDED], {}
+    for folder in (subject.args.run, *subject.args.compare):
+        model, _, _, other = load_run(folder, subject.args.data_root)
+        if (other.name, other.binarize) != (test.name, test.binarize):
+            raise ValueError(
+                f"--compare {folder} is of {other.name}, binarisation {other.binarize}, and {subject.args.run} of "
+                f"{test.name}, {test.binarize}; compare runs of the same data"
+            )
+        draws = vsc.to_arviz(model, test, 100, predictive=False, prior=False, seed=subject.args.seed)
+        found[str(folder)] = vsc.elpd(draws)
+    report.table(
+        arviz.compare(found), f"Log-likelihood of {len(test)} test images, importance-weighted, 100 draws (elpd):"
+    )
+
+
+def main(argv=None):
+    args = parse(argv)
+    start = time.perf_counter()
+    output = args.output or args.run / "inspection"
+    if (output / "report.html").exists() and not args.overwrite:
+        raise SystemExit(f"{output} holds a report; pass --overwrite to replace it, or another --output")
+    matplotlib.use("Agg")  # for ArviZ, which would open windows
+    subject = Subject(args)
+    report = Report(
+        output, f"{subject.test.name}, {subject.settings.prior} prior, {subject.settings.latent_dim} latents"
+    )
+    names = ("epochs", "test_elbo", "test_iwae", "test_kl", "expected_l0", "hard_l0", "hoyer", "active_units")
+    report.table(
+        subject.row(**{name: subject.metrics[name] for name in names}), f"{args.run}, as measured when trained:"
+    )
+    inference = vsc.to_arviz(subject.model, subject.test[: args.num_data], args.num_samples, seed=args.seed)
+    with replacing(output / "posterior.nc") as temporary:
+        inference.to_netcdf(temporary)
+
+    believes(report, subject)
+    is_sure(report, subject, inference)
+    means(report, subject)
+    generates(report, subject)
+    is_calibrated(report, subject)
+    imputes(report, subject)
+    is_surprised(report, subject)
+    if args.compare:
+        compares(report, subject)
+    report.write()
+    seconds = time.perf_counter() - start
+    size = (output / "report.html").stat().st_size / 1e6
+    print(f"{output / 'report.html'}, {size:.1f} MB, and {output / 'posterior.nc'} in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
+    try:
+        main()
+    except (ImportError, ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
