@@ -270,7 +270,7 @@ def is_surprised(report, subject):
         auroc = roc_auc_score(truth, scores) if result is not inside else None
         rows.append({"data": name, "mean bound": float(result.iwae.mean()), "AUROC of minus the bound": auroc})
     caption = (
-        f"Bound of {BOUND_DRAWS} draws for each of {NUM_BOUNDED} images. AUROC: how often unseen data have the lower one; "
+        f"Bound of {BOUND_DRAWS} draws for each of {NUM_BOUNDED} images. AUROC: how often unseen data are lower; "
         "0.5 is chance, 1 always. A high bound is no proof of having been seen: simpler data often have a higher one."
     )
     report.table(subject.frame(rows).set_index("data"), caption)
