@@ -10,16 +10,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
-from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.plots.looking import looking
-from vsc_pyro.plots.pictures import grid
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.plots.looking import batches, data_for, looking
+from vsc_pyro.plots.pictures import BLUE, ORANGE, draw_grid, grid, in_rows, limits_of, name_latents
 from vsc_pyro.training import History
 from vsc_pyro.vae import VAE
 
 
 @looking
 def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0) -> Figure:
-    """The learned pseudo-inputs of a `PseudoInputPrior`, most used first, and the share of data assigned to each.
+    """The learned pseudo-inputs of a `PseudoInputPrior`, most used first, and how often each is chosen.
+
+    Above each picture its number and the share of data assigned to it, the mean of q(u | x); below, that share beside
+    the share of data of which it is the most probable. Where the two differ assignments are uncertain.
 
     Args:
         model: a `VAE` with such a prior.
@@ -27,24 +30,32 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
         seed: of binarisation.
 
     Raises:
-        ValueError: a model without pseudo-inputs.
+        ValueError: a model without pseudo-inputs, or data that do not fit it.
     """
     if not hasattr(model.prior, "pseudo_inputs"):
         raise ValueError(
             f"the model's prior must have pseudo-inputs, and {type(model.prior).__name__} has none; "
             "build it with PseudoInputPrior"
         )
-    data = as_dataset(data)
-    batches = (data.draw(rows).to(model.reference) for rows in torch.arange(len(data)).split(1000))
-    shares = torch.cat([model.prior(x).log_assignment.exp() for x in batches]).mean(0)
+    data = data_for(model, data)
+    assignment = torch.cat([model.prior(x).log_assignment.exp().cpu() for x in batches(model, data)])
+    shares = assignment.mean(0)
+    chosen = assignment.argmax(1).bincount(minlength=len(shares)) / len(assignment)
     order = shares.argsort(descending=True)
-    inputs = model.prior.pseudo_inputs[order].reshape(-1, *data.images.shape[1:]).cpu()
-    columns = min(len(order), 10)
-    rows = list(inputs.split(columns))
-    titles = [f"{share:.0%}" for share in shares[order].tolist()]
-    figure = grid(rows, [""] * len(rows), "Pseudo-inputs, and the share of data assigned to each")
-    for axes, title in zip((a for a in figure.axes if a.images), titles, strict=True):
-        axes.set_title(title, fontsize=7)
+    inputs = model.prior.pseudo_inputs.cpu()[order].reshape(-1, *data.images.shape[1:])
+    titles = [f"{u}: {shares[u]:.0%}" for u in order.tolist()]
+    rows, titles = in_rows(inputs, titles, 10)
+    figure = Figure(figsize=(8.5, 0.95 * len(rows) + 2.8), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(0.95 * len(rows), 2.4))
+    draw_grid(above, rows, [""] * len(rows), titles, limits_of(data.images))
+    axes = below.subplots()
+    at = np.arange(len(order))
+    axes.bar(at - 0.2, shares[order].numpy(), 0.4, color=BLUE, label="mean assignment")
+    axes.bar(at + 0.2, chosen[order].numpy(), 0.4, color=ORANGE, label="most probable")
+    name_latents(axes, order.tolist())
+    axes.set(xlabel="pseudo-input, most used first", ylabel="share of data", xlim=(-0.8, len(order) - 0.2))
+    axes.legend(frameon=False, fontsize=8)
+    figure.suptitle("Pseudo-inputs, and how often each is chosen", fontsize=10)
     return figure
 
 
