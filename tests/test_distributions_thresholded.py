@@ -67,6 +67,13 @@ def test_moments_entropy_and_cdf_are_those_of_the_density(cut):
         )
 
 
+@pytest.mark.parametrize("cut", CUTS)
+def test_quantiles_invert_the_cdf(cut):
+    q, levels = tails(cut), torch.tensor([0.001, 0.2, 0.5, 0.7, 0.975], dtype=torch.float64)
+    torch.testing.assert_close(q.cdf(q.icdf(levels)), levels)
+    assert q.icdf(levels)[2] == LOC
+
+
 def test_without_a_threshold_it_is_the_normal_distribution():
     z = torch.linspace(-3, 3, 7, dtype=torch.float64)
     q, normal = tails(0.0), Normal(number(LOC), number(SCALE))

@@ -169,17 +169,25 @@ def test_traversals_of_codes_without_a_mean(digits):
 def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
     model, test = with_pseudo_inputs
     figure = plots.pseudo_inputs(model, test)
-    pictures = [axes for axes in figure.axes if axes.images]
-    assert len(pictures) == 12
-    with model.evaluating():
-        shares = model.prior(test.draw(slice(None), torch.Generator().manual_seed(0))).log_assignment.exp().mean(0)
-    shown = [int(axes.get_title().rstrip("%")) for axes in pictures]
-    assert shown == sorted(shown, reverse=True)
-    assert abs(sum(shown) - 100) < 7
-    # The draw of the data is another one; the shares of so many hardly differ.
-    assert shown[0] == pytest.approx(100 * shares.max().item(), abs=3)
-    brightest = model.prior.pseudo_inputs[shares.argmax(), 0].detach()
-    torch.testing.assert_close(shown_in(pictures[0]), brightest)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 12
+    with model.evaluating(), seeded(0, torch.device("cpu")):
+        assignment = model.prior(test.draw(slice(None))).log_assignment.exp()
+    shares = assignment.mean(0)
+    order = shares.argsort(descending=True).tolist()
+    assert [axes.get_title() for axes in shown] == [f"{u}: {shares[u]:.0%}" for u in order]
+    for axes, u in zip(shown, order, strict=True):
+        torch.testing.assert_close(shown_in(axes), model.prior.pseudo_inputs[u, 0].detach())
+    (bars,) = (axes for axes in figure.axes if not axes.images and axes.containers)
+    heights = [
+        torch.tensor([bar.get_height() for bar in container], dtype=torch.float32) for container in bars.containers
+    ]
+    torch.testing.assert_close(heights[0], shares[order])
+    chosen = torch.stack([(assignment.argmax(1) == u).float().mean() for u in order])
+    torch.testing.assert_close(heights[1], chosen)
+    assert (chosen - shares[order]).abs().max() > 0.005
+    assert [text.get_text() for text in bars.get_xticklabels()] == [str(u) for u in order]
+    assert pixels(figure).std() > 0.02
     assert (pixels(plots.prior_samples(model, test)) == pixels(plots.prior_samples(model, test))).all()
     with pytest.raises(ValueError, match="must have pseudo-inputs, and SpikeSlabPrior has none; build it with"):
         plots.pseudo_inputs(trained[0], test)

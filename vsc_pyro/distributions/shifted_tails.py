@@ -114,6 +114,10 @@ class ShiftedNormalTails(TorchDistribution):
         tail = 0.5 * _survival(self.cut, (value - self.loc).abs() / self.scale)
         return torch.where(value < self.loc, tail, 1 - tail)
 
+    def icdf(self, value: Tensor) -> Tensor:
+        excess = _excess_beyond(self.cut, -torch.log(2 * torch.minimum(value, 1 - value)))
+        return self.loc + self.scale * torch.sign(value - 0.5) * excess
+
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         cut = self.cut.expand(self._extended_shape(sample_shape))
         with torch.no_grad():

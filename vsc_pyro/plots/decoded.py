@@ -1,0 +1,119 @@
+"""What a model makes of data, and what it makes up: reconstructions and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.plots.looking import looking, proper_prior, slab_quantiles
+from vsc_pyro.plots.pictures import as_pixels, grid, in_rows, limits_of, show
+from vsc_pyro.vae import VAE
+
+
+def reconstructions(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 12, *, seed: int = 0) -> Figure:
+    """Data as the model sees them above the means that the decoder gives for one draw of their codes.
+
+    Args:
+        model, data: a `VAE` and data of shape ``(N, ...)``.
+        num: how many data, from the first on.
+        seed: of binarisation and draws.
+    """
+    return comparison({"decoded": model}, data, num, seed=seed)
+
+
+def comparison(
+    models: Mapping[str, VAE], data: Dataset | Tensor | np.ndarray, num: int = 12, *, seed: int = 0
+) -> Figure:
+    """The same data above what each of several models makes of them: a row of `reconstructions` for each.
+
+    Args:
+        models: what to write beside each row, and its `VAE`.
+        data: data of shape ``(N, ...)``.
+        num: how many data, from the first on.
+        seed: of binarisation, the same for all models, and of draws.
+
+    Raises:
+        ValueError: no model.
+    """
+    if not models:
+        raise ValueError("models holds no model; pass at least one, by the name to write beside its row")
+    rows = [_reconstruct(model, as_dataset(data), positive_int("num", num), seed=seed) for model in models.values()]
+    pictures = [rows[0][0], *(decoded for _, decoded in rows)]
+    return grid(pictures, ["data", *models], "Reconstructions, hard spikes", limits=limits_of(pictures[0]))
+
+
+@looking
+def _reconstruct(model: VAE, data: Dataset, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    x = data.draw(slice(num)).to(model.reference)
+    decoded = model.decoder(model.encoder(x).sample()).mean
+    return x.cpu(), decoded.reshape(x.shape).cpu()
+
+
+@looking
+def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60, *, seed: int = 0) -> Figure:
+    """Means that the decoder gives for codes drawn from the prior.
+
+    Args:
+        model: a `VAE`.
+        data: data of shape ``(N, ...)``; gives the pictures their shape (and the prior its x, if it looks at one).
+        num: how many samples.
+        seed: of the draws.
+    """
+    data = as_dataset(data)
+    x = data.images[:1].to(model.reference)
+    prior = proper_prior(model, x)
+    z = prior.expand((1,)).sample((positive_int("num", num),)).squeeze(1)
+    rows, _ = in_rows(model.decoder(z).mean.reshape(num, *x.shape[1:]).cpu(), [], 12)
+    return grid(rows, [""] * len(rows), "Decoded samples of the prior", limits=limits_of(data.images))
+
+
+@looking
+def manifold(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 15, *, seed: int = 0) -> Figure:
+    """What a model of two latents decodes throughout its plane, at evenly spaced quantiles of the prior.
+
+    The codes are those at the levels 1/2n, 3/2n, ..., 1 - 1/2n of either latent (Kingma & Welling, 2014). Of a
+    spike-and-slab prior both latents are on: levels are those of the slab.
+
+    Args:
+        model: a `VAE` of two latents.
+        data: data of shape ``(N, ...)``; gives the pictures their shape.
+        num: pictures n along either axis.
+        seed: of the draws that quantiles are taken from, where the prior has no formula for them.
+
+    Raises:
+        ValueError: a model of another number of latents, or a flat prior.
+    """
+    num = positive_int("num", num)
+    data = as_dataset(data)
+    x = data.images[:1].to(model.reference)
+    prior = proper_prior(model, x)
+    if prior.event_shape != (2,):
+        raise ValueError(
+            f"manifold needs a model of two latents, and this one has {prior.event_shape[-1]}; "
+            "build it with latent_dim=2, or see embedding or traversals"
+        )
+    levels = (torch.arange(num).to(x) + 0.5) / num
+    across, up = (slab_quantiles(prior, latent, levels) for latent in (0, 1))
+    # The rows of a picture run down, the axis up.
+    decoded = [model.decoder(torch.stack([across, value.expand(num)], 1)).mean for value in up.flip(0)]
+    tiles = [[as_pixels(picture) for picture in row.reshape(num, *x.shape[1:])] for row in decoded]
+    picture = np.concatenate([np.concatenate(row, axis=1) for row in tiles])
+    figure = Figure(figsize=(7.5, 7.5), layout="constrained")
+    axes = figure.subplots()
+    show(
+        axes, torch.from_numpy(picture).movedim(-1, 0) if picture.ndim == 3 else torch.from_numpy(picture), limits_of(x)
+    )
+    axes.axis("on")
+    height, width = (size / num for size in picture.shape[:2])
+    at = np.arange(num) + 0.5
+    axes.set_xticks(width * at - 0.5, [f"{value:.1f}" for value in across.tolist()])
+    axes.set_yticks(height * at - 0.5, [f"{value:.1f}" for value in up.flip(0).tolist()])
+    axes.tick_params(labelsize=8, length=0)
+    axes.set(xlabel="latent 0", ylabel="latent 1", title="Decoded codes at quantiles of the prior")
+    return figure

@@ -1,0 +1,210 @@
+"""Codes changed one latent at a time, and what the decoder makes of them.
+
+The code of a datum is here the most likely one: latents that are on with a probability above 1/2, at the centres of
+their slabs, and all others at zero.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vsc_pyro.arguments import choice, positive_int
+from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.distributions import centre
+from vsc_pyro.plots.looking import (
+    inclusion_of,
+    latent_index,
+    likely_code,
+    looking,
+    proper_prior,
+    slab_draws,
+    slab_quantiles,
+    some_data,
+)
+from vsc_pyro.plots.pictures import grid, in_rows, limits_of
+from vsc_pyro.vae import VAE
+
+_RANGE = (0.025, 0.975)  # of a slab, that a traversal passes through
+_PER_ROW = 10
+_NAMED = 15  # latents that a title lists by number
+
+
+@looking
+def traversals(
+    model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 10, limit: float = 3.0, *, seed: int = 0
+) -> Figure:
+    """What single latents draw: a row for each of the most used, in a datum in which it is surely on.
+
+    The first columns are the datum, its decoded code and the same code with this one latent off; in the others the
+    latent goes from -limit to limit, all others as they are.
+
+    Args:
+        model, data: a `VAE` and data of shape ``(N, ...)``.
+        num: number of latents, most used first.
+        limit: range of the latent's value, in standard deviations of the standard slab.
+        seed: of binarisation and draws.
+    """
+    data = as_dataset(data)
+    x = data.draw(slice(2000)).to(model.reference)
+    posterior = model.encoder(x)
+    inclusion, centres, codes = inclusion_of(posterior), centre(posterior), likely_code(posterior)
+    # A latent is used where it is on and its value says something about the datum.
+    use = inclusion.mean(0) * centres.std(0, correction=0)
+    latents = use.argsort(descending=True)[: positive_int("num", num)].tolist()
+    values = torch.linspace(-limit, limit, 7).to(x)
+    rows, names = [], []
+    for latent in latents:
+        datum = int((inclusion[:, latent] * centres[:, latent].abs()).argmax())
+        decoded = _decoded(model, codes[datum], latent, values).reshape(-1, *x.shape[1:])
+        rows.append(torch.cat([x[datum : datum + 1], decoded]).cpu())
+        names.append(f"latent {latent}\non {float(inclusion[:, latent].mean()):.0%}")
+    columns = ["datum", "decoded", "off", *(f"z = {value:g}" for value in values.tolist())]
+    return grid(rows, names, "Traversals of single latents", [columns], limits_of(x))
+
+
+@looking
+def traversal(
+    model: VAE,
+    x: Tensor | np.ndarray,
+    latent: int,
+    num: int = 9,
+    values: Sequence[float] | None = None,
+    *,
+    seed: int = 0,
+) -> Figure:
+    """What one latent draws in one datum: with its spike off, and on at values through the prior's slab.
+
+    Above, the datum, its decoded code and the same code with the latent off; below with the latent on, all others as
+    they are.
+
+    Args:
+        model: a `VAE`.
+        x: one datum, as the model is to see it, with or without a leading dimension of 1.
+        latent: which, counted from 0.
+        num: how many values, evenly spaced between the 2.5 and the 97.5 per cent quantile of the prior's slab.
+        values: these values of the latent instead.
+        seed: of the draws that quantiles are taken from, where the slab has no formula for them (that of a mixture).
+
+    Raises:
+        ValueError: not one datum, or one that does not fit the model; a latent that there is not; no values, or values
+            that are not finite numbers; a flat prior, which has no quantiles, without `values`.
+    """
+    x = some_data(model, x, 1)
+    posterior = model.encoder(x)
+    latent, num = latent_index(latent, posterior), positive_int("num", num)
+    if values is None:
+        prior = proper_prior(model, x, "pass values=(-2, 0, 2), or build the model with a proper prior")
+        low, high = slab_quantiles(prior, latent, x.new_tensor(_RANGE)).tolist()
+        values = np.linspace(low, high, num).tolist()
+    elif not len(values) or not all(map(math.isfinite, values)):
+        raise ValueError(f"values must be finite numbers, at least one, got {values!r}")
+    return _off_and_on(model, x, latent, x.new_tensor(values), f"Traversal of latent {latent}")
+
+
+@looking
+def conditional_samples(
+    model: VAE, x: Tensor | np.ndarray, latent: int, num: int = 10, slab: str = "prior", *, seed: int = 0
+) -> Figure:
+    """One spike of one datum switched off, and on with its slab redrawn; the rest of the code is kept.
+
+    Above, the datum, its decoded code and the same code with the latent off; below as many draws of the latent given
+    that it is on.
+
+    Args:
+        model: a `VAE`.
+        x: one datum, as the model is to see it, with or without a leading dimension of 1.
+        latent: which, counted from 0.
+        num: how many draws.
+        slab: from ``"prior"``, what the latent may be where it is on, or ``"posterior"``, what it may be in this datum.
+            Either without its atom at zero, if it has one.
+        seed: of the draws.
+
+    Raises:
+        ValueError: not one datum, or one that does not fit the model; a latent that there is not; no draw; an unknown
+            `slab`; a flat prior, which cannot be drawn from.
+    """
+    x = some_data(model, x, 1)
+    posterior = model.encoder(x)
+    latent, num = latent_index(latent, posterior), positive_int("num", num)
+    remedy = "pass slab='posterior', or build the model with a proper prior"
+    known = {"prior": lambda: proper_prior(model, x, remedy), "posterior": lambda: posterior}
+    values = slab_draws(choice("slab", slab, known)(), latent, num)
+    return _off_and_on(model, x, latent, values, f"Latent {latent} redrawn from the {slab}'s slab")
+
+
+def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str) -> Figure:
+    posterior = model.encoder(x)
+    decoded = _decoded(model, likely_code(posterior)[0], latent, values).reshape(-1, *x.shape[1:])
+    rows, titles = in_rows(decoded[2:], [f"z = {value:.2f}" for value in values.tolist()], _PER_ROW)
+    names = ["", "spike on", *[""] * (len(rows) - 1)]
+    probability = float(inclusion_of(posterior)[0, latent])
+    return grid(
+        [torch.cat([x, decoded[:2]]), *rows],
+        names,
+        f"{title}, on with probability {probability:.2f}",
+        [["datum", "decoded", "spike off"], *titles],
+        limits_of(x),
+    )
+
+
+def _decoded(model: VAE, code: Tensor, latent: int, values: Tensor) -> Tensor:
+    """Means of the code as it is, with the latent at zero, and with it at each of the values."""
+    codes = code.repeat(2 + len(values), 1)
+    codes[1:, latent] = torch.cat([values.new_zeros(1), values])
+    return model.decoder(codes).mean
+
+
+@looking
+def interpolation(model: VAE, x: Tensor | np.ndarray, num_steps: int = 8, *, seed: int = 0) -> Figure:
+    """From one datum to another through the latents that are active in either (after Tonolini et al., 2020).
+
+    Above, latents that are active in both data move in a straight line, those in one of them fade to or from zero, and
+    all others are off. Below, for comparison, a straight line between the two mean codes (`centre`), all latents in it.
+    Without spikes all latents are active, and the two rows the same.
+
+    Args:
+        model: a `VAE`.
+        x: two data, shape ``(2, ...)``, as the model is to see them.
+        num_steps: codes from the first to the second, both included.
+        seed: of nothing that is drawn here; taken as in every picture.
+
+    Raises:
+        ValueError: other than two data, or data that do not fit the model; fewer than two steps; data in neither of
+            which a latent is active.
+    """
+    if positive_int("num_steps", num_steps) < 2:
+        raise ValueError(f"num_steps must be at least 2, both ends being steps, got {num_steps}")
+    x = some_data(model, x, 2)
+    posterior = model.encoder(x)
+    active = inclusion_of(posterior) > 0.5
+    if not active.any():
+        raise ValueError(
+            f"no latent is active in either datum of x: the largest inclusion probability is "
+            f"{float(inclusion_of(posterior).max()):.2g}, and active means above 0.5; take other data"
+        )
+    rows = []
+    share = torch.linspace(0, 1, num_steps).to(x).unsqueeze(-1)
+    for first, second in (likely_code(posterior), centre(posterior)):
+        decoded = model.decoder(torch.lerp(first, second, share)).mean
+        rows.append(torch.cat([x[:1], decoded.reshape(-1, *x.shape[1:]), x[1:]]))
+    parts = {"first only": active[0] & ~active[1], "both": active.all(0), "second only": active[1] & ~active[0]}
+    union = f"{int(active.any(0).sum())} latents active; " + "; ".join(
+        f"{name}: {_listed(part.nonzero().flatten().tolist())}" for name, part in parts.items()
+    )
+    columns = ["first", *(f"{value:.2f}" for value in share.flatten().tolist()), "second"]
+    title = "Interpolation of codes\n" + textwrap.fill(union, 100)
+    return grid(rows, ["active\nlatents", "all\nlatents"], title, [columns], limits_of(x))
+
+
+def _listed(latents: list[int]) -> str:
+    if not latents:
+        return "none"
+    more = f" and {len(latents) - _NAMED} more" if len(latents) > _NAMED else ""
+    return ", ".join(map(str, latents[:_NAMED])) + more

@@ -1,0 +1,99 @@
+"""What a model has learnt, without a code: pseudo-inputs, atoms, the course of training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.plots.looking import batches, data_for, looking
+from vsc_pyro.plots.pictures import BLUE, ORANGE, draw_grid, grid, in_rows, limits_of, name_latents
+from vsc_pyro.training import History
+from vsc_pyro.vae import VAE
+
+
+@looking
+def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0) -> Figure:
+    """The learned pseudo-inputs of a `PseudoInputPrior`, most used first, and how often each is chosen.
+
+    Above each picture its number and the share of data assigned to it, the mean of q(u | x); below, that share beside
+    the share of data of which it is the most probable. Where the two differ assignments are uncertain.
+
+    Args:
+        model: a `VAE` with such a prior.
+        data: data of shape ``(N, ...)``; gives the pictures their shape, and the shares.
+        seed: of binarisation.
+
+    Raises:
+        ValueError: a model without pseudo-inputs, or data that do not fit it.
+    """
+    if not hasattr(model.prior, "pseudo_inputs"):
+        raise ValueError(
+            f"the model's prior must have pseudo-inputs, and {type(model.prior).__name__} has none; "
+            "build it with PseudoInputPrior"
+        )
+    data = data_for(model, data)
+    assignment = torch.cat([model.prior(x).log_assignment.exp().cpu() for x in batches(model, data)])
+    shares = assignment.mean(0)
+    chosen = assignment.argmax(1).bincount(minlength=len(shares)) / len(assignment)
+    order = shares.argsort(descending=True)
+    inputs = model.prior.pseudo_inputs.cpu()[order].reshape(-1, *data.images.shape[1:])
+    titles = [f"{u}: {shares[u]:.0%}" for u in order.tolist()]
+    rows, titles = in_rows(inputs, titles, 10)
+    figure = Figure(figsize=(8.5, 0.95 * len(rows) + 2.8), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(0.95 * len(rows), 2.4))
+    draw_grid(above, rows, [""] * len(rows), titles, limits_of(data.images))
+    axes = below.subplots()
+    at = np.arange(len(order))
+    axes.bar(at - 0.2, shares[order].numpy(), 0.4, color=BLUE, label="mean assignment")
+    axes.bar(at + 0.2, chosen[order].numpy(), 0.4, color=ORANGE, label="most probable")
+    name_latents(axes, order.tolist())
+    axes.set(xlabel="pseudo-input, most used first", ylabel="share of data", xlim=(-0.8, len(order) - 0.2))
+    axes.legend(frameon=False, fontsize=8)
+    figure.suptitle("Pseudo-inputs, and how often each is chosen", fontsize=10)
+    return figure
+
+
+def receptive_fields(model: VAE, num: int = 100) -> Figure:
+    """The atoms of a linear decoder, what each latent adds to the picture, largest norm first, each on its own scale.
+
+    Args:
+        model: a `VAE` whose decoder has a `dictionary` (``hidden=()``).
+        num: how many atoms.
+
+    Raises:
+        ValueError: a decoder that is not linear.
+    """
+    atoms = model.decoder.dictionary.detach().cpu()
+    order = atoms.flatten(1).norm(dim=1).argsort(descending=True)[: positive_int("num", num)]
+    atoms = atoms[order]
+    # Zero is grey, whatever the sign of an atom.
+    largest = atoms.flatten(1).abs().amax(1).clamp(min=1e-12)
+    shown = 0.5 + 0.5 * atoms / largest.reshape(-1, *[1] * (atoms.ndim - 1))
+    rows = list(shown.split(math.ceil(math.sqrt(len(order)))))
+    return grid(rows, [""] * len(rows), "Receptive fields: atoms of the linear decoder")
+
+
+def training_curve(history: History) -> Figure:
+    """What was maximised against epochs, as `fit` measured it (the ELBO by the gate as trained, where there is one).
+
+    Raises:
+        ValueError: a history without an epoch.
+    """
+    if not len(history):
+        raise ValueError("history holds no epoch; pass what fit returned")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, len(history) + 1), history.elbo, color="#0072B2", marker="." if len(history) < 30 else None)
+    # The first epochs fall off a cliff that would hide all others.
+    later = history.elbo[len(history) // 10 :]
+    margin = 0.05 * (max(later) - min(later)) or 1.0
+    axes.set_ylim(min(later) - margin, max(later) + margin)
+    axes.set(xlabel="epoch", ylabel="training objective, nats per datum", title="Training")
+    axes.grid(alpha=0.3)
+    return figure

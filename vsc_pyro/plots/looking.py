@@ -1,0 +1,146 @@
+"""How a model is looked at, hard spikes and the caller's random state left alone, and what of a code is seen."""
+
+from __future__ import annotations
+
+import functools
+import numbers
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pyro.distributions import Categorical, ImproperUniform, MixtureSameFamily
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
+
+from vsc_pyro.arguments import natural_int
+from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.distributions import SpikeSlab, centre, inclusion_logits, is_point
+from vsc_pyro.seeding import seeded
+from vsc_pyro.vae import VAE
+
+_DRAWS = 10_000  # that quantiles are taken from where there is no formula
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def looking(function: F) -> F:
+    """Run in evaluation mode, without gradients, and leave mode and random state as they were."""
+
+    @functools.wraps(function)
+    def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Any:
+        with model.evaluating(), seeded(natural_int("seed", kwargs.get("seed", 0)), model.reference.device):
+            return function(model, *args, **kwargs)
+
+    return wrapper
+
+
+# What is looked at ----------------------------------------------------------------------------------------------------
+
+
+def some_data(model: VAE, x: Tensor | np.ndarray, num: int) -> Tensor:
+    """`x` as `num` data of shape ``(num, ...)`` that the model takes, where it is and in its type.
+
+    Of one datum the leading dimension may be missing.
+
+    Raises:
+        ValueError: another number of data, or data that do not fit the model.
+    """
+    remedy = f"pass data.images[:{num}], or what data.draw(slice({num})) gives"
+    if isinstance(x, Dataset):
+        raise ValueError(f"x must be a tensor of {_data(num)}, got a Dataset; {remedy}")
+    x = torch.as_tensor(x)
+    shape = getattr(model.encoder, "input_shape", None)
+    # Of a model of flat data an image of three dimensions, or a row of pixels, is one datum as well.
+    if num == 1 and (x.shape == shape or (x.shape[1:] != shape and x.ndim % 2 == 1)):
+        x = x.unsqueeze(0)
+    if x.ndim < 2 or len(x) != num:
+        raise ValueError(f"x must be {_data(num)}, got a tensor of shape {tuple(x.shape)}; {remedy}")
+    x = as_dataset(x).images
+    model.check_data(x)
+    return x.to(model.reference)
+
+
+def _data(num: int) -> str:
+    return "one datum" if num == 1 else f"{num} data"
+
+
+def data_for(model: VAE, data: Dataset | Tensor | np.ndarray) -> Dataset:
+    """`data` as a `Dataset` that the model takes, or `ValueError`."""
+    data = as_dataset(data)
+    model.check_data(data.images)
+    return data
+
+
+def batches(model: VAE, data: Dataset) -> Iterator[Tensor]:
+    """The data as the model sees them, a thousand at a time, where it is."""
+    return (data.draw(rows).to(model.reference) for rows in torch.arange(len(data)).split(1000))
+
+
+def latent_index(latent: int, posterior: Distribution) -> int:
+    """Return `latent` as an `int` that counts a latent of this posterior, or raise `ValueError`."""
+    num = posterior.event_shape[-1]
+    if isinstance(latent, bool) or not isinstance(latent, numbers.Integral) or not 0 <= latent < num:
+        raise ValueError(f"latent must be a whole number from 0 to {num - 1}, of {num} latents, got {latent!r}")
+    return int(latent)
+
+
+def proper_prior(model: VAE, x: Tensor, remedy: str = "build the model with a proper prior") -> Distribution:
+    """The distribution of codes before any datum is seen, or `ValueError` where it is flat."""
+    prior = model.marginal_prior(x)
+    if isinstance(prior, ImproperUniform):
+        raise ValueError(f"the prior is flat, and there is nothing to draw from; {remedy}")
+    return prior
+
+
+# What of a code is seen -----------------------------------------------------------------------------------------------
+
+
+def inclusion_of(posterior: Distribution) -> Tensor:
+    """P(z != 0) of every latent: 1 without an atom at zero, and of a point whether it is not zero."""
+    logits = inclusion_logits(posterior)
+    if logits is not None:
+        return logits.sigmoid()
+    code = centre(posterior)
+    return (code != 0).to(code) if is_point(posterior) else torch.ones_like(code)
+
+
+def slab_of(distribution: Distribution) -> Distribution:
+    """What latents are drawn from given that they are on: slabs, or all of a distribution without an atom at zero."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return distribution.slab if isinstance(distribution, SpikeSlab) else distribution
+
+
+def likely_code(posterior: Distribution) -> Tensor:
+    """The centre of its slab where a latent is on more likely than not, and zero elsewhere."""
+    return torch.where(inclusion_of(posterior) > 0.5, centre(slab_of(posterior)), 0)
+
+
+def quantiles(slab: Distribution, levels: Tensor) -> Tensor:
+    """Quantiles of every coordinate, shape ``(len(levels), ...)``, of draws where the family has no formula."""
+    try:
+        return slab.icdf(levels.reshape(-1, *[1] * len(slab.batch_shape)))
+    except NotImplementedError:
+        return slab.sample((_DRAWS,)).sort(0).values[(levels * (_DRAWS - 1)).round().long()]
+
+
+def slab_quantiles(distribution: Distribution, latent: int, levels: Tensor) -> Tensor:
+    """Quantiles of one latent given that it is on, shape ``(len(levels),)``."""
+    return quantiles(_given_on(distribution, latent), levels)[..., latent].flatten()
+
+
+def slab_draws(distribution: Distribution, latent: int, num: int) -> Tensor:
+    """Draws of one latent given that it is on, shape ``(num,)``."""
+    return _given_on(distribution, latent).sample((num,))[..., latent].flatten()
+
+
+def _given_on(distribution: Distribution, latent: int) -> Distribution:
+    slab = slab_of(distribution)
+    if not isinstance(slab, MixtureSameFamily) or inclusion_logits(slab) is None:
+        return slab
+    # A component is the likelier the more it has of the latent: of a mixture of codes, of this latent alone.
+    components, ndims = slab.component_distribution, len(slab.event_shape)
+    on = logsigmoid(inclusion_logits(components))
+    weights = slab.mixture_distribution.logits + (on[..., latent] if ndims else on)
+    return MixtureSameFamily(Categorical(logits=weights), slab_of(components).to_event(ndims))
