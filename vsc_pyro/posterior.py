@@ -54,7 +54,7 @@ from tqdm.auto import tqdm
 from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.arviz_versions import from_datasets
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.distributions import inclusion_logits, is_point, slab_of
+from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, slab_of
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
@@ -209,10 +209,9 @@ def _code(group: str, dims: tuple[str, ...], z: Tensor) -> Iterator[_Variable]:
 
 def _parameters(posterior: Distribution) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
     """The exact posterior: inclusion probabilities, and whichever parameters the slab's family has."""
-    of_latent, logits, slab = ("datum", "latent"), inclusion_logits(posterior), slab_of(posterior)
+    of_latent, slab = ("datum", "latent"), slab_of(posterior)
     shape = posterior.batch_shape + posterior.event_shape
-    inclusion = torch.ones(shape) if logits is None else logits.sigmoid()
-    yield "inclusion_prob", of_latent, inclusion
+    yield "inclusion_prob", of_latent, inclusion_of(posterior)
     if is_point(posterior):
         parameters = {"loc": slab.v, "scale": torch.zeros(shape)}
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Independent, StudentT
 
-from vsc_pyro.distributions.spike_slab import SpikeSlab
+from vsc_pyro.distributions.spike_slab import SpikeSlab, inclusion_logits, is_point
 
 
 def has_mean(distribution: Distribution) -> bool:
@@ -15,6 +16,15 @@ def has_mean(distribution: Distribution) -> bool:
     if isinstance(distribution, SpikeSlab):
         return has_mean(distribution.slab)
     return not isinstance(distribution, Cauchy)
+
+
+def inclusion_of(distribution: Distribution) -> Tensor:
+    """P(z != 0) of every coordinate: 1 without an atom at zero, and of a point whether it is not zero."""
+    logits = inclusion_logits(distribution)
+    if logits is not None:
+        return logits.sigmoid()
+    code = centre(distribution)
+    return (code != 0).to(code) if is_point(distribution) else torch.ones_like(code)
 
 
 def slab_of(distribution: Distribution) -> Distribution:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import centre, inclusion_logits
-from vsc_pyro.plots.looking import batches, data_for, inclusion_of, looking
+from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of
+from vsc_pyro.plots.looking import batches, data_for, looking
 from vsc_pyro.plots.pictures import BLUE, ORANGE, name_latents
 from vsc_pyro.vae import VAE
 

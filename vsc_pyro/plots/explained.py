@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
-from vsc_pyro.distributions import centre
-from vsc_pyro.plots.looking import inclusion_of, likely_code, looking, quantiles, slab_of, some_data
+from vsc_pyro.distributions import centre, inclusion_of, slab_of
+from vsc_pyro.plots.looking import likely_code, looking, quantiles, some_data
 from vsc_pyro.plots.pictures import BLUE, limits_of, name_latents, show
 from vsc_pyro.vae import VAE
 

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from vsc_pyro.arguments import natural_int
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.distributions import SpikeSlab, centre, inclusion_logits, is_point
+from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, slab_of
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
@@ -94,22 +94,6 @@ def proper_prior(model: VAE, x: Tensor, remedy: str = "build the model with a pr
 
 
 # What of a code is seen -----------------------------------------------------------------------------------------------
-
-
-def inclusion_of(posterior: Distribution) -> Tensor:
-    """P(z != 0) of every latent: 1 without an atom at zero, and of a point whether it is not zero."""
-    logits = inclusion_logits(posterior)
-    if logits is not None:
-        return logits.sigmoid()
-    code = centre(posterior)
-    return (code != 0).to(code) if is_point(posterior) else torch.ones_like(code)
-
-
-def slab_of(distribution: Distribution) -> Distribution:
-    """What latents are drawn from given that they are on: slabs, or all of a distribution without an atom at zero."""
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return distribution.slab if isinstance(distribution, SpikeSlab) else distribution
 
 
 def likely_code(posterior: Distribution) -> Tensor:
