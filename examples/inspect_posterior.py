@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 import vsc_pyro as vsc
 from vsc_pyro import criticism, plots
 from vsc_pyro.arviz_versions import matplotlib_figure, plot_statistics
-from vsc_pyro.distributions import centre, inclusion_logits
+from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of
 from vsc_pyro.files import replacing
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -66,9 +66,10 @@ class Report:
     def text(self, sentence):
         self.parts.append(f"<p>{html.escape(sentence)}</p>")
 
-    def table(self, frame, caption):
+    def table(self, frame, caption, index=True):
         self.text(caption)
-        self.parts.append(frame.to_html(border=0, float_format="{:.4g}".format, justify="left"))
+        style = {"border": 0, "float_format": "{:.5g}".format, "justify": "left", "na_rep": "", "index": index}
+        self.parts.append(frame.to_html(**style))
 
     def figure(self, name, figure, caption):
         picture = io.BytesIO()
@@ -79,6 +80,14 @@ class Report:
         caption = html.escape(caption)
         image = f'<img src="data:image/png;base64,{source}" alt="{caption}">'
         self.parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+
+    def arviz_figure(self, name, shown, label, caption):
+        """One that ArviZ drew, whose axes say nothing of what they show."""
+        figure = matplotlib_figure(shown)
+        for axes in figure.axes:
+            axes.tick_params(labelsize=8)
+        figure.supxlabel(label, fontsize=9)
+        self.figure(name, figure, caption)
 
     def write(self):
         links = "".join(f'<a href="#part{i}">{html.escape(text)}</a>' for i, text in enumerate(self.headings, 1))
@@ -99,11 +108,11 @@ class Subject:
         self.model, self.settings, self.train, self.test = load_run(args.run, args.data_root)
         self.metrics = json.loads((args.run / "metrics.json").read_text())
         generator = torch.Generator().manual_seed(args.seed)
-        self.x = self.test.draw(slice(max(args.num_data, NUM_IMPUTED, NUM_EXPLAINED)), generator)
+        self.x = self.test.draw(slice(max(NUM_IMPUTED, NUM_EXPLAINED)), generator)
         with self.model.evaluating():
             posterior = self.model.encoder(self.x.to(self.model.reference))
-        logits = inclusion_logits(posterior)
-        self.has_spikes = logits is not None
+        self.has_spikes = inclusion_logits(posterior) is not None
+        self.active = (inclusion_of(posterior) > 0.5).any(1).cpu()  # data that have something to explain
         # The latent that says most about the first datum: surely on, and large.
         self.latent = int(centre(posterior)[0].abs().argmax())
 
@@ -119,6 +128,9 @@ def believes(report, subject):
     )
     for i in range(NUM_EXPLAINED):
         report.figure(f"code_{i}", plots.code(subject.model, subject.x[i]), f"Test image {i} and its code.")
+        if not subject.active[i]:
+            report.text(f"No latent of test image {i} is more likely on than off.")
+            continue
         caption = f"Test image {i} explained: what each active latent adds (and takes away), largest first."
         report.figure(f"explanation_{i}", plots.explanation(subject.model, subject.x[i]), caption)
 
@@ -127,24 +139,22 @@ def is_sure(report, subject, inference):
     import arviz
 
     report.heading("Which latents are on, and how sure is it?")
-    active = inference["posterior"]["active"]
-    on = active.sum("latent").astype(float).to_dataset(name="on")
-    shown = matplotlib_figure(arviz.plot_forest(on, combined=True))
-    report.figure(
-        "latents_on", shown, f"How many latents are on in each of the first {subject.args.num_data} test images."
-    )
     if not subject.has_spikes:
         report.text("This posterior has no spikes: every latent is always on.")
         return
-    summary = arviz.summary(inference, var_names=["active"], kind="stats", round_to=4)
+    active = inference["posterior"]["active"]
+    on = active.sum("latent").astype(float).to_dataset(name="on")
+    caption = f"How many latents are on in each of the first {on.sizes['datum']} test images, on[image]."
+    report.arviz_figure("latents_on", arviz.plot_forest(on, combined=True), "latents on", caption)
+    summary = arviz.summary(inference, var_names=["active"], kind="stats", round_to=4)[["mean", "sd"]]
     summary.insert(0, "inclusion_prob", inference["constant_data"]["inclusion_prob"].values.flatten())
     least_sure = summary.iloc[(summary["inclusion_prob"] - 0.5).abs().argsort()[:12]]
     report.table(least_sure, "The latents that it is least sure of, [image, latent], drawn and exact (inclusion_prob):")
-    report.figure("inclusion_by_class", plots.inclusion_map(subject.model, subject.test), "Latents by class.")
+    if subject.test.labels is not None:
+        by_class = plots.inclusion_map(subject.model, subject.test)
+        report.figure("inclusion_by_class", by_class, "Latents by class.")
     by_datum = plots.inclusion_map(subject.model, subject.test, by="datum")
-    report.figure(
-        "inclusion_by_datum", by_datum, "Latents by image, sorted by class: what of a column is the same for a class."
-    )
+    report.figure("inclusion_by_datum", by_datum, "Latents by image, sorted by class.")
     usage = plots.inclusion_usage(subject.model, subject.test)
     report.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
 
@@ -158,10 +168,12 @@ def means(report, subject):
     report.figure(
         "conditional_samples", redrawn, "The same latent off, and on with its value drawn anew from the prior."
     )
-    labels = subject.test.labels
-    other = 1 if labels is None else int((labels[: len(x)] != labels[0]).float().argmax())
-    between = plots.interpolation(model, torch.stack([x[0], x[other]]))
-    report.figure("interpolation", between, "From one image to another, by the latents that are on in either.")
+    first, *others = subject.active.nonzero().flatten().tolist() or [None]
+    if subject.test.labels is not None:
+        others = [i for i in others if subject.test.labels[i] != subject.test.labels[first]]
+    if others:
+        between = plots.interpolation(model, x[[first, others[0]]])
+        report.figure("interpolation", between, "From one image to another, by the latents that are on in either.")
     report.figure("embedding", plots.embedding(model, subject.test), "Codes of test images.")
     if model.decoder.latent_dim == 2:
         report.figure(
@@ -199,8 +211,8 @@ def generates(report, subject):
         "prior, one by one."
     )
     report.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
-    figure = matplotlib_figure(plot_statistics(checks["posterior"]))
-    report.figure("predictive_check", figure, "Posterior: means of predictions, and of the data (the dot or line).")
+    caption = "Means over the images: of predictions from their own codes (the curve), and of the data."
+    report.arviz_figure("predictive_check", plot_statistics(checks["posterior"]), "mean over images", caption)
     report.figure(
         "prior_samples", plots.prior_samples(subject.model, subject.test), "Images made from codes of the prior."
     )
@@ -214,7 +226,7 @@ def is_calibrated(report, subject):
         "is then known: this tests the encoder, on the model's own data."
     )
     found = {name: value for name, value in result.as_dict().items() if isinstance(value, (int, float))}
-    report.table(subject.row(**found), "Calibration:")
+    report.table(subject.row(**found), "Calibration, by the measures of vsc_pyro.check_calibration:", index=False)
     if subject.has_spikes:
         report.figure(
             "reliability", plots.reliability({"encoder": result}), "Probability that is said, share that is on."
@@ -309,7 +321,7 @@ def main(argv=None):
     )
     names = ("epochs", "test_elbo", "test_iwae", "test_kl", "expected_l0", "hard_l0", "hoyer", "active_units")
     report.table(
-        subject.row(**{name: subject.metrics[name] for name in names}), f"{args.run}, as measured when trained:"
+        subject.row(**{name: subject.metrics[name] for name in names}), f"{args.run}, as trained:", index=False
     )
     inference = vsc.to_arviz(subject.model, subject.test[: args.num_data], args.num_samples, seed=args.seed)
     with replacing(output / "posterior.nc") as temporary:

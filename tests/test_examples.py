@@ -1,5 +1,6 @@
 """Every example runs as a user runs it, on real data, and leaves what it promises."""
 
+import base64
 import csv
 import functools
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import arviz
 import pytest
 import torch
 from conftest import assert_mean_equals
@@ -159,6 +161,42 @@ def test_explore(finished, tmp_path):
     assert result.stderr == ""
     assert result.stdout.startswith(f"{tmp_path / 'page.html'}, 0.0")
     assert "{{" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_inspect_posterior(finished, tmp_path):
+    folder = tmp_path / "inspection"
+    result = run("inspect_posterior.py", finished[1], "--num-data", 3, "--num-samples", 20, "--output", folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    figures = sorted(folder.glob("*.png"))
+    assert page.count('<img src="data:image/png;base64,') == page.count("<img") == len(figures) > 15
+    for figure in figures:
+        assert imread(figure).std() > 0.01
+        assert base64.b64encode(figure.read_bytes()).decode() in page
+    assert "http" not in page
+    assert "{{" not in page
+    loaded = arviz.from_netcdf(folder / "posterior.nc")
+    assert loaded["posterior"]["active"].shape == (1, 20, 3, 6)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    refused = run("inspect_posterior.py", finished[1], "--output", folder)
+    assert f"{folder} holds a report; pass --overwrite" in refused.stderr
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_inspect_posterior_of_dense_codes_of_two_latents_beside_another_run(finished, tmp_path):
+    dense = run("mnist_vsc.py", *SMALL, "--latent-dim", 2, "--prior", "normal", "--output", tmp_path / "two", "--quiet")
+    assert dense.returncode == 0, dense.stderr
+    result = run("inspect_posterior.py", tmp_path / "two", "--compare", finished[1])
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "two" / "inspection" / "report.html").read_text(encoding="utf-8")
+    assert "has no spikes" in page
+    assert "Is another model better?" in page
+    assert str(finished[1]) in page
+    assert (tmp_path / "two" / "inspection" / "manifold.png").is_file()
+    missing = run("inspect_posterior.py", tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: {tmp_path} holds no finished run of mnist_vsc.py")
 
 
 def test_compare_gates(tmp_path):

@@ -8,14 +8,17 @@ from vsc_pyro.plots.codes import embedding, inclusion_map, inclusion_usage
 from vsc_pyro.plots.decoded import comparison, manifold, prior_samples, reconstructions
 from vsc_pyro.plots.edits import conditional_samples, interpolation, traversal, traversals
 from vsc_pyro.plots.explained import code, explanation
+from vsc_pyro.plots.inferred import bound_histograms, imputations
 from vsc_pyro.plots.learnt import pseudo_inputs, receptive_fields, training_curve
 
 __all__ = [
+    "bound_histograms",
     "code",
     "comparison",
     "conditional_samples",
     "embedding",
     "explanation",
+    "imputations",
     "inclusion_map",
     "inclusion_usage",
     "interpolation",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
 # M. Okabe, K. Ito (2008), Color universal design: hues that differ for the colour-blind.
-BLUE, ORANGE = "#0072B2", "#E69F00"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 _INCHES = 0.75  # of one small picture
 _WIDEST = 9.0  # of a row of them: with its name, a laptop's screen
 _CHARACTER = 0.075  # of a title's width
