@@ -173,8 +173,8 @@ def assert_off_and_on(figure, model, x, latent, values):
 
 def test_traversal_passes_through_the_slab_of_the_prior(model_and_data):
     model, x = model_and_data
-    figure = plots.traversal(model, x[:1], 2, values=[-1.0, 0.5])
-    assert_off_and_on(figure, model, x[:1], 2, [-1.0, 0.5])
+    for values in ([-1.0, 0.5], torch.tensor([2.0])):
+        assert_off_and_on(plots.traversal(model, x[:1], 2, values=values), model, x[:1], 2, values)
     on = pictures(plots.traversal(model, x[0], 2, num=3))[3:]
     z = torch.tensor([float(axes.get_title().removeprefix("z = ")) for axes in on])
     torch.testing.assert_close(z.diff(), z.diff().mean().expand(2), atol=0.011, rtol=0)
@@ -286,8 +286,8 @@ def test_arguments_that_make_no_picture():
                 function(model, x[:1], latent)
         with pytest.raises(ValueError, match="num must be a whole number of at least 1, got 0"):
             function(model, x[:1], 0, 0)
-    for values in ([], [1.0, float("nan")]):
-        with pytest.raises(ValueError, match="values must be finite numbers, at least one, got"):
+    for values in ([], [1.0, float("nan")], 2.0):
+        with pytest.raises(ValueError, match="values must be a sequence of finite numbers, at least one, got"):
             plots.traversal(model, x[:1], 0, values=values)
     with pytest.raises(ValueError, match="unknown slab 'both'; known are 'posterior', 'prior'"):
         plots.conditional_samples(model, x[:1], 0, slab="both")

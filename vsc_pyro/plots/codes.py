@@ -118,10 +118,19 @@ def inclusion_usage(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: in
     axes.bar(at, used[order].numpy(), color=BLUE, label="posterior, mean over data")
     if prior is not None:
         expected = prior[0].sigmoid().cpu()[order].numpy()
+        size = min(5.0, 300 / len(order))
         axes.plot(
-            at, expected, linestyle="", marker="D", color=ORANGE, markeredgecolor="k", markersize=5, label="prior"
+            at,
+            expected,
+            linestyle="",
+            marker="D",
+            color=ORANGE,
+            markeredgecolor="k",
+            label="prior",
+            markersize=size,
+            markeredgewidth=size / 5,
         )
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)  # beside the title
     name_latents(axes, order.tolist())
     axes.set(xlabel="latent, most used first", ylabel="inclusion probability", title="Use of latents", ylim=(0, None))
     axes.set_xlim(-0.8, len(order) - 0.2)

@@ -6,7 +6,6 @@ their slabs, and all others at zero.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 
@@ -75,7 +74,7 @@ def traversal(
     x: Tensor | np.ndarray,
     latent: int,
     num: int = 9,
-    values: Sequence[float] | None = None,
+    values: Sequence[float] | Tensor | None = None,
     *,
     seed: int = 0,
 ) -> Figure:
@@ -102,10 +101,11 @@ def traversal(
     if values is None:
         prior = proper_prior(model, x, "pass values=(-2, 0, 2), or build the model with a proper prior")
         low, high = slab_quantiles(prior, latent, x.new_tensor(_RANGE)).tolist()
-        values = np.linspace(low, high, num).tolist()
-    elif not len(values) or not all(map(math.isfinite, values)):
-        raise ValueError(f"values must be finite numbers, at least one, got {values!r}")
-    return _off_and_on(model, x, latent, x.new_tensor(values), f"Traversal of latent {latent}")
+        values = np.linspace(low, high, num)
+    values = torch.as_tensor(values, dtype=x.dtype, device=x.device)
+    if values.ndim != 1 or not len(values) or not values.isfinite().all():
+        raise ValueError(f"values must be a sequence of finite numbers, at least one, got {values.tolist()!r}")
+    return _off_and_on(model, x, latent, values, f"Traversal of latent {latent}")
 
 
 @looking

@@ -82,7 +82,8 @@ def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int 
     all others at zero. Only a linear decoder with the mean as its output makes the contributions add up (to the picture
     less that of an empty code); for any other they do not, since what a latent adds depends on the others, and strokes
     that several latents draw belong to none of them. The size of a contribution is its Euclidean norm. All share one
-    scale, symmetric about zero; of pictures in colour the mean over channels is shown.
+    scale, symmetric about zero. Of pictures in colour the mean over channels is shown, in which a change of hue alone
+    cancels.
 
     Args:
         model: a `VAE`.

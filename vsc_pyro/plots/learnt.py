@@ -54,7 +54,7 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
     axes.bar(at + 0.2, chosen[order].numpy(), 0.4, color=ORANGE, label="most probable")
     name_latents(axes, order.tolist())
     axes.set(xlabel="pseudo-input, most used first", ylabel="share of data", xlim=(-0.8, len(order) - 0.2))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     figure.suptitle("Pseudo-inputs, and how often each is chosen", fontsize=10)
     return figure
 

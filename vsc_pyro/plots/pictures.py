@@ -93,8 +93,9 @@ def as_pixels(x: Tensor) -> np.ndarray:
     return x.cpu().numpy()
 
 
-def name_latents(axes: Axes, latents: Sequence[int], most: int = 50) -> None:
-    """Ticks at 0, 1, ... that say which latent is there, at most about `most` of them."""
+def name_latents(axes: Axes, latents: Sequence[int]) -> None:
+    """Ticks at 0, 1, ... that say which latent is there, of so many of them as there is room for."""
+    most = 50 if max(latents) < 100 else 34
     ticks = range(0, len(latents), math.ceil(len(latents) / most))
     axes.set_xticks(ticks, [str(int(latents[tick])) for tick in ticks])
     axes.tick_params(labelsize=8)
