@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
+from vsc_pyro import plots
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -30,7 +31,7 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch):
 
 
 def test_a_prior_of_ones_own_is_the_class_that_is_shown():
-    _, program, _ = blocks("python")
+    _, program, *_ = blocks("python")
     names = {"torch": torch, "pyro": pyro}
     exec(compile(program, "README.md", "exec"), names)
     model = vsc.VAE(vsc.NormalEncoder(64, 50), vsc.BernoulliDecoder(50, 64), names["StudentPrior"]())
@@ -38,6 +39,24 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
     with pytest.warns(UserWarning, match="is sampled"):
         history = vsc.fit(model, train, epochs=3, progress=False)
     assert history.elbo[-1] > history.elbo[0]
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.sort_values")  # ArviZ 0.23 with pandas 3.1
+def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monkeypatch, capsys):
+    _, _, program, _ = blocks("python")
+    model = small_vae()
+    vsc.fit(model, digits.train, epochs=20, progress=False)
+    for here, there in {"arange(28)": "arange(8)", "< 14": "< 4"}.items():
+        assert here in program
+        program = program.replace(here, there)
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "vsc": vsc, "plots": plots, "model": model, "test": digits.test}
+    exec(compile(program, "README.md", "exec"), names)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("code.png", "explanation.png", "interpolation.png", "posterior.nc")
+    }
+    assert names["filled"].mean.shape == (2, 1, 8, 8)
+    assert "active[0, 0]" in capsys.readouterr().out
 
 
 def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
@@ -66,6 +85,7 @@ def test_two_commands_do_all_their_own_setup():
     assert [command.rpartition(" && ")[2] for command in commands] == [
         ".venv/bin/python examples/mnist_vsc.py",
         ".venv/bin/python -m pytest",
+        ".venv/bin/python examples/inspect_posterior.py runs/mnist_vsc",
     ]
 
 
