@@ -10,8 +10,10 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
-from vsc_pyro.evaluation import hoyer
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.evaluation import bounds, hoyer
 from vsc_pyro.gates import GATES, get_gate
+from vsc_pyro.probes import auroc
 
 # A linear-Gaussian model whose evidence is known: the sum over all 2^8 spike patterns of Gaussian marginals.
 
@@ -323,3 +325,38 @@ def test_refuses_a_reference_that_cannot_be_had_before_the_work(small_vae, digit
     dense = vsc.VAE(vsc.NormalEncoder(D, 3), vsc.NormalDecoder(3, D, hidden=()), vsc.SpikeSlabPrior(3))
     with pytest.raises(ValueError, match="tells inclusion probabilities, and the encoder's codes have none"):
         vsc.evaluate(dense, torch.zeros(5, D), reference="gibbs")
+
+
+def test_bounds_are_those_that_evaluate_averages(small_vae, digits, monkeypatch):
+    monkeypatch.setattr("vsc_pyro.evaluation._ROWS_AT_ONCE", 1000)  # several batches
+    for gate in ("concrete", "shifted-sigmoid"):
+        model = small_vae(gate)
+        result = vsc.evaluate(model, digits.test, num_draws=12, seed=4)
+        each = bounds(model, digits.test, num_draws=12, seed=4)
+        assert (each.elbo.mean().item(), each.iwae.mean().item()) == (result.elbo, result.iwae)
+        assert each.elbo.shape == each.iwae.shape == (360,)
+        assert (each.num_draws, each.binarize) == (12, "dynamic")
+        assert model.training
+    with pytest.raises(ValueError, match="num_draws must be a whole number of at least 1, got 0"):
+        bounds(model, digits.test, num_draws=0)
+
+
+def test_points_have_no_bounds(digits):
+    model = vsc.VAE(vsc.DeltaEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.LaplacePrior(5))
+    each = bounds(model, digits.test.images[:7].round(), num_draws=3)
+    assert each.elbo.isnan().all()
+    assert each.iwae.isnan().all()
+
+
+def test_shuffled_digits_are_told_from_digits_by_their_bounds(small_vae, digits):
+    model = small_vae()
+    vsc.fit(model, digits.train, epochs=5, batch_size=50, lr=5e-3, device="cpu", progress=False)
+    images = digits.test.images
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    shuffled = Dataset(images.flatten(1)[:, order].reshape(images.shape), binarize="dynamic")
+    seen, unseen = (bounds(model, data, num_draws=20) for data in (digits.test, shuffled))
+    for score in ("elbo", "iwae"):
+        scores = -torch.cat([getattr(seen, score), getattr(unseen, score)]).unsqueeze(1)
+        area = auroc(scores, (torch.arange(720) >= 360).double().unsqueeze(1).numpy()).item()
+        print(f"AUROC of -{score}: {area:.4f}")
+        assert area > 0.95

@@ -14,6 +14,7 @@ LAYERS = [
     {"gates", "networks", "checkpoints", "datasets", "schedules"},
     {"distributions"},
     {"encoders", "decoders", "priors"},
+    {"imputation"},
     {"vae"},
     {"objectives", "exact"},
     {"svi", "gibbs"},

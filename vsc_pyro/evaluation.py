@@ -1,4 +1,4 @@
-r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes.
+r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes. `bounds`: datum by datum.
 
 * ELBO :math:`= E_q[\log p(x|z)] - KL(q \| p)`, its two parts apart, at beta = 1;
 * importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), from the exact
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import choice, natural_int, positive_int
@@ -35,6 +36,7 @@ from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
 _GAP_DRAWS = 10
+_DRAWS_AT_ONCE = 100
 _ROWS_AT_ONCE = 10_000  # decoded codes held in memory: 784 pixels in float32 take 30 MB a copy
 
 
@@ -162,9 +164,7 @@ def evaluate(
     Raises:
         ValueError: data that do not fit the model, fewer than one draw, or a model whose `reference` cannot be had.
     """
-    num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
-    data = as_dataset(data)
-    model.check_data(data.images)
+    num_draws, seed, data = _checked(model, data, num_draws, seed)
     if reference is not None:
         refuse, infer = choice("reference", reference, _REFERENCES)
         refuse(model, data.images[:1])
@@ -172,30 +172,98 @@ def evaluate(
             has_atom = inclusion_logits(model.encoder(data.images[:1].to(model.reference))) is not None
         if not has_atom and reference == "gibbs":
             raise ValueError("reference='gibbs' tells inclusion probabilities, and the encoder's codes have none")
-    chunk = min(num_draws, 100)
-    batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // max(chunk, _GAP_DRAWS))
-    # The data have been checked; Pyro would check every draw again and wait for the device each time.
-    with model.evaluating(), seeded(seed, model.reference.device), pyro.validation_enabled(False):
-        parts, seen = [], []
-        for rows in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
-            x = data.draw(rows).to(model.reference)
-            parts.append(_evaluate_batch(model, x, num_draws, chunk, seed))
-            if reference is not None:
-                seen.append(x)
-    fields = [torch.cat(field).double() for field in zip(*parts, strict=True)]
+    seen = []
+
+    def measure(x: Tensor) -> tuple[Tensor, ...]:
+        if reference is not None:
+            seen.append(x)
+        return (*_evaluate_batch(model, x, num_draws), _relaxation_gap(model, x, seed).cpu())
+
+    fields = _in_batches("evaluate", model, data, num_draws, seed, progress, measure)
     result = _summary(fields, num_draws, data.binarize)
     if reference is None:
         return result
     truth = infer(model, torch.cat(seen), seed, progress)
     evidence = float(truth.log_evidence.mean()) if reference == "exact" else math.nan
-    _, _, _, _, _, inclusion, *_ = fields
+    _, _, _, _, inclusion, *_ = fields
     error = float((inclusion - truth.inclusion.cpu()).abs().mean()) if has_atom else math.nan
     return dataclasses.replace(
         result, reference=reference, evidence=evidence, gap=evidence - result.elbo, inclusion_error=error
     )
 
 
-def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int) -> tuple:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bounds:
+    """Bounds on the evidence of each datum, in nats, with hard spikes; what `bounds` returns.
+
+    Attributes:
+        elbo: evidence lower bound, shape ``(N,)``, float64, on the CPU; NaN where the posterior is a point.
+        iwae: importance-weighted bound of `num_draws` draws, likewise.
+        num_draws, binarize: the protocol.
+    """
+
+    elbo: Tensor
+    iwae: Tensor
+    num_draws: int
+    binarize: str | None
+
+
+def bounds(
+    model: VAE,
+    data: Dataset | Tensor | np.ndarray,
+    *,
+    num_draws: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> Bounds:
+    """Bound the evidence of each datum, as `evaluate` does, whose `elbo` and `iwae` are the means of these.
+
+    Minus a bound is a score of how unlike the training data a datum is (C. M. Bishop, 1994), with a known trap: simple
+    data, of few edges or many pixels that are always alike, may have the higher bound though nothing like them was in
+    training (E. Nalisnick et al., 2019). Compare only data that are binarised alike.
+
+    Args:
+        model, data, num_draws, seed, progress: as of `evaluate`.
+
+    Raises:
+        ValueError: data that do not fit the model, or fewer than one draw.
+    """
+    num_draws, seed, data = _checked(model, data, num_draws, seed)
+    fields = _in_batches(
+        "bounds", model, data, num_draws, seed, progress, lambda x: _evaluate_batch(model, x, num_draws)
+    )
+    reconstruction, kl, _, iwae, *_ = fields
+    return Bounds(reconstruction - kl, iwae, num_draws, data.binarize)
+
+
+def _checked(model: VAE, data: Dataset | Tensor | np.ndarray, num_draws: int, seed: int) -> tuple[int, int, Dataset]:
+    num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
+    data = as_dataset(data)
+    model.check_data(data.images)
+    return num_draws, seed, data
+
+
+def _in_batches(
+    name: str,
+    model: VAE,
+    data: Dataset,
+    num_draws: int,
+    seed: int,
+    progress: bool,
+    measure: Callable[[Tensor], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """What `measure` tells of batches of data, in evaluation mode and seeded; float64."""
+    batches = torch.arange(len(data)).split(_ROWS_AT_ONCE // max(min(num_draws, _DRAWS_AT_ONCE), _GAP_DRAWS))
+    # The data have been checked; Pyro would check every draw again and wait for the device each time.
+    with model.evaluating(), seeded(seed, model.reference.device), pyro.validation_enabled(False):
+        parts = [
+            measure(data.draw(rows).to(model.reference))
+            for rows in tqdm(batches, desc=name, unit="batch", disable=not progress)
+        ]
+    return [torch.cat(field).double() for field in zip(*parts, strict=True)]
+
+
+def _evaluate_batch(model: VAE, x: Tensor, num_draws: int) -> tuple[Tensor, ...]:
     posterior = model.encoder(x)
     trained = model.prior(x).expand(posterior.batch_shape)
     prior = model.marginal_prior(x).expand(posterior.batch_shape)
@@ -205,8 +273,8 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
         trained_kl = None
     reconstruction, log_ratio, trained_ratio = x.new_zeros(3, len(x))
     log_total = x.new_full((len(x),), -math.inf)
-    for start in range(0, num_draws, chunk):
-        z = posterior.sample((min(chunk, num_draws - start),))
+    for start in range(0, num_draws, _DRAWS_AT_ONCE):
+        z = posterior.sample((min(_DRAWS_AT_ONCE, num_draws - start),))
         log_likelihood = _log_likelihood(model, x, z)
         log_posterior = posterior.log_prob(z)
         difference = log_posterior - prior.log_prob(z)
@@ -228,10 +296,9 @@ def _evaluate_batch(model: VAE, x: Tensor, num_draws: int, chunk: int, seed: int
         inclusion = own.sigmoid()
         # A prior of a user's own need not have odds for each latent.
         by_odds = on * math.nan if other is None else (own > other).to(z)
-    gap = _relaxation_gap(model, x, posterior, seed)
-    bounds = (reconstruction / num_draws, kl, trained_kl, log_total - math.log(num_draws), gap)
+    terms = (reconstruction / num_draws, kl, trained_kl, log_total - math.log(num_draws))
     codes = (inclusion, by_odds, z[-1], centre(posterior))
-    return (*(t.cpu() for t in bounds), *(t.flatten(1).cpu() for t in codes), torch.tensor([exact]))
+    return (*(t.cpu() for t in terms), *(t.flatten(1).cpu() for t in codes), torch.tensor([exact]))
 
 
 def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
@@ -239,7 +306,7 @@ def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     return likelihood.log_prob(x.reshape(x.shape[:1] + likelihood.event_shape))
 
 
-def _relaxation_gap(model: VAE, x: Tensor, hard: Distribution, seed: int) -> Tensor:
+def _relaxation_gap(model: VAE, x: Tensor, seed: int) -> Tensor:
     # Only the modules that hold a gate: a BatchNorm beside it must not see training mode.
     gated = [module for module in model.encoder.modules() if hasattr(module, "gate")]
     for module in gated:
@@ -247,15 +314,15 @@ def _relaxation_gap(model: VAE, x: Tensor, hard: Distribution, seed: int) -> Ten
     as_trained = model.encoder(x)
     for module in gated:
         module.training = False
-    bounds = []
-    for posterior in (as_trained, hard):
+    likelihoods = []
+    for posterior in (as_trained, model.encoder(x)):
         with seeded(seed, x.device):  # the same noise for both, so that hard gates give exactly zero
-            bounds.append(_log_likelihood(model, x, posterior((_GAP_DRAWS,))).mean(0))
-    return bounds[0] - bounds[1]
+            likelihoods.append(_log_likelihood(model, x, posterior((_GAP_DRAWS,))).mean(0))
+    return likelihoods[0] - likelihoods[1]
 
 
 def _summary(fields: list[Tensor], num_draws: int, binarize: str | None) -> Evaluation:
-    reconstruction, kl, trained_kl, iwae, gap, inclusion, by_odds, codes, means, exact = fields
+    reconstruction, kl, trained_kl, iwae, inclusion, by_odds, codes, means, exact, gap = fields
     on = inclusion > 0.5
     return Evaluation(
         elbo=float((reconstruction - kl).mean()),

@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -30,6 +31,7 @@ from vsc_pyro.decoders import BernoulliDecoder
 from vsc_pyro.distributions import has_mean
 from vsc_pyro.encoders import SpikeSlabEncoder
 from vsc_pyro.gates import Gate
+from vsc_pyro.imputation import Imputation, impute
 from vsc_pyro.networks import DEFAULT_HIDDEN
 from vsc_pyro.priors import PseudoInputPrior
 
@@ -129,6 +131,53 @@ class VAE(nn.Module):
     def marginal_prior(self, x: Tensor) -> Distribution:
         """The distribution of codes before any datum is seen; x, shape ``(B, ...)``, gives no more than its device."""
         return self.prior.marginal(x) if hasattr(self.prior, "marginal") else self.prior(x)
+
+    def impute(
+        self,
+        x: Tensor | np.ndarray,
+        mask: Tensor | np.ndarray,
+        *,
+        num_samples: int = 20,
+        num_steps: int = 200,
+        num_pseudo_steps: int = 20,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Imputation:
+        r"""Draw missing pixels from :math:`p(x_m | x_o)`, the model's own distribution given the observed ones.
+
+        By Markov chains whose stationary distribution that is, whatever the encoder, which only proposes; see
+        `vsc_pyro.imputation`. How near they are after `num_steps` depends on the model: run more and compare. Memory is
+        bounded but for what is returned. Mode and the caller's random state are left as they were. A latent variable of
+        the prior common to all data (a learned inclusion's posterior) is held at its mean, as in `vsc_pyro.evaluate`.
+
+        Args:
+            x: data as the model sees them (binarised, if they are to be), shape ``(B, ...)``. Values at missing pixels
+                are not looked at and may be anything, NaN too. (Grey levels under a `BernoulliDecoder` are weighed by
+                their cross-entropy, which is no likelihood.)
+            mask: bool, **True where a pixel is OBSERVED**, False where it is missing; of the shape of x or one that
+                broadcasts to it. Where nothing of a datum is observed it is drawn from the model's prior.
+            num_samples: independent chains S of each datum, which give one draw each.
+            num_steps: of each chain, after the pseudo-Gibbs ones. A step takes one pass of the encoder and two of the
+                decoder.
+            num_pseudo_steps: steps before those whose codes are always accepted.
+            seed: of everything that is drawn.
+            progress: show a bar.
+
+        Raises:
+            ValueError: a mask that is not bool or of another shape; observed pixels that are not finite or not in the
+                support of the likelihood; a posterior that is a point, a flat prior, or a likelihood whose pixels are
+                not independent given the code; or numbers below 1.
+        """
+        return impute(
+            self,
+            x,
+            mask,
+            num_samples=num_samples,
+            num_steps=num_steps,
+            num_pseudo_steps=num_pseudo_steps,
+            seed=seed,
+            progress=progress,
+        )
 
     def prepare(self, images: Tensor) -> None:
         """Let every part that starts from training data, shape ``(N, ...)``, look at them; once, before training."""
