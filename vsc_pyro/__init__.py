@@ -15,9 +15,10 @@ from vsc_pyro.encoders import (
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
-from vsc_pyro.evaluation import Evaluation, evaluate
+from vsc_pyro.evaluation import Bounds, Evaluation, bounds, evaluate
 from vsc_pyro.exact import ExactPosterior, exact_posterior
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
+from vsc_pyro.imputation import Imputation
 from vsc_pyro.networks import ConvTrunk, DeconvTrunk
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
 from vsc_pyro.posterior import to_arviz
@@ -46,6 +47,7 @@ __all__ = [
     "VSC",
     "AnalyticELBO",
     "BernoulliDecoder",
+    "Bounds",
     "Calibration",
     "CauchyEncoder",
     "CauchyPrior",
@@ -63,6 +65,7 @@ __all__ = [
     "GibbsPosterior",
     "History",
     "ImportanceWeightedELBO",
+    "Imputation",
     "LaplaceEncoder",
     "LaplacePrior",
     "NonFiniteLossError",
@@ -80,6 +83,7 @@ __all__ = [
     "ThresholdEncoder",
     "ThresholdedSpikeSlab",
     "TraceELBO",
+    "bounds",
     "check_calibration",
     "datasets",
     "elpd",
