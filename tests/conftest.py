@@ -67,6 +67,19 @@ def small_vae():
     return make
 
 
+@pytest.fixture(scope="session")
+def trained(digits):
+    """A model of the small digits, trained for a while; to be looked at and left as it is."""
+    torch.manual_seed(0)
+    model = vsc.VAE(
+        vsc.SpikeSlabEncoder((1, 8, 8), 6, hidden=(32,)),
+        vsc.BernoulliDecoder(6, (1, 8, 8), hidden=(32,)),
+        vsc.SpikeSlabPrior(6, inclusion=0.3),
+    )
+    vsc.fit(model, digits.train, epochs=60, progress=False)
+    return model
+
+
 def assert_mean_equals(samples, expected, z_bound=Z_BOUND):
     """The mean over the first dimension of i.i.d. `samples` equals `expected` within `z_bound` standard errors."""
     samples = samples.double()

@@ -8,18 +8,6 @@ import vsc_pyro as vsc
 from vsc_pyro import plots
 
 
-@pytest.fixture(scope="module")
-def trained(digits):
-    torch.manual_seed(0)
-    model = vsc.VAE(
-        vsc.SpikeSlabEncoder((1, 8, 8), 6, hidden=(32,)),
-        vsc.BernoulliDecoder(6, (1, 8, 8), hidden=(32,)),
-        vsc.SpikeSlabPrior(6, inclusion=0.3),
-    )
-    vsc.fit(model, digits.train, epochs=20, progress=False)
-    return model
-
-
 def shown(figure):
     return [torch.as_tensor(axes.images[0].get_array().data) for axes in figure.axes if axes.images]
 

@@ -34,18 +34,6 @@ def values(inference, group, name):
 
 
 @pytest.fixture(scope="module")
-def trained(digits):
-    torch.manual_seed(0)
-    model = vsc.VAE(
-        vsc.SpikeSlabEncoder((1, 8, 8), 6, hidden=(32,)),
-        vsc.BernoulliDecoder(6, (1, 8, 8), hidden=(32,)),
-        vsc.SpikeSlabPrior(6, inclusion=0.3),
-    )
-    vsc.fit(model, digits.train, epochs=30, progress=False)
-    return model
-
-
-@pytest.fixture(scope="module")
 def inference(trained, digits):
     return vsc.to_arviz(trained, digits.test[:10], num_samples=4000, seed=3)
 

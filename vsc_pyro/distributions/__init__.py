@@ -6,8 +6,8 @@ from vsc_pyro.distributions.draws import PARTICLES, CentredScoreParts
 from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
-from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, inclusion_logits, is_atom_free, is_point
-from vsc_pyro.distributions.summaries import centre, has_mean, inclusion_of, slab_of
+from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, is_atom_free
+from vsc_pyro.distributions.summaries import centre, has_mean, inclusion_logits, inclusion_of, is_point, slab_of
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [

@@ -48,7 +48,7 @@ from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflat
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Distribution, MixtureSameFamily, biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
@@ -379,28 +379,3 @@ def is_atom_free(distribution: Distribution) -> bool:
     names = ("base_dist", "component_distribution", "component0", "component1")
     parts = [getattr(distribution, name) for name in names if hasattr(distribution, name)]
     return all(map(is_atom_free, parts)) if parts else not distribution.support.is_discrete
-
-
-def is_point(distribution: Distribution) -> bool:
-    """Whether the distribution is a point (`Delta`), which has no density."""
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return isinstance(distribution, Delta)
-
-
-def inclusion_logits(distribution: Distribution) -> Tensor | None:
-    """Log-odds of P(z != 0) of every coordinate, shape `batch_shape + event_shape`; None where zero has no mass.
-
-    Of a mixture, those of its weighted mean probability.
-    """
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    if isinstance(distribution, MixtureSameFamily):
-        logits = inclusion_logits(distribution.component_distribution)
-        if logits is None:
-            return None
-        ndims = len(distribution.event_shape)
-        weights = distribution.mixture_distribution.logits.reshape(logits.shape[: logits.ndim - ndims] + (1,) * ndims)
-        on, off = (torch.logsumexp(weights + logsigmoid(sign * logits), -1 - ndims) for sign in (1, -1))
-        return on - off
-    return distribution.logits if isinstance(distribution, SpikeSlab) else None

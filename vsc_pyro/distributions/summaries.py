@@ -1,12 +1,39 @@
-"""One number that stands for a distribution."""
+"""What a distribution has, and one number that stands for it."""
 
 from __future__ import annotations
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Cauchy, Distribution, Independent, StudentT
+from torch.distributions import Cauchy, Distribution, Independent, MixtureSameFamily, StudentT
+from torch.nn.functional import logsigmoid
 
-from vsc_pyro.distributions.spike_slab import SpikeSlab, inclusion_logits, is_point
+from vsc_pyro.distributions.spike_slab import SpikeSlab
+
+
+def is_point(distribution: Distribution) -> bool:
+    """Whether the distribution is a point (`Delta`), which has no density."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta)
+
+
+def inclusion_logits(distribution: Distribution) -> Tensor | None:
+    """Log-odds of P(z != 0) of every coordinate, shape `batch_shape + event_shape`; None where zero has no mass.
+
+    Of a mixture, those of its weighted mean probability.
+    """
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    if isinstance(distribution, MixtureSameFamily):
+        logits = inclusion_logits(distribution.component_distribution)
+        if logits is None:
+            return None
+        ndims = len(distribution.event_shape)
+        weights = distribution.mixture_distribution.logits.reshape(logits.shape[: logits.ndim - ndims] + (1,) * ndims)
+        on, off = (torch.logsumexp(weights + logsigmoid(sign * logits), -1 - ndims) for sign in (1, -1))
+        return on - off
+    return distribution.logits if isinstance(distribution, SpikeSlab) else None
 
 
 def has_mean(distribution: Distribution) -> bool:
