@@ -112,7 +112,9 @@ def to_arviz(
     data = as_dataset(data)
     for one in models:
         one.check_data(data.images)
-    draws = _Draws(_pixel_dims(data), predictive, prior and _has_prior(models[0], data), log_likelihood)
+    draws = _Draws(
+        _pixel_dims(data), predictive, prior and all(_has_prior(one, data) for one in models), log_likelihood
+    )
     sizes = {"chain": len(models), "draw": num_samples, "datum": len(data)}
     store = _Store(sizes, coords or {}, several=not isinstance(model, VAE))
     for one in models:  # a rehearsal with one datum and one draw tells what there will be, and how much
