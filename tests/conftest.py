@@ -9,6 +9,10 @@ import torch
 
 import vsc_pyro as vsc
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside one another, and what they start, share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 # One bound for every statistical assertion: a two-sided normal tail of 5 standard errors has probability 5.7e-7, so
 # the few hundred of them in this suite together fail by chance in about one of 5,000 runs (and seeds are fixed).
 Z_BOUND = 5.0
