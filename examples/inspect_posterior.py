@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 import vsc_pyro as vsc
 from vsc_pyro import criticism, plots
-from vsc_pyro.arviz_versions import matplotlib_figure, plot_statistics
+from vsc_pyro.arviz_versions import compare_models, matplotlib_figure, plot_statistics
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of
 from vsc_pyro.files import replacing
 
@@ -32,10 +32,16 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 OTHERS = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}  # data of the same shape that the model has not seen
 NUM_EXPLAINED = 3
 NUM_CHECKED = 200  # test data that replicated data are held against
-NUM_PRIOR = 2000
 NUM_IMPUTED = 100
 NUM_BOUNDED = 1000
 BOUND_DRAWS = 20
+FIGURES = (
+    *(f"{name}_{i}" for i in range(NUM_EXPLAINED) for name in ("code", "explanation")),
+    *("latents_on", "inclusion_by_class", "inclusion_by_datum", "inclusion_usage"),
+    *("traversals", "traversal", "conditional_samples", "interpolation", "embedding", "manifold", "pseudo_inputs"),
+    *("predictive_check", "prior_samples", "reliability", "ranks", "imputations", "bounds"),
+)
+FILES = ("report.html", "posterior.nc", *(f"{name}.png" for name in FIGURES))
 
 
 def parse(argv):
@@ -68,7 +74,7 @@ class Report:
 
     def table(self, frame, caption, index=True):
         self.text(caption)
-        style = {"border": 0, "float_format": "{:.5g}".format, "justify": "left", "na_rep": "", "index": index}
+        style = {"border": 0, "float_format": "{:.6g}".format, "justify": "left", "na_rep": "", "index": index}
         self.parts.append(frame.to_html(**style))
 
     def figure(self, name, figure, caption):
@@ -86,7 +92,7 @@ class Report:
         figure = matplotlib_figure(shown)
         for axes in figure.axes:
             axes.tick_params(labelsize=8)
-        figure.supxlabel(label, fontsize=9)
+            axes.set_xlabel(label, fontsize=9)
         self.figure(name, figure, caption)
 
     def write(self):
@@ -106,6 +112,7 @@ class Subject:
 
         self.args, self.frame = args, pandas.DataFrame
         self.model, self.settings, self.train, self.test = load_run(args.run, args.data_root)
+        self.others = {str(folder): self.comparable(folder) for folder in args.compare}
         self.metrics = json.loads((args.run / "metrics.json").read_text())
         generator = torch.Generator().manual_seed(args.seed)
         self.x = self.test.draw(slice(max(NUM_IMPUTED, NUM_EXPLAINED)), generator)
@@ -115,6 +122,18 @@ class Subject:
         self.active = (inclusion_of(posterior) > 0.5).any(1).cpu()  # data that have something to explain
         # The latent that says most about the first datum: surely on, and large.
         self.latent = int(centre(posterior)[0].abs().argmax())
+
+    def comparable(self, folder):
+        """The model of another run of the same data."""
+        if folder.resolve() == self.args.run.resolve():
+            raise ValueError(f"--compare {folder} is the run itself; name another")
+        model, _, _, test = load_run(folder, self.args.data_root)
+        if (test.name, test.binarize) != (self.test.name, self.test.binarize):
+            raise ValueError(
+                f"--compare {folder} is of {test.name}, binarisation {test.binarize}, and {self.args.run} of "
+                f"{self.test.name}, {self.test.binarize}; compare runs of the same data"
+            )
+        return model
 
     def row(self, **values):
         return self.frame([values])
@@ -151,18 +170,20 @@ def is_sure(report, subject, inference):
     least_sure = summary.iloc[(summary["inclusion_prob"] - 0.5).abs().argsort()[:12]]
     report.table(least_sure, "The latents that it is least sure of, [image, latent], drawn and exact (inclusion_prob):")
     if subject.test.labels is not None:
-        by_class = plots.inclusion_map(subject.model, subject.test)
+        by_class = plots.inclusion_map(subject.model, subject.test, seed=subject.args.seed)
         report.figure("inclusion_by_class", by_class, "Latents by class.")
-    by_datum = plots.inclusion_map(subject.model, subject.test, by="datum")
+    by_datum = plots.inclusion_map(subject.model, subject.test, by="datum", seed=subject.args.seed)
     report.figure("inclusion_by_datum", by_datum, "Latents by image, sorted by class.")
-    usage = plots.inclusion_usage(subject.model, subject.test)
+    usage = plots.inclusion_usage(subject.model, subject.test, seed=subject.args.seed)
     report.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
 
 
 def means(report, subject):
     model, x, latent = subject.model, subject.x, subject.latent
     report.heading("What does each latent mean?")
-    report.figure("traversals", plots.traversals(model, subject.test), "The most used latents, moved.")
+    report.figure(
+        "traversals", plots.traversals(model, subject.test, seed=subject.args.seed), "The most used latents, moved."
+    )
     report.figure("traversal", plots.traversal(model, x[0], latent), f"Latent {latent} of the first image, off and on.")
     redrawn = plots.conditional_samples(model, x[0], latent)
     report.figure(
@@ -174,47 +195,49 @@ def means(report, subject):
     if others:
         between = plots.interpolation(model, x[[first, others[0]]])
         report.figure("interpolation", between, "From one image to another, by the latents that are on in either.")
-    report.figure("embedding", plots.embedding(model, subject.test), "Codes of test images.")
+    if model.decoder.latent_dim > 1:
+        report.figure(
+            "embedding", plots.embedding(model, subject.test, seed=subject.args.seed), "Codes of test images."
+        )
     if model.decoder.latent_dim == 2:
         report.figure(
-            "manifold", plots.manifold(model, subject.test), "What the two latents draw, over the prior's range."
+            "manifold",
+            plots.manifold(model, subject.test, seed=subject.args.seed),
+            "What the two latents draw, over the prior's range.",
         )
     if hasattr(model.prior, "pseudo_inputs"):
-        report.figure("pseudo_inputs", plots.pseudo_inputs(model, subject.test), "Pseudo-inputs.")
+        report.figure(
+            "pseudo_inputs", plots.pseudo_inputs(model, subject.test, seed=subject.args.seed), "Pseudo-inputs."
+        )
 
 
 def generates(report, subject):
     report.heading("Does it make such data?")
-    inference = vsc.to_arviz(
-        subject.model, subject.test[:NUM_CHECKED], 50, log_likelihood=False, seed=subject.args.seed
-    )
+    some = subject.test[:NUM_CHECKED]
+    inference = vsc.to_arviz(subject.model, some, 50, log_likelihood=False, seed=subject.args.seed)
     statistics = dict(criticism.STATISTICS)
     if subject.has_spikes:
         statistics["active_latents"] = criticism.active_latents(subject.model)
-    draws = {"posterior": inference}
-    draws["prior"] = vsc.to_arviz(
-        subject.model, subject.test[:1], NUM_PRIOR, log_likelihood=False, seed=subject.args.seed
-    )
-    checks = {group: vsc.predictive_check(drawn, statistics, group) for group, drawn in draws.items()}
+    checks = {group: vsc.predictive_check(inference, statistics, group) for group in ("posterior", "prior")}
     rows = []
     for name in statistics:
-        observed = checks["posterior"]["observed_data"][name].mean()
         for group, check in checks.items():
-            drawn = check["posterior_predictive"][name]
-            mean = drawn.mean("datum") if "datum" in drawn.dims else drawn
+            observed = float(check["observed_data"][name].mean())
+            mean = check["posterior_predictive"][name].mean("datum")
             low, high = mean.quantile([0.03, 0.97]).values
-            values = {"observed": float(observed), "predicted": float(mean.mean()), "3 %": low, "97 %": high}
+            values = {"observed": observed, "predicted": float(mean.mean()), "3 %": low, "97 %": high}
             rows.append({"statistic": name, "by": group} | values | {"share above": float((mean > observed).mean())})
     caption = (
-        f"Mean over {NUM_CHECKED} test images. Posterior: the same mean of images predicted from their own codes, its "
-        f"interval, and the share of predictions above the data's. Prior: {NUM_PRIOR} images made from codes of the "
-        "prior, one by one."
+        f"Mean over {len(some)} test images, and of as many that the model makes: given the code of each (posterior) "
+        "or from codes of the prior; 50 times, their interval, and how often they exceed the data's."
     )
     report.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
-    caption = "Means over the images: of predictions from their own codes (the curve), and of the data."
+    caption = "Means over images, of the data and of predictions given their codes (bpv: how often these are lower)."
     report.arviz_figure("predictive_check", plot_statistics(checks["posterior"]), "mean over images", caption)
     report.figure(
-        "prior_samples", plots.prior_samples(subject.model, subject.test), "Images made from codes of the prior."
+        "prior_samples",
+        plots.prior_samples(subject.model, subject.test, seed=subject.args.seed),
+        "Images made from codes of the prior.",
     )
 
 
@@ -241,7 +264,7 @@ def imputes(report, subject):
     x = subject.x[:NUM_IMPUTED]
     mask = torch.ones(x.shape[1:], dtype=torch.bool)
     mask[..., x.shape[-2] // 2 :, :] = False
-    found = subject.model.impute(x, mask, num_samples=10, seed=subject.args.seed)
+    found = subject.model.impute(x, mask, num_samples=10, seed=subject.args.seed + 1)  # not the stream of x
     missing = ~mask.expand(x.shape)
     guesses = {"impute": found.mean.cpu(), "mean training image": subject.train.images.mean(0).expand(x.shape)}
     rows = []
@@ -273,7 +296,10 @@ def is_surprised(report, subject):
             data[other.name] = other.binarized(test.binarize, generator)[:NUM_BOUNDED]
         except FileNotFoundError as error:
             print(f"{OTHERS[test.name]} is not at hand and is left out of the report ({error})", file=sys.stderr)
-    found = {name: vsc.bounds(subject.model, some, num_draws=BOUND_DRAWS) for name, some in data.items()}
+    found = {
+        name: vsc.bounds(subject.model, some, num_draws=BOUND_DRAWS, seed=subject.args.seed)
+        for name, some in data.items()
+    }
     inside, *_ = found.values()
     rows = []
     for name, result in found.items():
@@ -282,7 +308,7 @@ def is_surprised(report, subject):
         auroc = roc_auc_score(truth, scores) if result is not inside else None
         rows.append({"data": name, "mean bound": float(result.iwae.mean()), "AUROC of minus the bound": auroc})
     caption = (
-        f"Bound of {BOUND_DRAWS} draws for each of {NUM_BOUNDED} images. AUROC: how often unseen data are lower; "
+        f"Bound of {BOUND_DRAWS} draws for each of {len(test)} images. AUROC: how often unseen data are lower; "
         "0.5 is chance, 1 always. A high bound is no proof of having been seen: simpler data often have a higher one."
     )
     report.table(subject.frame(rows).set_index("data"), caption)
@@ -290,32 +316,28 @@ def is_surprised(report, subject):
 
 
 def compares(report, subject):
-    import arviz
-
     report.heading("Is another model better?")
     test, found = subject.test[:NUM_BOUNDED], {}
-    for folder in (subject.args.run, *subject.args.compare):
-        model, _, _, other = load_run(folder, subject.args.data_root)
-        if (other.name, other.binarize) != (test.name, test.binarize):
-            raise ValueError(
-                f"--compare {folder} is of {other.name}, binarisation {other.binarize}, and {subject.args.run} of "
-                f"{test.name}, {test.binarize}; compare runs of the same data"
-            )
+    for name, model in {str(subject.args.run): subject.model, **subject.others}.items():
         draws = vsc.to_arviz(model, test, 100, predictive=False, prior=False, seed=subject.args.seed)
-        found[str(folder)] = vsc.elpd(draws)
-    report.table(
-        arviz.compare(found), f"Log-likelihood of {len(test)} test images, importance-weighted, 100 draws (elpd):"
-    )
+        found[name] = vsc.elpd(draws)
+    caption = f"Log-likelihood of {len(test)} test images, importance-weighted, 100 draws (elpd):"
+    report.table(compare_models(found), caption)
 
 
 def main(argv=None):
     args = parse(argv)
     start = time.perf_counter()
     output = args.output or args.run / "inspection"
-    if (output / "report.html").exists() and not args.overwrite:
-        raise SystemExit(f"{output} holds a report; pass --overwrite to replace it, or another --output")
+    there = [output / name for name in FILES if (output / name).exists()]
+    if there and not args.overwrite:
+        raise SystemExit(
+            f"{output} holds a report ({there[0].name}); pass --overwrite to replace it, or another --output"
+        )
     matplotlib.use("Agg")  # for ArviZ, which would open windows
     subject = Subject(args)
+    for file in there:  # of another model some might have no successor
+        file.unlink()
     report = Report(
         output, f"{subject.test.name}, {subject.settings.prior} prior, {subject.settings.latent_dim} latents"
     )

@@ -34,6 +34,7 @@ FILES = (
     *("config.json", "checkpoint.pt", "history.csv", "metrics.json", "pseudo_inputs.png"),
     *(f"{name}.png" for name in FIGURES),
 )
+DERIVED = ("inspection/report.html", "explore.html")  # what other examples leave beside
 # Settings that may differ between a run and its resumption; every other decides what the run computes.
 FREE_TO_CHANGE = ("epochs", "device", "output", "data_root", "resume", "overwrite", "quiet", "iwae_draws")
 
@@ -236,10 +237,16 @@ def load_run(directory, data_root=None):
             f"run examples/mnist_vsc.py --output {directory}, with --resume if it was interrupted"
         )
     config, metrics = (json.loads((directory / name).read_text()) for name in ("config.json", "metrics.json"))
+    state = load_checkpoint(directory / "checkpoint.pt")
+    if state["epoch"] != metrics["epochs"]:
+        raise ValueError(
+            f"{directory} was measured after {metrics['epochs']} epochs and has since been trained to "
+            f"{state['epoch']}; let mnist_vsc.py --resume finish it"
+        )
     args = argparse.Namespace(**(vars(parse([])) | config | {"dataset": metrics["dataset"], "data_root": data_root}))
     train, test = load_data(args)
     model = build_model(args, tuple(train.images.shape[1:]))
-    load_weights(model, load_checkpoint(directory / "checkpoint.pt"), directory / "checkpoint.pt")
+    load_weights(model, state, directory / "checkpoint.pt")
     return model, args, train, test
 
 
@@ -283,6 +290,11 @@ def main(argv=None):
     if not args.resume:
         model.prepare(train.images)  # which may refuse the data: before anything is deleted
     start_anew(args, FILES)
+    for name in DERIVED:
+        if (args.output / name).exists():
+            print(
+                f"{args.output / name} is of the run as it was; make it anew when this one is finished", file=sys.stderr
+            )
     write_json(args.output / "config.json", settings(args, free))
     try:
         history = vsc.fit(

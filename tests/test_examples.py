@@ -180,8 +180,31 @@ def test_inspect_posterior(finished, tmp_path):
     assert loaded["posterior"]["active"].shape == (1, 20, 3, 6)
     before = {file: file.read_bytes() for file in folder.iterdir()}
     refused = run("inspect_posterior.py", finished[1], "--output", folder)
-    assert f"{folder} holds a report; pass --overwrite" in refused.stderr
+    assert f"{folder} holds a report (report.html); pass --overwrite" in refused.stderr
+    itself = run("inspect_posterior.py", finished[1], "--output", folder, "--overwrite", "--compare", finished[1])
+    assert f"--compare {finished[1]} is the run itself" in itself.stderr
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_inspect_posterior_of_one_latent_and_then_of_another_model(tmp_path):
+    folder = tmp_path / "run"
+    options = (*SMALL, "--latent-dim", 1, "--quiet", "--output", folder)
+    assert run("mnist_vsc.py", *options, "--prior", "pseudo-input", "--num-pseudo-inputs", 4).returncode == 0
+    first = run("inspect_posterior.py", folder)
+    assert first.returncode == 0, first.stderr
+    assert (folder / "inspection" / "pseudo_inputs.png").is_file()
+    replaced = run("mnist_vsc.py", *options, "--overwrite")
+    assert f"{folder / 'inspection' / 'report.html'} is of the run as it was" in replaced.stderr
+    (folder / "inspection" / "mine.png").touch()
+    second = run("inspect_posterior.py", folder, "--overwrite")
+    assert second.returncode == 0, second.stderr
+    assert (folder / "inspection" / "mine.png").is_file()
+    assert not (folder / "inspection" / "pseudo_inputs.png").is_file()  # which this model has none of
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"epochs": 1}))
+    unfinished = run("inspect_posterior.py", folder, "--overwrite")
+    assert "was measured after 1 epochs and has since been trained to 2; let mnist_vsc.py --resume" in unfinished.stderr
+    assert (folder / "inspection" / "report.html").is_file()
 
 
 def test_inspect_posterior_of_dense_codes_of_two_latents_beside_another_run(finished, tmp_path):

@@ -238,3 +238,8 @@ def test_refuses_models_without_the_densities_it_needs():
         vsc.VAE(JointNormal(), decoder, vsc.FlatPrior(5)).impute(x, mask)
     with pytest.raises(ValueError, match=r"pixels must be independent given a code, .* got MultivariateNormal"):
         vsc.VAE(vsc.NormalEncoder(64, 5), Spherical(), vsc.NormalPrior(5)).impute(x, mask)
+
+
+def test_a_dataset_is_refused_for_its_images_need_not_be_what_the_model_sees(trained, digits):
+    with pytest.raises(ValueError, match=r"got a Dataset; pass data.draw\(slice\(10\)\)"):
+        trained.impute(digits.test[:3], UPPER)

@@ -319,3 +319,16 @@ def test_pictures_of_real_mnist(mnist_root):
     latent = int(largest.get_title().split()[1])
     _, decoded, off, *_ = (shown_in(axes) for axes in plots.traversal(model, x[:1], latent).axes if axes.images)
     torch.testing.assert_close(shown_in(largest), decoded - off)
+
+
+def test_rows_by_class_are_the_classes_that_there_are(small_vae, digits):
+    model = small_vae()
+    odd = vsc.Dataset(digits.test.images, 3 * digits.test.labels)
+    figure = plots.inclusion_map(model, odd)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [str(3 * i) for i in range(10)]
+    usual = plots.inclusion_map(model, vsc.Dataset(digits.test.images, digits.test.labels), num_classes=10)
+    rows = [torch.as_tensor(f.axes[0].images[0].get_array().data) for f in (figure, usual)]
+    torch.testing.assert_close(*rows)
+    for num_classes in (0, 5):
+        with pytest.raises(ValueError, match="num_classes"):
+            plots.inclusion_map(model, digits.test, num_classes=num_classes)

@@ -58,9 +58,9 @@ def test_groups_dims_and_coords_are_named(inference, digits):
         "log_likelihood.x": of_draw,
         "sample_stats.log_prior": of_draw,
         "sample_stats.log_posterior": of_draw,
-        "prior.z": ("chain", "draw", "latent"),
-        "prior.active": ("chain", "draw", "latent"),
-        "prior_predictive.x": ("chain", "draw", *PIXELS),
+        "prior.z": (*of_draw, "latent"),
+        "prior.active": (*of_draw, "latent"),
+        "prior_predictive.x": (*of_draw, *PIXELS),
         "observed_data.x": ("datum", *PIXELS),
         "constant_data.inclusion_prob": of_datum,
         "constant_data.slab_loc": of_datum,
@@ -155,6 +155,26 @@ def test_predictions_have_the_decoders_mean(trained, digits):
         prior, drawn = values(inference, "prior", "z"), values(inference, "prior_predictive", "x")
         assert_mean_equals((drawn - trained.decoder(prior).mean)[0], torch.zeros(()))
     assert_mean_equals((prior[0] != 0).double(), 0.3)
+    # A draw has as many data as there are, each with a code of its own.
+    assert not torch.equal(prior[0, :, 0], prior[0, :, 1])
+
+
+def test_codes_owe_nothing_to_the_pixels_noise():
+    """Both are drawn by one seed, and of one stream a pixel's noise would be a spike's as well."""
+    torch.manual_seed(0)
+    encoder = vsc.SpikeSlabEncoder(64, 64, hidden=(8,), initial_inclusion=0.5)
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(64, 64), vsc.SpikeSlabPrior(64, 0.5))
+    grey = vsc.Dataset(torch.full((500, 64), 0.5), binarize="dynamic")
+    for num_samples in (1, 20):
+        inference = vsc.to_arviz(model, grey, num_samples, predictive=False, log_likelihood=False)
+        x = values(inference, "observed_data", "x").flatten().double()
+        active = values(inference, "posterior", "active").flatten().double()
+        x, active = x - x.mean(), active - active.mean()
+        # At every offset of one stream in the other, 32,000 pairs each: chance is a normal of sd 1.
+        spectrum = torch.fft.rfft(x, 2 * len(active)).conj() * torch.fft.rfft(active, 2 * len(active))
+        lagged = torch.fft.irfft(spectrum)[: len(active) - len(x) + 1]
+        z = lagged / (x.std() * active.std() * math.sqrt(len(x)))
+        assert z.abs().max() < norm.isf(norm.sf(Z_BOUND) / len(z))
 
 
 @pytest.mark.parametrize(("encoder", "prior", "_"), ADMISSIBLE)
@@ -195,12 +215,16 @@ def test_every_encoder_and_prior(encoder, prior, _, digits):
 @pytest.mark.parametrize("prior", ["beta", "global-beta"])
 def test_a_learned_inclusion_has_posterior_and_prior_draws(prior, digits):
     model = build("spike-slab", prior)
-    inference = vsc.to_arviz(model, digits.test[:1], 4000, predictive=False, log_likelihood=False)
+    inference = vsc.to_arviz(model, digits.test[:2], 4000, predictive=False, log_likelihood=False)
     before, after = model.prior.hyperparameters()["inclusion"]
     assert_mean_equals(values(inference, "posterior", "inclusion")[0], after.mean.detach())
     inclusion, active = values(inference, "prior", "inclusion")[0], values(inference, "prior", "active")[0]
     assert_mean_equals(inclusion, before.mean)
-    assert_mean_equals(active.double() - (inclusion if inclusion.ndim == 2 else inclusion[:, None]), 0.0)
+    assert_mean_equals(active[:, 0].double() - (inclusion if inclusion.ndim == 2 else inclusion[:, None]), 0.0)
+    # All data of a draw share it: given it they are independent, and without it they are not.
+    residual = active.double() - (inclusion if inclusion.ndim == 2 else inclusion[:, None])[:, None]
+    assert_mean_equals(residual[:, 0] * residual[:, 1], 0.0)
+    assert ((active[:, 0].double() - before.mean) * (active[:, 1].double() - before.mean)).mean() > 0.01
     assert groups(inference).keys() == {"posterior", "prior", "observed_data", "constant_data"}
 
 
@@ -210,6 +234,16 @@ def test_a_flat_prior_is_left_out_and_said(digits):
     assert not {"prior", "prior_predictive"} & groups(inference).keys()
 
 
+def test_training_statistics_are_left_alone(digits):
+    encoder = vsc.SpikeSlabEncoder((1, 8, 8), 3, trunk=vsc.ConvTrunk((1, 8, 8)))
+    encoder.trunk_norm = torch.nn.BatchNorm2d(1)
+    encoder.register_forward_pre_hook(lambda module, inputs: (module.trunk_norm(inputs[0]),))
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(3, (1, 8, 8)), vsc.PseudoInputPrior(encoder, 4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    vsc.to_arviz(model, digits.test[:3], 5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_several_models_are_chains(small_vae, digits):
     models = [small_vae(seed=seed) for seed in range(3)]
     x = digits.test.images[:4]
@@ -217,7 +251,7 @@ def test_several_models_are_chains(small_vae, digits):
     assert together["posterior"].sizes["chain"] == 3
     assert together["constant_data"]["inclusion_prob"].dims == ("chain", "datum", "latent")
     for chain, model in enumerate(models):
-        alone = vsc.to_arviz(model, x, 7, seed=5 + chain)
+        alone = vsc.to_arviz(model, x, 7, seed=5 + chain)  # x is not drawn
         for group, name in (("posterior", "z"), ("posterior_predictive", "x"), ("prior", "z")):
             assert torch.equal(values(together, group, name)[chain], values(alone, group, name)[0])
         for name in ("inclusion_prob", "slab_loc", "prior_inclusion_prob"):
@@ -252,13 +286,13 @@ def test_the_same_seed_gives_the_same_and_leaves_everything_as_it_was(trained, d
 
 def test_size_is_told_before_anything_is_drawn(trained, digits):
     with pytest.raises(
-        ValueError, match=r"1000000 draws of 360 data would take 100 GiB \(posterior_predictive.x alone 85.8"
+        ValueError, match=r"1000000 draws of 360 data would take 196 GiB \(posterior_predictive.x alone 85.8"
     ):
         vsc.to_arviz(trained, digits.test, 1_000_000)
     numbers = 100 * 360 * 64 * 4 / 2**30
     with pytest.raises(ValueError, match=r"data\[:16\], fewer num_samples, predictive=False, or raise max_gigabytes"):
         vsc.to_arviz(trained, digits.test, 100, max_gigabytes=numbers)
-    assert vsc.to_arviz(trained, digits.test, 100, max_gigabytes=2 * numbers)["posterior"].sizes["datum"] == 360
+    assert vsc.to_arviz(trained, digits.test, 100, max_gigabytes=3 * numbers)["posterior"].sizes["datum"] == 360
 
 
 def test_bad_arguments_are_refused(trained, small_vae, digits):
@@ -269,9 +303,17 @@ def test_bad_arguments_are_refused(trained, small_vae, digits):
         vsc.to_arviz(trained, x, 0)
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\), one for each datum, got \(3,\)"):
         vsc.to_arviz(trained, x, 2, labels=[1, 2, 3])
-    with pytest.raises(ValueError, match=r"coords\['latent'\] has 2 names.*latent \(6\)"):
+    with pytest.raises(ValueError, match="model must be a VAE or a sequence of them, got 3"):
+        vsc.to_arviz(3, x)
+    with pytest.raises(ValueError, match="labels must be all numbers or all strings"):
+        vsc.to_arviz(trained, x, 2, labels=[None, "a", 3, 4])
+    with pytest.raises(ValueError, match=r"coords\['latent'\] must be different names"):
+        vsc.to_arviz(trained, x, 2, coords={"latent": list("aabcde")})
+    with pytest.raises(
+        ValueError, match=r"coords\['latent'\] must be a name for each.* got shape \(2,\).*latent \(6\)"
+    ):
         vsc.to_arviz(trained, x, 2, coords={"latent": ["a", "b"]})
-    with pytest.raises(ValueError, match=r"coords\['letter'\] has 2 names; the dimensions .* chain \(1\)"):
+    with pytest.raises(ValueError, match=r"coords\['letter'\] must be .* the dimensions .* chain \(1\)"):
         vsc.to_arviz(trained, x, 2, coords={"letter": ["a", "b"]})
     with pytest.raises(ValueError, match="must have the same number of latents"):
         vsc.to_arviz([trained, small_vae()], x, 2)

@@ -75,7 +75,7 @@ def strokes(x: np.ndarray) -> np.ndarray:
     from scipy.ndimage import label
 
     if x.ndim < 3:
-        raise ValueError(f"strokes needs images, of height and width, got data of shape {x.shape}; reshape them")
+        raise ValueError(f"strokes needs images, (N, ..., H, W), got data of shape {x.shape}; pass other statistics")
     on = x.reshape(len(x), -1, *x.shape[-2:]) > 0.5
     return np.array([sum(label(channel, np.ones((3, 3)))[1] for channel in image) for image in on])
 
@@ -116,7 +116,7 @@ def predictive_check(
         arviz.plot_bpv(check, kind="t_stat", t_stat="mean")
 
     and with 1.x ``arviz.plot_ppc_tstat(check, t_stat="mean")`` show where the mean over data lies among those of
-    replicated data.
+    replicated data. A draw of the prior's predictions has as many data as were observed, so that this holds for both.
 
     Args:
         inference: what `vsc_pyro.to_arviz` returned with ``predictive=True``.

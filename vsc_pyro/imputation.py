@@ -30,7 +30,7 @@ from torch.distributions import Distribution, Independent
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
-from vsc_pyro.datasets import as_dataset
+from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import centre, is_point
 from vsc_pyro.seeding import seeded
 
@@ -73,6 +73,8 @@ def impute(
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     num_steps = positive_int("num_steps", num_steps)
     num_pseudo_steps = natural_int("num_pseudo_steps", num_pseudo_steps)
+    if isinstance(x, Dataset):  # whose images need not be what the model sees
+        raise ValueError("x must be a tensor of data as the model sees them, got a Dataset; pass data.draw(slice(10))")
     x = as_dataset(x).images.to(model.reference)
     mask = _checked_mask(mask, x)
     with model.evaluating(), seeded(seed, x.device), pyro.validation_enabled(False):

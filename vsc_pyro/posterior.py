@@ -9,8 +9,8 @@ group                    variables                                             d
 ``log_likelihood``       ``x``, :math:`\log p(x|z)`                            chain, draw, datum
 ``sample_stats``         ``log_prior`` :math:`\log p(z)`, ``log_posterior``    chain, draw, datum
                          :math:`\log q(z|x)`
-``prior``                ``z``, ``active``, and those in common                chain, draw
-``prior_predictive``     ``x``                                                 chain, draw
+``prior``                ``z``, ``active``, and those in common                chain, draw, datum
+``prior_predictive``     ``x``, as many data in each draw as there are         chain, draw, datum
 ``observed_data``        ``x`` as the model saw it                             datum
 ``constant_data``        ``inclusion_prob``, ``slab_loc``, ``slab_scale``,     datum; with several models
                          exact; ``prior_inclusion_prob``; ``label``            chain, datum
@@ -18,19 +18,6 @@ group                    variables                                             d
 
 A latent has the dimension ``latent``, an image ``channel``, ``height``, ``width``. A dense posterior has no spikes, all
 its latents are active, and it is a slab itself.
-
-What to ask ArviZ for, and what not. Draws are independent and from the guide, not from a Markov chain:
-
-* ``summary(var_names=["active"], kind="stats")``: yes. The means estimate ``inclusion_prob``, which is there, exact.
-* ``plot_forest(var_names=["active"])``: with ArviZ 1.x, whose points are means; 0.x marks medians, which of zeros and
-  ones are 0 or 1. Both show well how many latents are on in each datum, ``active.sum("latent")``, and how much each is
-  used, ``active.mean("datum")``.
-* ``r_hat``, effective sample sizes, ``plot_trace``, ``plot_rank``: nothing to learn. Draws are independent by
-  construction, and the chains of several models have latents in an order of their own each.
-* ``plot_density``, ``plot_posterior``, ``hdi`` of ``z``: no. They smooth over the atom at zero, or hide it. Show
-  ``active``, and the slab given that it is on, ``z.where(active == 1)``.
-* ``loo``, ``waic``: no. Each datum has latents of its own, inferred from that very datum; to leave it out is to lose
-  them, and importance weights cannot stand in for that. Compare models by `vsc_pyro.elpd` of test data.
 
 ArviZ 0.x gives an `arviz.InferenceData`, ArviZ 1.x an `xarray.DataTree`, with the same groups.
 """
@@ -85,6 +72,19 @@ def to_arviz(
     Draws have hard spikes. The models' modes and the caller's random state are left as they were. Save the result by
     its ``to_netcdf(path)``, read it by ``arviz.from_netcdf(path)``.
 
+    What to ask ArviZ for, and what not (draws are independent and from the guide, not from a Markov chain):
+
+    * ``summary(var_names=["active"], kind="stats")``: yes. Means estimate ``inclusion_prob``, which is there, exact.
+    * ``plot_forest(var_names=["active"])``: with ArviZ 1.x, whose points are means; 0.x marks medians, which of zeros
+      and ones are 0 or 1. Both show well how many latents are on in each datum, ``active.sum("latent")``, and how much
+      each is used, ``active.mean("datum")``.
+    * ``r_hat``, effective sample sizes, ``plot_trace``, ``plot_rank``: nothing to learn. Draws are independent by
+      construction, and the chains of several models have latents in an order of their own each.
+    * ``plot_density``, ``plot_posterior``, ``hdi`` of ``z``: no. They smooth over the atom at zero, or hide it. Show
+      ``active``, and the slab given that it is on, ``z.where(active == 1)``.
+    * ``loo``, ``waic``: no. Each datum has latents of its own, inferred from that very datum; to leave it out is to
+      lose them, and importance weights cannot stand in for that. Compare models by `vsc_pyro.elpd` of test data.
+
     Args:
         model: a trained `VAE`; or several of the same data, which become the chains of one object (their latents are
             not the same ones: average what does not depend on their order).
@@ -96,7 +96,7 @@ def to_arviz(
         predictive: draw data, too: ``posterior_predictive``, and with `prior` ``prior_predictive``.
         prior: draw from the prior. One that is flat has nothing to draw, which a warning says.
         log_likelihood: also the log-densities that weights are made of.
-        seed: of binarisation and draws; chain c draws from ``seed + c``.
+        seed: of binarisation; chain c draws from ``seed + 1 + c``, so that codes owe nothing to the pixels' noise.
         max_gigabytes: how large the result may be; found out before anything is drawn.
         progress: show a bar.
 
@@ -104,9 +104,7 @@ def to_arviz(
         ValueError: no model; models of different numbers of latents; data that do not fit; labels or coords of another
             length or dimension; a result larger than `max_gigabytes` (the message says what would make it smaller).
     """
-    models = [model] if isinstance(model, VAE) else list(model)
-    if not models:
-        raise ValueError("model holds no model; pass a trained VAE, or several")
+    models = _models(model)
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     max_gigabytes = positive_float("max_gigabytes", max_gigabytes)
     data = as_dataset(data)
@@ -119,7 +117,8 @@ def to_arviz(
     store = _Store(sizes, coords or {}, several=not isinstance(model, VAE))
     for one in models:  # a rehearsal with one datum and one draw tells what there will be, and how much
         with one.evaluating(), seeded(seed, one.reference.device):
-            store.expect([*draws.of_data(one, data.images[:1], 1), *draws.in_common(one, data.images[:1], 1)])
+            store.components = max(store.components, _components(one.marginal_prior(data.images[:1].to(one.reference))))
+            store.expect([*draws.of_data(one, data.images[:1], 1), *draws.in_common(one, data.images[:1], 1, 1)])
     store.allocate(max_gigabytes)
     if (labels := data.labels if labels is None else labels) is not None:
         store.add("constant_data", "label", np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels))
@@ -133,11 +132,11 @@ def to_arviz(
             # The data have been checked; Pyro would check every draw again and wait for the device each time.
             with (
                 one.evaluating(),
-                seeded(seed + chain, one.reference.device),
+                seeded(seed + 1 + chain, one.reference.device),
                 pyro.validation_enabled(False),
             ):
-                for part in store.draws_at_once():
-                    store.put(draws.in_common(one, x[:1], _length(part)), chain, part)
+                for part in store.draws_at_once(len(data)):
+                    store.put(draws.in_common(one, x[:1], _length(part), len(data)), chain, part)
                 for rows, part in steps:
                     store.put(draws.of_data(one, x[rows], _length(part)), chain, part, rows)
                     bar.update()
@@ -182,7 +181,7 @@ class _Draws:
             yield _Variable("sample_stats", "log_prior", of_draw, before)
             yield _Variable("sample_stats", "log_posterior", of_draw, after)
 
-    def in_common(self, model: VAE, x: Tensor, num: int) -> Iterator[_Variable]:
+    def in_common(self, model: VAE, x: Tensor, num: int, num_data: int) -> Iterator[_Variable]:
         x = x.to(model.reference)
         marginal = model.marginal_prior(x)
         if (logits := inclusion_logits(marginal)) is not None:
@@ -195,12 +194,16 @@ class _Draws:
             values[name] = before.sample((num,))
             if self.prior:
                 yield _Variable("prior", name, dims, values[name])
-        if self.prior:
-            z = model.prior(x, **values).sample() if sites else marginal.expand((1,)).sample((num,)).squeeze(1)
-            yield from _code("prior", ("draw",), z)
-            if self.predictive:
-                drawn = model.decoder(z).sample().reshape(num, *x.shape[1:])
-                yield _Variable("prior_predictive", "x", ("draw", *self.pixels), drawn)
+        if not self.prior:
+            return
+        if sites:  # a draw of them for all data
+            z = model.prior(x, **values).expand((num_data, num)).sample().transpose(0, 1)
+        else:
+            z = marginal.expand((num_data,)).sample((num,))
+        yield from _code("prior", ("draw", "datum"), z)
+        if self.predictive:
+            drawn = model.decoder(z).sample().reshape(num, num_data, *x.shape[1:])
+            yield _Variable("prior_predictive", "x", ("draw", "datum", *self.pixels), drawn)
 
 
 def _code(group: str, dims: tuple[str, ...], z: Tensor) -> Iterator[_Variable]:
@@ -222,14 +225,28 @@ def _parameters(posterior: Distribution) -> Iterator[tuple[str, tuple[str, ...],
         yield f"slab_{name}", of_latent, value.expand(shape)
 
 
+def _components(prior: Distribution) -> int:
+    return prior.mixture_distribution.logits.shape[-1] if hasattr(prior, "mixture_distribution") else 1
+
+
 def _pixel_dims(data: Dataset) -> tuple[str, ...]:
     num = data.images.ndim - 1
     return _PIXEL_DIMS.get(num, tuple(f"pixel_dim_{i}" for i in range(num)))
 
 
+def _models(model: VAE | Sequence[VAE]) -> list[VAE]:
+    models = [model] if not isinstance(model, Sequence) else list(model)
+    if not models:
+        raise ValueError("model holds no model; pass a trained VAE, or several")
+    if strange := [one for one in models if not isinstance(one, VAE)]:
+        raise ValueError(f"model must be a VAE or a sequence of them, got {strange[0]!r}")
+    return models
+
+
 def _has_prior(model: VAE, data: Dataset) -> bool:
     """Whether there is a prior to draw from; says so if there is not."""
-    flat = isinstance(model.marginal_prior(data.images[:1].to(model.reference)), ImproperUniform)
+    with model.evaluating():
+        flat = isinstance(model.marginal_prior(data.images[:1].to(model.reference)), ImproperUniform)
     if flat:
         warnings.warn(
             "the prior is flat, and there is nothing to draw from: the groups prior and prior_predictive are left "
@@ -249,6 +266,7 @@ class _Store:
     def __init__(self, sizes: dict[str, int], coords: Mapping[str, Sequence[Any]], several: bool) -> None:
         self.sizes = sizes
         self.coords = {dim: np.asarray(names) for dim, names in coords.items()}
+        self.components = 1
         self.several = several
         self.dims: dict[tuple[str, str], tuple[str, ...]] = {}
         self.dtypes: dict[tuple[str, str], np.dtype] = {}
@@ -279,9 +297,14 @@ class _Store:
 
     def allocate(self, max_gigabytes: float) -> None:
         for dim, names in self.coords.items():
-            if len(names) != self.sizes.get(dim):
+            if names.shape != (self.sizes.get(dim),):
                 known = ", ".join(f"{name} ({size})" for name, size in self.sizes.items())
-                raise ValueError(f"coords[{dim!r}] has {len(names)} names; the dimensions and their sizes are {known}")
+                raise ValueError(
+                    f"coords[{dim!r}] must be a name for each entry, got shape {names.shape}; the dimensions and their "
+                    f"sizes are {known}"
+                )
+            if len(set(names.tolist())) < len(names):
+                raise ValueError(f"coords[{dim!r}] must be different names, got {names.tolist()}")
         shapes = {key: tuple(self.sizes[dim] for dim in dims) for key, dims in self.dims.items()}
         gigabytes = {key: math.prod(shape) * self.dtypes[key].itemsize / 2**30 for key, shape in shapes.items()}
         if sum(gigabytes.values()) > max_gigabytes:
@@ -296,17 +319,17 @@ class _Store:
 
     def rows_at_once(self) -> int:
         """Data whose draws fit into a chunk; one of them may need several."""
-        return max(1, _NUMBERS_AT_ONCE // self._numbers(self.sizes["draw"]))
+        return max(1, _NUMBERS_AT_ONCE // (self.sizes["draw"] * self._numbers()))
 
-    def draws_at_once(self) -> list[slice]:
+    def draws_at_once(self, num_data: int = 1) -> list[slice]:
         num = self.sizes["draw"]
-        step = max(1, _NUMBERS_AT_ONCE // self._numbers(1))
+        step = max(1, _NUMBERS_AT_ONCE // (num_data * self._numbers()))
         return [slice(start, min(start + step, num)) for start in range(0, num, step)]
 
-    def _numbers(self, num_draws: int) -> int:
-        data = ("chain", "draw", "datum")
-        pixels = math.prod(size for dim, size in self.sizes.items() if dim not in (*data, "latent"))
-        return num_draws * max(pixels, self.sizes["latent"])
+    def _numbers(self) -> int:
+        """The most that a draw of a datum takes on the way: its pixels, or its code for all components of a mixture."""
+        pixels = math.prod(size for dim, size in self.sizes.items() if dim not in ("chain", "draw", "datum", "latent"))
+        return max(pixels, self.sizes["latent"] * self.components)
 
     def put(self, variables: Iterable[_Variable], chain: int, draws: slice, rows: slice = slice(None)) -> None:
         """Write a chunk to its place."""
@@ -319,6 +342,8 @@ class _Store:
         """Add something that there is of each datum."""
         if values.shape != (self.sizes["datum"],):
             raise ValueError(f"labels must have shape ({self.sizes['datum']},), one for each datum, got {values.shape}")
+        if values.dtype == object:
+            raise ValueError(f"labels must be all numbers or all strings, to be kept in a file, got {values.tolist()}")
         self.dims[group, name], self.arrays[group, name] = ("datum",), values
 
     def as_arviz(self, attributes: dict[str, Any]) -> arviz.InferenceData | xarray.DataTree:

@@ -76,6 +76,10 @@ class Dataset:
         """Some of the data, with labels and factors: ``test[:16]``, or the rows of a tensor of indices or of bools."""
         if not isinstance(rows, (slice, Tensor)):
             raise TypeError(f"take data by a slice or a tensor of indices, got {rows!r}; one datum is data[i : i + 1]")
+        if isinstance(rows, Tensor) and rows.ndim != 1:
+            raise ValueError(f"a tensor of indices must have one dimension, got shape {tuple(rows.shape)}")
+        if not len(self.images[rows]):
+            raise ValueError(f"{rows!r} takes none of the {len(self)} data")
         parts = {"images": self.images[rows]}
         if self.labels is not None:
             parts["labels"] = self.labels[rows]

@@ -13,11 +13,11 @@ from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of
 from vsc_pyro.plots.looking import batches, data_for, looking
-from vsc_pyro.plots.pictures import BLUE, ORANGE, name_latents
+from vsc_pyro.plots.pictures import BLUE, GREEN, ORANGE, PURPLE, name_latents
 from vsc_pyro.vae import VAE
 
 # The eight hues of Okabe & Ito (2008), a grey and a wine; classes beyond take them again, with another marker.
-_HUES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999999", "#F0E442", "#661100")
+_HUES = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000", "#999999", "#F0E442", "#661100")
 _MARKERS = "o^sDv"
 
 
@@ -36,13 +36,14 @@ def inclusion_map(
     Args:
         model: a `VAE`.
         data: a `Dataset`, by class one with labels; or, by datum, also data of shape ``(N, ...)``.
-        num_classes: rows by class; the largest label plus one if None.
+        num_classes: rows by class, from 0 on, all labels among them; if None, those that there are.
         by: ``"class"``, or ``"datum"``: rows are data, sorted by their labels where they have any.
         num: rows by datum, data from the first on.
         seed: of binarisation.
 
     Raises:
-        ValueError: rows by class of data without labels; an unknown `by`; data that do not fit the model.
+        ValueError: rows by class of data without labels, or fewer than there are; an unknown `by`; data that do not fit
+            the model.
     """
     show = choice("by", by, {"class": _show_classes, "datum": _show_data})
     num = positive_int("num", num)
@@ -51,6 +52,10 @@ def inclusion_map(
         raise ValueError(
             "inclusion_map by class needs labels, and data.labels is None; pass Dataset(images, labels), or by='datum'"
         )
+    if num_classes is not None:
+        low, high = (int(label) for label in data.labels.aminmax())
+        if low < 0 or high >= positive_int("num_classes", num_classes):
+            raise ValueError(f"num_classes={num_classes} rows do not hold labels from {low} to {high}; pass None")
     if by == "datum":
         data = Dataset(data.images[:num], None if data.labels is None else data.labels[:num], data.binarize)
     inclusion = torch.cat([inclusion_of(model.encoder(x)).cpu() for x in batches(model, data)])
@@ -67,10 +72,10 @@ def inclusion_map(
 
 
 def _show_classes(axes: Axes, inclusion: Tensor, labels: Tensor, num_classes: int | None) -> Tensor:
-    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    axes.set_yticks(range(num_classes))
+    classes = labels.unique().tolist() if num_classes is None else range(num_classes)
+    axes.set_yticks(range(len(classes)), list(map(str, classes)))
     axes.set_ylabel("class")
-    return torch.stack([inclusion[labels == label].mean(0) for label in range(num_classes)])
+    return torch.stack([inclusion[labels == label].mean(0) for label in classes])
 
 
 def _show_data(axes: Axes, inclusion: Tensor, labels: Tensor | None, _: int | None) -> Tensor:

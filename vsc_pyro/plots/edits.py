@@ -16,9 +16,8 @@ from torch import Tensor
 
 from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.distributions import centre
+from vsc_pyro.distributions import centre, inclusion_of
 from vsc_pyro.plots.looking import (
-    inclusion_of,
     latent_index,
     likely_code,
     looking,

@@ -45,7 +45,8 @@ def imputations(
     data = data_for(model, data)
     x = data.draw(slice(positive_int("num", num))).to(model.reference)
     num_samples = positive_int("num_samples", num_samples)
-    found = model.impute(x, mask, num_samples=max(num_samples, 20), seed=seed)
+    # Another seed than the data's: of one stream the pixels' noise would be that of the draws as well.
+    found = model.impute(x, mask, num_samples=max(num_samples, 20), seed=seed + 1)
     limits = low, high = limits_of(x)
     observed = torch.as_tensor(mask, device=x.device).expand(x.shape)
     shaded = torch.where(observed, x, low + _HIDDEN * (high - low))
@@ -65,8 +66,12 @@ def bound_histograms(bounds: Mapping[str, Bounds]) -> Figure:
     """
     if not bounds:
         raise ValueError("bounds holds none; pass at least one, by the name to write in the legend")
-    if any(result.iwae.isnan().any() for result in bounds.values()):
-        raise ValueError("the posterior is a point and has no bounds to draw; take a model with a density")
+    for name, result in bounds.items():
+        if result.iwae.isnan().any():
+            raise ValueError(f"bounds of {name!r} are NaN: the posterior is a point; take a model with a density")
+        if result.iwae.isinf().any():
+            count = int(result.iwae.isinf().sum())
+            raise ValueError(f"bounds of {name!r} hold {count} infinite values; leave those data out")
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
     everything = torch.cat([result.iwae for result in bounds.values()])

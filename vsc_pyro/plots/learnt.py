@@ -89,7 +89,7 @@ def training_curve(history: History) -> Figure:
         raise ValueError("history holds no epoch; pass what fit returned")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(range(1, len(history) + 1), history.elbo, color="#0072B2", marker="." if len(history) < 30 else None)
+    axes.plot(range(1, len(history) + 1), history.elbo, color=BLUE, marker="." if len(history) < 30 else None)
     # The first epochs fall off a cliff that would hide all others.
     later = history.elbo[len(history) // 10 :]
     margin = 0.05 * (max(later) - min(later)) or 1.0
