@@ -278,7 +278,7 @@ def imputes(report, subject):
     report.table(subject.frame(rows).set_index("by"), caption)
     figure = plots.imputations(subject.model, subject.test, mask, seed=subject.args.seed)
     report.figure(
-        "imputations", figure, "What the model saw, the image, the mean of what may be there, and draws of it."
+        "imputations", figure, "What is observed, the mean of what may be missing, draws of it, and the whole image."
     )
 
 
