@@ -22,7 +22,7 @@ def test_hardened_gates_multiply_by_the_spike_itself(gate):
     assert torch.equal(hard, factor)
     assert not hard.requires_grad
     assert factor.requires_grad == gate.reparametrized
-    assert gate.hardened().hardened() == gate.hardened()
+    assert (hardened := gate.hardened()).hardened() is hardened
 
 
 @pytest.mark.parametrize("gate", [BinaryConcrete(hard=False), ShiftedSigmoid()], ids=str)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Imports run one way, from left to right; a module may import only from groups before its own.
 LAYERS = [
     {"arguments", "arviz_versions", "files", "seeding"},
+    {"history"},
     {"gates", "networks", "checkpoints", "datasets", "schedules"},
     {"distributions"},
     {"encoders", "decoders", "priors"},
@@ -18,6 +19,7 @@ LAYERS = [
     {"vae"},
     {"objectives", "exact"},
     {"svi", "gibbs"},
+    {"compiled"},
     {"training", "evaluation", "probes", "refinement"},
     {"calibration", "posterior"},
     {"criticism"},

@@ -345,11 +345,6 @@ def test_bad_data(small_vae):
         vsc.fit(small_vae(), torch.zeros(5, 65))
 
 
-def test_history_as_csv(tmp_path):
-    vsc.History([-3.5, -2.0], [0.1, 0.2]).to_csv(tmp_path / "h.csv")
-    assert (tmp_path / "h.csv").read_text().split() == ["epoch,elbo,seconds", "1,-3.5,0.1", "2,-2.0,0.2"]
-
-
 def test_resolve_device():
     assert resolve_device("cpu").type == "cpu"
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

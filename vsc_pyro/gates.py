@@ -88,6 +88,12 @@ class Gate:
         return self
 
 
+def _check_positive(name: str, value: float | Tensor) -> None:
+    # A captured step reads a schedule's number from a tensor, and to look at that would end the capture.
+    if not isinstance(value, Tensor):
+        positive_float(name, value)
+
+
 def _uniform(logits: Tensor) -> Tensor:
     # At least float32: a uniform number of 8 bits cannot tell a rare spike from one twice as rare.
     return torch.rand_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -129,7 +135,7 @@ class BinaryConcrete(Gate):
     hard: bool = True
 
     def __post_init__(self) -> None:
-        positive_float("temperature", self.temperature)
+        _check_positive("temperature", self.temperature)
 
     def draw(self, logits: Tensor) -> SpikeDraw:
         perturbed = logits + _logistic_noise(logits)
@@ -138,7 +144,7 @@ class BinaryConcrete(Gate):
         return SpikeDraw(hard, _with_gradient_of(hard, soft) if self.hard else soft)
 
     def hardened(self) -> Gate:
-        return dataclasses.replace(self, hard=True)
+        return self if self.hard else dataclasses.replace(self, hard=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +163,7 @@ class ShiftedSigmoid(Gate):
     hard: bool = False
 
     def __post_init__(self) -> None:
-        positive_float("c", self.c)
+        _check_positive("c", self.c)
 
     def draw(self, logits: Tensor) -> SpikeDraw:
         shifted = _uniform(logits) - 1 + torch.sigmoid(logits)
@@ -166,7 +172,7 @@ class ShiftedSigmoid(Gate):
         return SpikeDraw(hard, _with_gradient_of(hard, soft) if self.hard else soft)
 
     def hardened(self) -> Gate:
-        return dataclasses.replace(self, hard=True)
+        return self if self.hard else dataclasses.replace(self, hard=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,14 @@ a function of the step alone, so a resumed run goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from vsc_pyro.arguments import natural_int, positive_int
 
@@ -94,26 +95,84 @@ def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -
         ValueError: a name that leads to no such thing, or a value that it cannot take.
     """
     for name, schedule in schedules.items():
-        *path, last = name.split(".")
-        owners: list[object] = [model]
-        try:
-            for part in path:
-                owners.append(getattr(owners[-1], part))
-            current = getattr(owners[-1], last)
-        except AttributeError as error:
-            raise ValueError(f"schedules names {name!r}, and the model has no such setting: {error}") from error
+        setting = Setting(model, name)
         value = schedule(step)
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(f"schedules[{name!r}] must give finite numbers, got {value!r} at step {step}")
-        owner = owners[-1]
-        if last in getattr(owner, "_buffers", {}) and current.numel() == 1 and current.is_floating_point():
-            current.fill_(value)
-        elif last in getattr(owner, "scheduled", ()):
-            setattr(owner, last, value)
-        elif dataclasses.is_dataclass(owner) and isinstance(current, numbers.Real) and not isinstance(current, bool):
-            setattr(owners[-2], path[-1], dataclasses.replace(owner, **{last: value}))
-        else:
+        setting.set(value)
+
+
+class Setting:
+    """A setting of `model` by its dotted name, as `set_values` takes it.
+
+    Attributes:
+        is_tensor: whether it is a buffer, which a captured step reads as it stands.
+
+    Raises:
+        ValueError: a name that leads to nothing that can be scheduled.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        *self._path, self._last = name.split(".")
+        self._model = model
+        try:
+            owner, current = self._owners()[-1], self.get()
+        except AttributeError as error:
+            raise ValueError(f"schedules names {name!r}, and the model has no such setting: {error}") from error
+        self.is_tensor = self._last in getattr(owner, "_buffers", {})
+        is_number = isinstance(current, numbers.Real) and not isinstance(current, bool)
+        if not (
+            (self.is_tensor and current.numel() == 1 and current.is_floating_point())
+            or self._last in getattr(owner, "scheduled", ())
+            or (dataclasses.is_dataclass(owner) and is_number)
+        ):
             raise ValueError(
                 f"schedules names {name!r}, which cannot be scheduled; known to work are 'beta', "
                 "'encoder.slab_weight' and settings of a gate such as 'encoder.gate.temperature'"
             )
+
+    @property
+    def slot(self) -> tuple[int, str]:
+        """The module, as its `id`, and its attribute that the setting is, or is a field of."""
+        owners = self._owners()
+        if dataclasses.is_dataclass(owners[-1]):
+            return id(owners[-2]), self._path[-1]
+        return id(owners[-1]), self._last
+
+    @property
+    def field(self) -> str:
+        """The last part of the name."""
+        return self._last
+
+    def _owners(self) -> list[object]:
+        owners: list[object] = [self._model]
+        for part in self._path:
+            owners.append(getattr(owners[-1], part))
+        return owners
+
+    def get(self) -> float | Tensor:
+        """The value as it stands."""
+        return getattr(self._owners()[-1], self._last)
+
+    def set(self, value: float | Tensor) -> None:
+        """Put a number there; `ValueError` if its owner does not take it."""
+        owners = self._owners()
+        if self.is_tensor:
+            self.get().fill_(value)
+        elif dataclasses.is_dataclass(owners[-1]):
+            setattr(owners[-2], self._path[-1], dataclasses.replace(owners[-1], **{self._last: value}))
+        else:
+            setattr(owners[-1], self._last, value)
+
+    @contextlib.contextmanager
+    def replaced_by(self, tensor: Tensor) -> Iterator[None]:
+        """Let the model read a number of its own from `tensor`, for as long as a step of it is being captured."""
+        owners, before = self._owners(), self.get()
+        self.set(tensor)
+        try:
+            yield
+        finally:
+            if dataclasses.is_dataclass(owners[-1]):
+                setattr(owners[-2], self._path[-1], owners[-1])
+            else:
+                setattr(owners[-1], self._last, before)

@@ -7,17 +7,21 @@ from typing import Any
 
 import pyro.infer
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 class _OneOptimizer(PyroOptim):
     """A torch optimiser where Pyro wants one of its own, which would be one torch optimiser for each tensor."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer | OptimizerFactory) -> None:
+        self.make = None if isinstance(optimizer, torch.optim.Optimizer) else optimizer
         super().__init__(type(optimizer), {})
-        self.optimizer = optimizer
+        self.optimizer = optimizer if self.make is None else None
 
     def __call__(self, params: object, *args: Any, **kwargs: Any) -> None:
         self.optimizer.step()
@@ -33,24 +37,44 @@ class SVI(pyro.infer.SVI):
 
     Args:
         model, guide: Pyro programs.
-        optim: a torch optimiser over their parameters.
+        optim: a torch optimiser over their parameters; or a function from a list of parameters to one, such as
+            ``functools.partial(torch.optim.Adam, lr=1e-3)``, for programs that make theirs as they run (`pyro.param`,
+            Pyro's automatic guides): it is given all that the first step meets.
         loss: a `pyro.infer.ELBO`.
 
     Raises:
-        ValueError: an `optim` that is no torch optimiser.
+        ValueError: an `optim` that is neither.
     """
 
-    def __init__(self, model: Callable, guide: Callable, optim: torch.optim.Optimizer, loss: ELBO) -> None:
-        if not isinstance(optim, torch.optim.Optimizer):
+    def __init__(
+        self, model: Callable, guide: Callable, optim: torch.optim.Optimizer | OptimizerFactory, loss: ELBO
+    ) -> None:
+        if isinstance(optim, PyroOptim) or not (isinstance(optim, torch.optim.Optimizer) or callable(optim)):
             raise ValueError(
                 f"optim must be a torch optimiser over the parameters to train, got {type(optim).__name__}; "
-                "build one, such as torch.optim.Adam(model.parameters(), lr=1e-3), or use pyro.infer.SVI"
+                "build one, such as torch.optim.Adam(model.parameters(), lr=1e-3), or a function that does, such as "
+                "functools.partial(torch.optim.Adam, lr=1e-3); or use pyro.infer.SVI"
             )
         super().__init__(model, guide, _OneOptimizer(optim), loss)
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The torch optimiser; None before the first step where that makes it."""
+        return self.optim.optimizer
+
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data, as the ELBO gives it (ours: a 0-d tensor)."""
-        self.optim.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        if self.optimizer is None:
+            with poutine.trace(param_only=True) as capture:
+                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            self._make_optimizer(capture.trace)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         self.optim(())
         return loss
+
+    def _make_optimizer(self, trace: poutine.Trace) -> None:
+        """The optimiser of all parameters that a step met."""
+        parameters = {id(site["value"].unconstrained()): site["value"].unconstrained() for site in trace.nodes.values()}
+        self.optim.optimizer = self.optim.make(list(parameters.values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import difflib
 import os
@@ -25,9 +24,10 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.compiled import CompiledSVI, is_worth_compiling
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.files import replacing
 from vsc_pyro.gates import Gate, get_gate
+from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
@@ -36,36 +36,6 @@ from vsc_pyro.vae import VAE
 
 # Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
 _STEPS_BETWEEN_LOOKS = 50
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training met a loss or a weight that is NaN or infinite."""
-
-
-@dataclasses.dataclass
-class History:
-    """What `fit` measured, one entry for each epoch.
-
-    Attributes:
-        elbo: minus the training loss, nats per datum, mean over the epoch: the ELBO by the gate as trained (soft spikes
-            if it is soft), its KL part weighted by the model's beta, less any penalty; of the importance-weighted
-            objective, its bound of several draws. For models that have no bound (a
-            point for a posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
-        seconds: duration of the epoch.
-    """
-
-    elbo: list[float] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.elbo)
-
-    def to_csv(self, path: str | os.PathLike) -> None:
-        """Write columns epoch, elbo, seconds."""
-        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["epoch", "elbo", "seconds"])
-            writer.writerows(zip(range(1, len(self) + 1), self.elbo, self.seconds, strict=True))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -102,6 +72,7 @@ def fit(
     checkpoint_every: int = 1,
     resume: bool = False,
     progress: bool = True,
+    compile: bool | str = "auto",
 ) -> History:
     """Train `model` on `data` with one `vsc_pyro.SVI` and Adam (Kingma & Ba, 2015).
 
@@ -127,6 +98,10 @@ def fit(
         resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
             the CPU, same thread count). Where it does not exist, training starts from the beginning.
         progress: show a bar with the running ELBO.
+        compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
+            does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
+            for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
+            compiled.
 
     Returns:
         The history of all epochs, resumed ones included.
@@ -139,6 +114,8 @@ def fit(
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
     seed = natural_int("seed", seed)
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the file to go on from")
     if checkpoint is not None and Path(checkpoint).is_dir():
@@ -197,26 +174,47 @@ def fit(
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
         }
         run = _Run(model, optimizer, schedule, schedules, generator, settings)
-        svi = SVI(model.model, model.guide, optimizer, loss)
+        programs = model.model, model.guide, optimizer, loss
+        svi = SVI(*programs)
 
         with _private_state(model, device, seed):
+            steps = -(-len(data) // batch_size)
             if resume and Path(checkpoint).is_file():
                 run.restore(checkpoint, device, epochs)
             else:
                 model.prepare(data.images)
+                run.history.compiled = is_worth_compiling(epochs * steps, device) if compile == "auto" else False
+            if compile != "auto":
+                run.history.compiled = bool(compile)
+            compiled = CompiledSVI(*programs, live=schedules) if run.history.compiled else None
             first_epoch = len(run.history)
-            steps = -(-len(data) // batch_size)
             set_values(model, schedules, max(0, first_epoch * steps - 1))
             with tqdm(
                 total=epochs * steps, initial=first_epoch * steps, disable=not progress, unit="step", desc="fit"
             ) as bar:
+                step = svi.step if compiled is None else _by_size(svi, compiled, min(batch_size, len(data)), bar)
                 for epoch in range(first_epoch, epochs):
-                    run.epoch(svi, data, batch_size, bar)
+                    run.epoch(step, data, batch_size, bar)
+                    run.history.compiled = compiled is not None and not compiled.is_eager
                     if schedule is not None:
                         schedule.step()
                     if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
                         run.save(checkpoint)
         return run.history
+
+
+def _by_size(svi: SVI, compiled: CompiledSVI, size: int, bar: tqdm) -> Callable[[Tensor], Tensor | float]:
+    """Steps of full batches compiled; one smaller batch an epoch would not repay a compilation of its own."""
+    bar.set_description("fit, compiling")
+
+    def step(x: Tensor) -> Tensor | float:
+        if len(x) < size:
+            return svi.step(x)
+        loss = compiled.step(x)
+        bar.set_description("fit" if compiled.is_eager else "fit, compiled", refresh=False)
+        return loss
+
+    return step
 
 
 def _without_addresses(text: str) -> str:
@@ -273,7 +271,7 @@ class _Run:
         self.settings = settings
         self.history = History()
 
-    def epoch(self, svi: SVI, data: Dataset, batch_size: int, bar: tqdm) -> None:
+    def epoch(self, take_step: Callable[[Tensor], Tensor | float], data: Dataset, batch_size: int, bar: tqdm) -> None:
         """One pass over the data, in a random order."""
         start = time.perf_counter()
         device = data.images.device
@@ -285,7 +283,7 @@ class _Run:
             set_values(self.model, self.schedules, len(self.history) * len(batches) + step - 1)
             # Pyro's checks wait for the device several times a step; the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
-                loss = svi.step(data.draw(indices, self.generator))
+                loss = take_step(data.draw(indices, self.generator))
             losses.append(torch.as_tensor(loss, device=device))
             if step % _STEPS_BETWEEN_LOOKS == 0 or step * batch_size >= len(data):
                 recent = torch.stack(losses[looked:])

@@ -115,7 +115,9 @@ class VAE(nn.Module):
             return pyro.sample("z", self.encoder(x))
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
-        return poutine.scale(scale=self.beta or _TINY)  # Pyro takes no zero
+        # Pyro takes no zero. In a captured step beta is a tensor, which nobody may look at.
+        beta = self.beta.clamp(min=_TINY) if isinstance(self.beta, Tensor) else self.beta or _TINY
+        return poutine.scale(scale=beta)
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
         """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""

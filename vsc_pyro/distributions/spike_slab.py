@@ -248,7 +248,7 @@ class SpikeSlab(TorchDistribution):
         if self.has_rsample:
             probs = torch.sigmoid(logits)
             spike = hard + (probs - probs.detach())
-        soft = self.gate.hardened() != self.gate
+        soft = self.gate.hardened() is not self.gate
         if soft:
             self._soft_draw = value.detach()
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is

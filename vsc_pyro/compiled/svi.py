@@ -1,0 +1,256 @@
+"""The class `CompiledSVI`; what it does is told in `vsc_pyro.compiled`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten
+
+from vsc_pyro.arguments import choice
+from vsc_pyro.compiled.backends import BACKENDS
+from vsc_pyro.compiled.recording import NotCapturedError, first_line, record, unvalidated
+from vsc_pyro.compiled.watching import Watch
+from vsc_pyro.schedules import Setting
+from vsc_pyro.svi import SVI, OptimizerFactory
+
+# Of captured graphs, after which steps of yet another kind are eager: something changes that should be a tensor.
+_MAX_GRAPHS = 8
+# Eager and captured step do the same operations; this much is left to those whose order of summation is not fixed.
+_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass
+class _Graph:
+    """A captured step: inputs beside the arguments' tensors, and which parameters' gradients it returns."""
+
+    run: Callable[..., Any]
+    inputs: list[Tensor]
+    live: list[tuple[Setting, Tensor]]
+    reached: list[bool]
+
+    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
+        for setting, tensor in self.live:
+            tensor.fill_(setting.get())
+        with torch.no_grad(), torch._C._DisableAutocast():  # what autocast does has been recorded
+            return self.run(*arguments, *self.inputs)
+
+
+class CompiledSVI(SVI):
+    """A drop-in for `pyro.infer.SVI` and `vsc_pyro.SVI` that compiles the step of any static Pyro program.
+
+    Static: the same operations in every step, whatever the data and the random numbers. See `vsc_pyro.compiled` for
+    what is read anew in each step, what is not, and what happens to programs that cannot be captured. Compilation takes
+    some 10 to 20 seconds for every new shape of the arguments (PyTorch keeps the result on disk for the next process).
+
+    Args:
+        model, guide, optim, loss: as of `vsc_pyro.SVI`. Pyro's own ELBOs will do as well as ours.
+        live: dotted names of numbers of the model that change from step to step, as `vsc_pyro.schedules` takes them
+            (``"beta"``, ``"encoder.gate.temperature"``), for a `model` that is a module or a method of one. Buffers
+            need not be named.
+        backend: ``"inductor"``, or ``"eager"`` to run the captured operations one by one, which needs no compilation
+            (nor a compiler) and is about half the gain.
+
+    Raises:
+        ValueError: an `optim` that is no torch optimiser nor makes one, an unknown backend, a name in `live` that leads
+            to no setting.
+
+    Example:
+        >>> svi = CompiledSVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), TraceELBO())
+        >>> svi.step(x)  # a 0-d tensor: minus the ELBO, summed over data
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: torch.optim.Optimizer | OptimizerFactory,
+        loss: ELBO,
+        *,
+        live: Iterable[str] = (),
+        backend: str = "inductor",
+    ) -> None:
+        super().__init__(model, guide, optim, loss)
+        self._elbo = loss
+        self._compile = choice("backend", backend, BACKENDS)
+        self._roots = [
+            root for root in (getattr(f, "__self__", f) for f in (model, guide)) if isinstance(root, nn.Module)
+        ]
+        live = list(live)
+        if live and not self._roots:
+            raise ValueError(f"live={live!r} are names of a module's settings, and the model is no module's method")
+        settings = [Setting(self._roots[0], name) for name in live]
+        self._live = [setting for setting in settings if not setting.is_tensor]
+        self._watch: Watch | None = None
+        self._graphs: dict[tuple, _Graph] = {}
+        self._captures = True
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether capturing has been given up, for the reason that the warning gave."""
+        return not self._captures
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
+        """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
+        graph, arguments = self._graph_for(args, kwargs)
+        if graph is None:
+            return super().step(*args, **kwargs)
+        loss, *gradients = graph(arguments)
+        remaining = iter(gradients)
+        for parameter, reached in zip(self._parameters(), graph.reached, strict=True):
+            parameter.grad = next(remaining) if reached else None
+        self.optim(())
+        return loss
+
+    def _graph_for(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Graph | None, list[Tensor]]:
+        """The graph of a step with these arguments, captured if need be, and their tensors; None for an eager step."""
+        if not self._captures:
+            return None, []
+        leaves, spec = tree_flatten((args, kwargs))
+        arguments = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+        if self._watch is None:
+            self._look(args, kwargs, arguments)
+        try:
+            key = (spec, *map(_kind, leaves), *_aliases(leaves, arguments), *self._watch.state(), *self._mode())
+            graph = self._graphs.get(key)
+        except TypeError as error:
+            return self._give_up(f"an argument, or a module's attribute, is neither a tensor nor fixed ({error})"), []
+        if graph is None:
+            if len(self._graphs) == _MAX_GRAPHS:
+                return self._give_up(
+                    f"{_MAX_GRAPHS} graphs have been captured, of arguments or settings that differ in shape or "
+                    "value; pass what changes as a tensor of one shape, or name it in live="
+                ), []
+            try:
+                graph = self._graphs[key] = self._capture(args, kwargs, arguments)
+            except NotCapturedError as error:
+                return self._give_up(str(error)), []
+            except Exception as error:  # an eager step has just been taken, so it is the capture that fails
+                return self._give_up(f"capturing it fails ({first_line(error)})"), []
+        return graph, arguments
+
+    def _give_up(self, reason: str) -> None:
+        self._captures = False
+        self._graphs.clear()
+        warnings.warn(f"CompiledSVI takes eager steps from here on: {reason}", stacklevel=4)
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _mode(self) -> Iterator[Any]:
+        """What a graph depends on beside arguments and modules."""
+        for parameter in self._parameters():
+            yield from (id(parameter), parameter.requires_grad, parameter.device)
+        kind = parameter.device.type
+        yield torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+
+    def _look(self, args: tuple, kwargs: dict[str, Any], arguments: list[Tensor]) -> None:
+        """Run loss and gradients once as they are, with whatever checks Pyro is set to, to see what takes part."""
+        modules = {id(module): module for root in self._roots for module in root.modules()}
+        buffers = [(buffer, buffer.clone()) for root in self._roots for buffer in root.buffers()]
+
+        def meet(module: nn.Module, _: object) -> None:
+            if id(module) not in modules:
+                modules[id(module)] = module
+                buffers.extend((b, b.clone()) for b in module._buffers.values() if b is not None)
+
+        hook = register_module_forward_pre_hook(meet)
+        try:
+            with _forked(arguments), poutine.trace(param_only=True) as met:
+                self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        finally:
+            hook.remove()
+            _put_back(buffers)
+        if self.optimizer is None:
+            self._make_optimizer(met.trace)
+        self._watch = Watch(list(modules.values()), self._live)
+        for parameter in (*self._parameters(), *self._watch.parameters()):
+            parameter.grad = None
+
+    def _capture(self, args: tuple, kwargs: dict[str, Any], arguments: list[Tensor]) -> _Graph:
+        """Record, compare with an eager step, compile."""
+        parameters, buffers = self._parameters(), self._watch.buffers()
+        like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
+        live = [(setting, torch.zeros((), dtype=like.dtype, device=like.device)) for setting in self._live]
+        inputs = [*parameters, *self._watch.parameters(), *buffers, *(tensor for _, tensor in live)]
+        inputs = list({id(t): t for t in inputs if all(t is not argument for argument in arguments)}.values())
+        everyone = [*parameters, *self._watch.parameters()]
+        copies = [(buffer, buffer.clone()) for buffer in buffers]
+        reached: list[bool] = []
+
+        def forget() -> None:
+            for parameter in everyone:
+                parameter.grad = None
+            torch.clear_autocast_cache()  # of weights cast before
+
+        def loss_and_gradients(*_: Tensor) -> list[Tensor]:
+            forget()
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            if not isinstance(loss, Tensor):
+                raise NotCapturedError(f"{type(self._elbo).__name__} returns its loss as a {type(loss).__name__}")
+            reached[:] = [parameter.grad is not None for parameter in parameters]
+            return [loss.detach(), *(parameter.grad for parameter in parameters if parameter.grad is not None)]
+
+        for setting, tensor in live:
+            tensor.fill_(setting.get())
+        with _forked([*arguments, *inputs]), unvalidated(self._elbo), contextlib.ExitStack() as stack:
+            stack.callback(_put_back, copies)
+            stack.callback(forget)
+            before = self._watch.state()
+            with contextlib.ExitStack() as replaced:
+                for setting, tensor in live:
+                    replaced.enter_context(setting.replaced_by(tensor))
+                recorded, constants = record(loss_and_gradients, [*arguments, *inputs])
+            if (after := self._watch.state()) != before:
+                raise NotCapturedError(f"the step changes {self._watch.difference(before, after)} in Python")
+            graph = _Graph(recorded, inputs + constants, live, reached.copy())
+            _put_back(copies)
+            self._compare(graph, arguments, loss_and_gradients)
+            graph.run = self._compile(recorded, [*arguments, *graph.inputs])
+        return graph
+
+    def _compare(self, graph: _Graph, arguments: list[Tensor], eager: Callable[[], list[Tensor]]) -> None:
+        """Raise unless the graph is the step as it is taken eagerly, for random numbers other than it was made with."""
+        with _forked([*arguments, *graph.inputs]):
+            expected = [value.clone() for value in eager()]
+        with _forked([*arguments, *graph.inputs]):
+            got = graph(arguments)
+        sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
+        # A gradient that is zero in truth, as of a bias before a batch norm, is all rounding.
+        rounding = _TOLERANCE * max(sizes)
+        for one, other, size in zip(expected, got, sizes, strict=True):
+            if not torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * max(size, rounding), equal_nan=True):
+                raise NotCapturedError(
+                    "the captured step differs from an eager one; model and guide depend on something other than their "
+                    "arguments, parameters, buffers and torch's random numbers"
+                )
+
+
+def _kind(leaf: object) -> object:
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _aliases(leaves: list[object], arguments: list[Tensor]) -> Iterator[int]:
+    """Which arguments are one and the same tensor."""
+    if len(leaves) > 1:
+        positions = {id(argument): position for position, argument in enumerate(arguments)}
+        yield from (positions.get(id(leaf), -1) for leaf in leaves)
+
+
+def _forked(tensors: list[Tensor]) -> contextlib.AbstractContextManager:
+    """Random numbers within do not count without, of the CPU and of the tensors' devices."""
+    return torch.random.fork_rng({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
+
+
+def _put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, copy in copies:
+            tensor.copy_(copy)

@@ -1,0 +1,66 @@
+"""`Watch`: what a step finds in its modules beside the values of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from vsc_pyro.schedules import Setting
+
+
+class Watch:
+    """The modules that take part in a step, and what of them is not a tensor's value.
+
+    Args:
+        modules: each of them once.
+        live: settings that a graph reads anew, and may change.
+    """
+
+    def __init__(self, modules: list[nn.Module], live: list[Setting]) -> None:
+        self._modules = modules
+        changing = {setting.slot: {s.field for s in live if s.slot == setting.slot} for setting in live}
+        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._fields: list[tuple[dict[str, Any], str, str]] = []
+        for module in modules:
+            for attribute, value in vars(module).items():
+                if (fields := changing.get((id(module), attribute))) is None:
+                    if _is_fixed(value):
+                        self._slots.append((vars(module), attribute))
+                elif dataclasses.is_dataclass(value):
+                    others = (field.name for field in dataclasses.fields(value) if field.name not in fields)
+                    self._fields.extend((vars(module), attribute, name) for name in others)
+        self._tensors = [
+            (tensors, name)
+            for module in modules
+            for tensors in (module._parameters, module._buffers)
+            for name in tensors
+        ]
+
+    def state(self) -> tuple:
+        """Plain attributes, and which tensors the modules hold."""
+        return (
+            *[attributes[name] for attributes, name in self._slots],
+            *[getattr(attributes[name], field) for attributes, name, field in self._fields],
+            *[id(tensors[name]) for tensors, name in self._tensors],
+        )
+
+    def difference(self, before: tuple, after: tuple) -> str:
+        """The name of the first that two states differ in."""
+        names = [entry[1] for entry in (*self._slots, *self._fields, *self._tensors)]
+        return next(repr(name) for name, one, other in zip(names, before, after, strict=True) if one != other)
+
+    def parameters(self) -> list[Tensor]:
+        return [p for module in self._modules for p in module._parameters.values() if p is not None]
+
+    def buffers(self) -> list[Tensor]:
+        return [b for module in self._modules for b in module._buffers.values() if b is not None]
+
+
+def _is_fixed(value: object) -> bool:
+    """Whether a step may take the value for a constant, and a change of it be seen by comparison."""
+    if isinstance(value, tuple):
+        return all(map(_is_fixed, value))
+    frozen = dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen
+    return value is None or isinstance(value, (bool, int, float, str)) or (frozen and not isinstance(value, type))
