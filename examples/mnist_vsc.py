@@ -4,7 +4,7 @@
 
 takes MNIST from --data-root, $VSC_PYRO_DATA or the user's cache, tries to download it, and falls back on the small
 digits that scikit-learn bundles. It prints a table and leaves in --output: metrics.json, history.csv, checkpoint.pt,
-config.json and the figures.
+config.json and the figures. `torchrun --nproc-per-node=2 examples/mnist_vsc.py` trains by two processes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro import load_checkpoint, load_weights, plots
+from vsc_pyro import load_checkpoint, load_weights, parallel, plots
 from vsc_pyro.arguments import positive_float, positive_int
 from vsc_pyro.distributions import SLABS
 from vsc_pyro.files import replacing
@@ -273,29 +273,33 @@ def write_json(path, content):
 
 def main(argv=None):
     args = parse(argv)
+    with parallel.joined(args.device) as device:
+        return train_and_measure(args, resolve_device(device))
+
+
+def train_and_measure(args, device):
     start = time.perf_counter()
     # A decay in proportion to the run cannot be gone on with: the longer run would have had other rates all along.
     free = [name for name in FREE_TO_CHANGE if not (args.lr_decay and name == "epochs")]
     check_output(args, FILES, "metrics.json", free)
-    train, test = load_data(args)
+    with parallel.first_process_first():  # which downloads
+        train, test = load_data(args)
     epochs = args.epochs or EPOCHS.get(train.name, 50)
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
     model = build_model(args, shape)
     encoder, prior = model.encoder, model.prior
 
-    device = resolve_device(args.device)
     model.check_data(train.images)
     get_objective(args.objective, args.num_draws, getattr(encoder, "gate", Gate()).draws_at_once)
     if not args.resume:
         model.prepare(train.images)  # which may refuse the data: before anything is deleted
-    start_anew(args, FILES)
-    for name in DERIVED:
-        if (args.output / name).exists():
-            print(
-                f"{args.output / name} is of the run as it was; make it anew when this one is finished", file=sys.stderr
-            )
-    write_json(args.output / "config.json", settings(args, free))
+    parallel.wait_for_all()  # who might refuse as well
+    if parallel.rank() == 0:
+        start_anew(args, FILES)
+        for file in (args.output / name for name in DERIVED if (args.output / name).exists()):
+            print(f"{file} is of the run as it was; make it anew when this one is finished", file=sys.stderr)
+        write_json(args.output / "config.json", settings(args, free))
     try:
         history = vsc.fit(
             model,
@@ -315,6 +319,8 @@ def main(argv=None):
         )
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; pass --resume to go on with the run in {args.output}") from None
+    if parallel.rank() > 0:
+        return None
     result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
 
     history.to_csv(args.output / "history.csv")
@@ -347,6 +353,7 @@ def main(argv=None):
         "beta": args.beta,
         "epochs": len(history),
         "batch_size": args.batch_size,
+        "processes": parallel.num_processes(),
         "lr": args.lr,
         "lr_drop": args.lr_drop,
         "lr_decay": args.lr_decay,

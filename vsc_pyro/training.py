@@ -29,6 +29,7 @@ from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
+from vsc_pyro.parallel import as_the_first, num_processes, own_seed, rank, share, sum_gradients, total
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
 from vsc_pyro.svi import SVI
@@ -140,6 +141,11 @@ def fit(
             f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
             "one datum is undefined; choose another batch_size"
         )
+    if (len(data) % batch_size or batch_size) < num_processes():
+        raise ValueError(
+            f"batch_size={batch_size} leaves a last batch of {len(data) % batch_size or batch_size} of the {len(data)} "
+            f"data, and there are {num_processes()} processes to share it; choose another batch_size"
+        )
     with _gate_in_place(model.encoder, gate):
         schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
@@ -158,6 +164,7 @@ def fit(
         if not parameters:
             raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
         optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+        sum_gradients(optimizer)
         schedule = lr_schedule(optimizer) if lr_schedule is not None else None
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
@@ -172,7 +179,7 @@ def fit(
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr(schedules)),
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
-        }
+        } | ({"processes": num_processes()} if num_processes() > 1 else {})
         run = _Run(model, optimizer, schedule, schedules, generator, settings)
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
@@ -187,18 +194,31 @@ def fit(
             if compile != "auto":
                 run.history.compiled = bool(compile)
             compiled = CompiledSVI(*programs, live=schedules) if run.history.compiled else None
+            as_the_first(model)
             first_epoch = len(run.history)
             set_values(model, schedules, max(0, first_epoch * steps - 1))
             with tqdm(
-                total=epochs * steps, initial=first_epoch * steps, disable=not progress, unit="step", desc="fit"
+                total=epochs * steps,
+                initial=first_epoch * steps,
+                disable=not progress or rank() > 0,
+                unit="step",
+                desc="fit",
             ) as bar:
-                step = svi.step if compiled is None else _by_size(svi, compiled, min(batch_size, len(data)), bar)
+                step = (
+                    svi.step if compiled is None else _by_size(svi, compiled, len(share(data.images[:batch_size])), bar)
+                )
                 for epoch in range(first_epoch, epochs):
+                    if (own := own_seed(seed, epoch)) is not None:
+                        manual_seed(own, device)
                     run.epoch(step, data, batch_size, bar)
                     run.history.compiled = compiled is not None and not compiled.is_eager
                     if schedule is not None:
                         schedule.step()
-                    if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
+                    if (
+                        checkpoint is not None
+                        and rank() == 0
+                        and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
+                    ):
                         run.save(checkpoint)
         return run.history
 
@@ -283,9 +303,10 @@ class _Run:
             set_values(self.model, self.schedules, len(self.history) * len(batches) + step - 1)
             # Pyro's checks wait for the device several times a step; the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
-                loss = take_step(data.draw(indices, self.generator))
+                loss = take_step(share(data.draw(indices, self.generator)))
             losses.append(torch.as_tensor(loss, device=device))
             if step % _STEPS_BETWEEN_LOOKS == 0 or step * batch_size >= len(data):
+                losses[looked:] = total(torch.stack(losses[looked:]))
                 recent = torch.stack(losses[looked:])
                 self._stop_if_not_finite(recent, looked)
                 bar.update(step - looked)
