@@ -1,8 +1,9 @@
 """Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro."""
 
-from vsc_pyro import datasets, gates, schedules
+from vsc_pyro import datasets, gates, parallel, schedules
 from vsc_pyro.calibration import Calibration, check_calibration
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.compiled import CompiledSVI
 from vsc_pyro.criticism import elpd, predictive_check
 from vsc_pyro.datasets import Dataset, Factors
 from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
@@ -51,6 +52,7 @@ __all__ = [
     "Calibration",
     "CauchyEncoder",
     "CauchyPrior",
+    "CompiledSVI",
     "ContinuousBernoulliDecoder",
     "ConvTrunk",
     "Dataset",
@@ -97,6 +99,7 @@ __all__ = [
     "linear_probe",
     "load_checkpoint",
     "load_weights",
+    "parallel",
     "predictive_check",
     "refine",
     "save_checkpoint",
