@@ -27,6 +27,7 @@ from vsc_pyro.objectives import OBJECTIVES, get_objective
 from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
+COMPILE = {"auto": "auto", "yes": True, "no": False}
 EPOCHS = {"digits": 500}  # of 8 steps each; an epoch of MNIST has 300
 DATASETS = ("mnist", "fashion-mnist", "digits", "smiley", "cifar10-grey")  # one channel, pixels from 0 to 1
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
@@ -36,7 +37,7 @@ FILES = (
 )
 DERIVED = ("inspection/report.html", "explore.html")  # what other examples leave beside
 # Settings that may differ between a run and its resumption; every other decides what the run computes.
-FREE_TO_CHANGE = ("epochs", "device", "output", "data_root", "resume", "overwrite", "quiet", "iwae_draws")
+FREE_TO_CHANGE = ("epochs", "device", "compile", "output", "data_root", "resume", "overwrite", "quiet", "iwae_draws")
 
 
 def spike_slab_encoder(args, shape):
@@ -153,6 +154,7 @@ def parse(argv):
     sampled = [name for name in OBJECTIVES if name != "exact"]  # which is for linear decoders of real data
     add("--objective", default="analytic", choices=sampled)
     add("--num-draws", type=whole, help="of each code in a step; default: as few as gate and objective take")
+    add("--compile", default="auto", choices=COMPILE, help="the training step; auto: in runs of 10,000 steps or more")
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten after so many")
     rates.add_argument(
@@ -306,6 +308,7 @@ def train_and_measure(args, device):
             train,
             objective=args.objective,
             num_draws=args.num_draws,
+            compile=COMPILE[args.compile],
             epochs=epochs,
             batch_size=args.batch_size,
             lr=args.lr,
@@ -355,6 +358,7 @@ def train_and_measure(args, device):
         "batch_size": args.batch_size,
         "processes": parallel.num_processes(),
         "lr": args.lr,
+        "compiled": history.compiled,
         "lr_drop": args.lr_drop,
         "lr_decay": args.lr_decay,
         "seed": args.seed,
