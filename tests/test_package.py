@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"arguments", "arviz_versions", "files", "seeding"},
     {"history"},
-    {"gates", "networks", "checkpoints", "datasets", "schedules"},
+    {"gates", "networks", "checkpoints", "datasets", "precision", "schedules"},
     {"distributions"},
     {"encoders", "decoders", "priors"},
     {"imputation"},

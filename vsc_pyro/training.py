@@ -29,6 +29,7 @@ from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
+from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
 from vsc_pyro.svi import SVI
@@ -73,6 +74,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     compile: bool | str = "auto",
+    precision: str = "float32",
 ) -> History:
     """Train `model` on `data` with one `vsc_pyro.SVI` and Adam (Kingma & Ba, 2015).
 
@@ -102,6 +104,9 @@ def fit(
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
             for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
             compiled.
+        precision: of the networks' arithmetic, ``"float32"`` or ``"bfloat16"`` (Micikevicius et al., 2018), in training
+            only. All else stays in float32: weights, optimiser, log-probabilities and divergences; so does a linear
+            normal decoder, which is no network. See `vsc_pyro.precision` for parts of your own.
 
     Returns:
         The history of all epochs, resumed ones included.
@@ -140,7 +145,7 @@ def fit(
             f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
             "one datum is undefined; choose another batch_size"
         )
-    with _gate_in_place(model.encoder, gate):
+    with networks_in(model, precision), _gate_in_place(model.encoder, gate):
         schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
         if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
@@ -171,6 +176,7 @@ def fit(
             "data": f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {_checksum(data.images)}",
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr(schedules)),
+            "precision": precision,
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
         }
         run = _Run(model, optimizer, schedule, schedules, generator, settings)
