@@ -19,7 +19,7 @@ LAYERS = [
     {"vae"},
     {"objectives", "exact"},
     {"svi", "gibbs"},
-    {"compiled"},
+    {"batches", "compiled"},
     {"training", "evaluation", "probes", "refinement"},
     {"calibration", "posterior"},
     {"criticism"},
