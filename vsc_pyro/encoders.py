@@ -19,6 +19,7 @@ from vsc_pyro.arguments import choice, positive_int, sizes
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, ThresholdedSpikeSlab, get_slab, get_threshold_gate
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
+from vsc_pyro.precision import run_network
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
@@ -42,6 +43,7 @@ class _Encoder(nn.Module):
         self.input_shape = sizes("input_shape", input_shape)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.num_heads = num_heads
+        self.network_precision = "float32"
         outputs = num_heads * self.latent_dim
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
@@ -54,7 +56,7 @@ class _Encoder(nn.Module):
         self.network = nn.Sequential(trunk, activation_class(), nn.Linear(features, outputs))
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.network(x).chunk(self.num_heads, -1)
+        return run_network(self.network, x, self.network_precision).chunk(self.num_heads, -1)
 
 
 class _LocationScaleEncoder(_Encoder):

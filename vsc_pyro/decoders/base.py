@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice, positive_int, sizes
 from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
+from vsc_pyro.precision import run_network
 
 
 class PixelDecoder(nn.Module):
@@ -38,6 +39,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.output_shape = sizes("output_shape", output_shape)
+        self.network_precision = "float32"
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
             self.network = MLP(self.latent_dim, math.prod(self.output_shape), hidden, activation)
@@ -69,7 +71,7 @@ class PixelDecoder(nn.Module):
 
     def pixels(self, z: Tensor) -> Tensor:
         """The network's outputs, ``(*, J) -> (*, *output_shape)``."""
-        return self.network(z).flatten(z.ndim - 1).unflatten(-1, self.output_shape)
+        return run_network(self.network, z, self.network_precision).flatten(z.ndim - 1).unflatten(-1, self.output_shape)
 
 
 def _check_trunk(trunk: nn.Module, features: int, output_shape: tuple[int, ...]) -> None:

@@ -34,6 +34,7 @@ from vsc_pyro.arguments import positive_int
 from vsc_pyro.distributions import AssignedMixture, inclusion_logits, is_point
 from vsc_pyro.distributions.pairwise import insert_batch_dims
 from vsc_pyro.networks import MLP
+from vsc_pyro.precision import run_network
 from vsc_pyro.priors.prior import Prior
 
 # Pseudo-inputs start this share of the range away from its ends, where a sigmoid still has a gradient.
@@ -100,6 +101,7 @@ class PseudoInputPrior(Prior):
         self.inclusion = inclusion
         self.sparsity_weight = float(sparsity_weight)
         self.assignment = assignment
+        self.network_precision = "float32"
         pixels = math.prod(encoder.input_shape)
         self.classifier = nn.Sequential(nn.Flatten(), *MLP(pixels, self.num_pseudo_inputs, hidden, activation))
         self.register_buffer("low", torch.zeros(()))
@@ -190,7 +192,7 @@ class PseudoInputPrior(Prior):
             self._unconstrained.copy_(torch.logit(share).reshape(shape))
 
     def forward(self, x: Tensor) -> AssignedMixture:
-        log_assignment = torch.log_softmax(self.classifier(x), -1)
+        log_assignment = torch.log_softmax(run_network(self.classifier, x, self.network_precision), -1)
         return AssignedMixture(
             self.encoder(self.pseudo_inputs), self._log_weights(), log_assignment, charge_assignment=self.is_bound
         )

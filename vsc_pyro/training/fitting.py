@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import os
 import re
-import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyro
@@ -20,23 +15,23 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_float, positive_int
-from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.batches import get_batches
 from vsc_pyro.compiled import CompiledSVI, is_worth_compiling
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.parallel import as_the_first, num_processes, own_seed, rank, share, sum_gradients, total
+from vsc_pyro.parallel import as_the_first, num_processes, own_seed, rank, share_size, sum_gradients
+from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
 from vsc_pyro.svi import SVI
+from vsc_pyro.training.run import Run
 from vsc_pyro.vae import VAE
-
-# Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
-_STEPS_BETWEEN_LOOKS = 50
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -57,13 +52,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def fit(
     model: VAE,
-    data: Dataset | Tensor | np.ndarray,
+    data: Dataset | Tensor | np.ndarray | DataLoader,
     *,
     objective: str | ELBO = "analytic",
     gate: str | Gate | None = None,
     num_draws: int | None = None,
     epochs: int = 50,
-    batch_size: int = 200,
+    batch_size: int | None = None,
     lr: float = 1e-3,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
@@ -74,21 +69,32 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     compile: bool | str = "auto",
+    precision: str = "float32",
 ) -> History:
     """Train `model` on `data` with one `vsc_pyro.SVI` and Adam (Kingma & Ba, 2015).
 
-    The data are moved to the device once and minibatches gathered there; no step waits for the device. The caller's
-    random state and Pyro's parameter store are left as they were.
+    Data in memory are moved to the device once and minibatches gathered there; no step waits for the device. The
+    caller's random state and Pyro's parameter store are left as they were.
+
+    **A `torch.utils.data.DataLoader`** serves for data larger than memory, or a pipeline of your own. Its batches are
+    tensors, or tuples or lists of which the first is the data (labels are not looked at); they are trained on as they
+    come, so that augmentation and binarisation are the pipeline's. N is the length of its dataset, or of a
+    `SubsetRandomSampler`'s indices. Its first 1,000 data or so are looked at beforehand, checked, and pseudo-inputs
+    start at them. On a GPU batches are copied from pinned memory without waiting. The order follows from `seed`,
+    whether the loader has a generator (seeded within, and put back) or not, and so does what is drawn from torch's
+    random numbers by transforms, in the main process or in workers. A resumed run goes on with the next epoch as if
+    there had been no interruption, but for what the loader keeps to itself: random numbers of NumPy or Python in the
+    main process, of ``persistent_workers``, or of a sampler that has them under another name than `generator`.
 
     Args:
         model: trained in place; moved to `device`.
-        data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``.
+        data: a `vsc_pyro.datasets.Dataset`, any array or tensor of shape ``(N, ...)``, or a `DataLoader`.
         objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
             normal decoders), ``"importance-weighted"`` (the bound of several draws), or any `pyro.infer.ELBO`.
         gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
         num_draws: draws of each code per step, for a named objective; None for as few as objective and gate take.
         epochs: passes over the data, those of a resumed run included.
-        batch_size: data per step; the last batch of an epoch may be smaller.
+        batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or for the loader's own.
         lr: learning rate of Adam.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
@@ -103,6 +109,9 @@ def fit(
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
             for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
             compiled.
+        precision: of the networks' arithmetic, ``"float32"`` or ``"bfloat16"`` (Micikevicius et al., 2018), in training
+            only. All else stays in float32: weights, optimiser, log-probabilities and divergences; so does a linear
+            normal decoder, which is no network. See `vsc_pyro.precision` for parts of your own.
 
     Returns:
         The history of all epochs, resumed ones included.
@@ -112,7 +121,7 @@ def fit(
         FileExistsError: `checkpoint` exists and `resume` is not asked for.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
-    epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
+    epochs = positive_int("epochs", epochs)
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
     seed = natural_int("seed", seed)
     if compile not in (True, False, "auto"):
@@ -134,21 +143,21 @@ def fit(
         gate = getattr(model.encoder, "get_gate", get_gate)(gate)
     draws_at_once = (gate or getattr(model.encoder, "gate", None) or Gate()).draws_at_once
     loss = get_objective(objective, num_draws, draws_at_once)
-    data = as_dataset(data)
-    model.check_data(data.images)
-    if (len(data) % batch_size or batch_size) == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+    batches = get_batches(data, batch_size, seed)
+    model.check_data(batches.sample)
+    if batches.smallest == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ValueError(
-            f"batch_size={batch_size} leaves a last batch of one of the {len(data)} data, and batch normalisation of "
-            "one datum is undefined; choose another batch_size"
+            f"batch_size={batches.batch_size} leaves a last batch of one of the {batches.num_data} data, and batch "
+            "normalisation of one datum is undefined; choose another batch_size"
         )
-    if (len(data) % batch_size or batch_size) < num_processes():
+    if batches.smallest is not None and batches.smallest < num_processes():
         raise ValueError(
-            f"batch_size={batch_size} leaves a last batch of {len(data) % batch_size or batch_size} of the {len(data)} "
-            f"data, and there are {num_processes()} processes to share it; choose another batch_size"
+            f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of {batches.num_data} data, "
+            f"and there are {num_processes()} processes to share it; choose another batch_size"
         )
-    with _gate_in_place(model.encoder, gate):
+    with networks_in(model, precision), _gate_in_place(model.encoder, gate):
         schedules = dict(schedules or {})
-        check_schedules(model, schedules, epochs * -(-len(data) // batch_size))
+        check_schedules(model, schedules, epochs * batches.num_steps)
         if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
             warnings.warn(
                 f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not "
@@ -157,8 +166,8 @@ def fit(
                 stacklevel=2,
             )
         model.to(device)
-        model.num_data = len(data)
-        data = data.to(model.reference)
+        model.num_data = batches.num_data
+        batches.to(model.reference)
 
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
@@ -168,28 +177,29 @@ def fit(
         schedule = lr_schedule(optimizer) if lr_schedule is not None else None
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
-        generator = torch.Generator(device).manual_seed(seed)
         settings = {
             "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
             + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
-            "batch_size": batch_size,
+            "batch_size": batches.batch_size,
             "lr": lr,
             "seed": seed,
-            "data": f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {_checksum(data.images)}",
+            "data": batches.describe(),
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr(schedules)),
+            "precision": precision,
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
-        } | ({"processes": num_processes()} if num_processes() > 1 else {})
-        run = _Run(model, optimizer, schedule, schedules, generator, settings)
+            "processes": num_processes(),
+        }
+        run = Run(model, optimizer, schedule, schedules, batches, settings)
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
 
-        with _private_state(model, device, seed):
-            steps = -(-len(data) // batch_size)
+        with _private_state(model, device, seed), batches.seeded(seed):
+            steps = batches.num_steps
             if resume and Path(checkpoint).is_file():
                 run.restore(checkpoint, device, epochs)
             else:
-                model.prepare(data.images)
+                model.prepare(batches.sample)
                 run.history.compiled = is_worth_compiling(epochs * steps, device) if compile == "auto" else False
             if compile != "auto":
                 run.history.compiled = bool(compile)
@@ -204,13 +214,12 @@ def fit(
                 unit="step",
                 desc="fit",
             ) as bar:
-                step = (
-                    svi.step if compiled is None else _by_size(svi, compiled, len(share(data.images[:batch_size])), bar)
-                )
+                full_size = share_size(batches.full_size)
+                step = svi.step if compiled is None else _by_size(svi, compiled, full_size, bar)
                 for epoch in range(first_epoch, epochs):
                     if (own := own_seed(seed, epoch)) is not None:
                         manual_seed(own, device)
-                    run.epoch(step, data, batch_size, bar)
+                    run.epoch(step, bar)
                     run.history.compiled = compiled is not None and not compiled.is_eager
                     if schedule is not None:
                         schedule.step()
@@ -241,10 +250,6 @@ def _without_addresses(text: str) -> str:
     return re.sub(" at 0x[0-9a-f]+", "", text)
 
 
-def _checksum(x: Tensor) -> str:
-    return f"{zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy()):08x}"
-
-
 @contextlib.contextmanager
 def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
     """Give `encoder` that gate, and the one it had back if training is refused before it has begun."""
@@ -269,146 +274,3 @@ def _private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None
         finally:
             for module, training in modes:
                 module.training = training
-
-
-class _Run:
-    """All that changes in the course of a run, as one thing to save and restore."""
-
-    def __init__(
-        self,
-        model: VAE,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler | None,
-        schedules: dict[str, Schedule],
-        generator: torch.Generator,
-        settings: dict[str, Any],
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.schedules = schedules
-        self.generator = generator
-        self.settings = settings
-        self.history = History()
-
-    def epoch(self, take_step: Callable[[Tensor], Tensor | float], data: Dataset, batch_size: int, bar: tqdm) -> None:
-        """One pass over the data, in a random order."""
-        start = time.perf_counter()
-        device = data.images.device
-        order = torch.randperm(len(data), generator=self.generator, device=device)
-        losses: list[Tensor] = []
-        looked = 0
-        batches = order.split(batch_size)
-        for step, indices in enumerate(batches, start=1):
-            set_values(self.model, self.schedules, len(self.history) * len(batches) + step - 1)
-            # Pyro's checks wait for the device several times a step; the first step of a run is checked.
-            with pyro.validation_enabled(not self.history and step == 1):
-                loss = take_step(share(data.draw(indices, self.generator)))
-            losses.append(torch.as_tensor(loss, device=device))
-            if step % _STEPS_BETWEEN_LOOKS == 0 or step * batch_size >= len(data):
-                losses[looked:] = total(torch.stack(losses[looked:]))
-                recent = torch.stack(losses[looked:])
-                self._stop_if_not_finite(recent, looked)
-                bar.update(step - looked)
-                seen = min(step * batch_size, len(data)) - looked * batch_size
-                bar.set_postfix(objective=f"{-float(recent.sum()) / seen:.2f}", refresh=False)
-                looked = step
-        self._stop_if_weights_not_finite()
-        self.history.elbo.append(-float(torch.stack(losses).double().sum()) / len(data))
-        self.history.seconds.append(time.perf_counter() - start)
-
-    def _stop_if_not_finite(self, losses: Tensor, offset: int) -> None:
-        finite = torch.isfinite(losses)
-        if not finite.all():
-            step = offset + int(finite.logical_not().nonzero()[0, 0]) + 1
-            raise NonFiniteLossError(
-                f"the loss became {float(losses[step - offset - 1])} at step {step} of epoch {len(self.history) + 1}; "
-                "the last checkpoint, if one was written, is untouched; try a lower lr, or look for outliers in data"
-            )
-
-    def _stop_if_weights_not_finite(self) -> None:
-        parameters = dict(self.model.named_parameters())
-        finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
-        for name in (name for name, good in zip(parameters, finite, strict=True) if not good):
-            raise NonFiniteLossError(
-                f"{name} became NaN or infinite in epoch {len(self.history) + 1}; "
-                "the last checkpoint, if one was written, is untouched; try a lower lr"
-            )
-
-    def save(self, path: str | os.PathLike) -> None:
-        device = self.generator.device
-        save_checkpoint(
-            path,
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": None if self.schedule is None else self.schedule.state_dict(),
-                "epoch": len(self.history),
-                "history": dataclasses.asdict(self.history),
-                "settings": self.settings,
-                "rng": {
-                    "device": device.type,
-                    "data": self.generator.get_state(),
-                    "cpu": torch.get_rng_state(),
-                    "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-                },
-            },
-        )
-
-    def restore(self, path: str | os.PathLike, device: torch.device, epochs: int) -> None:
-        """Take up the run of that checkpoint; nothing is changed before all of it has been found to fit."""
-        state: dict[str, Any] = load_checkpoint(path, device)
-        if missing := {"optimizer", "schedule", "epoch", "history", "settings", "rng"} - state.keys():
-            raise ValueError(f"checkpoint {path} was not written by fit: it lacks {', '.join(sorted(missing))}")
-        check_weights(self.model, state, path)
-        changed = [
-            _change(name, state["settings"].get(name), value)
-            for name, value in self.settings.items()
-            if state["settings"].get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"checkpoint {path} is of a run with {', '.join(changed)}; resume with the same settings, "
-                "or train anew into another file"
-            )
-        if state["epoch"] > epochs:
-            raise ValueError(
-                f"checkpoint {path} has been trained for {state['epoch']} epochs, more than epochs={epochs}; "
-                "epochs counts those of the resumed run too"
-            )
-        if (state["schedule"] is None) != (self.schedule is None):
-            raise ValueError(
-                f"checkpoint {path} was written {'without' if self.schedule else 'with'} an lr_schedule; "
-                f"resume {'without' if self.schedule else 'with'} it"
-            )
-        load_weights(self.model, state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
-        self.history = History(**state["history"])
-        self._restore_random_state(state["rng"], device)
-
-    def _restore_random_state(self, rng: dict[str, Any], device: torch.device) -> None:
-        if rng["device"] != device.type:
-            # The generators of two kinds of device have nothing in common; a seed of the epoch is reproducible still.
-            warnings.warn(
-                f"resuming on {device.type} a run of {rng['device']}: its random numbers differ from here on from "
-                "those of an uninterrupted run",
-                stacklevel=2,
-            )
-            seed = self.settings["seed"] + len(self.history)
-            self.generator.manual_seed(seed)
-            manual_seed(seed, device)
-            return
-        self.generator.set_state(rng["data"].cpu())
-        torch.set_rng_state(rng["cpu"].cpu())
-        if rng["cuda"] is not None:
-            torch.cuda.set_rng_state(rng["cuda"].cpu(), device)
-
-
-def _change(name: str, before: object, now: object) -> str:
-    if isinstance(before, str) and "\n" in before:  # a model, printed: the lines that differ say it best
-        lines = [line.strip() for line in difflib.ndiff(before.splitlines(), str(now).splitlines())]
-        before = "; ".join(line[2:].strip() for line in lines if line.startswith("- "))
-        now = "; ".join(line[2:].strip() for line in lines if line.startswith("+ "))
-    return f"{name}={before} (now {now})"

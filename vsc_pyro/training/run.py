@@ -1,0 +1,175 @@
+"""A run of `fit`: its epochs, and how it is written to a checkpoint and taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vsc_pyro.batches import Batches
+from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.history import History, NonFiniteLossError
+from vsc_pyro.parallel import share, total
+from vsc_pyro.schedules import Schedule, set_values
+from vsc_pyro.seeding import manual_seed
+from vsc_pyro.vae import VAE
+
+# Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
+_STEPS_BETWEEN_LOOKS = 50
+_ONCE_ALWAYS = {"precision": "float32", "processes": 1}  # settings that earlier checkpoints do not name
+
+
+class Run:
+    """All that changes in the course of a run, as one thing to save and restore."""
+
+    def __init__(
+        self,
+        model: VAE,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler | None,
+        schedules: dict[str, Schedule],
+        batches: Batches,
+        settings: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.schedules = schedules
+        self.batches = batches
+        self.settings = settings
+        self.history = History()
+
+    def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm) -> None:
+        """One pass over the data."""
+        start = time.perf_counter()
+        losses: list[Tensor] = []
+        seen: list[int] = []
+        looked = 0
+
+        def look() -> None:
+            losses[looked:] = recent = total(torch.stack(losses[looked:]))
+            self._stop_if_not_finite(recent, looked)
+            bar.update(len(recent))
+            bar.set_postfix(objective=f"{-float(recent.sum()) / sum(seen[looked:]):.2f}", refresh=False)
+
+        first = len(self.history) * self.batches.num_steps
+        for step, x in enumerate(self.batches.epoch(len(self.history)), start=1):
+            set_values(self.model, self.schedules, first + step - 1)
+            # Pyro's checks wait for the device several times a step; the first step of a run is checked.
+            with pyro.validation_enabled(not self.history and step == 1):
+                loss = take_step(share(x))
+            losses.append(torch.as_tensor(loss, device=x.device))
+            seen.append(len(x))
+            if step % _STEPS_BETWEEN_LOOKS == 0:
+                look()
+                looked = step
+        if looked < len(losses):
+            look()
+        self._stop_if_weights_not_finite()
+        self.history.elbo.append(-float(torch.stack(losses).double().sum()) / sum(seen))
+        self.history.seconds.append(time.perf_counter() - start)
+
+    def _stop_if_not_finite(self, losses: Tensor, offset: int) -> None:
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            step = offset + int(finite.logical_not().nonzero()[0, 0]) + 1
+            raise NonFiniteLossError(
+                f"the loss became {float(losses[step - offset - 1])} at step {step} of epoch {len(self.history) + 1}; "
+                "the last checkpoint, if one was written, is untouched; try a lower lr, or look for outliers in data"
+            )
+
+    def _stop_if_weights_not_finite(self) -> None:
+        parameters = dict(self.model.named_parameters())
+        finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+        for name in (name for name, good in zip(parameters, finite, strict=True) if not good):
+            raise NonFiniteLossError(
+                f"{name} became NaN or infinite in epoch {len(self.history) + 1}; "
+                "the last checkpoint, if one was written, is untouched; try a lower lr"
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        device = self.model.reference.device
+        save_checkpoint(
+            path,
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": None if self.schedule is None else self.schedule.state_dict(),
+                "epoch": len(self.history),
+                "history": dataclasses.asdict(self.history),
+                "settings": self.settings,
+                "rng": {
+                    "device": device.type,
+                    "data": self.batches.random_state(),
+                    "cpu": torch.get_rng_state(),
+                    "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                },
+            },
+        )
+
+    def restore(self, path: str | os.PathLike, device: torch.device, epochs: int) -> None:
+        """Take up the run of that checkpoint; nothing is changed before all of it has been found to fit."""
+        state: dict[str, Any] = load_checkpoint(path, device)
+        if missing := {"optimizer", "schedule", "epoch", "history", "settings", "rng"} - state.keys():
+            raise ValueError(f"checkpoint {path} was not written by fit: it lacks {', '.join(sorted(missing))}")
+        check_weights(self.model, state, path)
+        before = _ONCE_ALWAYS | state["settings"]
+        changed = [
+            _change(name, before.get(name), value) for name, value in self.settings.items() if before.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"checkpoint {path} is of a run with {', '.join(changed)}; resume with the same settings, "
+                "or train anew into another file"
+            )
+        if state["epoch"] > epochs:
+            raise ValueError(
+                f"checkpoint {path} has been trained for {state['epoch']} epochs, more than epochs={epochs}; "
+                "epochs counts those of the resumed run too"
+            )
+        if (state["schedule"] is None) != (self.schedule is None):
+            raise ValueError(
+                f"checkpoint {path} was written {'without' if self.schedule else 'with'} an lr_schedule; "
+                f"resume {'without' if self.schedule else 'with'} it"
+            )
+        load_weights(self.model, state, path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.history = History(**state["history"])
+        self._restore_random_state(state["rng"], device)
+
+    def _restore_random_state(self, rng: dict[str, Any], device: torch.device) -> None:
+        if rng["device"] != device.type:
+            # The generators of two kinds of device have nothing in common; a seed of the epoch is reproducible still.
+            warnings.warn(
+                f"resuming on {device.type} a run of {rng['device']}: its random numbers differ from here on from "
+                "those of an uninterrupted run",
+                stacklevel=2,
+            )
+            seed = self.settings["seed"] + len(self.history)
+            for generator in self.batches.generators:
+                generator.manual_seed(seed)
+            manual_seed(seed, device)
+            return
+        self.batches.set_random_state(rng["data"])
+        torch.set_rng_state(rng["cpu"].cpu())
+        if rng["cuda"] is not None:
+            torch.cuda.set_rng_state(rng["cuda"].cpu(), device)
+
+
+def _change(name: str, before: object, now: object) -> str:
+    if isinstance(before, str) and "\n" in before:  # a model, printed: the lines that differ say it best
+        lines = [line.strip() for line in difflib.ndiff(before.splitlines(), str(now).splitlines())]
+        before = "; ".join(line[2:].strip() for line in lines if line.startswith("- "))
+        now = "; ".join(line[2:].strip() for line in lines if line.startswith("+ "))
+    return f"{name}={before} (now {now})"
