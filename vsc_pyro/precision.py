@@ -6,6 +6,9 @@ classifier run in bfloat16 (by `torch.autocast`, which casts weights as it goes)
 before a distribution is made of it. Parameters, gradients, log-probabilities, divergences and the optimiser's state
 keep the model's own type.
 
+It pays where the hardware has matrix units for it: GPUs, and CPUs with AMX. One that has only AVX-512's bfloat16
+instructions may be slower by it (a step of 784-400-50, batch 200, compiled, one thread: 10.5 ms instead of 6.6).
+
 An encoder or a decoder of your own takes part if it has an attribute ``network_precision = "float32"``, which `fit`
 sets, and calls ``run_network(self.network, x, self.network_precision)`` in the place of ``self.network(x)``.
 
