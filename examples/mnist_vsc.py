@@ -302,6 +302,7 @@ def train_and_measure(args, device):
         for file in (args.output / name for name in DERIVED if (args.output / name).exists()):
             print(f"{file} is of the run as it was; make it anew when this one is finished", file=sys.stderr)
         write_json(args.output / "config.json", settings(args, free))
+    parallel.wait_for_all()  # before anyone looks for a checkpoint
     try:
         history = vsc.fit(
             model,

@@ -168,6 +168,66 @@ def test_what_changes_without_being_named_is_captured_again(small_vae, batch):
     assert len(svi._graphs) == 5
 
 
+def swap_prior(vae, loss):
+    vae.prior = vsc.SpikeSlabPrior(8, inclusion=0.6)
+
+
+def swap_layer(vae, loss):
+    torch.manual_seed(3)
+    vae.decoder.network[0] = nn.Linear(8, 32)
+
+
+def more_particles(vae, loss):
+    loss.num_particles = 3
+
+
+def shadow_a_class_attribute(vae, loss):
+    vae.num_data = 11
+    vae.encoder.slab_weight = torch.tensor(0.5)  # a buffer: replaced, not changed
+
+
+@pytest.mark.parametrize("change", [swap_prior, swap_layer, more_particles, shadow_a_class_attribute])
+def test_parts_that_are_replaced_are_captured_again(small_vae, batch, change):
+    losses = {}
+    for cls in (SVI, functools.partial(CompiledSVI, backend="eager")):
+        with pyro.get_param_store().scope():
+            vae, loss = small_vae(), vsc.TraceELBO()
+            svi = cls(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3), loss)
+            steps(svi, [batch])
+            change(vae, loss)
+            pyro.clear_param_store()  # which knows the parts as they were
+            losses[cls] = steps(svi, [batch])[0]
+    eager, captured = losses.values()
+    torch.testing.assert_close(captured, eager)
+    assert not svi.is_eager
+
+
+def test_handlers_around_a_step_are_heeded(small_vae, batch):
+    vae = small_vae()
+    svi = of_vae(lambda: vae, vsc.TraceELBO, functools.partial(CompiledSVI, backend="eager"))
+    torch.manual_seed(0)
+    plain = svi.step(*batch)
+    vae.load_state_dict(small_vae().state_dict())
+    torch.manual_seed(0)
+    with pyro.poutine.scale(scale=3.0):
+        scaled = svi.step(*batch)
+    torch.testing.assert_close(scaled, 3 * plain)
+
+
+def test_parameters_that_a_first_step_draws_share_no_noise_with_it():
+    def model(x):
+        loc = pyro.param("loc", lambda: torch.randn(3))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(pyro.param("q", torch.zeros(3)), 1.0))
+
+    captured_like_eager(lambda cls: cls(model, guide, ADAM, Trace_ELBO()), [(torch.ones(3),)] * 4)
+
+
 def test_autocast_is_part_of_what_is_captured(small_vae, digits):
     results = []
     for cls in (SVI, functools.partial(CompiledSVI, backend="eager")):
@@ -322,7 +382,7 @@ def test_too_many_graphs_are_not_kept(line, monkeypatch):
     monkeypatch.setattr(compiled_svi, "_MAX_GRAPHS", 2)
     svi = CompiledSVI(regression, by_hand, ADAM, Trace_ELBO(), backend="eager")
     x, y = line
-    for size in (10, 20):
+    for size in (5, 10, 20):  # the first step makes the optimiser, and is eager
         svi.step(x[:size], y[:size])
     with pytest.warns(UserWarning, match="2 graphs have been captured, of arguments or settings that differ"):
         svi.step(x, y)
@@ -402,6 +462,7 @@ def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, 
 
 def test_where_there_is_no_compiler_a_step_is_eager_and_says_so(line, no_compiler):
     svi = CompiledSVI(regression, by_hand, ADAM, Trace_ELBO())
+    svi.step(*line)  # makes the optimiser, eagerly
     with pytest.warns(UserWarning, match=r"eager steps from here on: inductor did not compile it .*backend='eager'"):
         svi.step(*line)
     assert svi.is_eager

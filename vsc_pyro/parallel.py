@@ -3,7 +3,8 @@
 ``torchrun --nproc-per-node=2 program.py`` starts them; the program joins them by `joined`, or by
 `torch.distributed.init_process_group` itself, and then calls `vsc_pyro.fit` as ever. A loss is a sum over data, so the
 sum over processes of the gradients by their shares is the gradient by the whole batch: nothing of the objective or the
-learning rate changes with the number of processes. Data are drawn alike by all, and spikes and slabs apart by each.
+learning rate changes with the number of processes, but for batch normalisation, whose statistics are those of a share.
+Data are drawn alike by all, and spikes and slabs apart by each.
 """
 
 from __future__ import annotations
@@ -105,6 +106,17 @@ def _sum_gradients(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) 
     whole = total(torch.cat([gradient.flatten() for gradient in gradients]))  # one message instead of one for each
     for gradient, part in zip(gradients, whole.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def check_alike(name: str, value: object) -> None:
+    """Raise `ValueError` in every process unless all have the same `value`: else some would wait for ever."""
+    if num_processes() > 1:
+        values: list[object] = [None] * num_processes()
+        distributed.all_gather_object(values, value)
+        if any(other != values[0] for other in values):
+            raise ValueError(
+                f"processes differ in {name}: {', '.join(map(str, values))}; let all of them see the same files"
+            )
 
 
 def as_the_first(module: nn.Module) -> None:

@@ -13,8 +13,12 @@ other tensors of the programs          arguments
 random numbers                         drawn anew by the same operations in the same order: the same seed gives the same
                                        numbers as an eager step
 numbers named in `live`                as inputs, read from the model before every step
-Python numbers, flags, gates and       as constants; where one has changed (`eval()`, a new gate), another graph is
-modes of the modules that are run      captured
+Python numbers, flags, gates and       as constants; where one has changed (`eval()`, a new gate, another module or
+modes of the modules that are run,     number of particles), another graph is captured
+and of the ELBO
+what is in lists, dictionaries and     as constants, for good: a change of it goes unseen
+other objects of a module, and in
+closures and globals
 =====================================  =================================================================================
 
 Whatever decides by the value of a tensor (``if loss > 0``, ``.item()``) cannot be recorded, and what depends on

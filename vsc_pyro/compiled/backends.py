@@ -18,9 +18,14 @@ def _as_recorded(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
 
 def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     import torch._inductor  # takes a second, and a C++ compiler (Triton on a GPU)
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     try:
-        with torch.no_grad():
+        # Without such a context inductor does not look into its cache of graphs on disk.
+        context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True))
+        with tracing(context), torch.no_grad():
             return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
     except Exception as error:
         raise NotCapturedError(

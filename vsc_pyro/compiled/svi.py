@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record, unvalidated
-from vsc_pyro.compiled.watching import Watch
+from vsc_pyro.compiled.watching import Watch, is_fixed
 from vsc_pyro.schedules import Setting
 from vsc_pyro.svi import SVI, OptimizerFactory
 
@@ -52,7 +52,8 @@ class CompiledSVI(SVI):
     some 10 to 20 seconds for every new shape of the arguments (PyTorch keeps the result on disk for the next process).
 
     Args:
-        model, guide, optim, loss: as of `vsc_pyro.SVI`. Pyro's own ELBOs will do as well as ours.
+        model, guide, optim, loss: as of `vsc_pyro.SVI`. Pyro's own ELBOs will do as well as ours. Where `optim` is a
+            function the first step, which makes the optimiser, is eager.
         live: dotted names of numbers of the model that change from step to step, as `vsc_pyro.schedules` takes them
             (``"beta"``, ``"encoder.gate.temperature"``), for a `model` that is a module or a method of one. Buffers
             need not be named.
@@ -90,6 +91,7 @@ class CompiledSVI(SVI):
         settings = [Setting(self._roots[0], name) for name in live]
         self._live = [setting for setting in settings if not setting.is_tensor]
         self._watch: Watch | None = None
+        self._structure: tuple = ()
         self._graphs: dict[tuple, _Graph] = {}
         self._captures = True
 
@@ -112,8 +114,12 @@ class CompiledSVI(SVI):
 
     def _graph_for(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Graph | None, list[Tensor]]:
         """The graph of a step with these arguments, captured if need be, and their tensors; None for an eager step."""
-        if not self._captures:
+        # Handlers around a step are the caller's, and a first step that makes the optimiser may draw its parameters.
+        if not self._captures or runtime._PYRO_STACK or self.optimizer is None:
             return None, []
+        if self._watch is not None and self._watch.structure() != self._structure:
+            self._watch = None
+            self._graphs.clear()
         leaves, spec = tree_flatten((args, kwargs))
         arguments = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
         if self._watch is None:
@@ -148,7 +154,8 @@ class CompiledSVI(SVI):
     def _mode(self) -> Iterator[Any]:
         """What a graph depends on beside arguments and modules."""
         for parameter in self._parameters():
-            yield from (id(parameter), parameter.requires_grad, parameter.device)
+            yield from (id(parameter), parameter.requires_grad, _kind(parameter))
+        yield from (value for value in vars(self._elbo).values() if is_fixed(value))
         kind = parameter.device.type
         yield torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
 
@@ -164,14 +171,13 @@ class CompiledSVI(SVI):
 
         hook = register_module_forward_pre_hook(meet)
         try:
-            with _forked(arguments), poutine.trace(param_only=True) as met:
+            with _forked(arguments):
                 self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         finally:
             hook.remove()
             _put_back(buffers)
-        if self.optimizer is None:
-            self._make_optimizer(met.trace)
         self._watch = Watch(list(modules.values()), self._live)
+        self._structure = self._watch.structure()
         for parameter in (*self._parameters(), *self._watch.parameters()):
             parameter.grad = None
 

@@ -26,7 +26,7 @@ class Watch:
         for module in modules:
             for attribute, value in vars(module).items():
                 if (fields := changing.get((id(module), attribute))) is None:
-                    if _is_fixed(value):
+                    if is_fixed(value):
                         self._slots.append((vars(module), attribute))
                 elif dataclasses.is_dataclass(value):
                     others = (field.name for field in dataclasses.fields(value) if field.name not in fields)
@@ -36,7 +36,11 @@ class Watch:
             for module in modules
             for tensors in (module._parameters, module._buffers)
             for name in tensors
-        ]
+        ] + [(vars(module), name) for module in modules for name, v in vars(module).items() if isinstance(v, Tensor)]
+
+    def structure(self) -> tuple:
+        """Which modules the modules hold, and how many attributes: where that changes, look again."""
+        return tuple((len(vars(module)), *module._modules.values()) for module in self._modules)
 
     def state(self) -> tuple:
         """Plain attributes, and which tensors the modules hold."""
@@ -58,9 +62,9 @@ class Watch:
         return [b for module in self._modules for b in module._buffers.values() if b is not None]
 
 
-def _is_fixed(value: object) -> bool:
+def is_fixed(value: object) -> bool:
     """Whether a step may take the value for a constant, and a change of it be seen by comparison."""
     if isinstance(value, tuple):
-        return all(map(_is_fixed, value))
+        return all(map(is_fixed, value))
     frozen = dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen
     return value is None or isinstance(value, (bool, int, float, str)) or (frozen and not isinstance(value, type))

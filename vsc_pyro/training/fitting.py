@@ -25,7 +25,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.parallel import as_the_first, num_processes, own_seed, rank, share_size, sum_gradients
+from vsc_pyro.parallel import as_the_first, check_alike, num_processes, own_seed, rank, share_size, sum_gradients
 from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
@@ -146,10 +146,12 @@ def fit(
     loss = get_objective(objective, num_draws, draws_at_once)
     batches = get_batches(data, batch_size, seed)
     model.check_data(batches.sample)
-    if batches.smallest == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+    has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
+    if has_batch_norm and batches.smallest is not None and batches.smallest // num_processes() == 1:
+        each = "" if num_processes() == 1 else f", that is of one for some of {num_processes()} processes"
         raise ValueError(
-            f"batch_size={batches.batch_size} leaves a last batch of one of the {batches.num_data} data, and batch "
-            "normalisation of one datum is undefined; choose another batch_size"
+            f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of the {batches.num_data} "
+            f"data{each}, and batch normalisation of one datum is undefined; choose another batch_size"
         )
     if batches.smallest is not None and batches.smallest < num_processes():
         raise ValueError(
@@ -205,6 +207,7 @@ def fit(
             if compile != "auto":
                 run.history.compiled = bool(compile)
             compiled = CompiledSVI(*programs, live=schedules) if run.history.compiled else None
+            check_alike("the epoch to go on from", len(run.history))
             as_the_first(model)
             first_epoch = len(run.history)
             set_values(model, schedules, max(0, first_epoch * steps - 1))
