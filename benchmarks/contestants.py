@@ -1,0 +1,338 @@
+"""Ways to take a training step of one and the same VAE: this library's, stock Pyro's, and PyTorch written by hand.
+
+All start from the same weights and take Adam's steps on minus the ELBO, summed over the minibatch. The library and what
+is written by hand have its KL divergence in closed form; stock Pyro samples it, as its own example does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pyro
+import torch
+from measure import Scope, UnavailableError, temporary_folder
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, elu, logsigmoid
+
+import vsc_pyro as vsc
+from vsc_pyro.compiled import CompiledSVI, missing_compiler
+
+SHAPE = (1, 28, 28)
+PIXELS = math.prod(SHAPE)
+LR = 1e-3
+INCLUSION = 0.1
+TEMPERATURE = 0.5
+
+
+class Contestant(NamedTuple):
+    """A way to train.
+
+    Attributes:
+        step: takes a training step on a minibatch; returns minus the ELBO of before it, summed over data.
+        scope: makes the context that steps are taken in, any number of them.
+    """
+
+    step: Callable[[Tensor], Tensor | float]
+    scope: Scope = contextlib.nullcontext
+
+
+class Setting(NamedTuple):
+    """A VAE of one hidden layer on either side, and its minibatch; `dense`: normal codes, without spikes."""
+
+    latent_dim: int = 50
+    hidden: int = 400
+    batch_size: int = 200
+    dense: bool = False
+
+    def __str__(self) -> str:
+        kind = "dense" if self.dense else "spike-and-slab"
+        return f"{PIXELS}-{self.hidden}-{self.latent_dim}, batch {self.batch_size}, {kind}"
+
+    @property
+    def heads(self) -> int:
+        return 2 if self.dense else 3
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products of a step: forward, and by weights and inputs backward (not by the data)."""
+        first = PIXELS * self.hidden
+        others = self.hidden * (self.heads * self.latent_dim + self.latent_dim + PIXELS)
+        return self.batch_size * (4 * first + 6 * others)
+
+
+class Place(NamedTuple):
+    """Where to run; without `inductor` what is compiled is captured only, for tests of a few seconds."""
+
+    device: torch.device
+    inductor: bool = True
+
+
+# This library ---------------------------------------------------------------------------------------------------------
+
+
+def library_model(setting: Setting, place: Place) -> vsc.VAE:
+    """The model that all contestants train; the same weights every time."""
+    torch.manual_seed(0)
+    latent_dim, hidden = setting.latent_dim, setting.hidden
+    if setting.dense:
+        encoder = vsc.NormalEncoder(SHAPE, latent_dim, hidden)
+        prior = vsc.NormalPrior(latent_dim)
+    else:
+        encoder = vsc.SpikeSlabEncoder(SHAPE, latent_dim, hidden, gate="concrete")
+        prior = vsc.SpikeSlabPrior(latent_dim, INCLUSION)
+    return vsc.VAE(encoder, vsc.BernoulliDecoder(latent_dim, SHAPE, hidden), prior).to(place.device)
+
+
+def library(setting: Setting, place: Place) -> Contestant:
+    """`vsc_pyro.SVI`, as `fit` uses it: Pyro's checks off."""
+    model = library_model(setting, place)
+    svi = vsc.SVI(model.model, model.guide, _fused_adam(model), vsc.AnalyticELBO())
+    return Contestant(svi.step, _own_store(validate=False))
+
+
+def library_compiled(setting: Setting, place: Place) -> Contestant:
+    """`CompiledSVI`, likewise."""
+    model = library_model(setting, place)
+    check_compiler(place)
+    backend = "inductor" if place.inductor else "eager"
+    svi = CompiledSVI(model.model, model.guide, _fused_adam(model), vsc.AnalyticELBO(), backend=backend)
+
+    def step(x: Tensor) -> Tensor:
+        loss = svi.step(x)
+        if svi.is_eager:
+            raise RuntimeError("the step was not compiled, and its time would not be what the table says")
+        return loss
+
+    return Contestant(step, _own_store(validate=False))
+
+
+# Stock Pyro -----------------------------------------------------------------------------------------------------------
+
+
+def stock_pyro(setting: Setting, place: Place, validate: bool = True) -> Contestant:
+    """`pyro.infer.SVI`, `pyro.optim.Adam` and `Trace_ELBO` on the same model, with Pyro's checks on, as they are."""
+    model = library_model(setting, place)
+    svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
+    return Contestant(svi.step, _own_store(validate))
+
+
+def _own_store(validate: bool) -> Scope:
+    """A parameter store of its own, the same one every time, and Pyro's checks on or off."""
+    store = pyro.get_param_store()
+    with store.scope() as own:
+        pass
+
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
+        with store.scope(own), pyro.validation_enabled(validate):
+            yield
+
+    return scope
+
+
+# PyTorch, by hand -----------------------------------------------------------------------------------------------------
+
+
+class HandWritten(nn.Module):
+    """The same VAE as one would write it without a library; same arithmetic, same random numbers in the same order."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.dense = setting.dense
+        self.heads = setting.heads
+        hidden, latent_dim = setting.hidden, setting.latent_dim
+        self.encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(PIXELS, hidden), nn.SiLU(), nn.Linear(hidden, self.heads * latent_dim)
+        )
+        self.decoder = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, PIXELS))
+
+    def posterior(self, x: Tensor) -> list[Tensor]:
+        """Location and scale of the slab, and log-odds of inclusion where there are spikes."""
+        loc, log_squared_scale, *logits = self.encoder(x).chunk(self.heads, -1)
+        return [loc, 1 + elu(0.5 * log_squared_scale) + 1e-4, *logits]
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Minus the ELBO, summed over data."""
+        loc, scale, *logits = self.posterior(x)
+        slab_kl = 0.5 * (scale.square() + loc.square() - 1) - scale.log()
+        if self.dense:
+            z, kl = loc + torch.randn_like(loc) * scale, slab_kl
+        else:
+            (logits,) = logits
+            perturbed = logits + torch.logit(torch.rand_like(logits), eps=torch.finfo(logits.dtype).tiny)
+            hard = (perturbed.detach() > 0).to(logits.dtype)
+            soft = torch.sigmoid(perturbed / TEMPERATURE)
+            z = (hard + (soft - soft.detach())) * (loc + torch.randn_like(loc) * scale)
+            on = logsigmoid(logits) - math.log(INCLUSION)
+            off = logsigmoid(-logits) - math.log1p(-INCLUSION)
+            inclusion = torch.sigmoid(logits)
+            kl = inclusion * (slab_kl + on) + (1 - inclusion) * off
+        return binary_cross_entropy_with_logits(self.decoder(z), x.flatten(1), reduction="sum") + kl.sum()
+
+
+def hand_written(setting: Setting, place: Place) -> HandWritten:
+    """Of the same weights as `library_model`."""
+    net = HandWritten(setting).to(place.device)
+    weights = library_model(setting, place).parameters()
+    with torch.no_grad():
+        for own, other in zip(net.parameters(), weights, strict=True):
+            own.copy_(other)
+    return net
+
+
+def pytorch(setting: Setting, place: Place, compiled: bool = False) -> Contestant:
+    """The hand-written loss and fused Adam."""
+    net = hand_written(setting, place)
+    optimizer = _fused_adam(net)
+    loss_of = net.loss
+    if compiled:
+        check_compiler(place)
+        # Without dynamic=False the sizes of the first setting and the next would become one graph for any size.
+        loss_of = torch.compile(net.loss, backend="inductor" if place.inductor else "aot_eager", dynamic=False)
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Contestant(step)
+
+
+def pytorch_graph(setting: Setting, place: Place) -> Contestant:
+    """The hand-written step captured as a CUDA graph, random numbers and Adam included."""
+    if place.device.type != "cuda":
+        raise UnavailableError("needs a CUDA device")
+    net = hand_written(setting, place)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True, capturable=True)
+    images = torch.zeros(setting.batch_size, *SHAPE, device=place.device)
+
+    def whole() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = net.loss(images)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    weights = [parameter.detach().clone() for parameter in net.parameters()]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            whole()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = whole()
+    with torch.no_grad():  # as if nothing had been trained yet
+        for parameter, weight in zip(net.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+            for moment in optimizer.state[parameter].values():
+                moment.zero_()
+
+    def step(x: Tensor) -> Tensor:
+        images.copy_(x)
+        graph.replay()
+        return loss
+
+    return Contestant(step)
+
+
+# pythae ---------------------------------------------------------------------------------------------------------------
+
+
+def pythae_trainer(setting: Setting, place: Place, images: Tensor):  # noqa: ANN201 - of a package that need not be here
+    """pythae's `BaseTrainer` of its `VAE` on the same network, over images of 0 and 1.
+
+    Its scale is the exponential of the head's output, at any size, and it averages over data instead of summing.
+    """
+    if not setting.dense:
+        raise UnavailableError("has no spike-and-slab codes")
+    if importlib.util.find_spec("pythae") is None:
+        raise UnavailableError("NOT INSTALLED (pip install pythae); the comparison is without it")
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    net = hand_written(setting, place)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = net.encoder
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            loc, log_variance = self.network(x).chunk(2, -1)
+            return ModelOutput(embedding=loc, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = net.decoder
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.network(z).sigmoid().unflatten(-1, SHAPE))
+
+    config = VAEConfig(input_dim=SHAPE, latent_dim=setting.latent_dim, reconstruction_loss="bce")
+    logging.disable(logging.WARNING)  # what it announces
+    trainer = BaseTrainer(
+        VAE(config, Encoder(), Decoder()),
+        BaseDataset(images, torch.zeros(len(images))),
+        training_config=BaseTrainerConfig(
+            output_dir=str(temporary_folder()),
+            per_device_train_batch_size=setting.batch_size,
+            learning_rate=LR,
+            no_cuda=place.device.type != "cuda",
+        ),
+    )
+    trainer.prepare_training()
+    trainer.callback_handler.callbacks.clear()  # its progress bar
+    logging.disable(logging.NOTSET)
+    return trainer
+
+
+def pythae(setting: Setting, place: Place) -> Contestant:
+    """What its trainer does with a minibatch."""
+    trainer = pythae_trainer(setting, place, torch.zeros(setting.batch_size, *SHAPE))
+    trainer.model.train()
+
+    def step(x: Tensor) -> float:
+        output = trainer.model({"data": x}, epoch=1, dataset_size=len(x), uses_ddp=False)
+        trainer._optimizers_step(output)
+        return output.loss.item() * len(x)
+
+    return Contestant(step)
+
+
+def _fused_adam(module: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=LR, fused=True)
+
+
+def check_compiler(place: Place) -> None:
+    """Raise `UnavailableError` where compiling is asked for and cannot be done."""
+    if place.inductor and (missing := missing_compiler(place.device)):
+        raise UnavailableError(missing)
+
+
+# Another way of this library's, such as a precision, is one more builder and one more row.
+STOCK, BY_HAND = "Pyro", "PyTorch"
+CONTESTANTS: dict[str, Callable[[Setting, Place], Contestant]] = {
+    "vsc_pyro": library,
+    "vsc_pyro, compiled": library_compiled,
+    STOCK: stock_pyro,
+    "Pyro, unchecked": functools.partial(stock_pyro, validate=False),
+    BY_HAND: pytorch,
+    "PyTorch, compiled": functools.partial(pytorch, compiled=True),
+    "PyTorch, CUDA graph": pytorch_graph,
+    "pythae": pythae,
+}

@@ -1,0 +1,90 @@
+"""Draws a second of the importance-weighted bound.
+
+    python benchmarks/evaluation.py
+
+`vsc_pyro.evaluate`, which also measures sparsity, and `vsc_pyro.bounds`, which tells the bound of each datum, against
+the same bound written by hand, for a model of MNIST, 784-400-50; a draw is one code of one image, drawn, decoded and
+weighed. What it takes does not depend on the weights, and these are the initial ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import measure
+import torch
+from contestants import INCLUSION, HandWritten, Place, Setting, hand_written, library_model
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+import vsc_pyro as vsc
+
+BY_HAND = "by hand"
+_ROWS_AT_ONCE, _DRAWS_AT_ONCE = 200, 20
+
+
+def bounds_by_hand(net: HandWritten, images: Tensor, num_draws: int) -> Tensor:
+    """Importance-weighted bound of each image, shape ``(N,)``, of spike-and-slab codes; memory bounded."""
+    with torch.no_grad():
+        return torch.cat([_bounds_of(net, x, num_draws) for x in images.split(_ROWS_AT_ONCE)])
+
+
+def _bounds_of(net: HandWritten, x: Tensor, num_draws: int) -> Tensor:
+    loc, scale, logits = net.posterior(x)
+    log_on, log_off = logsigmoid(logits), logsigmoid(-logits)
+    total = x.new_full((len(x),), -math.inf)
+    for start in range(0, num_draws, _DRAWS_AT_ONCE):
+        shape = (min(_DRAWS_AT_ONCE, num_draws - start), *loc.shape)
+        noise = torch.randn(shape, device=x.device)
+        slab = loc + noise * scale
+        on = torch.rand(shape, device=x.device) < torch.sigmoid(logits)
+        # The constants of the two normal densities are the same.
+        ratio_on = math.log(INCLUSION) - log_on + 0.5 * (noise.square() - slab.square()) + scale.log()
+        ratio = torch.where(on, ratio_on, math.log1p(-INCLUSION) - log_off).sum(-1)
+        pixels = net.decoder(torch.where(on, slab, 0.0))
+        target = x.flatten(1).expand_as(pixels)
+        log_likelihood = -binary_cross_entropy_with_logits(pixels, target, reduction="none").sum(-1)
+        total = torch.logaddexp(total, torch.logsumexp(log_likelihood + ratio, 0))
+    return total - math.log(num_draws)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = measure.parser(__doc__, rounds=10)
+    options.add_argument("--images", type=int, default=1000)
+    options.add_argument("--draws", type=int, nargs="+", default=[100, 1000])
+    args = options.parse_args(argv)
+    if args.quick:
+        args.images, args.draws = 10, [20]
+    session = measure.Session("evaluation", args)
+    _, (_, test) = session.mnist()
+    data = test[: args.images]
+    setting, place = Setting(hidden=8, latent_dim=3) if args.quick else Setting(), Place(session.device)
+    model, net = library_model(setting, place), hand_written(setting, place)
+    generator = torch.Generator().manual_seed(0)
+    images = data.draw(slice(None), generator).to(session.device)
+    for num_draws in args.draws:
+        result = session.compare(
+            f"bound of {num_draws} draws, {len(images)} images, {setting}",
+            {
+                "vsc_pyro.evaluate": session.timed(partial(vsc.evaluate, model, images, num_draws=num_draws)),
+                "vsc_pyro.bounds": session.timed(partial(vsc.bounds, model, images, num_draws=num_draws)),
+                BY_HAND: session.timed(partial(bounds_by_hand, net, images, num_draws)),
+            },
+            [BY_HAND],
+            setting=setting._asdict(),
+            num_draws=num_draws,
+            num_images=len(images),
+        )
+        rows = []
+        for name, found in result["contestants"].items():
+            found["draws_per_second"] = measure.summary(len(images) * num_draws / t for t in found["rounds"])
+            rows.append([name, measure.spread(found["draws_per_second"], 1e-3)])
+        measure.table("draws a second", ["median (quartiles) of rounds", "thousands"], rows)
+    return session.finish()
+
+
+if __name__ == "__main__":
+    main()

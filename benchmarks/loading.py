@@ -1,0 +1,78 @@
+"""Images a second: minibatches of a data set in memory, against a `DataLoader` with torchvision's transforms.
+
+    python benchmarks/loading.py
+
+One pass over MNIST in random order, binarised afresh, as minibatches on the device: by `Dataset.draw` with indices, as
+`vsc_pyro.fit` takes them, and by torchvision's MNIST with `ToTensor` through a `DataLoader` with 0, 1 and 2 workers, as
+Pyro's VAE example has it (the binarisation there is of the whole minibatch, which is faster than one of each image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor
+
+from vsc_pyro import Dataset
+
+MEMORY = "Dataset.draw"
+
+
+def from_memory(data: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Minibatches of data on their device."""
+    order = torch.randperm(len(data), generator=generator, device=data.images.device)
+    return (data.draw(indices, generator) for indices in order.split(batch_size))
+
+
+def from_loader(folder: Path, batch_size: int, num_workers: int, device: torch.device) -> Iterator[Tensor]:
+    """The same by a `DataLoader` of torchvision's MNIST; its workers start anew with every pass."""
+    return (torch.bernoulli(x.to(device)) for x, _ in mnist_loader(folder, batch_size, num_workers, device))
+
+
+def mnist_loader(folder: Path, batch_size: int, num_workers: int, device: torch.device) -> torch.utils.data.DataLoader:
+    from torchvision import datasets, transforms
+
+    part = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
+    return torch.utils.data.DataLoader(
+        part, batch_size, shuffle=True, num_workers=num_workers, pin_memory=device.type == "cuda"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = measure.parser(__doc__, rounds=5)
+    options.add_argument("--batch-size", type=int, default=200)
+    args = options.parse_args(argv)
+    session = measure.Session("loading", args)
+    folder, (train, _) = session.mnist()
+    data = train.to(torch.empty(0, device=session.device))
+    generator = torch.Generator(session.device).manual_seed(0)
+
+    def consume(batches: partial[Iterator[Tensor]]) -> None:
+        for _ in batches():
+            pass
+
+    passes = {MEMORY: partial(from_memory, data, args.batch_size, generator)}
+    for workers in (0, 1, 2):
+        name = f"DataLoader, {workers} worker{'s' * (workers != 1)}"
+        passes[name] = partial(from_loader, folder, args.batch_size, workers, session.device)
+    result = session.compare(
+        f"one pass over {len(data)} images in minibatches of {args.batch_size}",
+        {name: session.timed(partial(consume, batches)) for name, batches in passes.items()},
+        [MEMORY],
+        num_images=len(data),
+    )
+    rows = []
+    for name, found in result["contestants"].items():
+        found["images_per_second"] = measure.summary(len(data) / seconds for seconds in found["rounds"])
+        rows.append([name, measure.spread(found["images_per_second"], 1e-3)])
+    measure.table("images a second", ["median (quartiles) of rounds", "thousands"], rows)
+    return session.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Seconds and peak memory of a step from 50 to 20,000 latents, 100 to 10,000 images, 400 to 4,000 hidden units.
+
+    python benchmarks/scaling.py
+
+One of the three is varied, with the others of 784-400-50 and batch 200. In every round a product of two square float32
+matrices takes its turn beside the contestants, and a step's floating-point operations, those of its own matrix products
+alone, are given as a fraction of that product's rate: 1 would be a step that does nothing but multiply as fast as this
+machine does.
+
+Memory is that of a process of its own that trains the contestant alone: on a GPU the most that PyTorch's allocator
+held; on a CPU weights, gradients, Adam's moments and the minibatch plus what the process's resident memory rose by in a
+step (Linux only), with large blocks returned to the system as they are freed.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from contestants import BY_HAND, CONTESTANTS, PIXELS, SHAPE, Place, Setting
+from step import steps_per_turn, turn
+
+from vsc_pyro.training import resolve_device
+
+ENGINES = ("vsc_pyro", "vsc_pyro, compiled", BY_HAND)
+MATMUL = "float32 matrix product"
+AXES = {
+    "latent_dim": (50, 200, 1000, 5000, 20_000),
+    "batch_size": (100, 300, 1000, 3000, 10_000),
+    "hidden": (400, 1000, 2000, 4000),
+}
+_MATRIX = {"cpu": 2048, "cuda": 8192}
+_MEMORY_STEPS = 3
+
+
+def settings(quick: bool) -> list[Setting]:
+    if quick:
+        return [Setting(latent_dim=3, hidden=8, batch_size=1000)]
+    return list(dict.fromkeys(Setting(**{axis: value}) for axis, values in AXES.items() for value in values))
+
+
+def resident(line: str) -> int:
+    """Bytes of resident memory: ``"VmRSS"`` as it is, ``"VmHWM"`` at its highest since it was last set back."""
+    found = re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1])
+
+
+def peak_memory(name: str, setting: Setting, place: Place) -> int | None:
+    """Bytes that steps take at most, measured in this process, which should do nothing else; None where unknown."""
+    x = torch.rand(setting.batch_size, *SHAPE, device=place.device).round()
+    step, scope = CONTESTANTS[name](setting, place)
+    with scope():
+        step(x)
+    gc.collect()
+    if place.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place.device)
+    elif Path("/proc/self/clear_refs").exists():
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        return None
+    with scope():
+        for _ in range(_MEMORY_STEPS):
+            step(x)
+    if place.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(place.device)
+    widths = (PIXELS, setting.hidden, setting.heads * setting.latent_dim)
+    back = (setting.latent_dim, setting.hidden, PIXELS)
+    weights = sum((a + 1) * b for sizes in (widths, back) for a, b in itertools.pairwise(sizes))
+    return 4 * (4 * weights + x.numel()) + max(0, resident("VmHWM") - before)
+
+
+def in_own_process(name: str, setting: Setting, place: Place) -> int | None:
+    """`peak_memory` of a fresh process."""
+    order = json.dumps([name, setting, str(place.device), place.inductor, torch.get_num_threads()])
+    # glibc would keep freed blocks for later, and the next step's memory would not be seen to rise.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--memory-of", order]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def square_product(device: torch.device, size: int) -> measure.Run:
+    a, b = torch.randn(2, size, size, device=device).unbind()
+    return partial(torch.mm, a, b, out=torch.empty_like(a))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    options = measure.parser(__doc__, rounds=10)
+    options.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
+    options.add_argument("--memory-of", help="measure one contestant's memory in this process (for this script itself)")
+    args = options.parse_args(argv)
+    if args.memory_of:
+        name, sizes, device, inductor, threads = json.loads(args.memory_of)
+        torch.set_num_threads(threads)
+        print(json.dumps(peak_memory(name, Setting(*sizes), Place(resolve_device(device), inductor))))
+        return None
+    session = measure.Session("scaling", args)
+    session.record["data"] = "random pixels"  # on which the time does not depend
+    place = Place(session.device, inductor=not args.quick)
+    size = 64 if args.quick else _MATRIX[session.device.type]
+    product = session.timed(square_product(session.device, size))
+    measured = () if args.no_memory else ENGINES[:1] if args.quick else ENGINES
+    for setting in settings(args.quick):
+        built = session.available({name: partial(CONTESTANTS[name], setting, place) for name in ENGINES})
+        x = torch.rand(setting.batch_size, *SHAPE, device=session.device).round()
+        repeats = 1 if args.quick else steps_per_turn(setting)
+        result = session.compare(
+            f"one step, {setting}",
+            {name: turn(session, contestant, [x], repeats) for name, contestant in built.items()} | {MATMUL: product},
+            [BY_HAND],
+            setting=setting._asdict(),
+            flops=setting.flops,
+            matrix_size=size,
+        )
+        contestants = result["contestants"]
+        rates = [2 * size**3 / seconds for seconds in contestants[MATMUL]["rounds"]]
+        contestants[MATMUL]["flops_per_second"] = measure.summary(rates)
+        rows = []
+        for name in built:
+            found = contestants[name]
+            pairs = zip(found["rounds"], rates, strict=True)
+            found["fraction_of_peak"] = measure.summary(setting.flops / seconds / rate for seconds, rate in pairs)
+            found["peak_memory_bytes"] = in_own_process(name, setting, place) if name in measured else None
+            memory = found["peak_memory_bytes"]
+            told = "not measured" if memory is None else f"{memory / 1e6:.3g}"
+            rows.append([name, measure.spread(found["fraction_of_peak"]), told])
+        rate = measure.spread(contestants[MATMUL]["flops_per_second"], 1e-9)
+        measure.table(
+            f"a step's {setting.flops / 1e9:.3g} GFLOP; the machine's rate {rate} GFLOP/s",
+            ["median (quartiles) of rounds", "fraction of that rate", "peak memory, MB"],
+            rows,
+        )
+    return session.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Every benchmark runs and leaves what it promises, and those that it compares compute the same thing."""
+
+import json
+
+import contestants
+import evaluation
+import loading
+import measure
+import pytest
+import scaling
+import step
+import torch
+from conftest import assert_mean_equals
+from contestants import CONTESTANTS, Place, Setting, hand_written, library_model
+from torch.utils.flop_counter import FlopCounterMode
+
+import vsc_pyro as vsc
+
+SPIKES = Setting(latent_dim=4, hidden=12, batch_size=16)
+DENSE = SPIKES._replace(dense=True)
+HERE = Place(torch.device("cpu"), inductor=False)
+ANALYTIC = "vsc_pyro", "vsc_pyro, compiled", "PyTorch", "PyTorch, compiled"
+RECORD = {"benchmark", "environment", "arguments", "data", "left_out", "results"}
+ENVIRONMENT = {"date", "device", "cpu", "cores", "threads", "load", "load_at_end", "torch", "pyro", "vsc_pyro"}
+
+
+def minibatches(setting, count=3):
+    torch.manual_seed(1)
+    return torch.bernoulli(torch.full((count, setting.batch_size, *contestants.SHAPE), 0.3))
+
+
+def losses(contestant, batches):
+    """Of a few steps, each from a seed of its own."""
+    found = []
+    with contestant.scope():
+        for seed, x in enumerate(batches):
+            torch.manual_seed(seed)
+            found.append(float(contestant.step(x)))
+    return found
+
+
+@pytest.mark.parametrize("setting", [SPIKES, DENSE], ids=["spikes", "dense"])
+@pytest.mark.parametrize("name", ANALYTIC)
+def test_same_weights_and_noise_same_losses(name, setting):
+    # Later losses are equal only where gradients and Adam's updates are.
+    batches = minibatches(setting)
+    model = library_model(setting, HERE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=contestants.LR)
+    svi = vsc.SVI(model.model, model.guide, optimizer, vsc.AnalyticELBO())
+    expected = losses(contestants.Contestant(svi.step), batches)
+    assert losses(CONTESTANTS[name](setting, HERE), batches) == pytest.approx(expected, rel=1e-5)
+    torch.manual_seed(2)
+    untrained = float(hand_written(setting, HERE).loss(batches[2]).detach())
+    assert untrained != pytest.approx(expected[2], rel=5e-4)
+
+
+@pytest.mark.parametrize("name", ["Pyro", "Pyro, unchecked"])
+def test_stock_pyro_takes_the_steps_of_its_objective(name):
+    batches = minibatches(SPIKES)
+    model = library_model(SPIKES, HERE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=contestants.LR)
+    svi = vsc.SVI(model.model, model.guide, optimizer, vsc.TraceELBO())
+    expected = losses(contestants.Contestant(svi.step), batches)
+    assert losses(CONTESTANTS[name](SPIKES, HERE), batches) == pytest.approx(expected, rel=1e-5)
+
+
+def test_pythae_trains_the_same_network():
+    pytest.importorskip("pythae")
+    batches = minibatches(DENSE, 4)
+    found, ours = (losses(CONTESTANTS[name](DENSE, HERE), batches) for name in ("pythae", "vsc_pyro"))
+    assert found == pytest.approx(ours, rel=1e-2)  # its posterior's scale is another function of the same head
+
+
+def test_bounds_by_hand_are_the_library_s():
+    (x,) = minibatches(SPIKES._replace(batch_size=150), 1)
+    by_hand = evaluation.bounds_by_hand(hand_written(SPIKES, HERE), x, 50)
+    bounds = vsc.bounds(library_model(SPIKES, HERE), x, num_draws=50)
+    assert_mean_equals(by_hand - bounds.iwae, 0.0)
+    assert by_hand.mean() > bounds.elbo.mean()
+
+
+@pytest.mark.parametrize("setting", [SPIKES, DENSE], ids=["spikes", "dense"])
+def test_operations_of_a_step_are_counted(setting):
+    net = hand_written(setting, HERE)
+    with FlopCounterMode(display=False) as counter:
+        net.loss(minibatches(setting, 1)[0]).backward()
+    assert setting.flops == counter.get_total_flops()
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Runs a benchmark as `--quick` does, and reads what it wrote."""
+
+    def run(script, *arguments):
+        output = tmp_path / "found" / "record.json"
+        command = ["--quick", "--device", "cpu", "--threads", "1", "--output", str(output), *arguments]
+        returned = script.main(command)
+        written = json.loads(output.read_text())
+        assert written == json.loads(json.dumps(returned))
+        assert written.keys() == RECORD
+        assert written["environment"].keys() >= ENVIRONMENT
+        assert str(tmp_path) not in output.read_text()
+        for result in written["results"]:
+            for found in result["contestants"].values():
+                assert found["seconds"].keys() == {"median", "q1", "q3", "n"}
+                assert 0 < found["seconds"]["q1"] <= found["seconds"]["median"] <= found["seconds"]["q3"]
+                assert len(found["rounds"]) == found["seconds"]["n"]
+        return written
+
+    return run
+
+
+def test_step(record, capsys):
+    steps, epoch, dense_steps, dense_epoch = record(step)["results"]
+    here = {"vsc_pyro", "vsc_pyro, compiled", "Pyro", "Pyro, unchecked", "PyTorch", "PyTorch, compiled"}
+    assert steps["contestants"].keys() == here
+    assert dense_steps["contestants"].keys() - {"pythae"} == here
+    for result in (epoch, dense_epoch):
+        assert result["contestants"].keys() >= {"vsc_pyro", "Pyro", "PyTorch", *loaders()}
+        for found in result["contestants"].values():
+            assert found["ratios"].keys() == {"Pyro", "PyTorch", step.EXAMPLE}
+        ratio = result["contestants"]["Pyro"]["ratios"]["PyTorch"]["median"]
+        assert ratio == pytest.approx(
+            result["contestants"]["Pyro"]["rounds"][0] / result["contestants"]["PyTorch"]["rounds"][0]
+        )
+        assert min(result["contestants"][name]["ratios"][step.EXAMPLE]["median"] for name in loaders()) == 1
+    printed = capsys.readouterr().out
+    assert "*** PyTorch, CUDA graph: needs a CUDA device ***" in printed
+    assert "one epoch of 120 images" in printed
+
+
+def loaders():
+    return f"{step.EXAMPLE}, 0 workers", f"{step.EXAMPLE}, 1 worker"
+
+
+def test_scaling(record):
+    (result,) = record(scaling)["results"]
+    (setting,) = scaling.settings(quick=True)
+    found = result["contestants"][scaling.ENGINES[0]]
+    assert found["fraction_of_peak"]["median"] > 0
+    pixels = 4 * setting.batch_size * contestants.PIXELS
+    # The data, the decoder's outputs and their gradients at least, and no more than a few times as much.
+    assert 3 * pixels < found["peak_memory_bytes"] < 20 * pixels
+    sizes = {(s.latent_dim, s.batch_size, s.hidden) for s in scaling.settings(quick=False)}
+    assert sizes >= {(20_000, 200, 400), (50, 10_000, 400), (50, 200, 4000), (50, 200, 400)}
+
+
+def test_evaluation(record):
+    (result,) = record(evaluation)["results"]
+    assert result["contestants"].keys() == {"vsc_pyro.evaluate", "vsc_pyro.bounds", evaluation.BY_HAND}
+    for found in result["contestants"].values():
+        draws = result["num_images"] * result["num_draws"]
+        rates = [draws / seconds for seconds in found["rounds"]]
+        assert found["draws_per_second"]["median"] == pytest.approx(sum(rates) / 2)
+
+
+def test_loading(record):
+    (result,) = record(loading)["results"]
+    assert len(result["contestants"]) == 4
+    assert all(found["images_per_second"]["median"] > 0 for found in result["contestants"].values())
+
+
+def test_both_ways_of_loading_yield_every_image(tmp_path):
+    measure.write_random_mnist(tmp_path / "MNIST" / "raw", 50, 5)
+    data = vsc.datasets.load("mnist", tmp_path, download=False).train
+    from_disk = loading.mnist_loader(tmp_path, 20, 0, HERE.device).dataset
+    assert torch.equal(torch.stack([image for image, _ in from_disk]), data.images)
+    grey = vsc.Dataset(data.images)
+    seen = torch.cat(list(loading.from_memory(grey, 20, torch.Generator().manual_seed(0))))
+    assert not torch.equal(seen, data.images)
+    assert torch.equal(seen.flatten(1).sum(1).sort().values, data.images.flatten(1).sum(1).sort().values)
+
+
+def test_without_mnist_it_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "_MNIST_SIZES", (6, 5))
+    args = measure.parser("", rounds=3).parse_args(["--device", "cpu", "--data-root", str(tmp_path)])
+    session = measure.Session("anything", args)
+    _, (train, test) = session.mnist()
+    assert (len(train), len(test), session.record["data"]) == (6, 5, "random pixels")
+    assert "RANDOM PIXELS" in capsys.readouterr().out
+
+
+def test_rounds_take_every_contestant_in_turns():
+    calls = []
+    first, seconds = measure.interleaved({name: lambda name=name: calls.append(name) or 2.0 for name in "abc"}, 20)
+    rounds = [tuple(calls[start : start + 3]) for start in range(0, 63, 3)]
+    assert len(calls) == 63
+    assert all(sorted(names) == list("abc") for names in rounds)
+    assert len(set(rounds)) > 3
+    assert seconds == {name: [2.0] * 20 for name in "abc"}
+    assert first.keys() == seconds.keys()
