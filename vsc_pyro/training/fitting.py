@@ -148,9 +148,10 @@ def fit(
     model.check_data(batches.sample)
     has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
     if has_batch_norm and batches.smallest is not None and batches.smallest // num_processes() == 1:
+        size = "one" if batches.smallest == 1 else batches.smallest
         each = "" if num_processes() == 1 else f", that is of one for some of {num_processes()} processes"
         raise ValueError(
-            f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of the {batches.num_data} "
+            f"batch_size={batches.batch_size} leaves a last batch of {size} of the {batches.num_data} "
             f"data{each}, and batch normalisation of one datum is undefined; choose another batch_size"
         )
     if batches.smallest is not None and batches.smallest < num_processes():
