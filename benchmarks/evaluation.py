@@ -53,8 +53,8 @@ def _bounds_of(net: HandWritten, x: Tensor, num_draws: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = measure.parser(__doc__, rounds=10)
-    options.add_argument("--images", type=int, default=1000)
-    options.add_argument("--draws", type=int, nargs="+", default=[100, 1000])
+    options.add_argument("--images", type=measure.whole, default=1000)
+    options.add_argument("--draws", type=measure.whole, nargs="+", default=[100, 1000])
     args = options.parse_args(argv)
     if args.quick:
         args.images, args.draws = 10, [20]

@@ -45,7 +45,7 @@ def mnist_loader(folder: Path, batch_size: int, num_workers: int, device: torch.
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = measure.parser(__doc__, rounds=5)
-    options.add_argument("--batch-size", type=int, default=200)
+    options.add_argument("--batch-size", type=measure.whole, default=200)
     args = options.parse_args(argv)
     session = measure.Session("loading", args)
     folder, (train, _) = session.mnist()

@@ -51,8 +51,8 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU where there is one")
-    options.add_argument("--threads", type=_whole, help="of torch; default: as it starts")
-    options.add_argument("--rounds", type=_whole, help=f"of all contestants; default: {rounds}, with --quick 2")
+    options.add_argument("--threads", type=whole, help="of torch; default: as it starts")
+    options.add_argument("--rounds", type=whole, help=f"of all contestants; default: {rounds}, with --quick 2")
     options.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw; random pixels where it does not")
     options.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options.add_argument(
@@ -62,7 +62,8 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     return options
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A whole number of at least 1, for `argparse`."""
     try:
         return positive_int("the value", int(text))
     except ValueError as error:

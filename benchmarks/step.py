@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = measure.parser(__doc__, rounds=40)
     options.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     options.add_argument("--parts", nargs="+", choices=("step", "epoch"), default=["step", "epoch"])
-    options.add_argument("--epoch-rounds", type=int, default=5)
+    options.add_argument("--epoch-rounds", type=measure.whole, default=5)
     args = options.parse_args(argv)
     if args.quick:
         args.epoch_rounds = 1
