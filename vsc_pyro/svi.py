@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
+from pyro.poutine import runtime
 from torch import Tensor
+
+from vsc_pyro.registration import unwatched
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -56,6 +60,8 @@ class SVI(pyro.infer.SVI):
                 "functools.partial(torch.optim.Adam, lr=1e-3); or use pyro.infer.SVI"
             )
         super().__init__(model, guide, _OneOptimizer(optim), loss)
+        self._has_stepped = False
+        self._loss_looks_for_parameters = getattr(loss, "looks_for_parameters", True)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -70,9 +76,17 @@ class SVI(pyro.infer.SVI):
             self._make_optimizer(capture.trace)
         else:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            with self._registering():
+                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        self._has_stepped = True
         self.optim(())
         return loss
+
+    def _registering(self) -> contextlib.AbstractContextManager:
+        """Whether programs put their parameters into Pyro's store in this step, once there is no need to."""
+        # A caller's handler around the step may be there to see them, and so may an ELBO.
+        listening = runtime._PYRO_STACK or self._loss_looks_for_parameters
+        return unwatched() if self._has_stepped and not listening else contextlib.nullcontext()
 
     def _make_optimizer(self, trace: poutine.Trace) -> None:
         """The optimiser of all parameters that a step met."""

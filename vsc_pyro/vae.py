@@ -34,6 +34,7 @@ from vsc_pyro.gates import Gate
 from vsc_pyro.imputation import Imputation, impute
 from vsc_pyro.networks import DEFAULT_HIDDEN
 from vsc_pyro.priors import PseudoInputPrior
+from vsc_pyro.registration import register
 
 _CHECK_CHUNK = 4096
 _TINY = 1e-30
@@ -95,7 +96,7 @@ class VAE(nn.Module):
 
         Outside the plate: the prior's own latent variables, by their names, and a factor ``"penalty"`` if it has one.
         """
-        self._register()
+        register("vae", self)
         values = self._sample_hyperparameters(x, 0)
         penalty = self.prior.penalty() if hasattr(self.prior, "penalty") else None
         if penalty is not None:
@@ -109,19 +110,22 @@ class VAE(nn.Module):
 
     def guide(self, x: Tensor) -> Tensor:
         """Pyro guide of data x, shape ``(B, ...)``; the latent sites of the model. Returns z."""
-        self._register()
+        register("vae", self)
         self._sample_hyperparameters(x, 1)
         with pyro.plate("data", x.shape[0], dim=-1), self._weighed_by_beta():
             return pyro.sample("z", self.encoder(x))
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
-        # Pyro takes no zero. In a captured step beta is a tensor, which nobody may look at.
-        beta = self.beta.clamp(min=_TINY) if isinstance(self.beta, Tensor) else self.beta or _TINY
-        return poutine.scale(scale=beta)
+        if isinstance(self.beta, Tensor):  # in a captured step, where nobody may look at it
+            return poutine.scale(scale=self.beta.clamp(min=_TINY))
+        # Pyro takes no zero.
+        return contextlib.nullcontext() if self.beta == 1 else poutine.scale(scale=self.beta or _TINY)
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
         """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""
         hyperparameters = self.prior.hyperparameters() if hasattr(self.prior, "hyperparameters") else {}
+        if not hyperparameters:
+            return {}
         with poutine.scale(scale=len(x) / (self.num_data or len(x))):
             return {name: pyro.sample(name, both[role]) for name, both in hyperparameters.items()}
 
@@ -214,24 +218,6 @@ class VAE(nn.Module):
                 raise ValueError(
                     f"data must lie in the support of the likelihood, {base.support}, "
                     f"got values from {x.min():.4g} to {x.max():.4g}; rescale them or take another decoder"
-                )
-
-    def _register(self) -> None:
-        # What pyro.module("vae", self) does, minus its warning for frozen parameters and plus a check: of two models
-        # under one name Pyro's SVI would step the first one's parameters and leave the second untrained.
-        if not torch.is_grad_enabled():
-            return  # nobody trains: drawing from a model leaves the store alone
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and not parameter.is_contiguous():
-                raise RuntimeError(
-                    f"{name} is not contiguous, and Pyro's parameter store would train a contiguous copy of it; "
-                    "build the model in torch's default memory format"
-                )
-            if parameter.requires_grad and pyro.param(f"vae$$${name}", parameter) is not parameter:
-                raise RuntimeError(
-                    "Pyro's parameter store holds another model under the name 'vae', and training this one would "
-                    "change nothing; wrap each model's training in `with pyro.get_param_store().scope():`, "
-                    "or call pyro.clear_param_store() first"
                 )
 
     def _check_parts(self, x: Tensor) -> Distribution:

@@ -126,7 +126,9 @@ class SpikeSlab(TorchDistribution):
                 (p for p in map(slab.__dict__.get, slab.arg_constraints) if isinstance(p, Tensor)), torch.empty(0)
             )
             parameter = torch.as_tensor(parameter, dtype=like.dtype, device=like.device)
-        batch_shape = torch.broadcast_shapes(slab.batch_shape, parameter.shape)
+        batch_shape = slab.batch_shape
+        if batch_shape != parameter.shape:  # broadcast_shapes is slow
+            batch_shape = torch.broadcast_shapes(batch_shape, parameter.shape)
         self.slab = slab.expand(batch_shape) if slab.batch_shape != batch_shape else slab
         if probs is None:
             self.logits = parameter.expand(batch_shape)

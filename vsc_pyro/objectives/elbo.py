@@ -28,6 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
@@ -40,6 +41,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from vsc_pyro.distributions import PARTICLES, CentredScoreParts
+
+_NOTHING_SCORED = ScoreParts(0, 0, 0)
 
 
 class Term(NamedTuple):
@@ -62,11 +65,13 @@ class TraceELBO(Trace_ELBO):
         draws_codes: whether the guide's latents are drawn.
         default_draws: how many particles there are where nobody says.
         independent_draws: whether these have to be independent of one another.
+        looks_for_parameters: whether there is no gradient without sites of parameters in the traces, as in Pyro's.
     """
 
     draws_codes: ClassVar[bool] = True
     default_draws: ClassVar[int] = 1
     independent_draws: ClassVar[bool] = False
+    looks_for_parameters: ClassVar[bool] = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data, without gradients."""
@@ -157,6 +162,9 @@ class AnalyticELBO(TraceELBO):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         guide_trace = prune_subsample_sites(guide_trace)
+        for name, site in sample_sites(guide_trace).items():
+            if name in model_trace and name not in self._sampled and site["fn"].has_rsample:
+                site["score_parts"] = _NOTHING_SCORED  # nor the posterior's, for a draw with a pathwise gradient
         guide_trace.compute_score_parts()
         return prune_subsample_sites(model_trace), guide_trace
 
@@ -174,6 +182,10 @@ class AnalyticELBO(TraceELBO):
         if name not in self._sampled:
             self._sampled.add(name)
             warnings.warn(f"the KL divergence at site {name!r} has no closed form and is sampled", stacklevel=2)
+            if guide_site["score_parts"] is _NOTHING_SCORED:  # what there was no use for, and now is
+                parts = guide_site["fn"].score_parts(guide_site["value"])
+                guide_site["score_parts"] = parts.scale_and_mask(guide_site["scale"], guide_site["mask"])
+                guide_site["log_prob"] = guide_site["score_parts"].log_prob
         return super()._latent_term(model_trace, name, guide_site)
 
 
