@@ -11,6 +11,7 @@ from conftest import assert_mean_equals
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Factors, as_dataset, default_root
+from vsc_pyro.datasets.bernoulli import bernoulli
 
 
 def test_digits_are_real_and_split_by_seed():
@@ -30,6 +31,37 @@ def test_real_files_on_a_root_that_is_read_only(mnist_root, name, ink):
     assert (train.images.shape, test.images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
     assert train.images.mean() == pytest.approx(ink, abs=1e-4)  # the published mean intensity
     assert (train.name, train.binarize) == (name, "dynamic")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_binary_draws_have_the_probabilities_asked_for(dtype):
+    # Grey levels of bytes, what a first random byte leaves open, and what only a second draw can tell from 0 and 1.
+    asked = [0.0, 1 / 255, 0.1, 1 / 512, 0.5, 254 / 255, 1 - 2**-8, 1e-4, 2**-9 + 2**-16, 1.0]
+    probs = torch.tensor(asked, dtype=dtype)[:, None].expand(-1, 200_001)
+    draws = bernoulli(probs, torch.Generator().manual_seed(1))
+    assert draws.dtype == dtype
+    assert ((draws == 0) | (draws == 1)).all()
+    for row, prob in zip(draws.double(), probs[:, 0].double().tolist(), strict=True):
+        if prob in (0, 1):
+            assert (row == prob).all()
+        else:
+            assert_mean_equals(row, prob)
+
+
+def test_binary_draws_are_independent_and_follow_the_generator():
+    probs = torch.rand(40, 1, 7, 5)
+    draws = bernoulli(probs[:, :, ::2], torch.Generator().manual_seed(3))
+    assert torch.equal(draws, bernoulli(probs[:, :, ::2], torch.Generator().manual_seed(3)))
+    assert not torch.equal(draws, bernoulli(probs[:, :, ::2], torch.Generator().manual_seed(4)))
+    assert bernoulli(probs[:0]).shape == (0, 1, 7, 5)
+    half = bernoulli(torch.full((100_000,), 0.3)).double()
+    for lag in (1, 3, 7, 8):  # 8 bytes are of one random word
+        pairs = half[: len(half) // (2 * lag) * 2 * lag].view(-1, 2, lag)
+        assert_mean_equals((pairs[:, 0] * pairs[:, 1]).flatten(), 0.09)
+    torch.manual_seed(5)
+    first = bernoulli(probs)
+    torch.manual_seed(5)
+    assert torch.equal(first, bernoulli(probs))
 
 
 @pytest.mark.parametrize("rows", [slice(2, 9, 3), torch.tensor([4, 4, 0]), torch.arange(360) % 50 == 7])

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vsc_pyro.datasets.bernoulli import bernoulli
+
 BINARIZATIONS = ("dynamic", "static", None)
 
 
@@ -99,7 +101,7 @@ class Dataset:
     def draw(self, indices: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
         """What a model sees of these data: shape ``(B, ...)``, binarised afresh if `binarize` is ``"dynamic"``."""
         batch = self.images[indices]
-        return torch.bernoulli(batch, generator=generator) if self.binarize == "dynamic" else batch
+        return bernoulli(batch, generator) if self.binarize == "dynamic" else batch
 
     def binarized(self, binarize: str | None, generator: torch.Generator | None = None) -> Dataset:
         """The same data of which a model sees what `binarize` says; ``"static"`` draws now, from `generator`.
