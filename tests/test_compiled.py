@@ -439,13 +439,15 @@ def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, 
     eager = small_vae()
     expected = vsc.fit(eager, data, epochs=4, **settings, progress=False)
     assert not expected.compiled
+    assert expected.compile_seconds == 0
     with monkeypatch.context() as context:
         context.setattr(backends, "COMPILATION", 0.0)  # worth it now, however few the steps
         whole, half = small_vae(), small_vae()
         history = vsc.fit(whole, data, epochs=4, **settings, progress=False)
         with pytest.warns(UserWarning, match="and this run has 20: it ends at"):
-            vsc.fit(half, data, epochs=2, checkpoint=tmp_path / "c.pt", **settings)
+            begun = vsc.fit(half, data, epochs=2, checkpoint=tmp_path / "c.pt", **settings)
     assert history.compiled
+    assert 0 < history.compile_seconds < history.seconds[0]
     assert "fit, compiled" in capsys.readouterr().err
     torch.testing.assert_close(history.elbo, expected.elbo, rtol=1e-5, atol=0)
     torch.testing.assert_close(whole.state_dict(), eager.state_dict(), rtol=1e-3, atol=1e-5)
@@ -453,6 +455,7 @@ def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, 
     resumed = small_vae(seed=9)
     again = vsc.fit(resumed, data, epochs=4, checkpoint=tmp_path / "c.pt", resume=True, **settings, progress=False)
     assert again.compiled
+    assert again.compile_seconds > begun.compile_seconds > 0
     assert again.elbo == history.elbo
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

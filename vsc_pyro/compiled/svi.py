@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -94,11 +95,17 @@ class CompiledSVI(SVI):
         self._structure: tuple = ()
         self._graphs: dict[tuple, _Graph] = {}
         self._captures = True
+        self._capture_seconds = 0.0
 
     @property
     def is_eager(self) -> bool:
         """Whether capturing has been given up, for the reason that the warning gave."""
         return not self._captures
+
+    @property
+    def capture_seconds(self) -> float:
+        """How long capturing and compiling have taken so far."""
+        return self._capture_seconds
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
@@ -135,12 +142,15 @@ class CompiledSVI(SVI):
                     f"{_MAX_GRAPHS} graphs have been captured, of arguments or settings that differ in shape or "
                     "value; pass what changes as a tensor of one shape, or name it in live="
                 ), []
+            start = time.perf_counter()
             try:
                 graph = self._graphs[key] = self._capture(args, kwargs, arguments)
             except NotCapturedError as error:
                 return self._give_up(str(error)), []
             except Exception as error:  # an eager step has just been taken, so it is the capture that fails
                 return self._give_up(f"capturing it fails ({first_line(error)})"), []
+            finally:
+                self._capture_seconds += time.perf_counter() - start
         return graph, arguments
 
     def _give_up(self, reason: str) -> None:

@@ -210,7 +210,7 @@ def fit(
             compiled = CompiledSVI(*programs, live=schedules) if run.history.compiled else None
             check_alike("the epoch to go on from", len(run.history))
             as_the_first(model)
-            first_epoch = len(run.history)
+            first_epoch, compiled_before = len(run.history), run.history.compile_seconds
             set_values(model, schedules, max(0, first_epoch * steps - 1))
             with tqdm(
                 total=epochs * steps,
@@ -225,7 +225,9 @@ def fit(
                     if (own := own_seed(seed, epoch)) is not None:
                         manual_seed(own, device)
                     run.epoch(step, bar)
-                    run.history.compiled = compiled is not None and not compiled.is_eager
+                    if compiled is not None:
+                        run.history.compiled = not compiled.is_eager
+                        run.history.compile_seconds = compiled_before + compiled.capture_seconds
                     if schedule is not None:
                         schedule.step()
                     if (
