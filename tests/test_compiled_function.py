@@ -161,3 +161,18 @@ def test_what_holds_no_tensor_is_left_and_what_does_is_taken_apart():
     assert again["again"] is again["a"][0]
     torch.testing.assert_close(again["c"].log_prob(x), dist.Normal(9.0, 6.0).log_prob(torch.tensor([1.0, 1.0])))
     assert flatten(value | {"a": [x, (2, "b")]})[2] != key
+
+
+class Particular(dist.Normal):
+    """Not to be had without arguments, so that it cannot be put together again."""
+
+    def __new__(cls, loc, scale):
+        return super().__new__(cls)
+
+
+def test_a_distribution_that_cannot_be_put_together_again():
+    module, q = Scaling(), Particular(torch.zeros(2, 3), 1.0)
+    function = CompiledFunction(module, module, "scaling", backend="eager")
+    with pytest.warns(UserWarning, match="scaling is not compiled: recording it fails"):
+        found = called(function, q)
+    torch.testing.assert_close(found, called(module, q))

@@ -148,9 +148,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model`, where it is and in evaluation mode, on `data`.
 
-    Memory is bounded whatever `num_draws`, the data's number and the size of a datum are: draws are taken and reduced
-    in chunks, see `vsc_pyro.importance`. (How large chunks are decides which random numbers a draw is made of, so that
-    another type of device gives other draws.) The caller's random state and the model's mode are left as they were.
+    Memory is bounded whatever `num_draws` and the sizes of data, layers and mixture priors are: draws are taken and
+    reduced in chunks, see `vsc_pyro.importance`; of each datum only its figures and a code are kept. (How large chunks
+    are decides which random numbers a draw is made of, so that another type of device gives other draws.) The caller's
+    random state and the model's mode are left as they were.
 
     Args:
         model: a `VAE`.

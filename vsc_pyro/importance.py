@@ -22,7 +22,7 @@ from vsc_pyro.compiled import CompiledFunction, is_worth_compiling
 from vsc_pyro.vae import VAE
 
 # Of a chunk's largest tensor: 2,000 codes of 784 pixels, 6 MB in float32, on a CPU; a GPU wants more to do.
-_ELEMENTS_AT_ONCE = {"cpu": 1_600_000, "cuda": 32_000_000}
+_ELEMENTS_AT_ONCE = {"cpu": 2000 * 784, "cuda": 40_000 * 784}
 # Of a datum. The same for any number of draws, so that a chunk is of many data and their encoding is done at once.
 _DRAWS_AT_ONCE = 20
 # Seconds that compilation saves in a full chunk, roughly; see `vsc_pyro.compiled.backends`.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
 from vsc_pyro.compiled.flattening import flatten, rebuild
-from vsc_pyro.compiled.recording import NotCapturedError, record
+from vsc_pyro.compiled.recording import NotCapturedError, first_line, record
 
 # What is left to operations whose order of summation is not fixed.
 _TOLERANCE = 1e-3
@@ -83,21 +83,21 @@ class CompiledFunction:
         return _undisturbed(run, leaves + constants)
 
     def _give_up(self, reason: str, args: tuple) -> Any:
+        result = self._function(*args)  # whose own errors need no warning
         self._captures = False
         self._graphs.clear()
         warnings.warn(f"{self._name} is not compiled: {reason}", stacklevel=3)
-        return self._function(*args)
+        return result
 
     def _capture(self, rest: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], list[Tensor]]:
-        """Record, compare with an eager call, compile."""
+        """Record, compare with an eager call, compile; the tensors that the graph reads beside the arguments'."""
 
         # Of copies: distributions keep what they have computed, and the caller's must not change in kind.
         def function(*tensors: Tensor) -> list[Tensor]:
             return list(self._function(*rebuild(rest, tensors)))
 
         with _forked(leaves), torch.no_grad():
-            function(*leaves)  # errors of its own are not of the capture
-            with pyro.validation_enabled(False):  # which looks at values, and has just done so
+            with pyro.validation_enabled(False):  # which looks at values
                 recorded, constants = record(function, leaves)
             own = {id(tensor) for tensor in _tensors(self._module)}
             if foreign := [tuple(constant.shape) for constant in constants if id(constant) not in own]:
@@ -106,7 +106,11 @@ class CompiledFunction:
                     f"or attribute of a module in {type(self._module).__name__}"
                 )
             inputs = leaves + constants
-            if not any(_agree(function, recorded, leaves, inputs) for _ in range(_COMPARISONS)):
+            try:
+                agree = any(_agree(function, recorded, leaves, inputs) for _ in range(_COMPARISONS))
+            except Exception as error:
+                raise NotCapturedError(f"comparing what was captured fails ({first_line(error)})") from error
+            if not agree:
                 raise NotCapturedError(
                     "captured, it gives something else than when it is called; it depends on something other than its "
                     "arguments, parameters, buffers and torch's random numbers"
