@@ -15,6 +15,7 @@ from contestants import CONTESTANTS, Place, Setting, hand_written, library_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsc_pyro as vsc
+from vsc_pyro.compiled import BACKENDS
 
 SPIKES = Setting(latent_dim=4, hidden=12, batch_size=16)
 DENSE = SPIKES._replace(dense=True)
@@ -77,6 +78,16 @@ def test_bounds_by_hand_are_the_library_s():
     bounds = vsc.bounds(library_model(SPIKES, HERE), x, num_draws=50)
     assert_mean_equals(by_hand - bounds.iwae, 0.0)
     assert by_hand.mean() > bounds.elbo.mean()
+
+
+def test_compiled_bounds_are_the_library_s_or_none(monkeypatch):
+    (x,), model = minibatches(SPIKES, 1), library_model(SPIKES, HERE)
+    monkeypatch.setitem(BACKENDS, "inductor", lambda graph, inputs: graph)
+    found = evaluation.compiled_bounds(model, x, 5)
+    torch.testing.assert_close(found.iwae, vsc.bounds(model, x, num_draws=5).iwae)
+    model.decoder.register_forward_hook(lambda _, inputs, __: print(float(inputs[0].sum())))
+    with pytest.raises(UserWarning, match="bounds is not compiled: it looks at the value"):
+        evaluation.compiled_bounds(model, x, 5)
 
 
 @pytest.mark.parametrize("setting", [SPIKES, DENSE], ids=["spikes", "dense"])

@@ -60,14 +60,23 @@ def missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def is_worth_compiling(num_steps: int, device: torch.device) -> bool:
-    """Whether so many steps save more time than their compilation takes; warns if they do and there is no compiler."""
+def is_worth_compiling(
+    num_steps: int, device: torch.device, saved_by_step: float = SAVED_BY_STEP, unit: str = "steps"
+) -> bool:
+    """Whether so many steps save more time than their compilation takes; warns if they do and there is no compiler.
+
+    Args:
+        num_steps: of the work ahead.
+        device: that it is done on.
+        saved_by_step: seconds.
+        unit: what the warning calls them.
+    """
     # By numbers that are the same every time, not by timing: the same run is to end in the same weights.
-    if num_steps * SAVED_BY_STEP < COMPILATION:
+    if num_steps * saved_by_step < COMPILATION:
         return False
     if missing := missing_compiler(device):
         warnings.warn(
-            f"compile='auto': {num_steps} steps would be worth compiling, and {missing}; they are taken eagerly "
+            f"compile='auto': {num_steps} {unit} would be worth compiling, and {missing}; they are taken eagerly "
             "(compile=False says that this is meant)",
             stacklevel=3,
         )
