@@ -31,6 +31,7 @@ in a closure) they do while they are being captured, and no more; Pyro's own che
 from __future__ import annotations
 
 from vsc_pyro.compiled.backends import BACKENDS, is_worth_compiling, missing_compiler
+from vsc_pyro.compiled.replay import Replay, capture_on
 from vsc_pyro.compiled.svi import CompiledSVI
 
-__all__ = ["BACKENDS", "CompiledSVI", "is_worth_compiling", "missing_compiler"]
+__all__ = ["BACKENDS", "CompiledSVI", "Replay", "capture_on", "is_worth_compiling", "missing_compiler"]
