@@ -1,6 +1,11 @@
 """Every benchmark runs and leaves what it promises, and those that it compares compute the same thing."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import contestants
 import evaluation
@@ -142,6 +147,18 @@ def test_step(record, capsys):
 
 def loaders():
     return f"{step.EXAMPLE}, 0 workers", f"{step.EXAMPLE}, 1 worker"
+
+
+def test_one_command_for_a_gpu_says_where_there_is_none():
+    script = Path(measure.__file__).with_name("gpu.sh")
+    command = re.search(r"for benchmark in (.*); do", script.read_text())
+    everything = {path.stem for path in script.parent.glob("*.py")} - {"contestants", "measure"}
+    assert set(command[1].split()) == everything
+    settings = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    run = subprocess.run(["bash", script], capture_output=True, text=True, env=settings)
+    assert run.returncode == 1
+    assert "finds no CUDA device here" in run.stderr
+    assert run.stdout == ""
 
 
 def test_scaling(record):

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import importlib
+import os
 import random
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -428,6 +431,17 @@ def no_compiler():
 @pytest.mark.usefixtures("compiler")
 def test_compiled_steps_are_the_eager_ones(line):
     captured_like_eager(lambda cls: cls(regression, by_hand, ADAM, Trace_ELBO()), 20 * [line], backend="inductor")
+
+
+def test_nothing_is_said_of_a_gpu_that_is_not_asked_for():
+    program = (
+        "import logging; from vsc_pyro.compiled.backends import load_quietly; load_quietly();"
+        "print(logging.getLogger('torch.utils.cpp_extension').filters)"
+    )
+    # A CUDA build of torch would say on stderr what it has found there, and missed.
+    settings = os.environ | {"CUDA_HOME": "/nowhere", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=settings, check=True)
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
 @pytest.mark.usefixtures("compiler")

@@ -35,6 +35,15 @@ from __future__ import annotations
 
 from vsc_pyro.compiled.backends import BACKENDS, is_worth_compiling, missing_compiler
 from vsc_pyro.compiled.function import CompiledFunction
+from vsc_pyro.compiled.replay import Replay, capture_on
 from vsc_pyro.compiled.svi import CompiledSVI
 
-__all__ = ["BACKENDS", "CompiledFunction", "CompiledSVI", "is_worth_compiling", "missing_compiler"]
+__all__ = [
+    "BACKENDS",
+    "CompiledFunction",
+    "CompiledSVI",
+    "Replay",
+    "capture_on",
+    "is_worth_compiling",
+    "missing_compiler",
+]
