@@ -3,8 +3,9 @@
     python benchmarks/loading.py
 
 One pass over MNIST in random order, binarised afresh, as minibatches on the device: by `Dataset.draw` with indices, as
-`vsc_pyro.fit` takes them, and by torchvision's MNIST with `ToTensor` through a `DataLoader` with 0, 1 and 2 workers, as
-Pyro's VAE example has it (the binarisation there is of the whole minibatch, which is faster than one of each image).
+`vsc_pyro.fit` takes them; by indexing and `torch.bernoulli`, as one would by hand; and by torchvision's MNIST with
+`ToTensor` through a `DataLoader` with 0, 1 and 2 workers, as Pyro's VAE example has it (the binarisation there is of
+the whole minibatch, which is faster than one of each image).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from vsc_pyro import Dataset
 
 MEMORY = "Dataset.draw"
+BY_HAND = "torch.bernoulli(images[indices])"
 
 
 def from_memory(data: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -29,9 +31,15 @@ def from_memory(data: Dataset, batch_size: int, generator: torch.Generator) -> I
     return (data.draw(indices, generator) for indices in order.split(batch_size))
 
 
-def from_loader(folder: Path, batch_size: int, num_workers: int, device: torch.device) -> Iterator[Tensor]:
-    """The same by a `DataLoader` of torchvision's MNIST; its workers start anew with every pass."""
-    return (torch.bernoulli(x.to(device)) for x, _ in mnist_loader(folder, batch_size, num_workers, device))
+def by_hand(data: Dataset, batch_size: int) -> Iterator[Tensor]:
+    """The same as one would write it without a library."""
+    order = torch.randperm(len(data), device=data.images.device)
+    return (torch.bernoulli(data.images[indices]) for indices in order.split(batch_size))
+
+
+def from_loader(loader: torch.utils.data.DataLoader, device: torch.device) -> Iterator[Tensor]:
+    """The same from torchvision's MNIST; the loader's workers start anew with every pass."""
+    return (torch.bernoulli(x.to(device)) for x, _ in loader)
 
 
 def mnist_loader(folder: Path, batch_size: int, num_workers: int, device: torch.device) -> torch.utils.data.DataLoader:
@@ -57,9 +65,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             pass
 
     passes = {MEMORY: partial(from_memory, data, args.batch_size, generator)}
+    passes[BY_HAND] = partial(by_hand, data, args.batch_size)
     for workers in (0, 1, 2):
         name = f"DataLoader, {workers} worker{'s' * (workers != 1)}"
-        passes[name] = partial(from_loader, folder, args.batch_size, workers, session.device)
+        loader = mnist_loader(folder, args.batch_size, workers, session.device)
+        passes[name] = partial(from_loader, loader, session.device)
     result = session.compare(
         f"one pass over {len(data)} images in minibatches of {args.batch_size}",
         {name: session.timed(partial(consume, batches)) for name, batches in passes.items()},

@@ -179,10 +179,16 @@ class Session:
             for name, found in result["contestants"].items()
         ]
         table(title, ["median (quartiles) of rounds", "ms", *(f"/ {name}" for name in baselines)], rows)
+        self._write()  # so that nothing is lost if a later comparison fails
         return result
 
     def finish(self) -> dict[str, Any]:
         """Write what was found, and return it."""
+        if (output := self._write()) is not None:
+            print(f"\nwritten: {output}")
+        return self.record
+
+    def _write(self) -> Path | None:
         self.record["environment"]["load_at_end"] = os.getloadavg()
         output = self._output
         if output is None and not self.quick:
@@ -190,8 +196,7 @@ class Session:
         if output is not None:
             with replacing(output) as temporary:
                 temporary.write_text(json.dumps(self.record, indent=1) + "\n")
-            print(f"\nwritten: {output}")
-        return self.record
+        return output
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def record(tmp_path):
 
 def test_step(record, capsys):
     steps, epoch, dense_steps, dense_epoch = record(step)["results"]
-    here = {"vsc_pyro", "vsc_pyro, compiled", "Pyro", "Pyro, unchecked", "PyTorch", "PyTorch, compiled"}
+    ours = {"vsc_pyro", "vsc_pyro, compiled", "vsc_pyro, bfloat16"}
+    here = ours | {"Pyro", "Pyro, unchecked", "PyTorch", "PyTorch, compiled"}
     assert steps["contestants"].keys() == here
     assert dense_steps["contestants"].keys() - {"pythae"} == here
     for result in (epoch, dense_epoch):
@@ -184,7 +185,7 @@ def test_evaluation(record):
 
 def test_loading(record):
     (result,) = record(loading)["results"]
-    assert len(result["contestants"]) == 4
+    assert len(result["contestants"]) == 5
     assert all(found["images_per_second"]["median"] > 0 for found in result["contestants"].values())
 
 

@@ -303,6 +303,7 @@ class PlainVAE(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
         self.steps = 0
         self.wrong = wrong
+        self.numbers = random.Random(0)
 
     def model(self, x):
         pyro.module("decoder", self.decode)
@@ -313,6 +314,8 @@ class PlainVAE(nn.Module):
                 logits = 2 * logits
             if self.wrong == "random":
                 logits = logits * random.random()
+            if self.wrong == "other random":
+                logits = logits * self.numbers.random()
             if self.wrong == "counter":
                 self.steps += 1
             if self.wrong == "buffer":
@@ -343,7 +346,8 @@ def test_pyros_plain_vae(batch):
     ("wrong", "reason"),
     [
         ("branch", r"it looks at the value of a tensor, in line \d+ of .*test_compiled.py"),
-        ("random", "the captured step differs from an eager one; model and guide depend on something other"),
+        ("random", "the step draws random numbers of Python's or NumPy's"),
+        ("other random", "the captured step differs from an eager one; model and guide depend on something other"),
         ("counter", "the step changes 'steps' in Python"),
         ("buffer", "the step changes 'seen' in Python"),
     ],
@@ -358,7 +362,7 @@ def test_what_cannot_be_captured_is_said_once_and_stepped_eagerly(batch, wrong, 
     assert svi.is_eager
     rest = [svi.step(x) for _ in range(2)]
     assert torch.isfinite(torch.tensor([first, *rest])).all()
-    if wrong != "random":
+    if "random" not in wrong:
         with pyro.get_param_store().scope():
             assert torch.equal(steps(of_plain(SVI, wrong=wrong), 3 * [(x,)])[0], torch.tensor([first, *rest]))
 
@@ -387,8 +391,12 @@ def test_too_many_graphs_are_not_kept(line, monkeypatch):
     x, y = line
     for size in (5, 10, 20):  # the first step makes the optimiser, and is eager
         svi.step(x[:size], y[:size])
-    with pytest.warns(UserWarning, match="2 graphs have been captured, of arguments or settings that differ"):
+    with pytest.warns(UserWarning, match="further kind: 2 graphs have been captured, of arguments or settings that"):
         svi.step(x, y)
+    # Those that there are serve on, and the rest is eager without another word.
+    assert not svi.is_eager
+    assert svi.graph_for((x[:10], y[:10]), {})[0] is not None
+    assert svi.graph_for((x[:7], y[:7]), {})[0] is None
 
 
 def test_errors_of_the_program_are_its_own(batch):

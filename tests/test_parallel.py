@@ -101,9 +101,84 @@ def test_mnist_vsc_by_two_processes_writes_once(tmp_path):
     assert "holds a finished run" in refused.stderr
 
 
+LOADERS = """
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+import vsc_pyro as vsc
+from vsc_pyro import parallel
+
+class Noting(vsc.DeltaEncoder):
+    '''Keeps what it is trained on, a pattern of bits for each of 40 data.'''
+    def forward(self, x):
+        if self.training:
+            seen.extend((x.long() * 2 ** torch.arange(16)).sum(1).tolist())
+        return super().forward(x)
+
+with parallel.joined("cpu"):
+    data = TensorDataset(((torch.arange(40)[:, None] >> torch.arange(16)) & 1).float())
+    for settings in ({}, {"num_workers": 1}, {"generator": torch.Generator()}):
+        seen = []
+        torch.manual_seed(0)
+        model = vsc.VAE(Noting(16, 3, hidden=(8,)), vsc.BernoulliDecoder(3, 16, hidden=(8,)), vsc.LaplacePrior(3))
+        vsc.fit(model, DataLoader(data, 10, shuffle=True, **settings), epochs=2, progress=False, device="cpu")
+        both = [None, None]
+        torch.distributed.all_gather_object(both, seen)
+        for epoch in range(2):
+            parts = [part[20 * epoch : 20 * epoch + 20] for part in both]
+            assert sorted(parts[0] + parts[1]) == list(range(40)), (settings, parts)
+        assert both[0][:20] != both[0][20:]
+    try:
+        vsc.fit(model, DataLoader(data, 5, sampler=DistributedSampler(data)), epochs=1, progress=False, device="cpu")
+    except ValueError as error:
+        assert "leave the sampler out" in str(error)
+    else:
+        raise AssertionError("half of the data would not have been trained on")
+"""
+
+
+def test_an_epoch_of_a_loader_is_one_pass_over_the_data(tmp_path):
+    (tmp_path / "loaders.py").write_text(LOADERS)
+    result = torchrun(tmp_path / "loaders.py")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_was_not_started_by_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    missing = r"WORLD_SIZE=4 .* RANK, LOCAL_RANK, LOCAL_WORLD_SIZE is not set"
+    with pytest.raises(ValueError, match=missing), parallel.joined():
+        pass
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 processes cannot share device='cuda:0'"), parallel.joined("cuda:0"):
+        pass
+
+
+def test_a_process_whose_data_reach_no_parameter_adds_nothing(tmp_path):
+    (tmp_path / "unreached.py").write_text(UNREACHED)
+    result = torchrun(tmp_path / "unreached.py")
+    assert result.returncode == 0, result.stderr
+
+
+UNREACHED = """
+import torch
+from vsc_pyro import parallel
+
+with parallel.joined("cpu"):
+    a, b = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = torch.optim.SGD([a, b], 1.0)
+    parallel.sum_gradients(optimizer)
+    (a if parallel.rank() else b).sum().backward()
+    optimizer.step()
+    assert torch.equal(a.detach(), -torch.ones(3)) and torch.equal(b.detach(), -torch.ones(3))
+"""
+
+
 def test_alone_nothing_is_different():
     x = torch.arange(5)
-    assert (parallel.num_processes(), parallel.rank(), parallel.own_seed(0, 0)) == (1, 0, None)
+    assert (parallel.num_processes(), parallel.rank()) == (1, 0)
+    own = [parallel.own_seed(*of) for of in ((0, 0), (0, 1), (1, 0))]
+    assert len({*own, parallel.common_seed(0, 0)}) == 4
     assert torch.equal(parallel.share(x), x)
     assert parallel.total(x) is x
     with parallel.joined("cpu") as device, parallel.first_process_first(), seeded(0, torch.device(device)):

@@ -111,7 +111,6 @@ def test_the_final_bound_is_that_of_float32(small_vae, digits):
         return vsc.evaluate(vae, digits.test, num_draws=10).elbo
 
     bounds = torch.tensor([[bound(seed, precision) for precision in ("float32", "bfloat16")] for seed in range(4)])
-    print(bounds)
     # Training takes another course from the first rounding on; seeds differ by as much.
     assert abs((bounds[:, 1] - bounds[:, 0]).mean()) < 0.2
     assert bounds.min() > -30

@@ -1,3 +1,5 @@
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -6,6 +8,7 @@ from pyro.infer import Trace_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vsc_pyro as vsc
+from vsc_pyro.compiled import CompiledSVI
 from vsc_pyro.gates import GATES
 from vsc_pyro.objectives import get_objective
 
@@ -86,3 +89,47 @@ def test_two_models_do_not_meet_in_the_parameter_store():
             svi.step()
     for parameter in parameters:
         torch.testing.assert_close(parameter.detach(), torch.tensor(3.0), atol=0.05, rtol=0)
+
+
+def steps_on(parameter, cls, stale):
+    """A first step of an SVI that makes its optimiser, of two particles one after the other, then the parameter."""
+    pyro.clear_param_store()
+
+    def model():
+        pyro.sample("x", dist.Normal(pyro.param("loc", parameter), 1.0), obs=torch.tensor(3.0))
+
+    loss = vsc.TraceELBO(num_particles=2)
+    model()
+    pyro.param("loc").unconstrained().grad = torch.tensor(stale)
+    cls(model, lambda: None, functools.partial(torch.optim.SGD, lr=0.1), loss).step()
+    return float(pyro.param("loc").detach())
+
+
+def test_gradients_from_elsewhere_are_no_part_of_a_first_step():
+    assert (
+        steps_on(torch.tensor(0.0), vsc.SVI, 100.0) == steps_on(torch.tensor(0.0), vsc.SVI, 0.0) == pytest.approx(0.3)
+    )
+
+
+@pytest.mark.parametrize("cls", [vsc.SVI, functools.partial(CompiledSVI, backend="eager")])
+def test_a_parameter_that_is_replaced_in_the_store_is_refused(cls):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=x)
+
+    svi = cls(model, lambda x: None, functools.partial(torch.optim.SGD, lr=0.1), vsc.TraceELBO())
+    x = torch.ones(3)
+    for _ in range(3):
+        svi.step(x)
+    with torch.no_grad():
+        pyro.param("loc").fill_(-2.0)  # in place is well
+    svi.step(x)
+    pyro.get_param_store()["loc"] = torch.tensor(-5.0)
+    with pytest.raises(RuntimeError, match="another tensor under 'loc'"):
+        svi.step(x)
+
+
+def test_fit_leaves_no_gradient_behind(small_vae, digits):
+    vae = small_vae()
+    vsc.fit(vae, digits.train.images[:100].round(), epochs=1, progress=False, device="cpu")
+    assert all(parameter.grad is None for parameter in vae.parameters())

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRandomSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.parallel import num_processes
 from vsc_pyro.seeding import seeded
 
 _DEFAULT_SIZE = 200
@@ -162,6 +164,11 @@ class LoaderBatches(Batches):
         size = None if getattr(batches, "drop_last", True) else self.batch_size
         drawn = self.num_data if sampler is None or isinstance(loader.dataset, IterableDataset) else len(sampler)
         self.smallest = None if size is None else drawn % size or size
+        if num_processes() > 1 and isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                "data must be a DataLoader of all the data, of whose batches each process takes its share, got one "
+                "with a DistributedSampler, of whose part a part would be left; leave the sampler out"
+            )
         self._samplers = [batches] if sampler is None else [batches, sampler]
         owned = (getattr(owner, "generator", None) for owner in (loader, *self._samplers))
         self.generators = list({id(g): g for g in owned if isinstance(g, torch.Generator)}.values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,19 +31,34 @@ def joined(device: str = "auto") -> Iterator[str]:
         The device of this process.
 
     Raises:
-        ValueError: more processes on this machine than GPUs, with a device of ``"cuda"``.
+        ValueError: more processes on this machine than GPUs, with a device of ``"cuda"``; one GPU by its number; or
+            processes that were not started by torchrun.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, and {', '.join(missing)} is "
+            "not set; start them by torchrun, or unset WORLD_SIZE for a process alone"
+        )
     here, local = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    enough = torch.cuda.device_count() >= here
-    if device == "cuda" and not enough:
-        raise ValueError(f"{here} processes need as many GPUs, got {torch.cuda.device_count()}; start fewer")
-    if device in ("auto", "cuda"):
-        device = f"cuda:{local}" if enough else "cpu"
+    found = torch.cuda.device_count()
+    if device != "cpu" and device not in ("auto", "cuda"):
+        raise ValueError(f"{here} processes cannot share device={device!r}; take 'auto', 'cuda' or 'cpu'")
+    if device == "cuda" and found < here:
+        raise ValueError(f"{here} processes need as many GPUs, got {found}; start fewer")
+    if device == "auto" and 0 < found < here:
+        warnings.warn(f"{here} processes, and {found} GPUs: all train on the CPU; start {found}", stacklevel=3)
+    if device != "cpu":
+        device = f"cuda:{local}" if found >= here else "cpu"
     # Whoever waits does so for as long as the first one measures; torchrun ends all when one fails.
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=datetime.timedelta(days=1))
+    timeout = datetime.timedelta(days=1)
+    if device == "cpu":
+        distributed.init_process_group("gloo", timeout=timeout)
+    else:
+        torch.cuda.set_device(device)  # where NCCL sends what is no tensor from
+        distributed.init_process_group("nccl", timeout=timeout, device_id=torch.device(device))
     try:
         yield device
         wait_for_all()  # a connection that is closed at the other end may abort a process that still uses it
@@ -97,7 +113,11 @@ def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _sum_gradients(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:  # by the data of this process; the message is to be of the same size in all
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters]
     whole = total(torch.cat([gradient.flatten() for gradient in gradients]))  # one message instead of one for each
     for gradient, part in zip(gradients, whole.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -121,8 +141,11 @@ def as_the_first(module: nn.Module) -> None:
             distributed.broadcast(tensor, 0)
 
 
-def own_seed(seed: int, epoch: int) -> int | None:
-    """A seed of this process for an epoch, that differs from all others'; None for a process alone."""
-    if num_processes() == 1:
-        return None
+def common_seed(seed: int, epoch: int) -> int:
+    """A seed of all processes for an epoch, that none has as its own."""
+    return int(np.random.SeedSequence([seed, epoch, num_processes()]).generate_state(1)[0])
+
+
+def own_seed(seed: int, epoch: int) -> int:
+    """A seed of this process for an epoch, that differs from all others'."""
     return int(np.random.SeedSequence([seed, epoch, rank()]).generate_state(1)[0])

@@ -32,7 +32,7 @@ def register(name: str, module: nn.Module) -> None:
             raise RuntimeError(
                 f"Pyro's parameter store holds another model under the name {name!r}, and training this one would "
                 "change nothing; wrap each model's training in `with pyro.get_param_store().scope():`, "
-                "or call pyro.clear_param_store() first"
+                "or call pyro.clear_param_store() first (or a handler such as poutine.lift replaces its parameters)"
             )
 
 

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.infer
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine import runtime
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vsc_pyro.registration import unwatched
@@ -35,9 +37,9 @@ class SVI(pyro.infer.SVI):
     """`pyro.infer.SVI` that steps one `torch.optim.Optimizer` and leaves the loss on the device.
 
     Pyro's own makes an optimiser for every tensor it finds in the global parameter store and reads the loss back in
-    every step. This one updates exactly the parameters the optimiser was given, whatever the store holds, so that two
-    models in one process do not meet, and the host runs ahead of the device. With `vsc_pyro.objectives` no step waits
-    for the device; with Pyro's own ELBOs, which do wait, it works as well.
+    every step. This one updates exactly the parameters the optimiser was given, whatever else the store holds, and the
+    host runs ahead of the device. Gradients stay on the parameters until the next step. With `vsc_pyro.objectives` no
+    step waits for the device; with Pyro's own ELBOs, which do wait, it works as well.
 
     Args:
         model, guide: Pyro programs.
@@ -48,6 +50,7 @@ class SVI(pyro.infer.SVI):
 
     Raises:
         ValueError: an `optim` that is neither.
+        RuntimeError: in a step, a parameter of `pyro.param` that has been replaced in the store since the first one.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class SVI(pyro.infer.SVI):
             )
         super().__init__(model, guide, _OneOptimizer(optim), loss)
         self._has_stepped = False
+        self._met: dict[str, Tensor] = {}
         self._loss_looks_for_parameters = getattr(loss, "looks_for_parameters", True)
 
     @property
@@ -70,8 +74,9 @@ class SVI(pyro.infer.SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data, as the ELBO gives it (ours: a 0-d tensor)."""
+        self._check_store()
         if self.optimizer is None:
-            with poutine.trace(param_only=True) as capture:
+            with _WithoutGradients(), poutine.trace(param_only=True) as capture:
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
             self._make_optimizer(capture.trace)
         else:
@@ -90,5 +95,29 @@ class SVI(pyro.infer.SVI):
 
     def _make_optimizer(self, trace: poutine.Trace) -> None:
         """The optimiser of all parameters that a step met."""
-        parameters = {id(site["value"].unconstrained()): site["value"].unconstrained() for site in trace.nodes.values()}
-        self.optim.optimizer = self.optim.make(list(parameters.values()))
+        self._met = {name: site["value"].unconstrained() for name, site in trace.nodes.items()}
+        self.optim.optimizer = self.optim.make(list({id(p): p for p in self._met.values()}.values()))
+
+    def _check_store(self) -> None:
+        """Raise where Pyro's store has got another tensor since for what the optimiser has been made of."""
+        store = pyro.get_param_store()
+        for name, parameter in self._met.items():
+            if name in store and store[name].unconstrained() is not parameter:
+                raise RuntimeError(
+                    f"Pyro's parameter store holds another tensor under {name!r} than the first step met, and the "
+                    "optimiser would go on with the old one; change a parameter's values in place, or build a new SVI"
+                )
+
+
+class _WithoutGradients(Messenger):
+    """Takes off gradients that parameters have from elsewhere, as the programs meet them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._met: set[int] = set()
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        parameter = msg["value"].unconstrained()
+        if id(parameter) not in self._met:  # a second particle's gradient adds to the first one's
+            self._met.add(id(parameter))
+            parameter.grad = None

@@ -16,16 +16,19 @@ numbers named in `live`                as inputs, read from the model before eve
 Python numbers, flags, gates and       as constants; where one has changed (`eval()`, a new gate, another module or
 modes of the modules that are run,     number of particles), another graph is captured
 and of the ELBO
-what is in lists, dictionaries and     as constants, for good: a change of it goes unseen
-other objects of a module, and in
+what is in lists, dictionaries and     as constants, for good: where another object has taken its place in the module,
+other objects of a module, and in      another graph is captured, and a change within it goes unseen
 closures and globals
 =====================================  =================================================================================
 
 Whatever decides by the value of a tensor (``if loss > 0``, ``.item()``) cannot be recorded, and what depends on
-anything else, such as NumPy's random numbers, would be recorded once and for all. The first raises, the second is found
-by comparing each captured graph with an eager step of other random numbers. In both cases there is one warning that
-says why, and the steps are those of `vsc_pyro.SVI` from then on. What programs and hooks do beside (print, log, count
-in a closure) they do while they are being captured, and no more; Pyro's own checks are made in the first step.
+anything else, such as NumPy's random numbers, would be recorded once and for all. The first raises. Of the second,
+random numbers of Python's or NumPy's global generators are noticed, and most else is by comparing each captured graph
+with an eager step of other random numbers, before and after it is compiled. In all of these cases there is one warning
+that says why, and the steps are those of `vsc_pyro.SVI` from then on (an ELBO that keeps averages in Pyro's store has
+moved them by then). A step that fails as it stands raises its own error, and graphs stay. What programs and hooks do
+beside (print, log, count in a closure) they do while they are being captured, and no more; Pyro's own checks are made
+in the first step.
 
 `CompiledFunction` does the same, without gradients, for a function of tensors and distributions: what
 `vsc_pyro.evaluate` repeats for its draws.

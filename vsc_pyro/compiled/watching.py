@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vsc_pyro.schedules import Setting
+
+_FIXED = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device)
 
 
 class Watch:
     """The modules that take part in a step, and what of them is not a tensor's value.
 
     Args:
-        modules: each of them once.
+        before: each of them, with its attributes as they were before a step.
         live: settings that a graph reads anew, and may change.
     """
 
-    def __init__(self, modules: list[nn.Module], live: list[Setting]) -> None:
-        self._modules = modules
+    def __init__(self, before: dict[nn.Module, dict[str, Any]], live: list[Setting]) -> None:
+        self._modules = modules = list(before)
         changing = {setting.slot: {s.field for s in live if s.slot == setting.slot} for setting in live}
         self._slots: list[tuple[dict[str, Any], str]] = []
+        self._objects: list[tuple[dict[str, Any], str]] = []
         self._fields: list[tuple[dict[str, Any], str, str]] = []
         for module in modules:
             for attribute, value in vars(module).items():
                 if (fields := changing.get((id(module), attribute))) is None:
                     if is_fixed(value):
                         self._slots.append((vars(module), attribute))
+                    elif not isinstance(value, Tensor) and before[module].get(attribute) is value:
+                        self._objects.append((vars(module), attribute))  # else steps make it themselves
                 elif dataclasses.is_dataclass(value):
                     others = (field.name for field in dataclasses.fields(value) if field.name not in fields)
                     self._fields.extend((vars(module), attribute, name) for name in others)
@@ -43,16 +50,26 @@ class Watch:
         return tuple((len(vars(module)), *module._modules.values()) for module in self._modules)
 
     def state(self) -> tuple:
-        """Plain attributes, and which tensors the modules hold."""
-        return (
+        """Plain attributes, and which tensors and other objects the modules hold."""
+        values = [
             *[attributes[name] for attributes, name in self._slots],
             *[getattr(attributes[name], field) for attributes, name, field in self._fields],
+        ]
+        return (
+            *values,
+            *map(type, values),  # for 1, 1.0 and True are equal
             *[id(tensors[name]) for tensors, name in self._tensors],
+            *[id(attributes[name]) for attributes, name in self._objects],
         )
+
+    def objects(self) -> list[object]:
+        """What is neither fixed nor a tensor, and in the state by its `id`."""
+        return [attributes[name] for attributes, name in self._objects]
 
     def difference(self, before: tuple, after: tuple) -> str:
         """The name of the first that two states differ in."""
-        names = [entry[1] for entry in (*self._slots, *self._fields, *self._tensors)]
+        fixed = (*self._slots, *self._fields)
+        names = [entry[1] for entry in (*fixed, *fixed, *self._tensors, *self._objects)]
         return next(repr(name) for name, one, other in zip(names, before, after, strict=True) if one != other)
 
     def parameters(self) -> list[Tensor]:
@@ -67,4 +84,4 @@ def is_fixed(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(is_fixed, value))
     frozen = dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen
-    return value is None or isinstance(value, (bool, int, float, str)) or (frozen and not isinstance(value, type))
+    return value is None or isinstance(value, _FIXED) or (frozen and not isinstance(value, type))

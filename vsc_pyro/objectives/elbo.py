@@ -30,6 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions import Distribution, Independent, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
@@ -42,9 +43,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from vsc_pyro.distributions import PARTICLES, CentredScoreParts
+from vsc_pyro.distributions import PARTICLES, CentredScoreParts, SpikeSlab
 
 _NOTHING_SCORED = ScoreParts(0, 0, 0)
+_SCORES_NOTHING_PATHWISE = (Distribution.score_parts, SpikeSlab.score_parts)
 
 
 class Term(NamedTuple):
@@ -67,7 +69,8 @@ class TraceELBO(Trace_ELBO):
         draws_codes: whether the guide's latents are drawn.
         default_draws: how many particles there are where nobody says.
         independent_draws: whether these have to be independent of one another.
-        looks_for_parameters: whether there is no gradient without sites of parameters in the traces, as in Pyro's.
+        looks_for_parameters: whether there is no gradient without sites of parameters in the traces, as in Pyro's. A
+            subclass whose own `loss_and_grads` looks for them sets it to True.
     """
 
     draws_codes: ClassVar[bool] = True
@@ -167,8 +170,8 @@ class AnalyticELBO(TraceELBO):
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         guide_trace = prune_subsample_sites(guide_trace)
         for name, site in sample_sites(guide_trace).items():
-            if name in model_trace and name not in self._sampled and site["fn"].has_rsample:
-                site["score_parts"] = _NOTHING_SCORED  # nor the posterior's, for a draw with a pathwise gradient
+            if name in model_trace and name not in self._sampled and _is_pathwise(site["fn"]):
+                site["score_parts"] = _NOTHING_SCORED  # nor the posterior's
         guide_trace.compute_score_parts()
         return prune_subsample_sites(model_trace), guide_trace
 
@@ -213,6 +216,14 @@ def evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, d
     before_in_model = set(itertools.takewhile(lambda other: other != name, sites))
     before_in_guide = set(itertools.takewhile(lambda other: other != name, guide_sites))
     return {other for other in before_in_model if other not in guide_sites or other in before_in_guide}
+
+
+def _is_pathwise(posterior: Distribution) -> bool:
+    """Whether a draw's gradient is known to be pathwise altogether, with no part that a score adds."""
+    while isinstance(posterior, (Independent, MaskedDistribution)):
+        posterior = posterior.base_dist
+    # A distribution with score parts of its own, such as one drawn by rejection, may have both.
+    return posterior.has_rsample and type(posterior).score_parts in _SCORES_NOTHING_PATHWISE
 
 
 def _total(shares: Iterable[Tensor]) -> Tensor:

@@ -25,10 +25,10 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.parallel import as_the_first, check_alike, num_processes, own_seed, rank, share, sum_gradients
+from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
-from vsc_pyro.seeding import manual_seed, seeded
+from vsc_pyro.seeding import seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.training.run import Run
 from vsc_pyro.vae import VAE
@@ -222,8 +222,6 @@ def fit(
             ) as bar:
                 step = _step(svi, compiled, batches, device, bar)
                 for epoch in range(first_epoch, epochs):
-                    if (own := own_seed(seed, epoch)) is not None:
-                        manual_seed(own, device)
                     run.epoch(step, bar)
                     if compiled is not None:
                         run.history.compiled = not compiled.is_eager
@@ -236,6 +234,7 @@ def fit(
                         and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
                     ):
                         run.save(checkpoint)
+            optimizer.zero_grad(set_to_none=True)  # which the first step of someone else's would add to its own
         return run.history
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import os
 import time
 import warnings
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from vsc_pyro.batches import Batches
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
+from vsc_pyro.parallel import common_seed, num_processes, own_seed
 from vsc_pyro.schedules import Schedule, set_values
 from vsc_pyro.seeding import manual_seed
 from vsc_pyro.training.readback import Losses, Seen
@@ -54,7 +56,7 @@ class Run:
         losses = Losses()
         device = self.model.reference.device
         first = len(self.history) * self.batches.num_steps
-        for step, source in enumerate(self.batches.sources(len(self.history)), start=1):
+        for step, source in enumerate(self._sources(device), start=1):
             set_values(self.model, self.schedules, first + step - 1)
             # Pyro's checks wait for the device several times a step; the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
@@ -66,6 +68,18 @@ class Run:
         self._stop_if_weights_not_finite()
         self.history.elbo.append(-losses.mean())
         self.history.seconds.append(time.perf_counter() - start)
+
+    def _sources(self, device: torch.device) -> Iterator[Tensor]:
+        """What the next epoch's batches are gathered from: alike in all processes, which go on apart from there."""
+        epoch = len(self.history)
+        sources = iter(self.batches.sources(epoch))
+        if num_processes() > 1:
+            # A loader draws its order and its workers' seeds from torch's own random numbers with the first batch.
+            manual_seed(common_seed(self.settings["seed"], epoch), device)
+            first = list(itertools.islice(sources, 1))
+            manual_seed(own_seed(self.settings["seed"], epoch), device)
+            yield from first
+        yield from sources
 
     def _tell(self, arrived: Iterator[Seen], bar: tqdm) -> None:
         for values, num_data, offset in arrived:
