@@ -94,7 +94,7 @@ def library(setting: Setting, place: Place) -> Contestant:
     """`vsc_pyro.SVI`, as `fit` uses it: Pyro's checks off."""
     model = library_model(setting, place)
     svi = vsc.SVI(model.model, model.guide, _fused_adam(model), vsc.AnalyticELBO())
-    return Contestant(svi.step, _own_store(validate=False))
+    return Contestant(svi.step, own_store(validate=False))
 
 
 def library_compiled(setting: Setting, place: Place) -> Contestant:
@@ -110,7 +110,7 @@ def library_compiled(setting: Setting, place: Place) -> Contestant:
             raise RuntimeError("the step was not compiled, and its time would not be what the table says")
         return loss
 
-    return Contestant(step, _own_store(validate=False))
+    return Contestant(step, own_store(validate=False))
 
 
 # Stock Pyro -----------------------------------------------------------------------------------------------------------
@@ -120,10 +120,10 @@ def stock_pyro(setting: Setting, place: Place, validate: bool = True) -> Contest
     """`pyro.infer.SVI`, `pyro.optim.Adam` and `Trace_ELBO` on the same model, with Pyro's checks on, as they are."""
     model = library_model(setting, place)
     svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
-    return Contestant(svi.step, _own_store(validate))
+    return Contestant(svi.step, own_store(validate))
 
 
-def _own_store(validate: bool) -> Scope:
+def own_store(validate: bool) -> Scope:
     """A parameter store of its own, the same one every time, and Pyro's checks on or off."""
     store = pyro.get_param_store()
     with store.scope() as own:

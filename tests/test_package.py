@@ -21,7 +21,7 @@ LAYERS = [
     {"svi", "gibbs"},
     {"batches", "compiled"},
     {"training", "evaluation", "probes", "refinement"},
-    {"calibration", "posterior"},
+    {"calibration", "ensembles", "posterior"},
     {"criticism"},
     {"plots"},
 ]

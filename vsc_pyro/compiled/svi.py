@@ -219,14 +219,21 @@ class CompiledSVI(SVI):
                 raise NotCapturedError(f"the step changes {self._watch.difference(before, after)} in Python")
             graph = _Graph(recorded, inputs + constants, live, reached.copy())
             _put_back(copies)
-            self._compare(graph, arguments, loss_and_gradients)
+            self._compare(graph, arguments, loss_and_gradients, copies)
             graph.run = self._compile(recorded, [*arguments, *graph.inputs])
         return graph
 
-    def _compare(self, graph: _Graph, arguments: list[Tensor], eager: Callable[[], list[Tensor]]) -> None:
+    def _compare(
+        self,
+        graph: _Graph,
+        arguments: list[Tensor],
+        eager: Callable[[], list[Tensor]],
+        copies: list[tuple[Tensor, Tensor]],
+    ) -> None:
         """Raise unless the graph is the step as it is taken eagerly, for random numbers other than it was made with."""
         with _forked([*arguments, *graph.inputs]):
             expected = [value.clone() for value in eager()]
+        _put_back(copies)  # a step may depend on buffers that it updates
         with _forked([*arguments, *graph.inputs]):
             got = graph(arguments)
         sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
