@@ -8,8 +8,8 @@ alone, are given as a fraction of that product's rate: 1 would be a step that do
 machine does.
 
 Memory is that of a process of its own that trains the contestant alone: on a GPU the most that PyTorch's allocator
-held; on a CPU weights, gradients, Adam's moments and the minibatch plus what the process's resident memory rose by in a
-step (Linux only), with large blocks returned to the system as they are freed.
+gave, or holds for good; on a CPU weights, gradients, Adam's moments and the minibatch plus what the process's resident
+memory rose by in a step (Linux only), with large blocks returned to the system as they are freed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def peak_memory(name: str, setting: Setting, place: Place) -> int | None:
         for _ in range(_MEMORY_STEPS):
             step(x)
     if place.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(place.device)
+        most = torch.cuda.max_memory_allocated(place.device)
+        torch.cuda.empty_cache()
+        # What a CUDA graph works in is kept for it: reserved, and not counted as allocated while it is replayed.
+        return max(most, torch.cuda.memory_reserved(place.device))
     widths = (PIXELS, setting.hidden, setting.heads * setting.latent_dim)
     back = (setting.latent_dim, setting.hidden, PIXELS)
     weights = sum((a + 1) * b for sizes in (widths, back) for a, b in itertools.pairwise(sizes))

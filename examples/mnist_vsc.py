@@ -364,6 +364,7 @@ def train_and_measure(args, device):
         "lr_decay": args.lr_decay,
         "seed": args.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compile_seconds": round(history.compile_seconds, 2),
         "seconds": round(sum(history.seconds), 2),
         "seconds_this_run": round(time.perf_counter() - start, 2),
         "train_objective": history.elbo[-1],
@@ -386,7 +387,9 @@ def train_and_measure(args, device):
     }
     metrics = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
     write_json(args.output / "metrics.json", metrics)
-    print(f"{train.name}, test: {result}\ntrained {sum(history.seconds):.0f} s on {device}; results in {args.output}")
+    compiling = f", {history.compile_seconds:.0f} of them compiling" if history.compiled else ""
+    seconds = f"{sum(history.seconds):.0f} s{compiling}"
+    print(f"{train.name}, test: {result}\ntrained {seconds} on {device}; results in {args.output}")
     return metrics
 
 

@@ -1,6 +1,11 @@
 """Every benchmark runs and leaves what it promises, and those that it compares compute the same thing."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import contestants
 import ensemble
@@ -16,6 +21,7 @@ from contestants import CONTESTANTS, Place, Setting, hand_written, library_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsc_pyro as vsc
+from vsc_pyro.compiled import BACKENDS
 
 SPIKES = Setting(latent_dim=4, hidden=12, batch_size=16)
 DENSE = SPIKES._replace(dense=True)
@@ -80,6 +86,16 @@ def test_bounds_by_hand_are_the_library_s():
     assert by_hand.mean() > bounds.elbo.mean()
 
 
+def test_compiled_bounds_are_the_library_s_or_none(monkeypatch):
+    (x,), model = minibatches(SPIKES, 1), library_model(SPIKES, HERE)
+    monkeypatch.setitem(BACKENDS, "inductor", lambda graph, inputs: graph)
+    found = evaluation.compiled_bounds(model, x, 5)
+    torch.testing.assert_close(found.iwae, vsc.bounds(model, x, num_draws=5).iwae)
+    model.decoder.register_forward_hook(lambda _, inputs, __: print(float(inputs[0].sum())))
+    with pytest.raises(UserWarning, match="bounds is not compiled: it looks at the value"):
+        evaluation.compiled_bounds(model, x, 5)
+
+
 @pytest.mark.parametrize("setting", [SPIKES, DENSE], ids=["spikes", "dense"])
 def test_operations_of_a_step_are_counted(setting):
     net = hand_written(setting, HERE)
@@ -132,6 +148,18 @@ def test_step(record, capsys):
 
 def loaders():
     return f"{step.EXAMPLE}, 0 workers", f"{step.EXAMPLE}, 1 worker"
+
+
+def test_one_command_for_a_gpu_says_where_there_is_none():
+    script = Path(measure.__file__).with_name("gpu.sh")
+    command = re.search(r"for benchmark in (.*); do", script.read_text())
+    everything = {path.stem for path in script.parent.glob("*.py")} - {"contestants", "measure"}
+    assert set(command[1].split()) == everything
+    settings = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    run = subprocess.run(["bash", script], capture_output=True, text=True, env=settings)
+    assert run.returncode == 1
+    assert "finds no CUDA device here" in run.stderr
+    assert run.stdout == ""
 
 
 def test_scaling(record):

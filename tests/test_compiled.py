@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import importlib
+import os
 import random
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -440,6 +443,17 @@ def test_compiled_steps_are_the_eager_ones(line):
     captured_like_eager(lambda cls: cls(regression, by_hand, ADAM, Trace_ELBO()), 20 * [line], backend="inductor")
 
 
+def test_nothing_is_said_of_a_gpu_that_is_not_asked_for():
+    program = (
+        "import logging; from vsc_pyro.compiled.backends import load_quietly; load_quietly();"
+        "print(logging.getLogger('torch.utils.cpp_extension').filters)"
+    )
+    # A CUDA build of torch would say on stderr what it has found there, and missed.
+    settings = os.environ | {"CUDA_HOME": "/nowhere", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=settings, check=True)
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
+
+
 @pytest.mark.usefixtures("compiler")
 def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, digits, tmp_path, monkeypatch, capsys):
     # The last batch of 37 is not compiled. Schedules move in every step.
@@ -449,13 +463,15 @@ def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, 
     eager = small_vae()
     expected = vsc.fit(eager, data, epochs=4, **settings, progress=False)
     assert not expected.compiled
+    assert expected.compile_seconds == 0
     with monkeypatch.context() as context:
         context.setattr(backends, "COMPILATION", 0.0)  # worth it now, however few the steps
         whole, half = small_vae(), small_vae()
         history = vsc.fit(whole, data, epochs=4, **settings, progress=False)
         with pytest.warns(UserWarning, match="and this run has 20: it ends at"):
-            vsc.fit(half, data, epochs=2, checkpoint=tmp_path / "c.pt", **settings)
+            begun = vsc.fit(half, data, epochs=2, checkpoint=tmp_path / "c.pt", **settings)
     assert history.compiled
+    assert 0 < history.compile_seconds < history.seconds[0]
     assert "fit, compiled" in capsys.readouterr().err
     torch.testing.assert_close(history.elbo, expected.elbo, rtol=1e-5, atol=0)
     torch.testing.assert_close(whole.state_dict(), eager.state_dict(), rtol=1e-3, atol=1e-5)
@@ -463,6 +479,7 @@ def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, 
     resumed = small_vae(seed=9)
     again = vsc.fit(resumed, data, epochs=4, checkpoint=tmp_path / "c.pt", resume=True, **settings, progress=False)
     assert again.compiled
+    assert again.compile_seconds > begun.compile_seconds > 0
     assert again.elbo == history.elbo
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

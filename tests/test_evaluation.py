@@ -97,7 +97,7 @@ def test_parts_of_the_bound_agree_with_a_direct_computation(linear):
 
 
 def test_memory_is_bounded_in_the_number_of_draws(small_vae, digits, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.evaluation._ROWS_AT_ONCE", 1000)
+    monkeypatch.setattr("vsc_pyro.importance._ELEMENTS_AT_ONCE", {"cpu": 64_000})
     for num_draws in (1, 30, 1050):
         model, rows = small_vae(), []
         model.decoder.register_forward_hook(lambda _, inputs, __, r=rows: r.append(inputs[0].shape[:-1].numel()))
@@ -328,7 +328,7 @@ def test_refuses_a_reference_that_cannot_be_had_before_the_work(small_vae, digit
 
 
 def test_bounds_are_those_that_evaluate_averages(small_vae, digits, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.evaluation._ROWS_AT_ONCE", 1000)  # several batches
+    monkeypatch.setattr("vsc_pyro.importance._ELEMENTS_AT_ONCE", {"cpu": 64_000})  # several batches
     for gate in ("concrete", "shifted-sigmoid"):
         model = small_vae(gate)
         result = vsc.evaluate(model, digits.test, num_draws=12, seed=4)

@@ -20,6 +20,7 @@ LAYERS = [
     {"objectives", "exact"},
     {"svi", "gibbs"},
     {"batches", "compiled"},
+    {"importance"},
     {"training", "evaluation", "probes", "refinement"},
     {"calibration", "ensembles", "posterior"},
     {"criticism"},

@@ -45,9 +45,21 @@ class Batches:
         """From now on give minibatches on the device of the tensor `like`, in its floating-point type."""
         raise NotImplementedError
 
+    def sources(self, number: int) -> Iterator[Tensor]:
+        """What `gather` makes the minibatches of an epoch of, counted from 0: tensors of B rows on the device.
+
+        Of data in memory these are indices, so that the gathering can be part of a captured step.
+        """
+        raise NotImplementedError
+
+    def gather(self, source: Tensor) -> Tensor:
+        """A minibatch of shape ``(B, ...)``."""
+        return source
+
     def epoch(self, number: int) -> Iterator[Tensor]:
         """The minibatches of an epoch, counted from 0, each of shape ``(B, ...)``."""
-        raise NotImplementedError
+        for source in self.sources(number):
+            yield self.gather(source)
 
     def describe(self) -> str:
         """What a resumed run must have in common with the one that it goes on with."""
@@ -99,11 +111,13 @@ class MemoryBatches(Batches):
         self.data = self.data.to(like)
         self.generators = [torch.Generator(like.device)]
 
-    def epoch(self, number: int) -> Iterator[Tensor]:
+    def sources(self, number: int) -> Iterator[Tensor]:
         (generator,) = self.generators
         order = torch.randperm(len(self.data), generator=generator, device=generator.device)
-        for indices in order.split(self.batch_size):
-            yield self.data.draw(indices, generator)
+        yield from order.split(self.batch_size)
+
+    def gather(self, source: Tensor) -> Tensor:
+        return self.data.draw(source, *self.generators)
 
     def describe(self) -> str:
         images = self.data.images
@@ -154,7 +168,7 @@ class LoaderBatches(Batches):
         self._like = torch.empty(0)
         with seeded(seed, torch.device("cpu")), self.seeded(seed):
             first: list[Tensor] = []
-            with contextlib.closing(self.epoch(0)) as epoch:
+            with contextlib.closing(self.sources(0)) as epoch:
                 for x in epoch:
                     first.append(x)
                     if sum(map(len, first)) >= _LOOKED_AT:
@@ -166,7 +180,7 @@ class LoaderBatches(Batches):
         self._like = like
         self.sample = self.sample.to(like)
 
-    def epoch(self, number: int) -> Iterator[Tensor]:
+    def sources(self, number: int) -> Iterator[Tensor]:
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):  # as torch's DistributedSampler has
                 sampler.set_epoch(number)

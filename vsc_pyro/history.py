@@ -24,11 +24,14 @@ class History:
             point for a posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
         seconds: duration of the epoch, compilation included.
         compiled: whether the steps were compiled, see `fit`'s `compile`.
+        compile_seconds: how much of `seconds` went into capturing and compiling steps, all runs of a resumed one
+            together.
     """
 
     elbo: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     compiled: bool = False
+    compile_seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.elbo)

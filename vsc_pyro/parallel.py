@@ -81,11 +81,6 @@ def share(x: Tensor) -> Tensor:
     return x[rank() :: num_processes()]
 
 
-def share_size(size: int) -> int:
-    """How many data of a batch of that size are this process's."""
-    return len(range(rank(), size, num_processes()))
-
-
 def total(x: Tensor) -> Tensor:
     """The sum of a tensor over processes, the same for all of them."""
     if num_processes() == 1:

@@ -26,11 +26,24 @@ anything else, such as NumPy's random numbers, would be recorded once and for al
 by comparing each captured graph with an eager step of other random numbers. In both cases there is one warning that
 says why, and the steps are those of `vsc_pyro.SVI` from then on. What programs and hooks do beside (print, log, count
 in a closure) they do while they are being captured, and no more; Pyro's own checks are made in the first step.
+
+`CompiledFunction` does the same, without gradients, for a function of tensors and distributions: what
+`vsc_pyro.evaluate` repeats for its draws.
 """
 
 from __future__ import annotations
 
 from vsc_pyro.compiled.backends import BACKENDS, is_worth_compiling, missing_compiler
+from vsc_pyro.compiled.function import CompiledFunction
+from vsc_pyro.compiled.replay import Replay, capture_on
 from vsc_pyro.compiled.svi import CompiledSVI
 
-__all__ = ["BACKENDS", "CompiledSVI", "is_worth_compiling", "missing_compiler"]
+__all__ = [
+    "BACKENDS",
+    "CompiledFunction",
+    "CompiledSVI",
+    "Replay",
+    "capture_on",
+    "is_worth_compiling",
+    "missing_compiler",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    load_quietly()
     try:
         # Without such a context inductor does not look into its cache of graphs on disk.
         context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True))
@@ -32,6 +34,24 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
             f"inductor did not compile it ({first_line(error)}); on a CPU it needs a C++ compiler, such as g++; "
             "backend='eager' needs none"
         ) from error
+
+
+def load_quietly() -> None:
+    """Load what inductor takes the paths of header files from, without a word of a GPU that nobody has asked for.
+
+    On a machine with a CUDA compiler and no GPU it logs that there is "No CUDA runtime", as it is loaded and never
+    again.
+    """
+
+    def is_of_use(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No CUDA runtime is found")
+
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addFilter(is_of_use)
+    try:
+        import torch.utils.cpp_extension  # noqa: F401 - for what it does
+    finally:
+        logger.removeFilter(is_of_use)
 
 
 BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]] = {
@@ -60,14 +80,23 @@ def missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def is_worth_compiling(num_steps: int, device: torch.device) -> bool:
-    """Whether so many steps save more time than their compilation takes; warns if they do and there is no compiler."""
+def is_worth_compiling(
+    num_steps: int, device: torch.device, saved_by_step: float = SAVED_BY_STEP, unit: str = "steps"
+) -> bool:
+    """Whether so many steps save more time than their compilation takes; warns if they do and there is no compiler.
+
+    Args:
+        num_steps: of the work ahead.
+        device: that it is done on.
+        saved_by_step: seconds.
+        unit: what the warning calls them.
+    """
     # By numbers that are the same every time, not by timing: the same run is to end in the same weights.
-    if num_steps * SAVED_BY_STEP < COMPILATION:
+    if num_steps * saved_by_step < COMPILATION:
         return False
     if missing := missing_compiler(device):
         warnings.warn(
-            f"compile='auto': {num_steps} steps would be worth compiling, and {missing}; they are taken eagerly "
+            f"compile='auto': {num_steps} {unit} would be worth compiling, and {missing}; they are taken eagerly "
             "(compile=False says that this is meant)",
             stacklevel=3,
         )

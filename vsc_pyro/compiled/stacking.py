@@ -70,7 +70,7 @@ class StepRecorder(CompiledSVI):
     def record(self, x: Tensor) -> Recording:
         """A step of data x; `NotCapturedError` where there is no graph of it."""
         with pyro.get_param_store().scope():  # it is one of several models, each of which registers itself
-            graph, _ = self._graph_for((x,), {})
+            graph, _ = self.graph_for((x,), {})
         if graph is None:
             raise NotCapturedError("it is taken within a Pyro handler")
         return Recording(graph.run, graph.inputs, [tensor for _, tensor in graph.live], graph.reached)

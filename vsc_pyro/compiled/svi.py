@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,7 +30,7 @@ _TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass
-class _Graph:
+class Graph:
     """A captured step: inputs beside the arguments' tensors, and which parameters' gradients it returns."""
 
     run: Callable[..., Any]
@@ -37,11 +38,19 @@ class _Graph:
     live: list[tuple[Setting, Tensor]]
     reached: list[bool]
 
-    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
+    def refresh(self) -> None:
+        """Read anew the settings that may have changed."""
         for setting, tensor in self.live:
             tensor.fill_(setting.get())
+
+    def run_with(self, arguments: list[Tensor]) -> list[Tensor]:
+        """The loss and the gradients, with settings as they were read last."""
         with torch.no_grad(), torch._C._DisableAutocast():  # what autocast does has been recorded
             return self.run(*arguments, *self.inputs)
+
+    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
+        self.refresh()
+        return self.run_with(arguments)
 
 
 class CompiledSVI(SVI):
@@ -92,27 +101,45 @@ class CompiledSVI(SVI):
         self._live = [setting for setting in settings if not setting.is_tensor]
         self._watch: Watch | None = None
         self._structure: tuple = ()
-        self._graphs: dict[tuple, _Graph] = {}
+        self._graphs: dict[tuple, Graph] = {}
         self._captures = True
+        self._capture_seconds = 0.0
 
     @property
     def is_eager(self) -> bool:
         """Whether capturing has been given up, for the reason that the warning gave."""
         return not self._captures
 
+    @property
+    def capture_seconds(self) -> float:
+        """How long capturing and compiling have taken so far."""
+        return self._capture_seconds
+
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
-        graph, arguments = self._graph_for(args, kwargs)
+        graph, arguments = self.graph_for(args, kwargs)
         if graph is None:
             return super().step(*args, **kwargs)
-        loss, *gradients = graph(arguments)
+        outputs = graph(arguments)
+        self.update(graph, outputs)
+        return outputs[0]
+
+    def update(self, graph: Graph, outputs: list[Tensor]) -> None:
+        """Let the optimiser step by the gradients that `graph` put out, after the loss."""
+        self.set_gradients(graph, outputs[1:])
+        self.optim(())
+
+    def set_gradients(self, graph: Graph, gradients: list[Tensor]) -> None:
+        """Give each parameter its gradient, and None to those that `graph` does not reach."""
         remaining = iter(gradients)
         for parameter, reached in zip(self._parameters(), graph.reached, strict=True):
             parameter.grad = next(remaining) if reached else None
-        self.optim(())
-        return loss
 
-    def _graph_for(self, args: tuple, kwargs: dict[str, Any]) -> tuple[_Graph | None, list[Tensor]]:
+    def graphs(self) -> list[Graph]:
+        """Those captured, and not yet forgotten."""
+        return list(self._graphs.values())
+
+    def graph_for(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Graph | None, list[Tensor]]:
         """The graph of a step with these arguments, captured if need be, and their tensors; None for an eager step."""
         # Handlers around a step are the caller's, and a first step that makes the optimiser may draw its parameters.
         if not self._captures or runtime._PYRO_STACK or self.optimizer is None:
@@ -125,7 +152,7 @@ class CompiledSVI(SVI):
         if self._watch is None:
             self._look(args, kwargs, arguments)
         try:
-            key = (spec, *map(_kind, leaves), *_aliases(leaves, arguments), *self._watch.state(), *self._mode())
+            key = (spec, *map(kind_of, leaves), *_aliases(leaves, arguments), *self._watch.state(), *self._mode())
             graph = self._graphs.get(key)
         except TypeError as error:
             return self._give_up(f"an argument, or a module's attribute, is neither a tensor nor fixed ({error})"), []
@@ -135,12 +162,15 @@ class CompiledSVI(SVI):
                     f"{_MAX_GRAPHS} graphs have been captured, of arguments or settings that differ in shape or "
                     "value; pass what changes as a tensor of one shape, or name it in live="
                 ), []
+            start = time.perf_counter()
             try:
                 graph = self._graphs[key] = self._capture(args, kwargs, arguments)
             except NotCapturedError as error:
                 return self._give_up(str(error)), []
             except Exception as error:  # an eager step has just been taken, so it is the capture that fails
                 return self._give_up(f"capturing it fails ({first_line(error)})"), []
+            finally:
+                self._capture_seconds += time.perf_counter() - start
         return graph, arguments
 
     def _give_up(self, reason: str) -> None:
@@ -154,7 +184,7 @@ class CompiledSVI(SVI):
     def _mode(self) -> Iterator[Any]:
         """What a graph depends on beside arguments and modules."""
         for parameter in self._parameters():
-            yield from (id(parameter), parameter.requires_grad, _kind(parameter))
+            yield from (id(parameter), parameter.requires_grad, kind_of(parameter))
         yield from (value for value in vars(self._elbo).values() if is_fixed(value))
         kind = parameter.device.type
         yield torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
@@ -181,7 +211,7 @@ class CompiledSVI(SVI):
         for parameter in (*self._parameters(), *self._watch.parameters()):
             parameter.grad = None
 
-    def _capture(self, args: tuple, kwargs: dict[str, Any], arguments: list[Tensor]) -> _Graph:
+    def _capture(self, args: tuple, kwargs: dict[str, Any], arguments: list[Tensor]) -> Graph:
         """Record, compare with an eager step, compile."""
         parameters, buffers = self._parameters(), self._watch.buffers()
         like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
@@ -217,7 +247,7 @@ class CompiledSVI(SVI):
                 recorded, constants = record(loss_and_gradients, [*arguments, *inputs])
             if (after := self._watch.state()) != before:
                 raise NotCapturedError(f"the step changes {self._watch.difference(before, after)} in Python")
-            graph = _Graph(recorded, inputs + constants, live, reached.copy())
+            graph = Graph(recorded, inputs + constants, live, reached.copy())
             _put_back(copies)
             self._compare(graph, arguments, loss_and_gradients, copies)
             graph.run = self._compile(recorded, [*arguments, *graph.inputs])
@@ -225,7 +255,7 @@ class CompiledSVI(SVI):
 
     def _compare(
         self,
-        graph: _Graph,
+        graph: Graph,
         arguments: list[Tensor],
         eager: Callable[[], list[Tensor]],
         copies: list[tuple[Tensor, Tensor]],
@@ -236,18 +266,25 @@ class CompiledSVI(SVI):
         _put_back(copies)  # a step may depend on buffers that it updates
         with _forked([*arguments, *graph.inputs]):
             got = graph(arguments)
-        sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
-        # A gradient that is zero in truth, as of a bias before a batch norm, is all rounding.
-        rounding = _TOLERANCE * max(sizes)
-        for one, other, size in zip(expected, got, sizes, strict=True):
-            if not torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * max(size, rounding), equal_nan=True):
-                raise NotCapturedError(
-                    "the captured step differs from an eager one; model and guide depend on something other than their "
-                    "arguments, parameters, buffers and torch's random numbers"
-                )
+        if not alike(expected, got):
+            raise NotCapturedError(
+                "the captured step differs from an eager one; model and guide depend on something other than their "
+                "arguments, parameters, buffers and torch's random numbers"
+            )
 
 
-def _kind(leaf: object) -> object:
+def alike(expected: list[Tensor], got: list[Tensor]) -> bool:
+    """Whether two ways to take a step have the same loss and gradients, but for rounding."""
+    sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
+    # A gradient that is zero in truth, as of a bias before a batch norm, is all rounding.
+    rounding = _TOLERANCE * max(sizes)
+    return all(
+        torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * max(size, rounding), equal_nan=True)
+        for one, other, size in zip(expected, got, sizes, strict=True)
+    )
+
+
+def kind_of(leaf: object) -> object:
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
 
 

@@ -26,9 +26,9 @@ from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, i
 @register_kl(SpikeSlab, SpikeSlab)
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
     r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
-    on = logsigmoid(p.logits) - logsigmoid(q.logits)
+    # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
     off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
-    return p.probs * (kl_divergence(p.slab, q.slab) + on) + (1 - p.probs) * off
+    return p.probs * (kl_divergence(p.slab, q.slab) + (p.logits - q.logits)) + off
 
 
 @register_kl(Distribution, SpikeSlab)

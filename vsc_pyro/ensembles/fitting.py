@@ -73,7 +73,8 @@ def fit_ensemble(
             steps or more. A last smaller batch is not compiled. Recording takes about 0.3 seconds for each model.
 
     Returns:
-        The histories, in the order of the models; `seconds` are those of the epoch of all of them.
+        The histories, in the order of the models; `seconds` are those of the epoch of all of them, without
+        what recording and compiling took before the first.
 
     Raises:
         ValueError: bad arguments or data; models that are not built alike, or share a tensor; a step that cannot be

@@ -21,7 +21,9 @@ References
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -92,14 +94,16 @@ class TraceELBO(Trace_ELBO):
 
     def _losses(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         particles = [self._particle(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
-        loss, surrogate = (-sum(parts) / self.num_particles for parts in zip(*particles, strict=True))
-        return loss, surrogate
+        elbo, surrogate = (functools.reduce(operator.add, parts) for parts in zip(*particles, strict=True))
+        loss = elbo / -self.num_particles
+        return loss, loss if surrogate is elbo else surrogate / -self.num_particles
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
         terms = self._terms(model_trace, sites, guide_sites)
-        elbo = sum(term.value.sum() for term in terms.values())
-        surrogate = sum(term.surrogate.sum() for term in terms.values())
+        elbo = _total(term.value for term in terms.values())
+        alike = all(term.surrogate is term.value for term in terms.values())
+        surrogate = elbo if alike else _total(term.surrogate for term in terms.values())
         for name, site in guide_sites.items():
             parts = site["score_parts"]
             if is_identically_zero(parts.score_function):
@@ -209,6 +213,10 @@ def evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, d
     before_in_model = set(itertools.takewhile(lambda other: other != name, sites))
     before_in_guide = set(itertools.takewhile(lambda other: other != name, guide_sites))
     return {other for other in before_in_model if other not in guide_sites or other in before_in_guide}
+
+
+def _total(shares: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, (share.sum() for share in shares))
 
 
 def _log_prob(trace: Trace, name: str) -> Tensor:

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.batches import Batches, get_batches
-from vsc_pyro.compiled import CompiledSVI, is_worth_compiling
+from vsc_pyro.compiled import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.parallel import as_the_first, check_alike, num_processes, own_seed, rank, share_size, sum_gradients
+from vsc_pyro.parallel import as_the_first, check_alike, num_processes, own_seed, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
 from vsc_pyro.seeding import manual_seed, seeded
@@ -108,7 +108,8 @@ def fit(
         compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
             for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
-            compiled.
+            compiled. On a GPU whole steps, minibatch and Adam included, are then replayed as a CUDA graph, where it can
+            be captured; a warning says so where not.
         precision: of the networks' arithmetic, ``"float32"`` or ``"bfloat16"`` (Micikevicius et al., 2018), in training
             only. All else stays in float32: weights, optimiser, log-probabilities and divergences; so does a linear
             normal decoder, which is no network. Faster on GPUs and on CPUs with AMX. See `vsc_pyro.precision`, also for
@@ -197,7 +198,7 @@ def fit(
             compiled = CompiledSVI(*programs, live=schedules) if run.history.compiled else None
             check_alike("the epoch to go on from", len(run.history))
             as_the_first(model)
-            first_epoch = len(run.history)
+            first_epoch, compiled_before = len(run.history), run.history.compile_seconds
             set_values(model, schedules, max(0, first_epoch * steps - 1))
             with tqdm(
                 total=epochs * steps,
@@ -206,13 +207,14 @@ def fit(
                 unit="step",
                 desc="fit",
             ) as bar:
-                full_size = share_size(batches.full_size)
-                step = svi.step if compiled is None else _by_size(svi, compiled, full_size, bar)
+                step = _step(svi, compiled, batches, device, bar)
                 for epoch in range(first_epoch, epochs):
                     if (own := own_seed(seed, epoch)) is not None:
                         manual_seed(own, device)
                     run.epoch(step, bar)
-                    run.history.compiled = compiled is not None and not compiled.is_eager
+                    if compiled is not None:
+                        run.history.compiled = not compiled.is_eager
+                        run.history.compile_seconds = compiled_before + compiled.capture_seconds
                     if schedule is not None:
                         schedule.step()
                     if (
@@ -247,14 +249,24 @@ def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
         )
 
 
-def _by_size(svi: SVI, compiled: CompiledSVI, size: int, bar: tqdm) -> Callable[[Tensor], Tensor | float]:
-    """Steps of full batches compiled; one smaller batch an epoch would not repay a compilation of its own."""
+def _step(
+    svi: SVI, compiled: CompiledSVI | None, batches: Batches, device: torch.device, bar: tqdm
+) -> Callable[[Tensor], Tensor | float]:
+    """A step on what `Batches.sources` gives: compiled if it is to be, and on a GPU captured from the gathering on."""
+
+    def minibatch(source: Tensor) -> Tensor:
+        return share(batches.gather(source))
+
+    if compiled is None:
+        return lambda source: svi.step(minibatch(source))
+    capture = capture_on(device)
+    replay = None if capture is None else Replay(compiled, capture, batches.gather, batches.generators)
     bar.set_description("fit, compiling")
 
-    def step(x: Tensor) -> Tensor | float:
-        if len(x) < size:
-            return svi.step(x)
-        loss = compiled.step(x)
+    def step(source: Tensor) -> Tensor | float:
+        if len(source) < batches.full_size:  # one smaller batch an epoch would not repay a compilation of its own
+            return svi.step(minibatch(source))
+        loss = compiled.step(minibatch(source)) if replay is None else replay.step(source)
         bar.set_description("fit" if compiled.is_eager else "fit, compiled", refresh=False)
         return loss
 

@@ -7,7 +7,7 @@ import difflib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from vsc_pyro.batches import Batches
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
-from vsc_pyro.parallel import share, total
 from vsc_pyro.schedules import Schedule, set_values
 from vsc_pyro.seeding import manual_seed
+from vsc_pyro.training.readback import Losses, Seen
 from vsc_pyro.vae import VAE
 
 # Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
@@ -49,34 +49,29 @@ class Run:
         self.history = History()
 
     def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm) -> None:
-        """One pass over the data."""
+        """One pass over the data, by a function that takes a step on what `Batches.sources` gives."""
         start = time.perf_counter()
-        losses: list[Tensor] = []
-        seen: list[int] = []
-        looked = 0
-
-        def look() -> None:
-            losses[looked:] = recent = total(torch.stack(losses[looked:]))
-            self._stop_if_not_finite(recent, looked)
-            bar.update(len(recent))
-            bar.set_postfix(objective=f"{-float(recent.sum()) / sum(seen[looked:]):.2f}", refresh=False)
-
+        losses = Losses()
+        device = self.model.reference.device
         first = len(self.history) * self.batches.num_steps
-        for step, x in enumerate(self.batches.epoch(len(self.history)), start=1):
+        for step, source in enumerate(self.batches.sources(len(self.history)), start=1):
             set_values(self.model, self.schedules, first + step - 1)
             # Pyro's checks wait for the device several times a step; the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
-                loss = take_step(share(x))
-            losses.append(torch.as_tensor(loss, device=x.device))
-            seen.append(len(x))
+                loss = take_step(source)
+            losses.add(torch.as_tensor(loss, device=device), len(source))
             if step % _STEPS_BETWEEN_LOOKS == 0:
-                look()
-                looked = step
-        if looked < len(losses):
-            look()
+                self._tell(losses.look(), bar)
+        self._tell(losses.look(wait=True), bar)
         self._stop_if_weights_not_finite()
-        self.history.elbo.append(-float(torch.stack(losses).double().sum()) / sum(seen))
+        self.history.elbo.append(-losses.mean())
         self.history.seconds.append(time.perf_counter() - start)
+
+    def _tell(self, arrived: Iterator[Seen], bar: tqdm) -> None:
+        for values, num_data, offset in arrived:
+            self._stop_if_not_finite(values, offset)
+            bar.update(len(values))
+            bar.set_postfix(objective=f"{-float(values.sum()) / num_data:.2f}", refresh=False)
 
     def _stop_if_not_finite(self, losses: Tensor, offset: int) -> None:
         finite = torch.isfinite(losses)

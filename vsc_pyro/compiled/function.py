@@ -1,0 +1,151 @@
+"""`CompiledFunction`: a function of tensors and distributions, captured, compared with itself and compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from vsc_pyro.arguments import choice
+from vsc_pyro.compiled.backends import BACKENDS
+from vsc_pyro.compiled.flattening import flatten, rebuild
+from vsc_pyro.compiled.recording import NotCapturedError, first_line, record
+
+# What is left to operations whose order of summation is not fixed.
+_TOLERANCE = 1e-3
+# A spike whose noise meets its threshold to the last bit may fall on either side, and move what a comparison compares.
+_COMPARISONS = 2
+# Of captured graphs, after which the arguments hold something that changes and should be a tensor.
+_MAX_GRAPHS = 4
+
+
+class CompiledFunction:
+    """A function without gradients whose tensor operations are recorded once for each kind of arguments, and compiled.
+
+    Arguments are tensors, distributions, numbers, and tuples, lists and dictionaries of these. A kind is their shapes,
+    strides, types and devices, and whatever in them is no tensor. What the function reads beside must be tensors of
+    `module`, which are inputs of the graph: new weights need no new graph, and PyTorch finds it on disk in another
+    process. Random numbers are drawn anew in each call by the same operations, so that the same seed gives the same
+    results but for rounding.
+
+    A function that cannot be captured, or does something else when it is called again, is called as it is from then on,
+    after one warning that says why.
+
+    Args:
+        function: returns tensors, in a list or tuple; the same operations whatever the values of tensors.
+        module: the function's own, whose parameters, buffers and other tensors it may read.
+        name: of the work, for the warning.
+        backend: ``"inductor"``, or ``"eager"`` to run the captured operations one by one.
+
+    Raises:
+        ValueError: an unknown backend.
+
+    Example:
+        >>> decode = CompiledFunction(lambda q: [model.decoder(q.sample()).mean], model, "decoding")
+        >>> decode(model.encoder(x))
+    """
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module, name: str, backend: str = "inductor") -> None:
+        self._function = function
+        self._module = module
+        self._name = name
+        self._compile = choice("backend", backend, BACKENDS)
+        self._graphs: dict[tuple, tuple[Callable[..., Any], list[Tensor]]] = {}
+        self._captures = True
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether capturing has been given up, for the reason that the warning gave."""
+        return not self._captures
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns."""
+        if not self._captures:
+            return self._function(*args)
+        leaves, rest, key = flatten(args)
+        try:
+            hash(key)
+        except TypeError as error:
+            return self._give_up(f"what an argument holds beside tensors is not fixed ({error})", args)
+        try:
+            if key not in self._graphs:
+                if len(self._graphs) == _MAX_GRAPHS:
+                    raise NotCapturedError(f"{_MAX_GRAPHS} graphs have been captured, of arguments of as many kinds")
+                self._graphs[key] = self._capture(rest, leaves)
+        except NotCapturedError as error:
+            return self._give_up(str(error), args)
+        run, constants = self._graphs[key]
+        return _undisturbed(run, leaves + constants)
+
+    def _give_up(self, reason: str, args: tuple) -> Any:
+        result = self._function(*args)  # whose own errors need no warning
+        self._captures = False
+        self._graphs.clear()
+        warnings.warn(f"{self._name} is not compiled: {reason}", stacklevel=3)
+        return result
+
+    def _capture(self, rest: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], list[Tensor]]:
+        """Record, compare with an eager call, compile; the tensors that the graph reads beside the arguments'."""
+
+        # Of copies: distributions keep what they have computed, and the caller's must not change in kind.
+        def function(*tensors: Tensor) -> list[Tensor]:
+            return list(self._function(*rebuild(rest, tensors)))
+
+        with _forked(leaves), torch.no_grad():
+            with pyro.validation_enabled(False):  # which looks at values
+                recorded, constants = record(function, leaves)
+            own = {id(tensor) for tensor in _tensors(self._module)}
+            if foreign := [tuple(constant.shape) for constant in constants if id(constant) not in own]:
+                raise NotCapturedError(
+                    f"it reads a tensor of shape {foreign[0]} that is neither in its arguments nor a parameter, buffer "
+                    f"or attribute of a module in {type(self._module).__name__}"
+                )
+            inputs = leaves + constants
+            try:
+                agree = any(_agree(function, recorded, leaves, inputs) for _ in range(_COMPARISONS))
+            except Exception as error:
+                raise NotCapturedError(f"comparing what was captured fails ({first_line(error)})") from error
+            if not agree:
+                raise NotCapturedError(
+                    "captured, it gives something else than when it is called; it depends on something other than its "
+                    "arguments, parameters, buffers and torch's random numbers"
+                )
+            return self._compile(recorded, inputs), constants
+
+
+def _agree(function: Callable[..., Any], recorded: Callable[..., Any], leaves: list, inputs: list) -> bool:
+    """Whether the graph computes the function, for random numbers other than it was recorded with."""
+    with _forked(inputs):
+        got = [value.clone() for value in _undisturbed(recorded, inputs)]
+    expected = function(*leaves)  # which leaves other random numbers for the next time
+    sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
+    return all(
+        torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * size, equal_nan=True)
+        for one, other, size in zip(expected, got, sizes, strict=True)
+    )
+
+
+def _undisturbed(graph: Callable[..., Any], inputs: list[Tensor]) -> Any:
+    with torch.no_grad(), torch._C._DisableAutocast():  # what autocast does has been recorded
+        return graph(*inputs)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and other tensors of all its modules."""
+    return [
+        value
+        for part in module.modules()
+        for held in (part._parameters, part._buffers, vars(part))
+        for value in held.values()
+        if isinstance(value, Tensor)
+    ]
+
+
+def _forked(tensors: list[Tensor]) -> contextlib.AbstractContextManager:
+    """Random numbers within do not count without, of the CPU and of the tensors' devices."""
+    return torch.random.fork_rng({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
