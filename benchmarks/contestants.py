@@ -96,7 +96,7 @@ def library(setting: Setting, place: Place) -> Contestant:
     """`vsc_pyro.SVI`, as `fit` uses it: Pyro's checks off."""
     model = library_model(setting, place)
     svi = vsc.SVI(model.model, model.guide, _fused_adam(model), vsc.AnalyticELBO())
-    return Contestant(svi.step, _own_store(validate=False))
+    return Contestant(svi.step, own_store(validate=False))
 
 
 def library_compiled(setting: Setting, place: Place, precision: str = "float32") -> Contestant:
@@ -115,7 +115,7 @@ def library_compiled(setting: Setting, place: Place, precision: str = "float32")
             raise RuntimeError("the step was not compiled, and its time would not be what the table says")
         return loss
 
-    store = _own_store(validate=False)
+    store = own_store(validate=False)
 
     @contextlib.contextmanager
     def scope() -> Iterator[None]:
@@ -143,10 +143,10 @@ def stock_pyro(setting: Setting, place: Place, validate: bool = True) -> Contest
             return vae.guide(x)
 
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
-    return Contestant(svi.step, _own_store(validate))
+    return Contestant(svi.step, own_store(validate))
 
 
-def _own_store(validate: bool) -> Scope:
+def own_store(validate: bool) -> Scope:
     """A parameter store of its own, the same one every time, and Pyro's checks on or off."""
     store = pyro.get_param_store()
     with store.scope() as own:

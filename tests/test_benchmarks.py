@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import contestants
+import ensemble
 import evaluation
 import loading
 import measure
@@ -172,6 +173,14 @@ def test_scaling(record):
     assert 3 * pixels < found["peak_memory_bytes"] < 20 * pixels
     sizes = {(s.latent_dim, s.batch_size, s.hidden) for s in scaling.settings(quick=False)}
     assert sizes >= {(20_000, 200, 400), (50, 10_000, 400), (50, 200, 4000), (50, 200, 400)}
+
+
+def test_ensemble(record):
+    (result,) = record(ensemble, "--counts", "1", "2")["results"]
+    together = {"ensemble of 1", "ensemble of 2", "ensemble of 2, not compiled"}
+    assert result["contestants"].keys() == {ensemble.EAGER, ensemble.COMPILED} | together
+    for found in result["contestants"].values():
+        assert found["ratios"].keys() == {ensemble.EAGER, ensemble.COMPILED}
 
 
 def test_evaluation(record):

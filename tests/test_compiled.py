@@ -127,6 +127,16 @@ def test_batches_of_any_size_and_statistics_of_a_batch_norm(small_vae, digits):
     assert captured["encoder.network.2.num_batches_tracked"] == 4
 
 
+def test_a_buffer_that_a_step_updates_and_depends_on(small_vae, batch):
+    def make_vae():
+        vae = small_vae()
+        vae.decoder.register_buffer("factor", torch.ones(()))
+        vae.decoder.register_forward_pre_hook(lambda decoder, inputs: inputs[0] * decoder.factor.mul_(1.5))
+        return vae
+
+    captured_like_eager(functools.partial(of_vae, make_vae, lambda: get_objective("analytic")), 3 * [batch])
+
+
 def test_scheduled_values_are_read_in_every_step_from_one_graph(small_vae, batch):
     schedules = {
         "beta": Ramp(0, 2, 1, 4),

@@ -22,7 +22,7 @@ LAYERS = [
     {"batches", "compiled"},
     {"importance"},
     {"training", "evaluation", "probes", "refinement"},
-    {"calibration", "posterior"},
+    {"calibration", "ensembles", "posterior"},
     {"criticism"},
     {"plots"},
 ]

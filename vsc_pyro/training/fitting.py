@@ -147,14 +147,7 @@ def fit(
     loss = get_objective(objective, num_draws, draws_at_once)
     batches = get_batches(data, batch_size, seed)
     model.check_data(batches.sample)
-    has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
-    if has_batch_norm and batches.smallest is not None and batches.smallest // num_processes() == 1:
-        size = "one" if batches.smallest == 1 else batches.smallest
-        each = "" if num_processes() == 1 else f", that is of one for some of {num_processes()} processes"
-        raise ValueError(
-            f"batch_size={batches.batch_size} leaves a last batch of {size} of the {batches.num_data} "
-            f"data{each}, and batch normalisation of one datum is undefined; choose another batch_size"
-        )
+    check_batch_norm(model, batches)
     if batches.smallest is not None and batches.smallest < num_processes():
         raise ValueError(
             f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of {batches.num_data} data, "
@@ -163,13 +156,7 @@ def fit(
     with networks_in(model, precision), _gate_in_place(model.encoder, gate):
         schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * batches.num_steps)
-        if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
-            warnings.warn(
-                f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not "
-                "end, and no schedule moves it: the encoder's slabs are trained and used in that proportion only; "
-                "model.encoder.slab_weight.fill_(1.0) ends the warm-up",
-                stacklevel=2,
-            )
+        warn_of_warmup(model, schedules)
         model.to(device)
         model.num_data = batches.num_data
         batches.to(model.reference)
@@ -199,7 +186,7 @@ def fit(
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
 
-        with _private_state(model, device, seed), batches.seeded(seed):
+        with private_state(model, device, seed), batches.seeded(seed):
             steps = batches.num_steps
             if resume and Path(checkpoint).is_file():
                 run.restore(checkpoint, device, epochs)
@@ -236,6 +223,29 @@ def fit(
                         run.save(checkpoint)
             optimizer.zero_grad(set_to_none=True)  # which the first step of someone else's would add to its own
         return run.history
+
+
+def check_batch_norm(model: VAE, batches: Batches) -> None:
+    """Raise `ValueError` where batch normalisation would meet a last batch of one datum."""
+    has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
+    if has_batch_norm and batches.smallest is not None and batches.smallest // num_processes() == 1:
+        size = "one" if batches.smallest == 1 else batches.smallest
+        each = "" if num_processes() == 1 else f", that is of one for some of {num_processes()} processes"
+        raise ValueError(
+            f"batch_size={batches.batch_size} leaves a last batch of {size} of the {batches.num_data} "
+            f"data{each}, and batch normalisation of one datum is undefined; choose another batch_size"
+        )
+
+
+def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
+    """Warn the caller's caller of a slab warm-up that has been left half way and does not go on."""
+    if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
+        warnings.warn(
+            f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not "
+            "end, and no schedule moves it: the encoder's slabs are trained and used in that proportion only; "
+            "model.encoder.slab_weight.fill_(1.0) ends the warm-up",
+            stacklevel=3,
+        )
 
 
 def _step(
@@ -281,7 +291,8 @@ def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
+def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
+    """Training mode, random numbers from `seed` and a parameter store of its own within; without, all as it was."""
     modes = [(module, module.training) for module in model.modules()]
     with seeded(seed, device), pyro.get_param_store().scope():
         model.train()
