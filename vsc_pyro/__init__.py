@@ -16,6 +16,7 @@ from vsc_pyro.encoders import (
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
+from vsc_pyro.ensembles import fit_ensemble
 from vsc_pyro.evaluation import Bounds, Evaluation, bounds, evaluate
 from vsc_pyro.exact import ExactPosterior, exact_posterior
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
@@ -94,6 +95,7 @@ __all__ = [
     "exact_posterior",
     "factor_auroc",
     "fit",
+    "fit_ensemble",
     "gates",
     "gibbs_posterior",
     "linear_probe",
