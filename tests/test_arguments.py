@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int, sizes
+from vsc_pyro.arguments import bool_or_auto, choice, natural_int, positive_float, positive_int, sizes
 
 
 def test_good_values_pass_through():
@@ -34,3 +34,9 @@ def test_positive_float_refuses(value):
 def test_choice_lists_what_is_known():
     with pytest.raises(ValueError, match="unknown letter 'c'; known are 'a', 'b'"):
         choice("letter", "c", {"b": 1, "a": 2})
+
+
+def test_yes_no_or_by_itself():
+    assert [bool_or_auto("compile", value) for value in (True, False, 1, "auto")] == [True, False, True, "auto"]
+    with pytest.raises(ValueError, match="compile must be True, False or 'auto', got 'yes'"):
+        bool_or_auto("compile", "yes")

@@ -8,7 +8,7 @@ from test_compiled import compiler, covering  # noqa: F401 - a fixture
 from test_systems import ADMISSIBLE, build
 from torch import nn
 
-from vsc_pyro.compiled import CompiledFunction
+from vsc_pyro.compiled import BACKENDS, CompiledFunction
 from vsc_pyro.compiled.flattening import flatten, rebuild
 
 
@@ -176,3 +176,37 @@ def test_a_distribution_that_cannot_be_put_together_again():
     with pytest.warns(UserWarning, match="scaling is not compiled: recording it fails"):
         found = called(function, q)
     torch.testing.assert_close(found, called(module, q))
+
+
+@pytest.mark.parametrize("wrong", [lambda *_: lambda *tensors: [7 * torch.ones(4, 5, 3), torch.zeros(5)], None])
+def test_what_a_backend_makes_of_a_graph_is_compared_and_its_failure_told(monkeypatch, wrong):
+    def failing(*_):
+        def run(*tensors):
+            raise RuntimeError("no launcher")
+
+        return run
+
+    monkeypatch.setitem(BACKENDS, "inductor", wrong or failing)
+    module = Scaling()
+    function = CompiledFunction(module, module, "scaling")
+    reason = "captured, it gives something" if wrong else "comparing what was captured fails .RuntimeError: no launcher"
+    with pytest.warns(UserWarning, match=f"scaling is not compiled: {reason}"):
+        got = called(function, normal())
+    torch.testing.assert_close(got, called(module, normal()))
+    assert function.is_eager
+
+
+def test_a_tensor_in_the_place_of_another_is_read():
+    module = Scaling()
+    function = CompiledFunction(module, module, "scaling", backend="eager")
+    called(function, normal())
+    module.attribute = torch.tensor(100.0)
+    module.load_state_dict({"weight": torch.tensor(-3.0), "shift": torch.zeros(3)}, assign=True)
+    torch.testing.assert_close(called(function, normal()), called(module, normal()))
+    assert not function.is_eager
+
+
+def test_one_is_not_true():
+    x = torch.ones(3)
+    function = CompiledFunction(lambda x, how: [10 * x if how is True else x], nn.Identity(), "it", backend="eager")
+    assert [float(function(x, how)[0][0]) for how in (1, True, 1.0)] == [1, 10, 1]

@@ -331,3 +331,9 @@ def test_the_slab_of_a_code_is_what_it_is_where_it_is_not_zero():
     ):
         assert slab_of(code).batch_shape == (4, 3)
         assert torch.equal(slab_of(code).mean, slab.mean)
+
+
+def test_divergence_from_a_prior_that_is_always_on():
+    slab = dist.Normal(torch.zeros(3), 1.0)
+    on = SpikeSlab(slab, logits=torch.full((3,), torch.inf))
+    assert torch.isposinf(kl_divergence(SpikeSlab(slab, logits=torch.tensor([-2.0, 0.0, 3.0])), on)).all()

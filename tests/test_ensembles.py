@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pyro
 import pytest
@@ -7,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import missing_compiler
+from vsc_pyro.compiled import BACKENDS, missing_compiler
+from vsc_pyro.compiled.recording import NotCapturedError
 from vsc_pyro.compiled.stacking import StepRecorder, record_stacked
 from vsc_pyro.ensembles import fit_ensemble
 from vsc_pyro.gates import BinaryConcrete
@@ -165,7 +168,6 @@ def test_seeds_inclusion_beta_and_temperature_do_what_they_do_in_single_fits(sma
     histories = fit_ensemble(together, digits.train, seeds=seeds, **settings)
     expected = [vsc.fit(model, digits.train, seed=seed, **settings) for model, seed in zip(alone, seeds, strict=True)]
     got, expected = ([history.elbo[-1] for history in found] for found in (histories, expected))
-    print(got, expected)
     np.testing.assert_allclose(got, expected, atol=0.35)
     assert got[3] > got[0] + 0.6 > got[4] + 1.2
     assert [model.beta for model in together] == [1.0, 1.0, 1.0, 1.0, 6.0, 1.0]
@@ -173,7 +175,6 @@ def test_seeds_inclusion_beta_and_temperature_do_what_they_do_in_single_fits(sma
     torch.testing.assert_close(together[3].prior.inclusion_probs, torch.full((8,), 0.6))
     bounds = [[vsc.evaluate(m, digits.test, num_draws=5).elbo for m in models[:3]] for models in (together, alone)]
     np.testing.assert_allclose(*bounds, atol=0.6)
-    print(bounds)
 
 
 # What belongs to the caller -------------------------------------------------------------------------------------------
@@ -327,3 +328,42 @@ def test_without_a_compiler(small_vae, some, monkeypatch):
     monkeypatch.setattr("vsc_pyro.ensembles.fitting.missing_compiler", lambda device: "there is no C++ compiler")
     with pytest.raises(ValueError, match="compile=True, and there is no C\\+\\+ compiler; compile=False needs none"):
         fit_ensemble([small_vae()], some, compile=True, **QUIET)
+
+
+def failing(*_):
+    raise NotCapturedError("inductor did not compile it")
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        (failing, "inductor did not compile it"),
+        (lambda graph, _: lambda *tensors: [7 * value for value in graph(*tensors)], "compiled, it gives something"),
+    ],
+    ids=["fails", "is wrong"],
+)
+def test_where_compiling_fails_the_step_is_as_recorded(small_vae, some, monkeypatch, backend, reason):
+    monkeypatch.setitem(BACKENDS, "inductor", backend)
+    histories = []
+    for compile in (True, False):
+        with pytest.warns(UserWarning, match=reason) if compile else contextlib.nullcontext():
+            histories.append(fit_ensemble([small_vae()], some, epochs=2, compile=compile, **QUIET)[0])
+    assert histories[0].elbo == histories[1].elbo
+    assert not histories[0].compiled
+    assert histories[0].compile_seconds > 0
+
+
+def test_refused_models_are_as_they_were(some):
+    models = [with_pseudo_inputs(seed) for seed in range(2)]
+    models[1].decoder.register_forward_hook(lambda module, args, out: out if out.mean.mean() > 0 else None)
+    models[0].beta = 0.7
+    before = [weights(model) for model in models]
+    with pytest.raises(ValueError, match="cannot be trained together: it looks at the value of a tensor"):
+        fit_ensemble(models, some, epochs=2, schedules={"beta": Ramp(0.1, 1, 0, 4)}, **QUIET)
+    torch.testing.assert_close([weights(model) for model in models], before, rtol=0, atol=0)
+    assert [model.beta for model in models] == [0.7, 1.0]
+    expected = with_pseudo_inputs()
+    expected.beta = 0.7
+    vsc.fit(expected, some, epochs=1, **QUIET)
+    vsc.fit(models[0], some, epochs=1, **QUIET)  # as the message advises
+    torch.testing.assert_close(weights(models[0]), weights(expected), rtol=0, atol=0)

@@ -127,12 +127,19 @@ with parallel.joined("cpu"):
             parts = [part[20 * epoch : 20 * epoch + 20] for part in both]
             assert sorted(parts[0] + parts[1]) == list(range(40)), (settings, parts)
         assert both[0][:20] != both[0][20:]
-    try:
-        vsc.fit(model, DataLoader(data, 5, sampler=DistributedSampler(data)), epochs=1, progress=False, device="cpu")
-    except ValueError as error:
-        assert "leave the sampler out" in str(error)
-    else:
-        raise AssertionError("half of the data would not have been trained on")
+    mine = TensorDataset(torch.eye(16)[parallel.rank() :: 2])
+    for loader, settings, reason in (
+        (DataLoader(data, 5, sampler=DistributedSampler(data)), {}, "leave the sampler out"),
+        (DataLoader(data, 10), {"epochs": 1 + parallel.rank()}, "processes differ in epochs: 1, 2"),
+        (DataLoader(mine, 4), {}, "processes differ in the first minibatch of epoch 1"),
+        (DataLoader(data, batch_sampler=[[0, 1], [2]]), {}, "a batch of 1 data cannot be shared by 2 processes"),
+    ):
+        try:
+            vsc.fit(model, loader, progress=False, device="cpu", **({"epochs": 1} | settings))
+        except ValueError as error:
+            assert reason in str(error), error
+        else:
+            raise AssertionError(f"not refused: {reason}")
 """
 
 

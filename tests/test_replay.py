@@ -275,13 +275,34 @@ def test_fit_replays_a_loaders_minibatches(small_vae, digits, taping):
     torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=1e-5)
 
 
+def test_memory_that_has_been_replaced_and_a_hook_are_seen(small_vae, grey):
+    sources, generator, gather = in_memory(grey)
+    taping = Taping()
+    vae, step, optimizer = make(small_vae, gather, taping, generators=[generator])
+    hooked = []
+
+    def after(number):
+        if number == 1:
+            for parameter in vae.parameters():
+                parameter.data = parameter.data.clone()
+        if number == 3:
+            optimizer.register_step_pre_hook(lambda *_: hooked.append(number))
+
+    with pytest.warns(UserWarning, match="the optimiser has hooks, and a graph would not run them"):
+        got = train(vae, step, optimizer, sources, after)
+    assert (taping.captured, len(hooked)) == (2, 2)
+    plain, other, _ = in_memory(grey)[0], *in_memory(grey)[1:]
+    expected = train(*make(small_vae, lambda i: grey.draw(i, other)), plain)
+    torch.testing.assert_close(got, expected)
+
+
 # On a GPU
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("loader", [False, True])
 def test_an_epoch_on_a_gpu_waits_for_nothing_and_ends_as_without_graphs(small_vae, digits, device, loader, recwarn):
-    images = digits.train.images[:1230]  # 123 steps: two looks at the losses, and a last batch of 10 data
+    images = digits.train.images[:1230]  # 62 steps: a look at the losses on the way, and a last batch of 10 data
     data = DataLoader(images.round(), 20, pin_memory=True) if loader else vsc.Dataset(images, binarize="dynamic")
     steps = -(-len(images) // 20)
 

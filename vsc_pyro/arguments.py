@@ -31,6 +31,13 @@ def positive_float(name: str, value: float) -> float:
     return float(value)
 
 
+def bool_or_auto(name: str, value: bool | str) -> bool | str:
+    """Return `value`, True, False or ``"auto"``, or raise `ValueError` naming the argument `name`."""
+    if value not in (True, False, "auto"):
+        raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
+    return value if value == "auto" else bool(value)
+
+
 def sizes(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
     """Return `value`, one size or a sequence of sizes, as a tuple of whole numbers of at least 1."""
     values = (value,) if isinstance(value, numbers.Integral) else tuple(value)

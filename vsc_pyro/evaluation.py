@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import choice, natural_int, positive_int
+from vsc_pyro.arguments import bool_or_auto, choice, natural_int, positive_int
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.exact import exact_posterior, linear_gaussian
@@ -248,8 +248,7 @@ def _checked(
     model: VAE, data: Dataset | Tensor | np.ndarray, num_draws: int, seed: int, compile: bool | str
 ) -> tuple[int, int, Dataset]:
     num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    bool_or_auto("compile", compile)
     data = as_dataset(data)
     model.check_data(data.images)
     return num_draws, seed, data
@@ -269,7 +268,7 @@ def _in_batches(
     like, num_codes = model.reference, len(data) * num_draws
     # The data have been checked; Pyro would check every draw again and wait for the device each time.
     with model.evaluating(), seeded(seed, like.device), pyro.validation_enabled(False):
-        with torch.random.fork_rng({like.device} - {torch.device("cpu")}):
+        with seeded(seed, like.device):
             chunk = chunk_of(model, data.images[:1].to(like), num_draws, _GAP_DRAWS)
         chunk = chunk._replace(rows=min(chunk.rows, len(data)))
         if compile == "auto":

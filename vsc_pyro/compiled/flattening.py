@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from vsc_pyro.compiled.watching import is_fixed
+from vsc_pyro.compiled.watching import is_fixed, kind_of
 
 
 class _Leaf(NamedTuple):
@@ -50,7 +50,7 @@ def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
         if type(part) is dict:
             key.extend((dict, *part))
             return {name: take_apart(element) for name, element in part.items()}
-        key.append(part if is_fixed(part) else type(part))
+        key.append(kind_of(part) if is_fixed(part) else type(part))
         return part
 
     rest = take_apart(value)

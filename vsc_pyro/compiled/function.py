@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +12,10 @@ from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
+from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, undisturbed
 from vsc_pyro.compiled.flattening import flatten, rebuild
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record
 
-# What is left to operations whose order of summation is not fixed.
-_TOLERANCE = 1e-3
-# A spike whose noise meets its threshold to the last bit may fall on either side, and move what a comparison compares.
-_COMPARISONS = 2
 # Of captured graphs, after which the arguments hold something that changes and should be a tensor.
 _MAX_GRAPHS = 4
 
@@ -29,9 +25,9 @@ class CompiledFunction:
 
     Arguments are tensors, distributions, numbers, and tuples, lists and dictionaries of these. A kind is their shapes,
     strides, types and devices, and whatever in them is no tensor. What the function reads beside must be tensors of
-    `module`, which are inputs of the graph: new weights need no new graph, and PyTorch finds it on disk in another
-    process. Random numbers are drawn anew in each call by the same operations, so that the same seed gives the same
-    results but for rounding.
+    `module`, which are inputs of the graph: new values need no new graph, another tensor in the place of one does, and
+    PyTorch finds graphs on disk in another process. Random numbers are drawn anew in each call by the same operations,
+    so that the same seed gives the same results but for rounding.
 
     A function that cannot be captured, or does something else when it is called again, is called as it is from then on,
     after one warning that says why.
@@ -68,6 +64,7 @@ class CompiledFunction:
         if not self._captures:
             return self._function(*args)
         leaves, rest, key = flatten(args)
+        key = (*key, *map(id, _tensors(self._module)))  # kept alive by the graphs that read them
         try:
             hash(key)
         except TypeError as error:
@@ -80,7 +77,7 @@ class CompiledFunction:
         except NotCapturedError as error:
             return self._give_up(str(error), args)
         run, constants = self._graphs[key]
-        return _undisturbed(run, leaves + constants)
+        return undisturbed(run, leaves + constants)
 
     def _give_up(self, reason: str, args: tuple) -> Any:
         result = self._function(*args)  # whose own errors need no warning
@@ -96,7 +93,7 @@ class CompiledFunction:
         def function(*tensors: Tensor) -> list[Tensor]:
             return list(self._function(*rebuild(rest, tensors)))
 
-        with _forked(leaves), torch.no_grad():
+        with forked(leaves), torch.no_grad():
             with pyro.validation_enabled(False):  # which looks at values
                 recorded, constants = record(function, leaves)
             own = {id(tensor) for tensor in _tensors(self._module)}
@@ -106,33 +103,30 @@ class CompiledFunction:
                     f"or attribute of a module in {type(self._module).__name__}"
                 )
             inputs = leaves + constants
-            try:
-                agree = any(_agree(function, recorded, leaves, inputs) for _ in range(_COMPARISONS))
-            except Exception as error:
-                raise NotCapturedError(f"comparing what was captured fails ({first_line(error)})") from error
-            if not agree:
-                raise NotCapturedError(
-                    "captured, it gives something else than when it is called; it depends on something other than its "
-                    "arguments, parameters, buffers and torch's random numbers"
-                )
-            return self._compile(recorded, inputs), constants
+            self._compare(function, recorded, leaves, inputs)
+            run = self._compile(recorded, inputs)
+            if run is not recorded:
+                self._compare(function, run, leaves, inputs)
+            return run, constants
+
+    def _compare(self, function: Callable[..., Any], graph: Callable[..., Any], leaves: list, inputs: list) -> None:
+        """Raise unless the graph computes the function."""
+        try:
+            agree = any(_agree(function, graph, leaves, inputs) for _ in range(COMPARISONS))
+        except Exception as error:
+            raise NotCapturedError(f"comparing what was captured fails ({first_line(error)})") from error
+        if not agree:
+            raise NotCapturedError(
+                "captured, it gives something else than when it is called; it depends on something other than its "
+                "arguments, parameters, buffers and torch's random numbers"
+            )
 
 
-def _agree(function: Callable[..., Any], recorded: Callable[..., Any], leaves: list, inputs: list) -> bool:
+def _agree(function: Callable[..., Any], graph: Callable[..., Any], leaves: list, inputs: list) -> bool:
     """Whether the graph computes the function, for random numbers other than it was recorded with."""
-    with _forked(inputs):
-        got = [value.clone() for value in _undisturbed(recorded, inputs)]
-    expected = function(*leaves)  # which leaves other random numbers for the next time
-    sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
-    return all(
-        torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * size, equal_nan=True)
-        for one, other, size in zip(expected, got, sizes, strict=True)
-    )
-
-
-def _undisturbed(graph: Callable[..., Any], inputs: list[Tensor]) -> Any:
-    with torch.no_grad(), torch._C._DisableAutocast():  # what autocast does has been recorded
-        return graph(*inputs)
+    with forked(inputs):
+        got = [value.clone() for value in undisturbed(graph, inputs)]
+    return alike(function(*leaves), got)  # which leaves other random numbers for the next time
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -144,8 +138,3 @@ def _tensors(module: nn.Module) -> list[Tensor]:
         for value in held.values()
         if isinstance(value, Tensor)
     ]
-
-
-def _forked(tensors: list[Tensor]) -> contextlib.AbstractContextManager:
-    """Random numbers within do not count without, of the CPU and of the tensors' devices."""
-    return torch.random.fork_rng({tensor.device for tensor in tensors if tensor.device.type == "cuda"})

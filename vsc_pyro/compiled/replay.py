@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -33,8 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vsc_pyro.compiled.comparing import alike
 from vsc_pyro.compiled.recording import NotCapturedError, first_line
-from vsc_pyro.compiled.svi import CompiledSVI, Graph, alike, kind_of
+from vsc_pyro.compiled.svi import CompiledSVI, Graph
+from vsc_pyro.compiled.watching import kind_of
 from vsc_pyro.parallel import num_processes
 
 Recorded = tuple[Callable[[], object], list[Tensor]]
@@ -49,7 +52,8 @@ def by_cuda_graph(
     whole: Callable[[], list[Tensor]], generators: list[torch.Generator], *, device: torch.device
 ) -> Recorded:
     """A `Capture` by `torch.cuda.CUDAGraph`, as its documentation has it: after a few calls on a stream of its own."""
-    with torch.cuda.device(device):
+    # The current stream is entered so that leaving it puts it back, also from a capture that fails.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -62,8 +66,15 @@ def by_cuda_graph(
                 if generator.device.type == "cuda":  # a DataLoader's are not, and nothing in a step draws from them
                     graph.register_generator_state(generator)
         # A DataLoader's thread may pin memory meanwhile, which in the mode "global" would be an error.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            outputs = whole()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                outputs = whole()
+        except Exception:
+            # Before torch 2.14 a capture that fails leaves generators capturing, and no draw would be possible.
+            for generator in (torch.cuda.default_generators[torch.cuda.current_device()], *generators):
+                if generator.device.type == "cuda":
+                    generator.graphsafe_set_state(generator.clone_state())
+            raise
     return graph.replay, outputs
 
 
@@ -83,6 +94,7 @@ class _WholeStep:
     options: tuple
     groups: list[dict[str, Any]]
     lrs: list[Tensor]
+    memory: tuple[int, ...] = ()
     replay: Callable[[], object] = lambda: None
     outputs: list[Tensor] = dataclasses.field(default_factory=list)
 
@@ -154,19 +166,23 @@ class Replay:
             return None
         options, groups = self._options(), self._svi.optimizer.param_groups
         for whole in self._steps:
-            if whole.graph is graph and whole.groups is groups and whole.options == options:
+            same = whole.graph is graph and whole.groups is groups and whole.options == options
+            if same and whole.memory == self._memory(graph):
                 return whole
         # Graphs that would not be found again go first: their memory is the device's.
         known = self._svi.graphs()
         self._steps = [
             whole for whole in self._steps if whole.graph is not graph and any(whole.graph is other for other in known)
         ]
+        start = time.perf_counter()
         try:
             whole = self._record(graph, options)
         except NotCapturedError as error:
             return self._give_up(str(error))
         except Exception as error:  # of many kinds: CUDA's, the allocator's, those of whatever waits for the device
             return self._give_up(f"capturing it fails ({first_line(error)})")
+        finally:
+            self._svi.capture_seconds += time.perf_counter() - start
         self._steps.append(whole)
         return whole
 
@@ -179,12 +195,18 @@ class Replay:
 
     def _options(self) -> tuple:
         """What a captured update has as constants."""
-        return tuple(
-            value
-            for group in self._svi.optimizer.param_groups
-            for name, value in group.items()
-            if name not in ("params", "lr", "initial_lr")
-        )
+        changing = {"params", "lr", "initial_lr"}
+        groups = self._svi.optimizer.param_groups
+        return self._has_hooks(), *(value for group in groups for name, value in group.items() if name not in changing)
+
+    def _has_hooks(self) -> bool:
+        optimizer = self._svi.optimizer
+        return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+    def _memory(self, graph: Graph) -> tuple[int, ...]:
+        """Where the graph finds what it reads and writes: elsewhere, as after ``parameter.data = ...``, it is stale."""
+        moments = [moment for state in self._svi.optimizer.state.values() for moment in state.values()]
+        return tuple(tensor.data_ptr() for tensor in (*graph.inputs, *moments))
 
     def _all_generators(self, device: torch.device) -> list[torch.Generator]:
         devices = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
@@ -196,7 +218,7 @@ class Replay:
             group["fused"] for group in optimizer.param_groups
         ):
             raise NotCapturedError(f"the optimiser is no Adam with fused=True, but {type(optimizer).__name__}")
-        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        if self._has_hooks():
             raise NotCapturedError("the optimiser has hooks, and a graph would not run them")
 
         def step() -> list[Tensor]:
@@ -222,6 +244,7 @@ class Replay:
                     raise NotCapturedError("a replayed step differs from one without a graph")
         finally:
             before.put_back()
+        whole.memory = self._memory(graph)
         return whole
 
 

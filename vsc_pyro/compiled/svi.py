@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import random
 import time
 import warnings
@@ -23,17 +22,14 @@ from torch.utils._pytree import tree_flatten
 
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
+from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, undisturbed
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record, unvalidated
-from vsc_pyro.compiled.watching import Watch, is_fixed
+from vsc_pyro.compiled.watching import Watch, is_fixed, kind_of
 from vsc_pyro.schedules import Setting
 from vsc_pyro.svi import SVI, OptimizerFactory
 
 # Of captured graphs, after which steps of yet another kind are eager: something changes that should be a tensor.
 _MAX_GRAPHS = 8
-# Of a compiled step: a spike whose noise meets its threshold to the last bit may fall on either side of it there.
-_COMPARISONS = 2
-# Eager and captured step do the same operations; this much is left to those whose order of summation is not fixed.
-_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass
@@ -56,8 +52,7 @@ class Graph:
 
     def run_with(self, arguments: list[Tensor]) -> list[Tensor]:
         """The loss and the gradients, with settings as they were read last."""
-        with torch.no_grad(), torch._C._DisableAutocast():  # what autocast does has been recorded
-            return self.run(*arguments, *self.inputs)
+        return undisturbed(self.run, [*arguments, *self.inputs])
 
     def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
         self.refresh()
@@ -79,6 +74,9 @@ class CompiledSVI(SVI):
             need not be named.
         backend: ``"inductor"``, or ``"eager"`` to run the captured operations one by one, which needs no compilation
             (nor a compiler) and is about half the gain.
+
+    Attributes:
+        capture_seconds: how long capturing and compiling have taken so far.
 
     Raises:
         ValueError: an `optim` that is no torch optimiser nor makes one, an unknown backend, a name in `live` that leads
@@ -113,21 +111,15 @@ class CompiledSVI(SVI):
         self._graphs: dict[tuple, Graph] = {}
         self._captures = True
         self._has_warned_of_kinds = False
-        self._capture_seconds = 0.0
+        self.capture_seconds = 0.0
 
     @property
     def is_eager(self) -> bool:
         """Whether capturing has been given up, for the reason that the warning gave."""
         return not self._captures
 
-    @property
-    def capture_seconds(self) -> float:
-        """How long capturing and compiling have taken so far."""
-        return self._capture_seconds
-
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
-        self._check_store()
         graph, arguments = self.graph_for(args, kwargs)
         if graph is None:
             return super().step(*args, **kwargs)
@@ -152,6 +144,7 @@ class CompiledSVI(SVI):
 
     def graph_for(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Graph | None, list[Tensor]]:
         """The graph of a step with these arguments, captured if need be, and their tensors; None for an eager step."""
+        self._check_store()
         # Handlers around a step are the caller's, and a first step that makes the optimiser may draw its parameters.
         if not self._captures or runtime._PYRO_STACK or self.optimizer is None:
             return None, []
@@ -179,7 +172,7 @@ class CompiledSVI(SVI):
                 known = isinstance(error, NotCapturedError)
                 return self._give_up(str(error) if known else f"capturing it fails ({first_line(error)})"), []
             finally:
-                self._capture_seconds += time.perf_counter() - start
+                self.capture_seconds += time.perf_counter() - start
         return graph, arguments
 
     def _give_up(self, reason: str) -> None:
@@ -222,7 +215,7 @@ class CompiledSVI(SVI):
             root.apply(meet)
         hook = register_module_forward_pre_hook(meet)
         try:
-            with _forked(arguments):
+            with forked(arguments):
                 self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         finally:
             hook.remove()
@@ -258,7 +251,7 @@ class CompiledSVI(SVI):
 
         for setting, tensor in live:
             tensor.fill_(setting.get())
-        with _forked([*arguments, *inputs]), unvalidated(self._elbo), contextlib.ExitStack() as stack:
+        with forked([*arguments, *inputs]), unvalidated(self._elbo), contextlib.ExitStack() as stack:
             stack.callback(_put_back, copies)
             stack.callback(forget)
             before, others = self._watch.state(), _other_random_states()
@@ -274,7 +267,7 @@ class CompiledSVI(SVI):
             self._compare(graph, arguments, loss_and_gradients, copies, 1)
             graph.run = self._compile(recorded, [*arguments, *graph.inputs])
             if graph.run is not recorded:
-                self._compare(graph, arguments, loss_and_gradients, copies, _COMPARISONS)
+                self._compare(graph, arguments, loss_and_gradients, copies, COMPARISONS)
         return graph
 
     def _compare(
@@ -288,7 +281,7 @@ class CompiledSVI(SVI):
         """Raise unless the graph is the step as it is taken eagerly, for random numbers other than it was made with."""
         for _ in range(attempts):
             _put_back(copies)
-            with _forked([*arguments, *graph.inputs]):
+            with forked([*arguments, *graph.inputs]):
                 got = [value.clone() for value in graph(arguments)]
             _put_back(copies)
             expected = eager()  # which leaves other random numbers for the next time
@@ -298,30 +291,6 @@ class CompiledSVI(SVI):
             "the captured step differs from an eager one; model and guide depend on something other than their "
             "arguments, parameters, buffers and torch's random numbers"
         )
-
-
-def alike(expected: list[Tensor], got: list[Tensor]) -> bool:
-    """Whether two ways to take a step have the same loss and gradients, but for rounding."""
-    sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
-    # A gradient that is zero in truth, as of a bias before a batch norm, is all rounding.
-    rounding = _TOLERANCE * max(sizes[1:], default=0.0)
-    return all(
-        torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * max(size, rounding), equal_nan=True)
-        for one, other, size in zip(expected, got, sizes, strict=True)
-    )
-
-
-def kind_of(leaf: object) -> tuple:
-    """What a graph depends on of an argument: all of it, or all but the values of a tensor.
-
-    Raises:
-        TypeError: neither a tensor nor fixed.
-    """
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    if not is_fixed(leaf):
-        raise TypeError(f"a {type(leaf).__name__}")
-    return type(leaf), leaf, isinstance(leaf, float) and math.copysign(1, leaf)  # 1, True and 1.0 are equal
 
 
 def _modules_of(program: Callable) -> list[nn.Module]:
@@ -348,11 +317,6 @@ def _aliases(leaves: list[object], arguments: list[Tensor]) -> Iterator[int]:
     if len(leaves) > 1:
         positions = {id(argument): position for position, argument in enumerate(arguments)}
         yield from (positions.get(id(leaf), -1) for leaf in leaves)
-
-
-def _forked(tensors: list[Tensor]) -> contextlib.AbstractContextManager:
-    """Random numbers within do not count without, of the CPU and of the tensors' devices."""
-    return torch.random.fork_rng({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
 
 
 def _put_back(copies: list[tuple[Tensor, Tensor]]) -> None:

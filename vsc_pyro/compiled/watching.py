@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vsc_pyro.schedules import Setting
 
+_EVERY_MODULES = frozenset(vars(nn.Module()))  # attributes: what they hold is changed, and never replaced
 _FIXED = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device)
 
 
@@ -33,7 +35,9 @@ class Watch:
                 if (fields := changing.get((id(module), attribute))) is None:
                     if is_fixed(value):
                         self._slots.append((vars(module), attribute))
-                    elif not isinstance(value, Tensor) and before[module].get(attribute) is value:
+                    elif attribute in _EVERY_MODULES or isinstance(value, Tensor):
+                        continue
+                    elif before[module].get(attribute) is value:
                         self._objects.append((vars(module), attribute))  # else steps make it themselves
                 elif dataclasses.is_dataclass(value):
                     others = (field.name for field in dataclasses.fields(value) if field.name not in fields)
@@ -85,3 +89,16 @@ def is_fixed(value: object) -> bool:
         return all(map(is_fixed, value))
     frozen = dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen
     return value is None or isinstance(value, _FIXED) or (frozen and not isinstance(value, type))
+
+
+def kind_of(leaf: object) -> tuple:
+    """What a graph depends on of an argument: all of it, or all but the values of a tensor.
+
+    Raises:
+        TypeError: neither a tensor nor fixed.
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    if not is_fixed(leaf):
+        raise TypeError(f"a {type(leaf).__name__}")
+    return type(leaf), leaf, isinstance(leaf, float) and math.copysign(1, leaf)  # 1, True and 1.0 are equal

@@ -11,6 +11,7 @@ with ``.to_event``.
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 import torch
@@ -28,7 +29,8 @@ def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
     r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
     # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
     off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
-    return p.probs * (kl_divergence(p.slab, q.slab) + (p.logits - q.logits)) + off
+    kl = p.probs * (kl_divergence(p.slab, q.slab) + (p.logits - q.logits)) + off
+    return kl.masked_fill(q.logits == math.inf, math.inf)  # q without an atom, where p has one
 
 
 @register_kl(Distribution, SpikeSlab)

@@ -11,7 +11,7 @@ from vsc_pyro.schedules import Setting
 from vsc_pyro.vae import VAE
 
 
-def check_alike(models: Sequence[VAE]) -> None:
+def check_built_alike(models: Sequence[VAE]) -> None:
     """Raise `ValueError` unless the models are of the same modules and shapes, and none shares a tensor with another.
 
     The message names the first difference.

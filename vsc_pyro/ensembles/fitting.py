@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import natural_int, positive_float, positive_int
+from vsc_pyro.arguments import bool_or_auto, natural_int, positive_float, positive_int
 from vsc_pyro.batches import Batches, get_batches
 from vsc_pyro.compiled import is_worth_compiling, missing_compiler
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.ensembles.alike import check_alike
+from vsc_pyro.ensembles.alike import check_built_alike
 from vsc_pyro.ensembles.stacked import Ensemble
 from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective
 from vsc_pyro.parallel import num_processes
-from vsc_pyro.schedules import Schedule, check_schedules, set_values
+from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values
 from vsc_pyro.seeding import seeded
 from vsc_pyro.training.fitting import check_batch_norm, private_state, resolve_device, warn_of_warmup
 from vsc_pyro.vae import VAE
@@ -58,8 +58,9 @@ def fit_ensemble(
     once, from the first seed, and is not the noise that `fit` draws; a model that draws none ends in `fit`'s weights,
     but for rounding. Models of equal weights and seeds have independent noise.
 
-    There are no checkpoints: a run that is broken off leaves the models as they are at that moment. Save what comes out
-    by `torch.save` of a model's ``state_dict()``.
+    Other settings of `fit` are not offered: one learning rate for all, as few draws as the objective takes, each
+    model's own gate, float32. There are no checkpoints: a run that is broken off leaves the models as they are at that
+    moment. Save what comes out by `torch.save` of a model's ``state_dict()``.
 
     Args:
         models: trained in place; moved to `device`.
@@ -74,7 +75,7 @@ def fit_ensemble(
 
     Returns:
         The histories, in the order of the models; `seconds` are those of the epoch of all of them, without
-        what recording and compiling took before the first.
+        what recording and compiling took before the first, which is in `compile_seconds`.
 
     Raises:
         ValueError: bad arguments or data; models that are not built alike, or share a tensor; a step that cannot be
@@ -84,8 +85,7 @@ def fit_ensemble(
     """
     models, epochs, lr = list(models), positive_int("epochs", epochs), positive_float("lr", lr)
     seeds = _one_for_each(seeds, len(models))
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    compile = bool_or_auto("compile", compile)
     if num_processes() > 1:
         raise ValueError(f"fit_ensemble trains in one process, and here are {num_processes()}; take fit")
     if isinstance(data, DataLoader):
@@ -93,7 +93,7 @@ def fit_ensemble(
     device = resolve_device(device)
     if compile is True and (missing := missing_compiler(device)):
         raise ValueError(f"compile=True, and {missing}; compile=False needs none")
-    check_alike(models)
+    check_built_alike(models)
     draws_at_once = (getattr(models[0].encoder, "gate", None) or Gate()).draws_at_once
     loss = get_objective(objective, draws_at_once=draws_at_once)
     data = as_dataset(data)
@@ -103,6 +103,7 @@ def fit_ensemble(
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     schedules = dict(schedules or {})
+    before = [_Before(model, schedules) for model in models]
     check_schedules(models[0], schedules, epochs * num_steps)
     for model in models:
         warn_of_warmup(model, schedules)
@@ -114,25 +115,50 @@ def fit_ensemble(
             stack.enter_context(own.seeded(seed))
             model.num_data = len(data)
             set_values(model, schedules, 0)
-        for model, seed in zip(models, seeds, strict=True):
-            with seeded(seed, device):
-                model.prepare(data.images)
-        if compile == "auto":
-            compile = is_worth_compiling(epochs * num_steps, device)
         bar = stack.enter_context(
             tqdm(total=epochs * num_steps, disable=not progress, unit="step", desc="fit_ensemble, preparing")
         )
-        ensemble = Ensemble(models, loss, lr, schedules)
-        for size in dict.fromkeys((batches[0].full_size, batches[0].smallest)):
-            generator = torch.Generator(device).manual_seed(seeds[0])
-            x = data.draw(torch.arange(size, device=device), generator)
-            ensemble.record(x, compile and size == batches[0].full_size)
-        bar.set_description("fit_ensemble" + (", compiled" if compile else ""))
+        if compile == "auto":
+            compile = is_worth_compiling(epochs * num_steps, device)
+        start = time.perf_counter()
+        try:
+            for model, seed in zip(models, seeds, strict=True):
+                with seeded(seed, device):
+                    model.prepare(data.images)
+            ensemble = Ensemble(models, loss, lr, schedules)
+            for size in dict.fromkeys((batches[0].full_size, batches[0].smallest)):
+                generator = torch.Generator(device).manual_seed(seeds[0])
+                x = data.draw(torch.arange(size, device=device), generator)
+                ensemble.record(x, compile and size == batches[0].full_size)
+        except ValueError:
+            for state in before:
+                state.put_back()
+            raise
+        seconds = time.perf_counter() - start
+        bar.set_description("fit_ensemble" + (", compiled" if ensemble.is_compiled else ""))
         stack.callback(ensemble.hand_back)
-        histories = [History(compiled=bool(compile)) for _ in models]
+        histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
         for _ in range(epochs):
             _epoch(ensemble, batches, seeds, histories, bar)
     return histories
+
+
+class _Before:
+    """A model's tensors and scheduled values before a run that may be refused."""
+
+    def __init__(self, model: VAE, schedules: Mapping[str, Schedule]) -> None:
+        self._model = model
+        self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._numbers: list[tuple[Setting, float]] = []
+        for name in schedules:
+            with contextlib.suppress(ValueError):  # of a name that is refused in a moment
+                setting = Setting(model, name)
+                self._numbers.append((setting, float(setting.get())))
+
+    def put_back(self) -> None:
+        for setting, number in self._numbers:
+            setting.set(number)
+        self._model.load_state_dict(self._state)
 
 
 def _one_for_each(seeds: Sequence[int] | None, num_models: int) -> list[int]:

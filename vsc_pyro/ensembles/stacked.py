@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro import validation_enabled
@@ -10,10 +12,12 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from vsc_pyro.compiled import BACKENDS
-from vsc_pyro.compiled.recording import NotCapturedError
+from vsc_pyro.compiled.comparing import COMPARISONS, alike, undisturbed
+from vsc_pyro.compiled.recording import NotCapturedError, first_line
 from vsc_pyro.compiled.stacking import Recording, StepRecorder, record_stacked
 from vsc_pyro.ensembles.alike import attributes_that_differ, numbers_that_differ
 from vsc_pyro.schedules import Schedule, Setting, set_values
+from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
 
@@ -26,6 +30,9 @@ class Ensemble:
         lr: learning rate of Adam.
         schedules: settings of all models by name, taken from step to step.
 
+    Attributes:
+        is_compiled: whether the step of full minibatches is.
+
     Raises:
         ValueError: a name in `schedules` that leads to no setting.
     """
@@ -36,6 +43,7 @@ class Ensemble:
         self._schedules = schedules
         self._scheduled: list[tuple[Setting, Tensor]] = []
         self._steps = 0
+        self.is_compiled = False
         self._names = [name for name, p in models[0].named_parameters() if p.requires_grad]
         if not self._names:
             raise ValueError("the models have no parameter that requires a gradient; there is nothing to train")
@@ -65,13 +73,33 @@ class Ensemble:
             inputs = [self._stacked[own[id(tensor)]] for tensor in one.inputs]
             xs = x.expand(len(self._models), *x.shape).contiguous()
             graph, others = record_stacked(one.graph, [xs, *inputs])
-            run = BACKENDS["inductor" if compile else "eager"](graph, [xs, *inputs, *others])
         except NotCapturedError as error:
             raise ValueError(
                 f"these models cannot be trained together: {error}; train them one after the other by fit"
             ) from error
+        run = self._compiled(graph, [xs, *inputs, *others]) if compile else graph
         reached = [p for p, is_reached in zip(self._parameters, one.reached, strict=True) if is_reached]
         self._graphs[len(x)] = run, [*inputs, *others], reached
+
+    def _compiled(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        """The common step compiled; as it was recorded, and a warning, where that fails or gives something else."""
+        try:
+            run = BACKENDS["inductor"](graph, inputs)
+            for seed in range(COMPARISONS):
+                outputs = []
+                for way in (graph, run):
+                    with seeded(seed, inputs[0].device):
+                        outputs.append(undisturbed(way, [tensor.clone() for tensor in inputs]))
+                if alike(*outputs):
+                    self.is_compiled = True
+                    return run
+            reason = "compiled, it gives something else than as it was recorded"
+        except NotCapturedError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"running it fails ({first_line(error)})"
+        warnings.warn(f"the step of these models is not compiled: {reason}", stacklevel=4)
+        return graph
 
     def _record_all(self, x: Tensor) -> list[Recording]:
         with validation_enabled(True):  # as of the first step of a fit
@@ -107,8 +135,7 @@ class Ensemble:
             tensor.fill_(setting.get())
         self._steps += 1
         run, inputs, reached = self._graphs[xs.shape[1]]
-        with torch.no_grad(), torch._C._DisableAutocast():
-            losses, *gradients = run(xs, *inputs)
+        losses, *gradients = undisturbed(run, [xs, *inputs])
         for parameter, gradient in zip(reached, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro.arguments import natural_int, positive_float, positive_int
+from vsc_pyro.arguments import bool_or_auto, natural_int, positive_float, positive_int
 from vsc_pyro.batches import Batches, get_batches
 from vsc_pyro.compiled import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
@@ -109,7 +109,7 @@ def fit(
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
             for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
             compiled. On a GPU whole steps, minibatch and Adam included, are then replayed as a CUDA graph, where it can
-            be captured; a warning says so where not.
+            be captured; a warning says so where not (steps of several processes are never replayed).
         precision: of the networks' arithmetic, ``"float32"`` or ``"bfloat16"`` (Micikevicius et al., 2018), in training
             only. All else stays in float32: weights, optimiser, log-probabilities and divergences; so does a linear
             normal decoder, which is no network. Faster on GPUs and on CPUs with AMX. See `vsc_pyro.precision`, also for
@@ -126,8 +126,7 @@ def fit(
     epochs = positive_int("epochs", epochs)
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
     seed = natural_int("seed", seed)
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    compile = bool_or_auto("compile", compile)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the file to go on from")
     if checkpoint is not None and Path(checkpoint).is_dir():
@@ -182,6 +181,8 @@ def fit(
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
             "processes": num_processes(),
         }
+        for name, value in {"epochs": epochs, **settings}.items():
+            check_alike(name, value)
         run = Run(model, optimizer, schedule, schedules, batches, settings)
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
@@ -254,6 +255,11 @@ def _step(
     """A step on what `Batches.sources` gives: compiled if it is to be, and on a GPU captured from the gathering on."""
 
     def minibatch(source: Tensor) -> Tensor:
+        if len(source) < num_processes():
+            raise ValueError(
+                f"a batch of {len(source)} data cannot be shared by {num_processes()} processes; let the DataLoader "
+                "give larger ones"
+            )
         return share(batches.gather(source))
 
     if compiled is None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from vsc_pyro.batches import Batches
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
-from vsc_pyro.parallel import common_seed, num_processes, own_seed
+from vsc_pyro.parallel import check_alike, common_seed, num_processes, own_seed
 from vsc_pyro.schedules import Schedule, set_values
 from vsc_pyro.seeding import manual_seed
 from vsc_pyro.training.readback import Losses, Seen
@@ -63,7 +64,8 @@ class Run:
                 loss = take_step(source)
             losses.add(torch.as_tensor(loss, device=device), len(source))
             if step % _STEPS_BETWEEN_LOOKS == 0:
-                self._tell(losses.look(), bar)
+                # Processes stop at the same step; on one GPU nobody waits.
+                self._tell(losses.look(wait=num_processes() > 1), bar)
         self._tell(losses.look(wait=True), bar)
         self._stop_if_weights_not_finite()
         self.history.elbo.append(-losses.mean())
@@ -77,6 +79,8 @@ class Run:
             # A loader draws its order and its workers' seeds from torch's own random numbers with the first batch.
             manual_seed(common_seed(self.settings["seed"], epoch), device)
             first = list(itertools.islice(sources, 1))
+            checksums = [zlib.crc32(source.detach().cpu().contiguous().view(torch.uint8).numpy()) for source in first]
+            check_alike(f"the first minibatch of epoch {epoch + 1}", checksums)
             manual_seed(own_seed(self.settings["seed"], epoch), device)
             yield from first
         yield from sources

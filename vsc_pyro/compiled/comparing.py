@@ -1,0 +1,37 @@
+"""How a captured graph is run, and held against what it was captured from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of what is compiled: a spike whose noise meets its threshold to the last bit may fall on either side of it there.
+COMPARISONS = 2
+# A captured graph does the same operations; this much is left to those whose order of summation is not fixed.
+_TOLERANCE = 1e-3
+
+
+def alike(expected: list[Tensor], got: list[Tensor]) -> bool:
+    """Whether two ways to compute a loss and its gradients, or other values, give the same, but for rounding."""
+    sizes = [float(value.abs().nan_to_num(0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
+    # A gradient that is zero in truth, as of a bias before a batch norm, is all rounding.
+    rounding = _TOLERANCE * max(sizes[1:], default=0.0)
+    return all(
+        torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * max(size, rounding), equal_nan=True)
+        for one, other, size in zip(expected, got, sizes, strict=True)
+    )
+
+
+def undisturbed(graph: Callable[..., Any], inputs: list[Tensor]) -> Any:
+    """What a graph puts out, without gradients; what autocast does has been recorded."""
+    with torch.no_grad(), torch._C._DisableAutocast():
+        return graph(*inputs)
+
+
+def forked(tensors: Iterable[Tensor]) -> contextlib.AbstractContextManager:
+    """Random numbers within do not count without, of the CPU and of the tensors' devices."""
+    return torch.random.fork_rng({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
