@@ -155,7 +155,7 @@ def evaluate(
 
     Args:
         model: a `VAE`.
-        data: a `Dataset`, or any array or tensor of shape ``(N, ...)``; dynamic binarisation is drawn once, by `seed`.
+        data: a `Dataset`, or any array or tensor of shape ``(N, ...)``; dynamic binarisation is drawn by `seed`.
         num_draws: draws K of each code.
         seed: of binarisation and draws.
         reference: compare with the true posterior: ``"exact"``, see `vsc_pyro.exact_posterior`, or ``"gibbs"``,
