@@ -120,7 +120,7 @@ def check_decoded(browser, decoder):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--inclusion", "0.5", "--epochs", "30", "--decoder-activation", "silu"),
+        ("--inclusion", "0.4", "--epochs", "30", "--decoder-activation", "silu"),
         ("--prior", "pseudo-input", "--hidden", "20", "10", "--slab", "cauchy"),
         ("--prior", "normal", "--decoder-activation", "gelu", "--binarize", "none"),
     ],
@@ -131,6 +131,8 @@ def test_the_page_starts_at_the_posterior_and_decodes_what_is_set(browser, tmp_p
     explore.main([str(run), "--num-data", "5", "--seed", "1"])
     model, _, _, test = mnist_vsc.load_run(run)
     decoder = copy.deepcopy(model.decoder).double()
+    for kind in ("browser", "performance"):  # of tests before this one
+        browser.log(kind)
     browser.open(run / "explore.html")
     dense = "normal" in arguments
     assert ("every latent is always on" in browser.run("return document.body.innerText")) == dense
