@@ -57,7 +57,8 @@ def test_compare_prefers_the_trained_model(trained, digits):
     difference = (pointwise(found["trained"]) - pointwise(found["hardly"])).values
     row = table.loc["hardly"]
     assert abs(float(row["elpd_diff"])) == pytest.approx(difference.sum(), rel=0.01)
-    assert float(row["dse"]) == pytest.approx(math.sqrt(200) * difference.std(), rel=0.02)
+    rounding = 0.5 if float(row["dse"]).is_integer() else 0.0  # of ArviZ 1.x, whose table has whole numbers
+    assert float(row["dse"]) == pytest.approx(math.sqrt(200) * difference.std(), rel=0.02, abs=rounding)
     assert difference.sum() > 5 * float(row["dse"])
 
 
