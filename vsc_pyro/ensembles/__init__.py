@@ -8,17 +8,16 @@ called once for all, and compiled in that form. Milliseconds for each model and 
 =======================================  ===================  ====================  =====================
 ..                                       64-64-10, batch 100  64-200-50, batch 200  784-400-50, batch 200
 =======================================  ===================  ====================  =====================
-one model, eager                         2.35                 3.46                  10.1
-one model, compiled                      0.42                 1.39                  6.8
-each of 2 together, compiled             0.22                 1.11                  6.4
-each of 8 together, compiled             0.16                 1.01                  7.1
-each of 16 together, compiled            0.15                 1.06                  7.0
-each of 16 together, not compiled        0.32                 1.68                  9.4
+one model, eager                         2.18                 3.74                  12.7
+one model, compiled                      0.46                 1.53                  8.4
+each of 2 together, compiled             0.22                 1.12                  7.6
+each of 8 together, compiled             0.15                 1.05                  7.6
+each of 16 together, compiled            0.14                 1.10                  7.8
+each of 16 together, not compiled        0.34                 1.88                  10.7
 =======================================  ===================  ====================  =====================
 
 So it pays for small models, a third of whose time is left, and not for those whose matrix products fill the processor:
-train these one after the other. With the data's drawing, an epoch of the bundled digits takes 33 ms for eight models of
-the first kind together, and for one by `fit` 12 ms compiled and 36 ms not. On a GPU nothing has been measured.
+train these one after the other. On a GPU nothing has been measured.
 """
 
 from __future__ import annotations

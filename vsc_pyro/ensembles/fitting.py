@@ -28,7 +28,7 @@ from vsc_pyro.seeding import seeded
 from vsc_pyro.training.fitting import check_batch_norm, private_state, resolve_device, warn_of_warmup
 from vsc_pyro.vae import VAE
 
-# Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
+# Losses stay on the device, and looking at them waits for it: often enough to stop a diverged run within seconds.
 _STEPS_BETWEEN_LOOKS = 50
 
 
