@@ -75,8 +75,13 @@ def test_six_latents_have_the_exact_full_gradient(elbo, gate):
 def test_pairs_are_antithetic_share_their_slabs_and_are_each_exact():
     slab = dist.Normal(torch.tensor([0.0, 3.0], dtype=torch.float64), 1.0)
     q = SpikeSlab(slab, logits=torch.tensor([-1.5, 0.4], dtype=torch.float64).requires_grad_(), gate="disarm")
-    with pyro.plate(PARTICLES, 2, dim=-3):
-        z = q.expand((2, 100_000, 2))().detach()
+
+    class Drawing(Trace_ELBO):
+        def loss(self, *_):
+            with pyro.plate(PARTICLES, 2, dim=-3):
+                return q.expand((2, 100_000, 2))().detach()
+
+    z = Drawing().loss()
     on = z != 0
     assert_mean_equals(on.double().mean(0), q.probs.detach())
     assert_mean_equals(on[1].double(), q.probs.detach())
@@ -133,6 +138,27 @@ def test_without_a_gradient_draws_are_independent():
     for first, second in (z, q.sample((2,))):
         assert 0.2 < ((first != 0) & (second != 0)).double().mean() < 0.3  # 1/4; pairs would have none
         assert not (first == second)[first != 0].any()
+
+
+def test_importance_weights_are_of_independent_draws():
+    """Weights of pairs would be correlated, and their effective number overstated."""
+
+    def program(q):
+        return lambda: pyro.sample("z", q)
+
+    loc = torch.zeros(2000, dtype=torch.float64, requires_grad=True)
+    q = SpikeSlab(dist.Normal(loc, 1.0), logits=torch.zeros(2000, dtype=torch.float64), gate="disarm").to_event(1)
+    prior = SpikeSlab(dist.Normal(torch.zeros_like(loc), 1.0), probs=torch.full_like(loc, 0.3)).to_event(1)
+    first, second = [], []
+    for _ in range(400):
+        log_weights, _, _ = pyro.infer.importance.vectorized_importance_weights(
+            program(prior), program(q), num_samples=2, max_plate_nesting=0, normalized=False
+        )
+        first.append(log_weights[0].detach())
+        second.append(log_weights[1].detach())
+    first, second = torch.stack(first), torch.stack(second)
+    # Each is exact, so products of deviations have a mean of zero if the two are independent.
+    assert_mean_equals((first - first.mean()) * (second - second.mean()), 0.0)
 
 
 def test_pairs_need_a_plate_of_particles_and_say_so(small_vae, digits):

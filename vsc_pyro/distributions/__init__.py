@@ -1,8 +1,9 @@
 """The spike-and-slab distribution, mixtures of it, what is linear in a code, and Kullback-Leibler divergences."""
 
+from vsc_pyro._pyro_internals import PARTICLES
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
-from vsc_pyro.distributions.draws import PARTICLES, CentredScoreParts
+from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab

@@ -1,40 +1,47 @@
-"""What a draw of a spike-and-slab remembers, and how a draw that has lost it is told from a number like any other."""
+"""What a draw of a spike-and-slab remembers."""
 
 from __future__ import annotations
 
-import re
-import sys
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
-from pyro.infer import ELBO, RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
-from pyro.poutine import runtime
 from torch import Tensor
-
-from vsc_pyro.gates import Gate
+from torch.autograd.graph import Node
 
 if TYPE_CHECKING:
     from vsc_pyro.distributions.spike_slab import SpikeSlab
 
 _KEY = "_spike_slab_draw"
-PARTICLES = "num_particles_vectorized"  # what Pyro calls its plate over particles
-
-# Operations that hand a draw on, cell by cell; what comes out of any other is a number of its own.
-_HANDS_ON = re.compile(
-    r"(View|UnsafeView|ReshapeAlias|Expand|Unsqueeze|Squeeze|Select|Slice|Permute|Transpose|T|Clone|ToCopy|Alias|"
-    r"AsStrided|Index|Mul|Div|Neg|Add|Sub)Backward\d*|CopySlices"
-)
 
 
 class Draw(NamedTuple):
-    """The slab's draw, the spike with the derivative of a density, who drew them, and the score if the gate has one."""
+    """How a value was drawn.
+
+    Attributes:
+        slab: the slab's draw.
+        spike: 0 or 1, with the derivative of a density.
+        value: what came of them, with the gate's gradient; None at a node behind an edited value.
+        by: the distribution that drew.
+        score: the score if the gate has one.
+        version: of the value's memory at that time.
+    """
 
     slab: Tensor
     spike: Tensor
+    value: Tensor | None
     by: SpikeSlab
     score: Tensor | None = None
+    version: int = 0
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the value is a relaxed spike times the slab."""
+        return self.by.gate.hardened() is not self.by.gate
+
+    def is_edited(self) -> bool:
+        """Whether the value has been edited in place."""
+        return self.value is None or _version(self.value) != self.version
 
 
 class CentredScoreParts(ScoreParts):
@@ -44,17 +51,32 @@ class CentredScoreParts(ScoreParts):
         return CentredScoreParts(*super().scale_and_mask(scale, mask))
 
 
-def remember(value: Tensor, draw: Draw) -> None:
-    """Attach `draw` to `value`, and the gate, if it needs the draw, to the node of the autograd graph behind it."""
-    setattr(value, _KEY, (draw, _version(value)))
-    if value.grad_fn is not None and (draw.by.has_rsample or draw.by.gate.draws_at_once > 1):
-        value.grad_fn.metadata[_KEY] = draw.by.gate
+def remember(draw: Draw) -> Tensor:
+    """The value of `draw`, which carries it, and whose node of the autograd graph does if there is one."""
+    value = draw.value
+    if value.grad_fn is None:
+        draw = draw._replace(value=value.detach(), version=_version(value))  # a tensor must not hold itself
+        setattr(value, _KEY, draw)
+        return value
+    # The node's own tensor, held by the node, would never be freed, so the node is that of a view.
+    node, view = value.grad_fn, value.view_as(value)
+    draw = draw._replace(version=_version(value))
+    setattr(view, _KEY, draw)
+    if draw.spike.requires_grad or draw.is_soft:
+        view.grad_fn.metadata[_KEY] = draw
+        node.metadata[_KEY] = draw._replace(value=None)  # where an edit in place has replaced the view's node
+    return view
 
 
 def draw_of(value: Tensor) -> Draw | None:
-    """The draw that `value` is; None if it is none, or has been edited in place since."""
-    draw, version = getattr(value, _KEY, (None, None))
-    return draw if version == _version(value) else None
+    """The draw that `value` is; None if it is none, or has been edited in place."""
+    draw = getattr(value, _KEY, None)
+    return None if draw is None or draw.version != _version(value) else draw
+
+
+def draw_at(node: Node) -> Draw | None:
+    """The draw that a node of the autograd graph made, or None."""
+    return node.metadata.get(_KEY)
 
 
 def expand_draw(value: Tensor, shape: torch.Size) -> Tensor:
@@ -62,40 +84,11 @@ def expand_draw(value: Tensor, shape: torch.Size) -> Tensor:
     expanded = value.expand(shape)
     if draw := draw_of(value):
         score = None if draw.score is None else draw.score.expand(shape)
-        remember(expanded, Draw(draw.slab.expand(shape), draw.spike.expand(shape), draw.by, score))
+        setattr(
+            expanded, _KEY, draw._replace(slab=draw.slab.expand(shape), spike=draw.spike.expand(shape), score=score)
+        )
     return expanded
 
 
 def _version(value: Tensor) -> int:
     return 0 if value.is_inference() else value._version
-
-
-def gate_behind(value: Tensor) -> Gate | None:
-    """The gate, of those that need it, whose draw this value is, reshaped, copied or rescaled; None if it is none."""
-    node = value.grad_fn
-    while node is not None:
-        if _KEY in node.metadata:
-            return node.metadata[_KEY]
-        sources = [source for source, _ in node.next_functions if source is not None]
-        node = sources[0] if len(sources) == 1 and _HANDS_ON.fullmatch(type(node).__name__) else None
-    return None
-
-
-def in_plate_of_particles() -> bool:
-    """Whether an ELBO is drawing several particles at once."""
-    return any(getattr(messenger, "name", None) == PARTICLES for messenger in runtime._PYRO_STACK)
-
-
-def warn_if_not_linear(gate: Gate) -> None:
-    """Warn if the ELBO that is asking, somewhere up the stack, is one that a relaxed gate biases in the KL part too."""
-    # No distribution is told which ELBO asks for its score, and these take a relaxed gate without complaint.
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get("self"), ELBO):
-        frame = frame.f_back
-    elbo = frame.f_locals["self"] if frame is not None else None
-    if isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)) or not getattr(elbo, "is_linear", True):
-        warnings.warn(
-            f"{type(elbo).__name__} is not linear in log-densities, so with {gate!r} the KL part of the spikes' "
-            "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",
-            stacklevel=2,
-        )

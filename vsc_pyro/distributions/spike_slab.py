@@ -48,19 +48,21 @@ from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflat
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints, transform_to
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.distributions.draws import (
-    CentredScoreParts,
-    Draw,
-    draw_of,
-    gate_behind,
-    in_plate_of_particles,
-    remember,
-    warn_if_not_linear,
+from vsc_pyro._pyro_internals import current_request, in_plate_of_particles, transformation_around
+from vsc_pyro.distributions.copies import (
+    Copy,
+    LostDrawError,
+    copy_of,
+    draws_behind,
+    is_copy_of_soft_draw,
+    remember_soft,
 )
+from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
+from vsc_pyro.distributions.estimators import check_estimator
 from vsc_pyro.gates import Gate, get_gate
 
 
@@ -75,6 +77,17 @@ class _WithZero(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"zero or {self.slab}"
+
+
+@biject_to.register(_WithZero)
+@transform_to.register(_WithZero)
+def _refuse_bijection(constraint: _WithZero) -> NoReturn:
+    # Asked for by HMC, NUTS and automatic guides, none of which would ever draw the atom.
+    raise NotImplementedError(
+        "a SpikeSlab is zero with positive probability, and no transformation of continuous numbers is, so that HMC, "
+        "NUTS and automatic guides such as AutoNormal and AutoDelta would lose its atom; write a guide that draws the "
+        "site from a SpikeSlab, or hide the site from the automatic guide (pyro.poutine.block) and guide it by hand"
+    )
 
 
 class SpikeSlab(TorchDistribution):
@@ -118,7 +131,6 @@ class SpikeSlab(TorchDistribution):
                 "build SpikeSlab on the scalar slab and call .to_event() on the result"
             )
         self.gate = get_gate(gate)
-        self._soft_draw: Tensor | None = None
         self._one_slab: Distribution | None = None
         parameter = logits if probs is None else probs
         if not isinstance(parameter, Tensor):
@@ -150,8 +162,7 @@ class SpikeSlab(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        slab = self.slab.support
-        return slab if slab is constraints.real else _WithZero(slab)
+        return _WithZero(self.slab.support)
 
     @property
     def has_rsample(self) -> bool:
@@ -166,7 +177,6 @@ class SpikeSlab(TorchDistribution):
         new = self._get_checked_instance(SpikeSlab, _instance)
         batch_shape = torch.Size(batch_shape)
         new.gate = self.gate
-        new._soft_draw = None
         new._one_slab = self.slab if len(batch_shape) > len(self.batch_shape) else self._one_slab
         new.slab = self.slab.expand(batch_shape)
         for name in ("logits", "probs"):
@@ -229,6 +239,7 @@ class SpikeSlab(TorchDistribution):
                 f"gate {self.gate!r} has no pathwise gradient through the spike; call sample(), or train with an ELBO "
                 "that takes score functions, or choose gate='concrete'"
             )
+        self._refuse_transformation()
         return self._draw(sample_shape)
 
     def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
@@ -251,16 +262,18 @@ class SpikeSlab(TorchDistribution):
             probs = torch.sigmoid(logits)
             spike = hard + (probs - probs.detach())
         soft = self.gate.hardened() is not self.gate
-        if soft:
-            self._soft_draw = value.detach()
         if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
-            remember(value, Draw(slab, spike, self, score))
+            value = remember(Draw(slab, spike, value, self, score))
+        if soft:
+            remember_soft(value)
         return value
 
     def _has_particles(self, sample_shape: torch.Size) -> bool:
         """Whether a gradient is to be taken and the first dimension is of an ELBO's particles, alike for each."""
         # Any other dimension may be of latents or of data, whose draws have to be independent.
-        return torch.is_grad_enabled() and not sample_shape and self._one_slab is not None and in_plate_of_particles()
+        if not torch.is_grad_enabled() or sample_shape or self._one_slab is None or not in_plate_of_particles():
+            return False
+        return current_request() is not None  # importance weights are of independent draws
 
     def _gated(self, factor: Tensor, slab: Tensor) -> Tensor:
         return factor * slab
@@ -277,23 +290,26 @@ class SpikeSlab(TorchDistribution):
             ValueError: a value that was drawn by a relaxed gate and has lost its draw (it was transformed, or scored by
                 a component of a mixture), where its density (soft spikes) or its density's gradient would be wrong.
         """
+        self._refuse_transformation()
         log_on, log_off = logsigmoid(self.logits), logsigmoid(-self.logits)
         draw = draw_of(value)
         if draw is not None:
             log_prob = log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
-            if draw.spike.requires_grad and log_prob.dim() > draw.spike.dim():
-                warnings.warn(
-                    f"a draw of {draw.by.gate!r} is scored under a batch of priors at once; where their log-densities "
-                    "meet in a log-sum-exp, as those of an enumerated mixture do, the spikes' gradient is biased in "
-                    "the KL part too; gate='score' is not",
-                    stacklevel=2,
-                )
+            if draw.spike.requires_grad and log_prob.shape != draw.spike.shape:
+                _warn_of_several_scores(draw.by.gate)
             return log_prob
-        self._refuse_lost_draw(value)
-        if self._validate_args:
-            self._validate_sample(value)
-        zero = value == 0
-        return torch.where(zero, log_off, log_on + self.slab.log_prob(self._inside_slab_support(value, zero)))
+        copy = self._copy(value)
+        if copy is None:
+            if self._validate_args:
+                self._validate_sample(value)
+            return self._log_prob_of(value, log_on, log_off)
+        on, off = (self._log_prob_of(number, log_on, log_off) for number in (copy.on, copy.off))
+        log_prob = copy.spike * on + (1 - copy.spike) * off
+        if log_prob.shape != value.shape:  # as by a mixture, in whose log-sum-exp it is not linear
+            raise _lost_draw(copy.draw.by.gate)
+        if copy.is_repeated:
+            _warn_of_several_scores(copy.draw.by.gate)
+        return log_prob
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """What Pyro's ELBOs differentiate (see `pyro.distributions.Distribution.score_parts`).
@@ -305,44 +321,58 @@ class SpikeSlab(TorchDistribution):
                 asking a prior for the score of a guide's draw).
         """
         draw = draw_of(value)
-        if draw is not None and draw.by is not self and not draw.by.has_rsample:
-            raise NotImplementedError(
-                "this ELBO has no estimator for spikes drawn with gate='score' and would leave them untrained; "
-                "use Trace_ELBO, TraceGraph_ELBO or TraceEnum_ELBO, or another gate"
-            )
         log_prob = self.log_prob(value)
+        if value.requires_grad or not self.has_rsample:
+            check_estimator(self.gate if draw is None else draw.by.gate)
         if self.has_rsample:
-            if value.requires_grad:
-                warn_if_not_linear(self.gate)
             return ScoreParts(log_prob, 0, log_prob)
         at_once = self.gate.draws_at_once
-        if draw is not None and draw.score is None and at_once > 1:
-            raise ValueError(
-                f"{self.gate!r} takes its gradient from {at_once} draws of a code, along a plate over particles, and "
-                f"there is none of a size that {at_once} divides; pass num_draws={at_once} to fit, or "
-                f"num_particles={at_once}, vectorize_particles=True to the ELBO"
-            )
-        if draw is not None and draw.score is not None:
-            parts = CentredScoreParts if at_once > 1 else ScoreParts
-            return parts(log_prob, draw.score, log_prob)
+        if draw is not None and draw.by is self:
+            if draw.score is not None:
+                return (CentredScoreParts if at_once > 1 else ScoreParts)(log_prob, draw.score, log_prob)
+            if current_request() is not None:
+                raise ValueError(
+                    f"{self.gate!r} takes its gradient from {at_once} draws of a code, along a plate over particles, "
+                    f"and there is none of a size that {at_once} divides; pass num_draws={at_once} to fit, or "
+                    f"num_particles={at_once}, vectorize_particles=True to the ELBO"
+                )
+        if draw is None and at_once > 1 and value.requires_grad and torch.is_grad_enabled():
+            raise _lost_draw(self.gate)
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)
         spike_log_prob = torch.where(value == 0, logsigmoid(-self.logits), logsigmoid(self.logits))
         return ScoreParts(log_prob, spike_log_prob, log_prob)
 
-    def _refuse_lost_draw(self, value: Tensor) -> None:
-        if self._soft_draw is not None and value.data_ptr() == self._soft_draw.data_ptr():
+    def _copy(self, value: Tensor) -> Copy | None:
+        """The draws that `value` is a copy of, where its own number does not tell its density and the gradient."""
+        draws = draws_behind(value)
+        if not torch.is_grad_enabled():
+            draws = {node: draw for node, draw in draws.items() if draw.is_soft}
+        if draws:
+            try:
+                return copy_of(value, draws)
+            except LostDrawError:
+                raise _lost_draw(next(iter(draws.values())).by.gate) from None
+        if is_copy_of_soft_draw(value):
             raise ValueError(
-                f"a value drawn with soft spikes ({self.gate!r}) is never exactly zero and cannot be scored without "
-                "the draw it came from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
+                "a value drawn with soft spikes is never exactly zero and cannot be scored without the draw it came "
+                "from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
             )
-        gate = gate_behind(value)
-        if gate is not None:
+        return None
+
+    def _refuse_transformation(self) -> None:
+        around = transformation_around(self)
+        if around is not None:
+            names = ", ".join(type(transform).__name__ for transform in around.transforms)
             raise ValueError(
-                f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
-                "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned "
-                "itself, or use gate='score', which takes transformed posteriors and mixture priors"
+                f"a TransformedDistribution of a SpikeSlab ({names}) would multiply the mass of its atom by a "
+                "Jacobian, as if it were a density, and score a value without the draw it came from; sample the "
+                "SpikeSlab and transform the value after pyro.sample, or let pyro.infer.reparam.TransformReparam do so"
             )
+
+    def _log_prob_of(self, number: Tensor, log_on: Tensor, log_off: Tensor) -> Tensor:
+        zero = number == 0
+        return torch.where(zero, log_off, log_on + self.slab.log_prob(self._inside_slab_support(number, zero)))
 
     def _inside_slab_support(self, value: Tensor, zero: Tensor) -> Tensor:
         # Where the value is zero the slab's density is not used, but its gradient must not be NaN nor its check fail.
@@ -372,6 +402,23 @@ class IndependentSpikeSlab(Independent):
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
         return type(parts)(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
+
+
+def _lost_draw(gate: Gate) -> ValueError:
+    return ValueError(
+        f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
+        "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned "
+        "itself, or use gate='score', which takes transformed posteriors and mixture priors"
+    )
+
+
+def _warn_of_several_scores(gate: Gate) -> None:
+    warnings.warn(
+        f"a draw of {gate!r} is scored under a batch of priors at once; where their log-densities meet in a "
+        "log-sum-exp, as those of an enumerated mixture do, the spikes' gradient is biased in the KL part too; "
+        "gate='score' is not",
+        stacklevel=3,
+    )
 
 
 def is_atom_free(distribution: Distribution) -> bool:

@@ -1,0 +1,51 @@
+"""The ELBOs that estimate the gradient of a spike, by gate: all others are refused or warned of."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
+
+from vsc_pyro._pyro_internals import current_request
+from vsc_pyro.gates import Gate
+
+_NOT_LINEAR = (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)
+_WITHOUT_SCORES = (TraceMeanField_ELBO, *_NOT_LINEAR)
+
+
+def check_estimator(gate: Gate) -> None:
+    """Check that the ELBO at work, if any, has an estimator for spikes of `gate`, which it asks a score for.
+
+    Raises:
+        NotImplementedError: an ELBO that has none for score functions, and a gate that needs one.
+    """
+    request = current_request() if torch.is_grad_enabled() else None
+    if request is None:
+        return
+    elbo, name = request.elbo, type(request.elbo).__name__
+    if gate.reparametrized:
+        if isinstance(elbo, _NOT_LINEAR) or not getattr(elbo, "is_linear", True):
+            warnings.warn(
+                f"{name} is not linear in log-densities, so with {gate!r} the KL part of the spikes' "
+                "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",
+                stacklevel=4,
+            )
+    elif isinstance(elbo, _WITHOUT_SCORES):
+        raise NotImplementedError(
+            f"{name} has no estimator for spikes drawn with gate='score' or 'disarm' and would leave them untrained, "
+            "for it takes fully reparameterized guides; use Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO or those of "
+            "vsc_pyro.objectives, or another gate"
+        )
+    elif request.is_auxiliary and _leaves_out_auxiliary_sites(elbo):
+        warnings.warn(
+            f"{name} leaves the density of a site that only the guide has out of the learning signal, so that the "
+            f"gradient of spikes drawn with {gate!r} is biased there, as that of any discrete site; TraceGraph_ELBO "
+            "and vsc_pyro.objectives.TraceELBO are unbiased",
+            stacklevel=4,
+        )
+
+
+def _leaves_out_auxiliary_sites(elbo: ELBO) -> bool:
+    # A subclass that sums its terms itself, as those of vsc_pyro.objectives do, need not inherit the fault.
+    return isinstance(elbo, Trace_ELBO) and type(elbo).__module__ == Trace_ELBO.__module__
