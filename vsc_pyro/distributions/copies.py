@@ -75,8 +75,8 @@ def copy_of(value: Tensor, draws: dict[Node, Draw]) -> Copy | None:
     Raises:
         LostDrawError: a value that is neither.
     """
-    if any(draw.is_edited() for draw in draws.values()):
-        raise LostDrawError
+    if torch.jit.is_tracing() or any(draw.is_edited() for draw in draws.values()):
+        raise LostDrawError  # a trace would keep what is found here for draws to come
     try:
         with torch.enable_grad():
             parts, is_mixed = _sources(value, draws)

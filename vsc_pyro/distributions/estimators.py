@@ -5,13 +5,32 @@ from __future__ import annotations
 import warnings
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
 
-from vsc_pyro._pyro_internals import current_request
+from vsc_pyro._pyro_internals import current_request, in_plate_of_particles
 from vsc_pyro.gates import Gate
 
 _NOT_LINEAR = (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)
 _WITHOUT_SCORES = (TraceMeanField_ELBO, *_NOT_LINEAR)
+_AVERAGES = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
+
+
+def averages_particles() -> bool:
+    """Whether an ELBO is taking the gradient of a mean over particles, for which they need not be independent."""
+    # Weights of particles, as for importance sampling or wake-sleep, are of independent ones.
+    if not torch.is_grad_enabled() or not in_plate_of_particles():
+        return False
+    request = current_request()
+    return request is not None and isinstance(request.elbo, _AVERAGES)
 
 
 def check_estimator(gate: Gate) -> None:

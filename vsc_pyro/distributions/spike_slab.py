@@ -21,12 +21,15 @@ and its gradient is unbiased. A draw therefore carries :math:`(w, s)`, and `log_
 prior's, uses them where they are there. (`pyro.distributions.RelaxedBernoulliStraightThrough` carries its unrounded
 value the same way.) What is left to the gate is the likelihood's part of the gradient; see `vsc_pyro.gates`.
 
-Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`, `TraceTMC_ELBO`, an enumerated
-mixture of priors) inherit the gate's bias in the KL part as well, and a warning says so; ``gate="score"`` is unbiased
-under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO` and refused by the others. A value whose draw was lost on the
-way (transformed, edited in place, scored by a component of a mixture) is refused rather than scored with the wrong
-gradient; so is ``gate="disarm"`` under `TraceGraph_ELBO`. Samplers that follow gradients (HMC, NUTS) never reach the
-atom: do not use them on a spike-and-slab site.
+A value that was computed from a draw is scored as a copy of it, taken as a number of its own, or refused, see
+`vsc_pyro.distributions.copies`. Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`,
+`TraceTMC_ELBO`, an enumerated mixture of priors) inherit the gate's bias in the KL part as well, and a warning says so.
+``gate="score"`` is unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO`, except that Pyro's `Trace_ELBO`
+biases it (as any discrete site) where the guide alone has the site, with a warning; ELBOs without score functions are
+refused. ``gate="disarm"`` is refused under `TraceGraph_ELBO`.
+
+Nothing but an ELBO reaches the atom. HMC, NUTS and automatic guides move an unconstrained number, and are refused; so is
+a `TransformedDistribution`, which would multiply the atom's mass by a Jacobian.
 
 References
     T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
@@ -52,7 +55,7 @@ from torch.distributions import Distribution, biject_to, constraints, transform_
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro._pyro_internals import current_request, in_plate_of_particles, transformation_around
+from vsc_pyro._pyro_internals import current_request, transformation_around
 from vsc_pyro.distributions.copies import (
     Copy,
     LostDrawError,
@@ -62,7 +65,7 @@ from vsc_pyro.distributions.copies import (
     remember_soft,
 )
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
-from vsc_pyro.distributions.estimators import check_estimator
+from vsc_pyro.distributions.estimators import averages_particles, check_estimator
 from vsc_pyro.gates import Gate, get_gate
 
 
@@ -271,9 +274,7 @@ class SpikeSlab(TorchDistribution):
     def _has_particles(self, sample_shape: torch.Size) -> bool:
         """Whether a gradient is to be taken and the first dimension is of an ELBO's particles, alike for each."""
         # Any other dimension may be of latents or of data, whose draws have to be independent.
-        if not torch.is_grad_enabled() or sample_shape or self._one_slab is None or not in_plate_of_particles():
-            return False
-        return current_request() is not None  # importance weights are of independent draws
+        return not sample_shape and self._one_slab is not None and averages_particles()
 
     def _gated(self, factor: Tensor, slab: Tensor) -> Tensor:
         return factor * slab
@@ -353,7 +354,7 @@ class SpikeSlab(TorchDistribution):
                 return copy_of(value, draws)
             except LostDrawError:
                 raise _lost_draw(next(iter(draws.values())).by.gate) from None
-        if is_copy_of_soft_draw(value):
+        if value.grad_fn is None and is_copy_of_soft_draw(value):
             raise ValueError(
                 "a value drawn with soft spikes is never exactly zero and cannot be scored without the draw it came "
                 "from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
