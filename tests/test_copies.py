@@ -163,6 +163,8 @@ def test_a_scaled_and_shifted_draw_under_a_sparse_noise_has_the_exact_gradient(g
 
 def test_numbers_of_their_own_are_taken():
     logits, _, z = drawn()
+    data = torch.where(MASK, 0.0, 1e-3 * torch.arange(N * J, dtype=z.dtype).reshape(N, J))
+    torch.testing.assert_close(PRIOR.log_prob(data - z), PRIOR.log_prob((data - z).detach()))
     dictionary = torch.randn(J, 5, dtype=z.dtype)
     for number in (1.5 - z @ dictionary, z.exp(), torch.sigmoid(z), z.sum(-1) + 1.5):
         log_prob = PRIOR.log_prob(number)

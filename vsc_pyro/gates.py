@@ -21,6 +21,7 @@ name                  factor, forward      derivative                           
 The last two leave the spikes' gradient to the ELBO. With one draw of each code ``score`` is noisy; of several, the
 ELBOs of `vsc_pyro.objectives` hold each against the mean of the others (a leave-one-out baseline). ``disarm`` draws
 codes in antithetic pairs, for these and for Pyro's `Trace_ELBO` and `TraceEnum_ELBO` with vectorised particles.
+At a site that only the guide has, Pyro's `Trace_ELBO` biases both, as it does any discrete site, and a warning says so.
 
 References
     Y. Bengio, N. Léonard, A. Courville (2013), Estimating or propagating gradients through stochastic neurons.

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from vsc_pyro.distributions.draws import Draw, draw_at
+from vsc_pyro.gates import Gate
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -38,22 +39,57 @@ class Copy(NamedTuple):
     Attributes:
         spike: the spike of the draw behind each cell, 1 where there is none.
         on, off: the cell's value with that spike on and off.
-        draw: one of the draws.
+        gate: that of the draws, or of one of them.
         is_repeated: whether a cell of a draw is behind several cells of the value.
     """
 
     spike: Tensor
     on: Tensor
     off: Tensor
-    draw: Draw
+    gate: Gate
     is_repeated: bool
 
 
 class LostDrawError(ValueError):
     """A value that was drawn, and of whose density the gradient is not known."""
 
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(
+            f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
+            "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned "
+            "itself, or use gate='score', which takes transformed posteriors and mixture priors"
+        )
 
-def draws_behind(value: Tensor) -> dict[Node, Draw]:
+
+def copy_of(value: Tensor) -> Copy | None:
+    """How `value` was made of draws; None if it is a number of its own.
+
+    Raises:
+        LostDrawError: a value that is neither.
+        ValueError: a copy of a soft draw without its graph.
+    """
+    draws = _draws_behind(value)
+    if not torch.is_grad_enabled():  # the number of a hard draw tells its density
+        draws = {node: draw for node, draw in draws.items() if draw.is_soft}
+    if draws:
+        gate = next(iter(draws.values())).by.gate
+        if torch.jit.is_tracing() or any(draw.is_edited() for draw in draws.values()):
+            raise LostDrawError(gate)  # a trace would keep what is found here for draws to come
+        try:
+            with torch.enable_grad():
+                parts, is_mixed = _sources(value, draws)
+        except RuntimeError as error:  # a step of the graph that cannot be differentiated twice
+            raise LostDrawError(gate) from error
+        return _composed(value, parts, is_mixed, gate)
+    if value.grad_fn is None and _is_copy_of_soft_draw(value):
+        raise ValueError(
+            "a value drawn with soft spikes is never exactly zero and cannot be scored without the draw it came "
+            "from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
+        )
+    return None
+
+
+def _draws_behind(value: Tensor) -> dict[Node, Draw]:
     """The draws that `value` was computed from, by the nodes of its autograd graph that made them."""
     found: dict[Node, Draw] = {}
     seen, waiting = set(), [value.grad_fn]
@@ -69,19 +105,8 @@ def draws_behind(value: Tensor) -> dict[Node, Draw]:
     return found
 
 
-def copy_of(value: Tensor, draws: dict[Node, Draw]) -> Copy | None:
-    """How `value` was made of `draws`, those behind it; None if it is a number of its own.
-
-    Raises:
-        LostDrawError: a value that is neither.
-    """
-    if torch.jit.is_tracing() or any(draw.is_edited() for draw in draws.values()):
-        raise LostDrawError  # a trace would keep what is found here for draws to come
-    try:
-        with torch.enable_grad():
-            parts, is_mixed = _sources(value, draws)
-    except RuntimeError as error:  # a step of the graph that cannot be differentiated twice
-        raise LostDrawError from error
+def _composed(value: Tensor, parts: list[_Source], is_mixed: Tensor, gate: Gate) -> Copy | None:
+    """The value as a copy of its sources; `is_mixed` says which cells depend on draws in another way."""
     copied = sum(part.copied.long() for part in parts)
     is_mixed = is_mixed | (copied > 1)
     is_made_of_one = (copied == 1) & ~is_mixed
@@ -89,8 +114,8 @@ def copy_of(value: Tensor, draws: dict[Node, Draw]) -> Copy | None:
     size, remainder = value.detach().abs(), off.detach().abs()
     exact = remainder <= _tolerance(value) * size
     off = torch.where(is_made_of_one & exact, torch.zeros_like(off), off)
-    # Of a copy that has been rounded to a coarser type and back, zeros tell what the shift is.
-    is_rounded = is_made_of_one & ~exact & (remainder < 0.02 * size)
+    # A copy that has been rounded to 16 bits and back: beside exact zeros, every shift is next to nothing.
+    is_rounded = is_made_of_one & ~exact & (size > 0) & (remainder < 0.004 * size)
     on, spike, is_followed = off, torch.ones_like(value), torch.zeros_like(is_mixed)
     is_repeated = False
     for part in parts:
@@ -108,13 +133,13 @@ def copy_of(value: Tensor, draws: dict[Node, Draw]) -> Copy | None:
     if (constant & zero).any():
         # The zero may be a constant, such as padding, or a spike that is off behind a kink, such as that of relu.
         lost = lost | (constant & zero & any(part.has_unused_spike_off(is_followed) for part in parts))
-    if (is_made_of_one & zero).any():
+    if (is_made_of_one & zero).any() and (is_rounded | exact | ~is_made_of_one).all():
         lost = lost | is_rounded
     if lost.any():
-        raise LostDrawError
+        raise LostDrawError(gate)
     if not is_followed.any():
         return None
-    return Copy(spike, on, off, next(iter(draws.values())), is_repeated)
+    return Copy(spike, on, off, gate, is_repeated)
 
 
 class _Source(NamedTuple):
@@ -240,7 +265,7 @@ def remember_soft(value: Tensor) -> None:
     _last_soft_draw[:] = [value.detach()]
 
 
-def is_copy_of_soft_draw(value: Tensor) -> bool:
+def _is_copy_of_soft_draw(value: Tensor) -> bool:
     """Whether most of what is not zero in `value` are numbers of a soft draw."""
     known = [soft for ref in _soft_draws if (soft := ref()) is not None] + _last_soft_draw
     known = [soft.detach() for soft in known if soft.device == value.device]

@@ -28,8 +28,8 @@ A value that was computed from a draw is scored as a copy of it, taken as a numb
 biases it (as any discrete site) where the guide alone has the site, with a warning; ELBOs without score functions are
 refused. ``gate="disarm"`` is refused under `TraceGraph_ELBO`.
 
-Nothing but an ELBO reaches the atom. HMC, NUTS and automatic guides move an unconstrained number, and are refused; so is
-a `TransformedDistribution`, which would multiply the atom's mass by a Jacobian.
+Nothing but an ELBO reaches the atom. HMC, NUTS and automatic guides move an unconstrained number, and are refused; so
+is a `TransformedDistribution`, which would multiply the atom's mass by a Jacobian.
 
 References
     T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
@@ -51,46 +51,20 @@ from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflat
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints, transform_to
+from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro._pyro_internals import current_request, transformation_around
 from vsc_pyro.distributions.copies import (
-    Copy,
     LostDrawError,
     copy_of,
-    draws_behind,
-    is_copy_of_soft_draw,
     remember_soft,
 )
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
 from vsc_pyro.distributions.estimators import averages_particles, check_estimator
+from vsc_pyro.distributions.support import WithZero
 from vsc_pyro.gates import Gate, get_gate
-
-
-class _WithZero(constraints.Constraint):
-    """The slab's support and the point zero."""
-
-    def __init__(self, slab: constraints.Constraint) -> None:
-        self.slab = slab
-
-    def check(self, value: Tensor) -> Tensor:
-        return (value == 0) | self.slab.check(value)
-
-    def __repr__(self) -> str:
-        return f"zero or {self.slab}"
-
-
-@biject_to.register(_WithZero)
-@transform_to.register(_WithZero)
-def _refuse_bijection(constraint: _WithZero) -> NoReturn:
-    # Asked for by HMC, NUTS and automatic guides, none of which would ever draw the atom.
-    raise NotImplementedError(
-        "a SpikeSlab is zero with positive probability, and no transformation of continuous numbers is, so that HMC, "
-        "NUTS and automatic guides such as AutoNormal and AutoDelta would lose its atom; write a guide that draws the "
-        "site from a SpikeSlab, or hide the site from the automatic guide (pyro.poutine.block) and guide it by hand"
-    )
 
 
 class SpikeSlab(TorchDistribution):
@@ -165,7 +139,7 @@ class SpikeSlab(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        return _WithZero(self.slab.support)
+        return WithZero(self.slab.support)
 
     @property
     def has_rsample(self) -> bool:
@@ -299,7 +273,7 @@ class SpikeSlab(TorchDistribution):
             if draw.spike.requires_grad and log_prob.shape != draw.spike.shape:
                 _warn_of_several_scores(draw.by.gate)
             return log_prob
-        copy = self._copy(value)
+        copy = copy_of(value)
         if copy is None:
             if self._validate_args:
                 self._validate_sample(value)
@@ -307,9 +281,9 @@ class SpikeSlab(TorchDistribution):
         on, off = (self._log_prob_of(number, log_on, log_off) for number in (copy.on, copy.off))
         log_prob = copy.spike * on + (1 - copy.spike) * off
         if log_prob.shape != value.shape:  # as by a mixture, in whose log-sum-exp it is not linear
-            raise _lost_draw(copy.draw.by.gate)
+            raise LostDrawError(copy.gate)
         if copy.is_repeated:
-            _warn_of_several_scores(copy.draw.by.gate)
+            _warn_of_several_scores(copy.gate)
         return log_prob
 
     def score_parts(self, value: Tensor) -> ScoreParts:
@@ -338,28 +312,11 @@ class SpikeSlab(TorchDistribution):
                     f"num_particles={at_once}, vectorize_particles=True to the ELBO"
                 )
         if draw is None and at_once > 1 and value.requires_grad and torch.is_grad_enabled():
-            raise _lost_draw(self.gate)
+            raise LostDrawError(self.gate)
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)
         spike_log_prob = torch.where(value == 0, logsigmoid(-self.logits), logsigmoid(self.logits))
         return ScoreParts(log_prob, spike_log_prob, log_prob)
-
-    def _copy(self, value: Tensor) -> Copy | None:
-        """The draws that `value` is a copy of, where its own number does not tell its density and the gradient."""
-        draws = draws_behind(value)
-        if not torch.is_grad_enabled():
-            draws = {node: draw for node, draw in draws.items() if draw.is_soft}
-        if draws:
-            try:
-                return copy_of(value, draws)
-            except LostDrawError:
-                raise _lost_draw(next(iter(draws.values())).by.gate) from None
-        if value.grad_fn is None and is_copy_of_soft_draw(value):
-            raise ValueError(
-                "a value drawn with soft spikes is never exactly zero and cannot be scored without the draw it came "
-                "from; pass the tensor that rsample returned itself, or use a gate with hard spikes"
-            )
-        return None
 
     def _refuse_transformation(self) -> None:
         around = transformation_around(self)
@@ -403,14 +360,6 @@ class IndependentSpikeSlab(Independent):
     def score_parts(self, value: Tensor) -> ScoreParts:
         parts = self.base_dist.score_parts(value)
         return type(parts)(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
-
-
-def _lost_draw(gate: Gate) -> ValueError:
-    return ValueError(
-        f"this value was drawn with {gate!r} and carries its gradients, but not the spike-and-slab draw it "
-        "came from, so the gradient of its density would be wrong; pass the tensor that rsample returned "
-        "itself, or use gate='score', which takes transformed posteriors and mixture priors"
-    )
 
 
 def _warn_of_several_scores(gate: Gate) -> None:
