@@ -62,6 +62,10 @@ class ImportanceWeightedELBO(TraceELBO):
             )
         super().__init__(num_particles, *args, vectorize_particles=True, **kwargs)
 
+    @property
+    def draws_at_once(self) -> int:
+        return self.num_particles
+
     def _entropy_term(self, guide_site: dict) -> Tensor:
         return guide_site["log_prob"]  # multiplied by a weight no part of its gradient has a mean of zero
 
