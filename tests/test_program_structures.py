@@ -155,3 +155,34 @@ def test_importance_weighted_gradients_are_exact_whatever_the_structure(seed):
         return (probability[:, None] * probability * both).sum()
 
     check(program, vectorised(ImportanceWeightedELBO), program.exact(of_two_draws))
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field")
+@pytest.mark.parametrize("elbo", [TraceELBO(), AnalyticELBO(), vectorised(TraceELBO), Trace_ELBO()])
+def test_data_that_the_model_comes_by_early_and_the_guide_reaches_late(elbo):
+    """A spike z that the guide draws a from: the model has x right after a, before z, and x is part of z's signal."""
+    number = lambda value: torch.tensor(value, dtype=torch.float64)  # noqa: E731
+    slab = dist.Normal(number(0.8), number(-1.0).exp())
+
+    def model():
+        with pyro.plate("replicas", 50_000, dim=-1):
+            a = pyro.sample("a", dist.Normal(number(0.0), 1.0))
+            pyro.sample("x", dist.Normal(a, 0.5), obs=number(1.5).expand(50_000))
+            pyro.sample("z", SpikeSlab(dist.Normal(number(0.0), 1.0), probs=number(0.3)))
+
+    def guide():
+        logits = pyro.param("logits", number(0.3).expand(50_000).clone())
+        with pyro.plate("replicas", 50_000, dim=-1):
+            z = pyro.sample("z", SpikeSlab(slab, logits=logits, gate="score"))
+            pyro.sample("a", dist.Normal(1.2 * z + 0.4 * (z != 0), 0.7))
+
+    elbo.loss_and_grads(model, guide)
+    # The entropy of a is the same whatever z; of the rest the mean over a, then z, of m = 1.2 z + 0.4 and 0.
+    quadratic = lambda mean, variance: -0.5 * (mean**2 + variance + ((1.5 - mean) ** 2 + variance) / 0.25)  # noqa: E731
+    likelihood = quadratic(1.2 * slab.loc + 0.4, 0.49 + (1.2 * slab.scale) ** 2) - quadratic(0.0, 0.49)
+    prior = dist.Normal(number(0.0), 1.0)
+    gamma = number(0.3).sigmoid()
+    kl = torch.distributions.kl_divergence(slab, prior) + 0.3 - number(0.3).logit()
+    exact = gamma * (1 - gamma) * (kl - likelihood)
+    assert exact.item() == pytest.approx(-0.2478, abs=1e-4)
+    assert_mean_equals(pyro.param("logits").grad, exact)
