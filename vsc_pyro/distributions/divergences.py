@@ -11,6 +11,7 @@ with ``.to_event``.
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 import torch
@@ -24,14 +25,18 @@ from vsc_pyro.distributions.atoms import is_atom_free
 from vsc_pyro.distributions.infinite import POINT, family, why_infinite
 from vsc_pyro.distributions.low_precision import kl_in_float32
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
-from vsc_pyro.distributions.spikes import spike_kl
+from vsc_pyro.distributions.spikes import almost_certain
 
 
 @register_kl(SpikeSlab, SpikeSlab)
 @kl_in_float32
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
     r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
-    return p.probs * kl_divergence(p.slab, q.slab) + spike_kl(p.logits, q.logits)
+    on, prior_on = almost_certain(p.logits), almost_certain(q.logits)
+    # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
+    off = logsigmoid(-on) - logsigmoid(-prior_on)
+    kl = p.probs * (kl_divergence(p.slab, q.slab) + (on - prior_on)) + off
+    return kl.masked_fill(q.logits.isinf() & (p.logits != q.logits), math.inf)  # certain for q, and not so for p
 
 
 @register_kl(Distribution, SpikeSlab)

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from vsc_pyro.distributions.low_precision import in_float32, is_coarse
 from vsc_pyro.distributions.spike_slab import SpikeSlab
-from vsc_pyro.distributions.spikes import finite, spike_entropy
+from vsc_pyro.distributions.spikes import bounded, spike_entropy
 
 _INFINITE = 1e20  # no other divergence comes near to what stands for an infinite one in a matrix product
 
@@ -42,7 +42,7 @@ def _is_code(distribution: Distribution) -> bool:
 def _pairwise(p: Distribution, q: Distribution, weight: Tensor) -> Tensor:
     r""":math:`\sum_j w_j KL(p_{bj} \| q_{uj})` of scalars with batch shapes ``(*, J)`` and ``(U, J)``."""
     if isinstance(p, SpikeSlab) and isinstance(q, SpikeSlab):
-        on, off, q_logits = p.probs, torch.sigmoid(-p.logits), finite(q.logits)
+        on, off, q_logits = p.probs, torch.sigmoid(-p.logits), bounded(q.logits)
         cross = on @ logsigmoid(q_logits).mT + off @ logsigmoid(-q_logits).mT
         spikes = -spike_entropy(p.logits).sum(-1, keepdim=True) - cross
         return spikes.masked_fill(spikes > _INFINITE, math.inf) + _pairwise(p.slab, q.slab, on)

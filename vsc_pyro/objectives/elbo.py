@@ -225,9 +225,11 @@ class AnalyticELBO(TraceELBO):
 
     def _open_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
         """The term of a pair without closed form."""
-        if name not in self._sampled:
+        sampled_before = name in self._sampled
+        term = self._sampled_term(model_trace, name, guide_sites)
+        if not sampled_before:
             warnings.warn(f"the KL divergence at site {name!r} has no closed form and is sampled", stacklevel=2)
-        return self._sampled_term(model_trace, name, guide_sites)
+        return term
 
     def _sampled_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
         self._sampled.add(name)
