@@ -39,7 +39,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from vsc_pyro.distributions import (
@@ -93,6 +93,9 @@ class TraceELBO(Trace_ELBO):
     def draws_at_once(self) -> int:
         """How many draws one logarithm is taken over."""
         return 1
+
+    def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
+        """Raise a ValueError if this objective cannot train that `vsc_pyro.VAE`, whose `scheduled` settings change."""
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data, without gradients."""

@@ -16,7 +16,7 @@ References
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from pyro import poutine
@@ -27,7 +27,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from vsc_pyro.distributions import LinearNormal, has_mean, is_point
@@ -68,6 +68,13 @@ class ExactELBO(AnalyticELBO):
                 "the same number; leave it at 1"
             )
         self.latent = latent
+
+    def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
+        if not getattr(model.decoder, "is_linear", True):
+            raise ValueError(
+                f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} themselves, got "
+                f"{type(model.decoder).__name__} with hidden layers; {_REMEDY}"
+            )
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         at_the_mean = _AtTheMean(self.latent)
