@@ -72,8 +72,8 @@ class ExactELBO(AnalyticELBO):
     def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
         if not getattr(model.decoder, "is_linear", True):
             raise ValueError(
-                f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} themselves, got "
-                f"{type(model.decoder).__name__} with hidden layers; {_REMEDY}"
+                f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} themselves, "
+                f"got {type(model.decoder).__name__} with hidden layers; {_REMEDY}"
             )
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
