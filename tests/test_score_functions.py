@@ -10,7 +10,14 @@ import pytest
 import torch
 from conftest import assert_mean_equals
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from test_objectives import (
     NOISE,
     PARAMETERS,
@@ -376,6 +383,26 @@ def test_fit_takes_a_gate_and_as_many_draws_as_it_needs(small_vae, digits):
     dense = vsc.VAE(vsc.NormalEncoder(64, 2), vsc.BernoulliDecoder(2, 64), vsc.NormalPrior(2))
     with pytest.raises(ValueError, match="gate='disarm' is for spikes, and NormalEncoder draws none"):
         vsc.fit(dense, digits.train, gate="disarm", progress=False)
+
+
+def test_fit_refuses_an_objective_that_cannot_train_the_model_before_any_of_it(small_vae, digits, tmp_path):
+    path = tmp_path / "none.pt"
+
+    def refused(vae, match, **kwargs):
+        with pytest.raises(ValueError, match=match):
+            vsc.fit(vae, digits.train, progress=False, checkpoint=path, **kwargs)
+        assert not path.exists()
+
+    weighted = {"objective": "importance-weighted", "gate": "score"}
+    vae = small_vae("score")
+    vae.beta = 0.5
+    refused(vae, r"unscaled densities, and beta=0\.5.*leave beta at 1", **weighted)
+    refused(small_vae(), "a schedule scales", schedules={"beta": vsc.Ramp(0.1, 1, length=10)}, **weighted)
+    refused(small_vae(learn_inclusion=True, hyperprior=(1.0, 9.0)), r"\['inclusion'\] are common", **weighted)
+    refused(small_vae(), "needs a linear NormalDecoder", objective="exact")
+    for elbo in (TraceMeanField_ELBO, TraceTailAdaptive_ELBO, RenyiELBO):
+        loss = elbo(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+        refused(small_vae(), r"has no estimator for spikes drawn with Score", objective=loss, gate="score")
 
 
 @pytest.mark.parametrize(

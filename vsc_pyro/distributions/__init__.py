@@ -3,11 +3,13 @@
 from vsc_pyro._pyro_internals import PARTICLES
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
+from vsc_pyro.distributions.atoms import is_atom_free, structure
 from vsc_pyro.distributions.draws import CentredScoreParts
+from vsc_pyro.distributions.infinite import why_infinite, why_no_point
 from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
-from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, is_atom_free
+from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.summaries import centre, has_mean, inclusion_logits, inclusion_of, is_point, slab_of
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
@@ -31,4 +33,7 @@ __all__ = [
     "is_atom_free",
     "is_point",
     "slab_of",
+    "structure",
+    "why_infinite",
+    "why_no_point",
 ]

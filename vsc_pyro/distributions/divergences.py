@@ -21,19 +21,26 @@ from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Laplace, MixtureSameFamily, Normal, kl_divergence, register_kl
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab, is_atom_free
+from vsc_pyro.distributions.atoms import is_atom_free
+from vsc_pyro.distributions.infinite import POINT, family, why_infinite
+from vsc_pyro.distributions.low_precision import kl_in_float32
+from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
+from vsc_pyro.distributions.spikes import almost_certain
 
 
 @register_kl(SpikeSlab, SpikeSlab)
+@kl_in_float32
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
     r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
+    on, prior_on = almost_certain(p.logits), almost_certain(q.logits)
     # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
-    off = logsigmoid(-p.logits) - logsigmoid(-q.logits)
-    kl = p.probs * (kl_divergence(p.slab, q.slab) + (p.logits - q.logits)) + off
-    return kl.masked_fill(q.logits == math.inf, math.inf)  # q without an atom, where p has one
+    off = logsigmoid(-on) - logsigmoid(-prior_on)
+    kl = p.probs * (kl_divergence(p.slab, q.slab) + (on - prior_on)) + off
+    return kl.masked_fill(q.logits.isinf() & (p.logits != q.logits), math.inf)  # certain for q, and not so for p
 
 
 @register_kl(Distribution, SpikeSlab)
+@kl_in_float32
 def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
     r""":math:`KL(p \| F_q) - \log \gamma_q`: finite, since q dominates any atom-free p."""
     if not p.has_rsample or not is_atom_free(p):
@@ -44,32 +51,20 @@ def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
 @register_kl(Delta, IndependentSpikeSlab)
 @register_kl(Delta, SpikeSlab)
 def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> NoReturn:
-    raise ValueError(
-        "a point (Delta) has no divergence from a SpikeSlab: at zero it would be scored by a probability and elsewhere "
-        "by a density; use a LaplacePrior with DeltaEncoder(rectify=True), or SpikeSlabEncoder"
-    )
+    raise ValueError(POINT)
 
 
-def _name(distribution: Distribution) -> str:
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
+def _refuse_infinite(p: Distribution, q: Distribution) -> NoReturn:
+    if reason := why_infinite(p, q):
+        # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
+        raise ValueError(reason)
+    raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
 
 
-def _refuse_atom_free(p: Distribution, q: Distribution) -> NoReturn:
-    if not is_atom_free(q):
-        raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
-    # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
-    raise ValueError(
-        f"KL({type(p).__name__} || {_name(q)}) is infinite: the spike-and-slab has an atom at zero and "
-        f"{_name(q)} has none; use a SpikeSlab prior, or an atom-free posterior such as NormalEncoder"
-    )
-
-
-register_kl(SpikeSlab, Distribution)(_refuse_atom_free)
-register_kl(IndependentSpikeSlab, Distribution)(_refuse_atom_free)
-register_kl(IndependentSpikeSlab, SpikeSlab)(_refuse_atom_free)
-register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_atom_free)
+register_kl(SpikeSlab, Distribution)(_refuse_infinite)
+register_kl(IndependentSpikeSlab, Distribution)(_refuse_infinite)
+register_kl(IndependentSpikeSlab, SpikeSlab)(_refuse_infinite)
+register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_infinite)
 
 
 @register_kl(IndependentSpikeSlab, torch.distributions.Independent)
@@ -80,20 +75,9 @@ def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent)
 
 
 # A number or NotImplementedError, which Pyro takes as a request to sample, would hide that these are infinite.
-@register_kl(Cauchy, Normal)
-@register_kl(Cauchy, Laplace)
-def _refuse_lighter_tails(p: Cauchy, q: Distribution) -> NoReturn:
-    raise ValueError(
-        f"KL(Cauchy || {_name(q)}) is infinite: a Cauchy distribution has no mean, and the tails of {_name(q)} are "
-        "lighter; use a Cauchy prior (or slab), or a Normal or Laplace posterior"
-    )
-
-
-@register_kl(Cauchy, MixtureSameFamily)
-def _refuse_lighter_mixture(p: Cauchy, q: MixtureSameFamily) -> NoReturn:
-    if isinstance(q.component_distribution, (Normal, Laplace)):
-        _refuse_lighter_tails(p, q)
-    raise NotImplementedError("no closed form for KL(Cauchy || MixtureSameFamily)")
+register_kl(Cauchy, Normal)(_refuse_infinite)
+register_kl(Cauchy, Laplace)(_refuse_infinite)
+register_kl(Cauchy, MixtureSameFamily)(_refuse_infinite)
 
 
 @register_kl(Delta, ImproperUniform)
@@ -103,8 +87,8 @@ def _kl_delta_flat(p: Delta, q: ImproperUniform) -> Tensor:
 
 def _refuse_improper(p: Distribution, q: ImproperUniform) -> NoReturn:
     raise ValueError(
-        f"KL({_name(p)} || ImproperUniform) does not exist, for the prior has no finite mass: a posterior would spread "
-        "without bound; use DeltaEncoder (a plain autoencoder), or a proper prior such as NormalPrior"
+        f"KL({family(p)} || ImproperUniform) does not exist, for the prior has no finite mass: a posterior would "
+        "spread without bound; use DeltaEncoder (a plain autoencoder), or a proper prior such as NormalPrior"
     )
 
 

@@ -6,12 +6,18 @@ training step; those of Normal slabs, and of all spikes, are sums of products, a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import logsigmoid
 
+from vsc_pyro.distributions.low_precision import in_float32, is_coarse
 from vsc_pyro.distributions.spike_slab import SpikeSlab
+from vsc_pyro.distributions.spikes import bounded, spike_entropy
+
+_INFINITE = 1e20  # no other divergence comes near to what stands for an infinite one in a matrix product
 
 
 def pairwise_kl(p: Distribution, components: Distribution) -> Tensor:
@@ -21,6 +27,8 @@ def pairwise_kl(p: Distribution, components: Distribution) -> Tensor:
         NotImplementedError: no closed form.
         ValueError: an infinite divergence.
     """
+    if is_coarse(p) or is_coarse(components):
+        p, components = in_float32(p), in_float32(components)
     if _is_code(p) and _is_code(components):
         ones = torch.ones((), dtype=p.mean.dtype, device=p.mean.device)
         return _pairwise(p.base_dist, components.base_dist, ones)
@@ -34,10 +42,10 @@ def _is_code(distribution: Distribution) -> bool:
 def _pairwise(p: Distribution, q: Distribution, weight: Tensor) -> Tensor:
     r""":math:`\sum_j w_j KL(p_{bj} \| q_{uj})` of scalars with batch shapes ``(*, J)`` and ``(U, J)``."""
     if isinstance(p, SpikeSlab) and isinstance(q, SpikeSlab):
-        on, off = p.probs, 1 - p.probs
-        negentropy = on * logsigmoid(p.logits) + off * logsigmoid(-p.logits)
-        cross = on @ logsigmoid(q.logits).mT + off @ logsigmoid(-q.logits).mT
-        return negentropy.sum(-1, keepdim=True) - cross + _pairwise(p.slab, q.slab, on)
+        on, off, q_logits = p.probs, torch.sigmoid(-p.logits), bounded(q.logits)
+        cross = on @ logsigmoid(q_logits).mT + off @ logsigmoid(-q_logits).mT
+        spikes = -spike_entropy(p.logits).sum(-1, keepdim=True) - cross
+        return spikes.masked_fill(spikes > _INFINITE, math.inf) + _pairwise(p.slab, q.slab, on)
     if isinstance(p, Normal) and isinstance(q, Normal):
         # Multiplied out, (m - m_u)^2 / s_u^2 is a difference of numbers far larger where slabs are narrow: in float32
         # it would be lost in rounding.

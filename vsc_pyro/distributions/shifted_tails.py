@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.distributions import Laplace, Normal, constraints, register_kl
 from torch.distributions.utils import broadcast_all, lazy_property
 
+from vsc_pyro.distributions.low_precision import kl_in_float32
+
 _VERY_FAR = 30.0  # tails beyond it times the survival of a draw might leave float64's range
 _FAR = 5.0  # where the fraction below, cut off at its depth, is as precise as float32, and 1 - t r no longer is
 _DEPTH = 12
@@ -172,17 +174,20 @@ def _excess_moments(cut: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @register_kl(ShiftedNormalTails, Normal)
+@kl_in_float32
 def _kl_normal(p: ShiftedNormalTails, q: Normal) -> Tensor:
     log_peak = -(q.scale * math.sqrt(2 * math.pi)).log()
     return p.squared_deviation(q.loc) / (2 * q.scale**2) - log_peak - p.entropy()
 
 
 @register_kl(ShiftedNormalTails, Laplace)
+@kl_in_float32
 def _kl_laplace(p: ShiftedNormalTails, q: Laplace) -> Tensor:
     return p.absolute_deviation(q.loc) / q.scale + (2 * q.scale).log() - p.entropy()
 
 
 @register_kl(ShiftedNormalTails, ShiftedNormalTails)
+@kl_in_float32
 def _kl_shifted_tails(p: ShiftedNormalTails, q: ShiftedNormalTails) -> Tensor:
     quadratic = p.squared_deviation(q.loc) / (2 * q.scale**2)
     return quadratic + q.cut * p.absolute_deviation(q.loc) / q.scale - q.log_peak - p.entropy()

@@ -47,7 +47,7 @@ import warnings
 from typing import ClassVar, NoReturn
 
 import torch
-from pyro.distributions import Delta, Independent, TorchDistribution, ZeroInflatedDistribution
+from pyro.distributions import Independent, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
@@ -56,13 +56,12 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro._pyro_internals import current_request, transformation_around
-from vsc_pyro.distributions.copies import (
-    LostDrawError,
-    copy_of,
-    remember_soft,
-)
+from vsc_pyro.distributions.atoms import is_atom_free
+from vsc_pyro.distributions.copies import LostDrawError, copy_of, remember_soft
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
 from vsc_pyro.distributions.estimators import averages_particles, check_estimator
+from vsc_pyro.distributions.low_precision import in_float32
+from vsc_pyro.distributions.spikes import spike_entropy, to_float32
 from vsc_pyro.distributions.support import WithZero
 from vsc_pyro.gates import Gate, get_gate
 
@@ -129,8 +128,7 @@ class SpikeSlab(TorchDistribution):
     def logits(self) -> Tensor:
         """Log-odds of being on."""
         # torch clamps probabilities by the type's precision, which in bfloat16 would lift 0.002 to 0.008.
-        precise = self.probs.to(torch.promote_types(self.probs.dtype, torch.float32))
-        return probs_to_logits(precise, is_binary=True).to(self.probs.dtype)
+        return probs_to_logits(to_float32(self.probs), is_binary=True).to(self.probs.dtype)
 
     @lazy_property
     def probs(self) -> Tensor:
@@ -182,8 +180,7 @@ class SpikeSlab(TorchDistribution):
 
     def entropy(self) -> Tensor:
         r"""Entropy in nats with respect to the base measure, :math:`H(\gamma) + \gamma h(F)`; shape `batch_shape`."""
-        spike = -(self.probs * logsigmoid(self.logits) + (1 - self.probs) * logsigmoid(-self.logits))
-        return spike + self.probs * self.slab.entropy()
+        return spike_entropy(self.logits) + self.probs * self.slab.entropy()
 
     def cdf(self, value: Tensor) -> Tensor:
         r""":math:`P(z \le \text{value}) = \gamma F(\text{value}) + (1 - \gamma) [\text{value} \ge 0]`."""
@@ -371,10 +368,13 @@ def _warn_of_several_scores(gate: Gate) -> None:
     )
 
 
-def is_atom_free(distribution: Distribution) -> bool:
-    """Whether no single value has positive probability, as far as the distribution's type and parts tell."""
-    if isinstance(distribution, (SpikeSlab, Delta, ZeroInflatedDistribution)):
-        return False
-    names = ("base_dist", "component_distribution", "component0", "component1")
-    parts = [getattr(distribution, name) for name in names if hasattr(distribution, name)]
-    return all(map(is_atom_free, parts)) if parts else not distribution.support.is_discrete
+@is_atom_free.register
+def _has_an_atom(distribution: SpikeSlab) -> bool:
+    return False
+
+
+@in_float32.register
+def _in_float32(distribution: SpikeSlab) -> SpikeSlab:
+    name = "probs" if "probs" in distribution.__dict__ else "logits"
+    spikes = {name: to_float32(getattr(distribution, name))}
+    return SpikeSlab(in_float32(distribution.slab), **spikes, gate=distribution.gate, validate_args=False)

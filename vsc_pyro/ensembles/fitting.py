@@ -21,7 +21,7 @@ from vsc_pyro.ensembles.alike import check_built_alike
 from vsc_pyro.ensembles.stacked import Ensemble
 from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
-from vsc_pyro.objectives import get_objective
+from vsc_pyro.objectives import check_objective, get_objective
 from vsc_pyro.parallel import num_processes
 from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values
 from vsc_pyro.seeding import seeded
@@ -96,6 +96,8 @@ def fit_ensemble(
     check_built_alike(models)
     draws_at_once = (getattr(models[0].encoder, "gate", None) or Gate()).draws_at_once
     loss = get_objective(objective, draws_at_once=draws_at_once)
+    for model in models:
+        check_objective(loss, model, getattr(model.encoder, "gate", None))
     data = as_dataset(data)
     models[0].check_data(data.images)
     data = data.to(models[0].reference.to(device))  # once for all models

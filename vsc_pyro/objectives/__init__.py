@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from pyro.infer import ELBO
+from collections.abc import Iterable
+
+from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
+from torch import nn
 
 from vsc_pyro.arguments import choice, positive_int
+from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
 from vsc_pyro.objectives.exact import ExactELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
 
-__all__ = ["OBJECTIVES", "AnalyticELBO", "ExactELBO", "ImportanceWeightedELBO", "TraceELBO", "get_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "AnalyticELBO",
+    "ExactELBO",
+    "ImportanceWeightedELBO",
+    "TraceELBO",
+    "check_objective",
+    "get_objective",
+]
 
 OBJECTIVES: dict[str, type[TraceELBO]] = {
     "trace": TraceELBO,
@@ -17,6 +29,29 @@ OBJECTIVES: dict[str, type[TraceELBO]] = {
     "exact": ExactELBO,
     "importance-weighted": ImportanceWeightedELBO,
 }
+
+_NO_SCORE_FUNCTION = (RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)
+
+
+def check_objective(loss: ELBO, model: nn.Module, gate: Gate | None = None, scheduled: Iterable[str] = ()) -> None:
+    """Check before training that an objective and a `vsc_pyro.VAE` go together.
+
+    Args:
+        loss: as `get_objective` returns it.
+        model: the autoencoder.
+        gate: of the spikes, if they are drawn.
+        scheduled: names of the model's settings that change from step to step.
+
+    Raises:
+        ValueError: an objective that cannot train that model; the message names the remedy.
+    """
+    if isinstance(loss, _NO_SCORE_FUNCTION) and gate is not None and not gate.reparametrized:
+        raise ValueError(
+            f"{type(loss).__name__} has no estimator for spikes drawn with {gate!r}; take gate='concrete', or "
+            "objective='analytic' or 'trace'"
+        )
+    if isinstance(loss, TraceELBO):
+        loss.check_model(model, scheduled)
 
 
 def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_once: int = 1) -> ELBO:

@@ -25,7 +25,7 @@ import functools
 import itertools
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -34,16 +34,23 @@ from pyro.distributions import Distribution, Independent, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
-from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from vsc_pyro.distributions import PARTICLES, CentredScoreParts, SpikeSlab
+from vsc_pyro.distributions import (
+    PARTICLES,
+    CentredScoreParts,
+    SpikeSlab,
+    is_point,
+    structure,
+    why_infinite,
+    why_no_point,
+)
 
 _NOTHING_SCORED = ScoreParts(0, 0, 0)
 _SCORES_NOTHING_PATHWISE = (Distribution.score_parts, SpikeSlab.score_parts)
@@ -78,6 +85,18 @@ class TraceELBO(Trace_ELBO):
     independent_draws: ClassVar[bool] = False
     looks_for_parameters: ClassVar[bool] = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._admitted: set[tuple] = set()
+
+    @property
+    def draws_at_once(self) -> int:
+        """How many draws one logarithm is taken over."""
+        return 1
+
+    def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
+        """Raise a ValueError if this objective cannot train that `vsc_pyro.VAE`, whose `scheduled` settings change."""
+
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data, without gradients."""
         with torch.no_grad():
@@ -107,10 +126,10 @@ class TraceELBO(Trace_ELBO):
         elbo = _total(term.value for term in terms.values())
         alike = all(term.surrogate is term.value for term in terms.values())
         surrogate = elbo if alike else _total(term.surrogate for term in terms.values())
-        for name, site in guide_sites.items():
-            parts = site["score_parts"]
+        for site, parts in _scores(sites, guide_sites):
             if is_identically_zero(parts.score_function):
                 continue
+            name = site["name"]
             independent = evaluated_before(name, sites, guide_sites)
             signal = MultiFrameTensor(
                 *(
@@ -132,15 +151,29 @@ class TraceELBO(Trace_ELBO):
             if site["is_observed"] or name not in guide_sites:  # the latter: drawn from the prior itself
                 terms[name] = Term(*2 * (_log_prob(model_trace, name),))
             else:
-                terms[name] = self._latent_term(model_trace, name, guide_sites[name])
+                terms[name] = self._latent_term(model_trace, name, guide_sites)
         for name, site in guide_sites.items():
             if name not in sites:  # an auxiliary site of the guide
                 terms[name] = Term(-site["log_prob"], -self._entropy_term(site))
         return terms
 
-    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
+    def _latent_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
+        guide_site = guide_sites[name]
+        self._refuse_infinite(name, model_trace, guide_sites)
         log_prior = _log_prob(model_trace, name)
         return Term(log_prior - guide_site["log_prob"], log_prior - self._entropy_term(guide_site))
+
+    def _refuse_infinite(self, name: str, model_trace: Trace, guide_sites: dict[str, dict]) -> None:
+        """Raise where draws would make a finite number of an infinite divergence; once for each pair of types."""
+        site, guide_site = model_trace.nodes[name], guide_sites[name]
+        pair = name, structure(guide_site["fn"]), structure(site["fn"])
+        if pair in self._admitted or site["mask"] is False:
+            return
+        drawn = [other["fn"] for key, other in guide_sites.items() if key not in model_trace]
+        reason = why_infinite(guide_site["fn"], site["fn"], self.draws_at_once)
+        if reason := reason or why_no_point(guide_site["fn"], guide_site["value"], site["fn"], drawn):
+            raise ValueError(f"at site {name!r}, {reason}")
+        self._admitted.add(pair)
 
     def _entropy_term(self, guide_site: dict) -> Tensor:
         """The posterior's log-density, less what of its gradient has a mean of zero."""
@@ -151,9 +184,9 @@ class TraceELBO(Trace_ELBO):
 class AnalyticELBO(TraceELBO):
     """`pyro.infer.TraceMeanField_ELBO` that also takes score functions, and never synchronises. Same arguments.
 
-    As with Pyro's, latents of the guide must come in the model's order and, given x, not depend on one another in ways
-    the model does not; a warning says where that cannot be verified. A pair of guide and prior without closed form has
-    its KL sampled, and a warning says so once.
+    The KL divergence at a site is sampled, and a warning says so once, where guide and prior have no closed form, and
+    where the prior may depend on what the guide draws after the site: latents of the guide should come in the model's
+    order. (Pyro's class takes the closed form there too, which is wrong.)
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -162,9 +195,7 @@ class AnalyticELBO(TraceELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         if is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
-            traces = super()._get_trace(model, guide, args, kwargs)
-            _check_mean_field_requirement(*traces)
-            return traces
+            return super()._get_trace(model, guide, args, kwargs)
         # Pyro would evaluate every prior's density, which a closed form has no use for.
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
@@ -175,25 +206,42 @@ class AnalyticELBO(TraceELBO):
         guide_trace.compute_score_parts()
         return prune_subsample_sites(model_trace), guide_trace
 
-    def _latent_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
+    def _latent_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
+        guide_site = guide_sites[name]
         posterior, prior = guide_site["fn"], model_trace.nodes[name]["fn"]
+        if is_point(posterior):  # scored at its value, which its own log-density may be part of
+            return self._sampled_term(model_trace, name, guide_sites)
+        if not _prior_comes_first(name, sample_sites(model_trace), guide_sites):
+            if name not in self._sampled:
+                warnings.warn(
+                    f"Failed to verify mean field restriction on the guide at site {name!r}: its prior may depend on "
+                    "what the guide draws after it, so its KL divergence is sampled; draw latents in the model's order",
+                    stacklevel=2,
+                )
+            return self._sampled_term(model_trace, name, guide_sites)
         try:
             kl = kl_divergence(posterior, prior)
         except NotImplementedError:
-            return self._open_term(model_trace, name, guide_site)
+            return self._open_term(model_trace, name, guide_sites)
         term = -scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
         return Term(term, term, exact_kl=True)
 
-    def _open_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
+    def _open_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
         """The term of a pair without closed form."""
-        if name not in self._sampled:
-            self._sampled.add(name)
+        sampled_before = name in self._sampled
+        term = self._sampled_term(model_trace, name, guide_sites)
+        if not sampled_before:
             warnings.warn(f"the KL divergence at site {name!r} has no closed form and is sampled", stacklevel=2)
-            if guide_site["score_parts"] is _NOTHING_SCORED:  # what there was no use for, and now is
-                parts = guide_site["fn"].score_parts(guide_site["value"])
-                guide_site["score_parts"] = parts.scale_and_mask(guide_site["scale"], guide_site["mask"])
-                guide_site["log_prob"] = guide_site["score_parts"].log_prob
-        return super()._latent_term(model_trace, name, guide_site)
+        return term
+
+    def _sampled_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
+        self._sampled.add(name)
+        guide_site = guide_sites[name]
+        if "log_prob" not in guide_site:  # what there was no use for, and now is
+            parts = guide_site["fn"].score_parts(guide_site["value"])
+            guide_site["score_parts"] = parts.scale_and_mask(guide_site["scale"], guide_site["mask"])
+            guide_site["log_prob"] = guide_site["score_parts"].log_prob
+        return super()._latent_term(model_trace, name, guide_sites)
 
 
 def sample_sites(trace: Trace) -> dict[str, dict]:
@@ -207,15 +255,36 @@ def particle_dim(stack: Iterable[CondIndepStackFrame]) -> int | None:
 
 
 def evaluated_before(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> set[str]:
-    """Sites whose terms cannot depend on the draw at site `name`, since model (and guide) had come by them before it.
+    """Sites whose terms cannot depend on the draw at site `name`, of the guide or of the model alone.
 
-    They would only add noise to its learning signal: a penalty on all data, say, to that of every datum.
+    They would only add noise to its learning signal: a penalty on all data, say, to that of every datum. A draw may
+    change whatever the guide draws after it, and so everything in the model from the first of these on.
     """
-    if name not in sites:
-        return set()
-    before_in_model = set(itertools.takewhile(lambda other: other != name, sites))
+    if _has_factor(guide_sites):
+        return set()  # part of the density of all that it was drawn with
     before_in_guide = set(itertools.takewhile(lambda other: other != name, guide_sites))
-    return {other for other in before_in_model if other not in guide_sites or other in before_in_guide}
+    changed = {name, *guide_sites} - before_in_guide
+    before_in_model = set(itertools.takewhile(lambda other: other not in changed, sites))
+    return before_in_model | (before_in_guide - sites.keys())
+
+
+def _prior_comes_first(name: str, sites: dict[str, dict], guide_sites: dict[str, dict]) -> bool:
+    """Whether the prior at site `name` cannot depend on the draw there, as a closed divergence takes for granted."""
+    before = set(itertools.takewhile(lambda other: other != name, sites))
+    return not _has_factor(guide_sites) and before <= evaluated_before(name, sites, guide_sites)
+
+
+def _has_factor(guide_sites: dict[str, dict]) -> bool:
+    return any(site["is_observed"] and not site["infer"].get("_deterministic") for site in guide_sites.values())
+
+
+def _scores(sites: dict[str, dict], guide_sites: dict[str, dict]) -> Iterator[tuple[dict, ScoreParts]]:
+    """Sites that a score-function term is due to: of the guide, and latents that it leaves to the model."""
+    for site in guide_sites.values():
+        yield site, site["score_parts"]
+    for name, site in sites.items():
+        if not site["is_observed"] and name not in guide_sites:
+            yield site, site["fn"].score_parts(site["value"]).scale_and_mask(site["scale"], site["mask"])
 
 
 def _is_pathwise(posterior: Distribution) -> bool:

@@ -16,19 +16,18 @@ References
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from vsc_pyro.distributions import LinearNormal, has_mean, is_point
@@ -70,13 +69,19 @@ class ExactELBO(AnalyticELBO):
             )
         self.latent = latent
 
+    def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
+        if not getattr(model.decoder, "is_linear", True):
+            raise ValueError(
+                f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} themselves, "
+                f"got {type(model.decoder).__name__} with hidden layers; {_REMEDY}"
+            )
+
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         at_the_mean = _AtTheMean(self.latent)
         guide_trace = poutine.trace(at_the_mean(guide)).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-            _check_mean_field_requirement(model_trace, guide_trace)
         model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
         self._take_expectations(model_trace, guide_trace, at_the_mean.variance)
         guide_trace.compute_score_parts()
@@ -105,12 +110,12 @@ class ExactELBO(AnalyticELBO):
             if is_validation_enabled():
                 check_site_shape(site, self.max_plate_nesting)
 
-    def _open_term(self, model_trace: Trace, name: str, guide_site: dict) -> Term:
+    def _open_term(self, model_trace: Trace, name: str, guide_sites: dict[str, dict]) -> Term:
         if name != self.latent:
-            return super()._open_term(model_trace, name, guide_site)
+            return super()._open_term(model_trace, name, guide_sites)
         raise ValueError(
             f"objective='exact' needs a KL divergence in closed form at site {name!r}, and there is none of "
-            f"{_name(guide_site['fn'])} from {_name(model_trace.nodes[name]['fn'])}; {_REMEDY}"
+            f"{_name(guide_sites[name]['fn'])} from {_name(model_trace.nodes[name]['fn'])}; {_REMEDY}"
         )
 
 

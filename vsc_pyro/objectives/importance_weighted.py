@@ -18,13 +18,14 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import MultiFrameTensor
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.distributions import CentredScoreParts
@@ -61,6 +62,23 @@ class ImportanceWeightedELBO(TraceELBO):
                 "pass num_draws=5 to fit, say, or num_particles=5 here"
             )
         super().__init__(num_particles, *args, vectorize_particles=True, **kwargs)
+
+    @property
+    def draws_at_once(self) -> int:
+        return self.num_particles
+
+    def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
+        if model.beta != 1 or "beta" in scheduled:
+            how = "a schedule" if "beta" in scheduled else f"beta={model.beta}"
+            raise ValueError(
+                f"the importance-weighted objective is of unscaled densities, and {how} scales the KL; leave "
+                "beta at 1, or take objective='analytic' or 'trace'"
+            )
+        if hasattr(model.prior, "hyperparameters") and (common := list(model.prior.hyperparameters())):
+            raise ValueError(
+                f"the importance-weighted objective takes latents that each datum has its own of, and the prior's "
+                f"{common} are common to all data; leave hyperprior out, or take objective='analytic' or 'trace'"
+            )
 
     def _entropy_term(self, guide_site: dict) -> Tensor:
         return guide_site["log_prob"]  # multiplied by a weight no part of its gradient has a mean of zero

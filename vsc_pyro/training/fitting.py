@@ -24,7 +24,7 @@ from vsc_pyro.compiled import CompiledSVI, Replay, capture_on, is_worth_compilin
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
-from vsc_pyro.objectives import get_objective
+from vsc_pyro.objectives import check_objective, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
@@ -144,6 +144,7 @@ def fit(
         gate = getattr(model.encoder, "get_gate", get_gate)(gate)
     draws_at_once = (gate or getattr(model.encoder, "gate", None) or Gate()).draws_at_once
     loss = get_objective(objective, num_draws, draws_at_once)
+    check_objective(loss, model, gate or getattr(model.encoder, "gate", None), schedules or ())
     batches = get_batches(data, batch_size, seed)
     model.check_data(batches.sample)
     check_batch_norm(model, batches)
