@@ -94,6 +94,23 @@ def test_finite_with_gradients_at_extreme_logits(gate):
     assert torch.isfinite(loc.grad).all()
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_certain_spikes_are_drawn_and_scored(gate):
+    logits = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64).repeat(50, 1).requires_grad_()
+    loc = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    q = SpikeSlab(dist.Normal(loc, 1.0), logits=logits, gate=gate)
+    z = q()
+    copy = z.clone()
+    for value in (z, copy, q.sample((50,))[:, 0]):
+        log_prob = q.log_prob(value)
+        assert (log_prob[:, 0] == 0).all()
+        assert torch.isfinite(log_prob).all()
+        if q.gate.hardened() == q.gate:  # a soft value is not its slab
+            torch.testing.assert_close(log_prob[:, 1], q.slab.log_prob(value)[:, 1])
+        for gradient in torch.autograd.grad(log_prob.sum(), (logits, loc), retain_graph=True):
+            assert torch.isfinite(gradient).all()
+
+
 def test_shapes_expand_and_to_event():
     q = SpikeSlab(dist.Normal(torch.zeros(3), 1.0), logits=torch.zeros(4, 1))
     assert (q.batch_shape, q.event_shape) == ((4, 3), ())

@@ -19,12 +19,12 @@ import torch
 from conftest import Z_BOUND
 from pyro import infer
 
-from vsc_pyro.distributions import SpikeSlab
+from vsc_pyro.distributions import SpikeSlab, spike_slab
 from vsc_pyro.gates import GATES, get_gate
 from vsc_pyro.objectives import AnalyticELBO, ImportanceWeightedELBO, TraceELBO
 
 START = {"logits": 0.3, "loc": 0.8}
-REPLICAS, RUNS = 4000, 120
+REPLICAS, RUNS = 4000, 80
 BIASED = "biased|Failed to verify mean field restriction"
 
 TOGETHER = {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": 1}
@@ -252,13 +252,39 @@ def outcome(kind, elbo_name, gate, validation):
     return "E" if (deviation < Z_BOUND * error + 1e-9).all() else "X"
 
 
-# In the order of PROGRAMS; where Pyro's validation makes a difference, with it and without.
-OUTCOMES = {}
+# In the order of PROGRAMS. TraceMeanField_ELBO warns of an order that it cannot verify while Pyro validates, though the
+# gradient is right here.
+RELAXED = ("straight-through", "concrete", "shifted-sigmoid")
+OUTCOMES = {
+    "Trace": {RELAXED: "EEEEEE", ("score",): "EEWWEE", ("disarm",): "EEWWRE"},
+    "TraceGraph": {RELAXED: "EEEEEE", ("score",): "EEEEEE", ("disarm",): "RRRRRR"},
+    "TraceMeanField": {RELAXED: "EWEREE", ("score", "disarm"): "RRRRRR"},
+    "TraceEnum": {RELAXED: "EEEEEE", ("score",): "EEEEEE", ("disarm",): "EEEERE"},
+    "Renyi": {RELAXED: "WWWWWW", ("score", "disarm"): "RRRRRR"},
+    "RWS": {RELAXED[:2]: "EEEEEE", RELAXED[2:]: "RRRRRR", ("score", "disarm"): "EEEEEE"},
+    "TailAdaptive": {RELAXED: "WWWWWW", ("score", "disarm"): "RRRRRR"},
+    "JitTrace": {RELAXED: "EEEREE", ("score",): "EEWWEE", ("disarm",): "EEWWRE"},
+    "ours, sampled": {RELAXED: "EEEEEE", ("score",): "EEEEEE", ("disarm",): "EEEERE"},
+    "ours, analytic": {RELAXED: "EWEEEE", ("score",): "EWEEEE", ("disarm",): "EWEERE"},
+    "ours, importance-weighted": {RELAXED: "WWWWWR", ("score",): "EEEEER", ("disarm",): "RRRRRR"},
+}
 
 
+@pytest.mark.parametrize("validation", [True, False], ids=["validated", "not validated"])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("elbo", ELBOS)
-def test_no_gradient_is_silently_wrong(elbo, gate):
-    outcomes = ["".join(outcome(kind, elbo, gate, validation) for kind in PROGRAMS) for validation in (True, False)]
-    print(f'    ("{elbo}", "{gate}"): {tuple(dict.fromkeys(outcomes))},')
-    assert not any("X" in one for one in outcomes), outcomes
+def test_no_gradient_is_silently_wrong(elbo, gate, validation):
+    expected = next(outcomes for gates, outcomes in OUTCOMES[elbo].items() if gate in gates)
+    if elbo == "TraceMeanField" and not validation:
+        expected = expected.replace("W", "E")
+    assert "".join(outcome(kind, elbo, gate, validation) for kind in PROGRAMS) == expected
+
+
+def test_the_outcomes_can_fail(monkeypatch):
+    """A score function that is left out, and copies that are taken for numbers, are seen."""
+    parts = SpikeSlab.score_parts
+    monkeypatch.setattr(SpikeSlab, "score_parts", lambda self, value: parts(self, value)._replace(score_function=0))
+    assert outcome(MeanField, "Trace", "score", True) == "X"
+    monkeypatch.undo()
+    monkeypatch.setattr(spike_slab, "copy_of", lambda value: None)
+    assert outcome(UnboundVector, "Trace", "concrete", True) == "X"

@@ -61,7 +61,7 @@ from vsc_pyro.distributions.copies import LostDrawError, copy_of, remember_soft
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
 from vsc_pyro.distributions.estimators import averages_particles, check_estimator
 from vsc_pyro.distributions.low_precision import in_float32
-from vsc_pyro.distributions.spikes import spike_entropy, to_float32
+from vsc_pyro.distributions.spikes import bounded, spike_entropy, to_float32
 from vsc_pyro.distributions.support import WithZero
 from vsc_pyro.gates import Gate, get_gate
 
@@ -263,10 +263,10 @@ class SpikeSlab(TorchDistribution):
                 a component of a mixture), where its density (soft spikes) or its density's gradient would be wrong.
         """
         self._refuse_transformation()
-        log_on, log_off = logsigmoid(self.logits), logsigmoid(-self.logits)
         draw = draw_of(value)
         if draw is not None:
-            log_prob = log_off + draw.spike * (log_on + self.slab.log_prob(draw.slab) - log_off)
+            log_on, log_off = self._log_probs_of_spikes()
+            log_prob = draw.spike * (log_on + self.slab.log_prob(draw.slab)) + (1 - draw.spike) * log_off
             if draw.spike.requires_grad and log_prob.shape != draw.spike.shape:
                 _warn_of_several_scores(draw.by.gate)
             return log_prob
@@ -274,8 +274,8 @@ class SpikeSlab(TorchDistribution):
         if copy is None:
             if self._validate_args:
                 self._validate_sample(value)
-            return self._log_prob_of(value, log_on, log_off)
-        on, off = (self._log_prob_of(number, log_on, log_off) for number in (copy.on, copy.off))
+            return self._log_prob_of(value, logsigmoid(self.logits), logsigmoid(-self.logits))
+        on, off = (self._log_prob_of(number, *self._log_probs_of_spikes()) for number in (copy.on, copy.off))
         log_prob = copy.spike * on + (1 - copy.spike) * off
         if log_prob.shape != value.shape:  # as by a mixture, in whose log-sum-exp it is not linear
             raise LostDrawError(copy.gate)
@@ -324,6 +324,10 @@ class SpikeSlab(TorchDistribution):
                 "Jacobian, as if it were a density, and score a value without the draw it came from; sample the "
                 "SpikeSlab and transform the value after pyro.sample, or let pyro.infer.reparam.TransformReparam do so"
             )
+
+    def _log_probs_of_spikes(self) -> tuple[Tensor, Tensor]:
+        logits = bounded(self.logits)  # a spike that is never drawn has to count for nothing, and not for 0 times inf
+        return logsigmoid(logits), logsigmoid(-logits)
 
     def _log_prob_of(self, number: Tensor, log_on: Tensor, log_off: Tensor) -> Tensor:
         zero = number == 0
