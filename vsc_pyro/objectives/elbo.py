@@ -70,7 +70,12 @@ class TraceELBO(Trace_ELBO):
     Sites without a pathwise gradient, whatever their distribution, get a leave-one-out baseline where particles are
     vectorised: from each particle's learning signal, in every plate, that of the others is taken off, on average. It is
     independent of the draw, so nothing is biased, and takes off most of the score function's noise. Value and pathwise
-    gradients are those of Pyro's class.
+    gradients are those of Pyro's class. Latents that the guide leaves to the model get their score function, too.
+
+    Raises:
+        ValueError: in the first step: a latent whose posterior is known to have an infinite divergence from its prior,
+            or none (an atom against a density, heavier tails, values outside of the prior's support), which draws
+            would not show.
 
     Attributes:
         draws_codes: whether the guide's latents are drawn.
@@ -187,6 +192,9 @@ class AnalyticELBO(TraceELBO):
     The KL divergence at a site is sampled, and a warning says so once, where guide and prior have no closed form, and
     where the prior may depend on what the guide draws after the site: latents of the guide should come in the model's
     order. (Pyro's class takes the closed form there too, which is wrong.)
+
+    Raises:
+        ValueError: as `TraceELBO`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

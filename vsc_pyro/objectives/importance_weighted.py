@@ -45,7 +45,7 @@ class ImportanceWeightedELBO(TraceELBO):
     Raises:
         ValueError: fewer than two particles.
         NotImplementedError: in the first step: latents of different plates; scaled sites (subsampling, beta); draws
-            that are not independent (``gate="disarm"``).
+            that are not independent (``gate="disarm"``). `vsc_pyro.fit` raises a ValueError before training instead.
     """
 
     is_linear: ClassVar[bool] = False
