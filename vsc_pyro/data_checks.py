@@ -84,13 +84,13 @@ def check_support(x: Tensor, likelihood: Distribution, like: Tensor) -> None:
     """Raise `ValueError` unless all data ``(N, ...)``, taken where the tensor `like` is, lie in that support."""
     if not all(are_in_support(chunk.to(like), likelihood) for chunk in x.split(_ROWS_AT_ONCE)):
         low, high = float(x.min()), float(x.max())
-        raise ValueError(f"{outside(likelihood)}, got values from {low:.4g} to {high:.4g}; {RESCALE}")
+        raise ValueError(
+            f"{must_be_inside(likelihood)}, got values from {low:.4g} to {high:.4g}; "
+            "rescale them or take another decoder"
+        )
 
 
-def outside(likelihood: Distribution) -> str:
-    """What data outside the support of the likelihood should be."""
+def must_be_inside(likelihood: Distribution) -> str:
+    """Say of what support, the first half of an error."""
     base = likelihood.base_dist if hasattr(likelihood, "base_dist") else likelihood
     return f"data must lie in the support of the likelihood, {base.support}"
-
-
-RESCALE = "rescale them or take another decoder"
