@@ -309,16 +309,17 @@ class _Seen:
 
     def add(self, x: Tensor) -> None:
         """Check a batch; `ValueError` if it is on the CPU and outside the support of the likelihood."""
-        if not x.is_cuda:
+        if x.is_cuda:
+            self._are_inside.append(x.isfinite().all() & are_in_support(x, self._likelihood))
+        else:
             check_support(x, self._likelihood, x)
-        self._are_inside.append(x.isfinite().all() & are_in_support(x, self._likelihood))
         self._ranges.append(torch.stack(x.aminmax()))
 
     def check(self, number: int) -> None:
         """Raise `ValueError` for the first batch that was outside the support."""
-        outside = torch.stack(self._are_inside).logical_not().nonzero()
-        if len(outside):
-            with _named(f"batch {int(outside[0, 0]) + 1} of epoch {number + 1}"):
+        are_inside = torch.stack(self._are_inside).tolist() if self._are_inside else []
+        if not all(are_inside):
+            with _named(f"batch {are_inside.index(False) + 1} of epoch {number + 1}"):
                 raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; rescale them")
 
     def check_range(self) -> None:

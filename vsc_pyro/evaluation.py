@@ -35,7 +35,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.exact import exact_posterior, linear_gaussian
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
-from vsc_pyro.importance import Weighing, are_worth_compiling, chunk_of, codes_of, log_likelihood_of
+from vsc_pyro.importance import Weighing, are_worth_compiling, chunk_of, codes_of
 from vsc_pyro.relaxation import GAP_DRAWS, relaxation_gap
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
@@ -63,9 +63,9 @@ class Evaluation:
             that `no_bound` gives. A latent variable common to all data (a learned inclusion's posterior) is held at
             its mean: the bound is of the model with that inclusion.
         objective: what training maximises at beta = 1, hard spikes, without penalty and divergences common to all data.
-            The same as `elbo` but for objectives that are not
-            bounds: points, and priors that depend on the datum, see `vsc_pyro.VAE.is_bound` (the `elbo` of pseudo-inputs
-            assigned without charge is that of the mixture, sampled).
+            The same as `elbo` but for objectives that are not bounds: points, and priors that depend on the datum, see
+            `vsc_pyro.VAE.is_bound` (the `elbo` of pseudo-inputs assigned without charge is that of the mixture,
+            sampled).
         reconstruction: :math:`E_q[\\log p(x|z)]`.
         kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
         iwae: importance-weighted bound of `num_draws` draws; NaN where there is none.
@@ -311,9 +311,7 @@ def _what_bounds(model: VAE, data: Dataset) -> tuple[bool, str | None]:
     return model.is_bound, None if model.has_marginal else _DEPENDS
 
 
-def _evaluate_batch(
-    model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing
-) -> tuple[Tensor, ...]:
+def _evaluate_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
     codes = codes_of(model, x)
     posterior, prior, _, trained_kl = codes
     weights = weigh(x, codes)
@@ -343,7 +341,7 @@ def _check_finite(fields: list[Tensor], missing: str | None) -> None:
     if missing is None:
         figures |= {"KL divergence": kl, "importance-weighted bound": iwae}
     figures |= {"inclusion probability": inclusion, "code": codes, "mean of the code": means}
-    figures |= {"relaxation gap": part for part in gap}
+    figures |= dict(zip(["relaxation gap"], gap, strict=False))  # which `evaluate` alone measures
     for name, values in figures.items():
         bad = ~values.reshape(len(values), -1).isfinite().all(1)
         if bad.any():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
+F = TypeVar("F", bound=Callable[..., Any])
 _lock = threading.RLock()
 
 
@@ -19,6 +22,17 @@ def alone() -> Iterator[None]:
     """
     with _lock:
         yield
+
+
+def trains(step: F) -> F:
+    """Let a function that trains run alone, and with gradients: under a caller's `torch.no_grad` it trains nothing."""
+
+    @functools.wraps(step)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with alone(), torch.inference_mode(False):
+            return step(*args, **kwargs)
+
+    return wrapper
 
 
 def manual_seed(seed: int, device: torch.device) -> None:

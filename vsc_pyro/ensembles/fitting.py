@@ -17,9 +17,9 @@ from vsc_pyro.arguments import bool_or_auto, natural_int, positive_float, positi
 from vsc_pyro.batches import Batches, get_batches
 from vsc_pyro.compiled import is_worth_compiling, missing_compiler
 from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.encoders import gate_of
 from vsc_pyro.ensembles.alike import check_built_alike
 from vsc_pyro.ensembles.stacked import Ensemble
-from vsc_pyro.encoders import gate_of
 from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import get_objective

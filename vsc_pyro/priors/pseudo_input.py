@@ -214,9 +214,7 @@ class PseudoInputPrior(Prior):
 
     def forward(self, x: Tensor) -> AssignedMixture:
         log_assignment = torch.log_softmax(run_network(self.classifier, x, self.network_precision), -1)
-        return AssignedMixture(
-            self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound
-        )
+        return AssignedMixture(self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound)
 
     def marginal(self, x: Tensor) -> MixtureSameFamily:
         """The mixture itself, without a classifier (VampPrior-like)."""

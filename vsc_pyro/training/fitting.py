@@ -82,12 +82,13 @@ def fit(
     **A `torch.utils.data.DataLoader`** serves for data larger than memory, or a pipeline of your own. Its batches are
     tensors, or tuples or lists of which the first is the data (labels are not looked at); they are trained on as they
     come, so that augmentation and binarisation are the pipeline's. N is the length of its dataset, or of a
-    `SubsetRandomSampler`'s indices. Its first 1,000 data or so are looked at beforehand, checked, and pseudo-inputs
-    start at them; all others are checked batch by batch (on a GPU for their support at the end of an epoch). On a GPU batches are copied from pinned memory without waiting. The order follows from `seed`,
-    whether the loader has a generator (seeded within, and put back) or not, and so does what is drawn from torch's
-    random numbers by transforms, in the main process or in workers. A resumed run goes on with the next epoch as if
-    there had been no interruption, but for what the loader keeps to itself: random numbers of NumPy or Python in the
-    main process, of ``persistent_workers``, or of a sampler that has them under another name than `generator`.
+    `SubsetRandomSampler`'s indices. Its first 1,000 data or so are looked at beforehand, and pseudo-inputs start at
+    them. All are checked, batch by batch (on a GPU at the end of an epoch whether they are in the likelihood's
+    support). On a GPU batches are copied from pinned memory without waiting. The order follows from `seed`, whether the
+    loader has a generator (seeded within, and put back) or not, and so does what is drawn from torch's random numbers
+    by transforms, in the main process or in workers. A resumed run goes on with the next epoch as if there had been no
+    interruption, but for what the loader keeps to itself: random numbers of NumPy or Python in the main process, of
+    ``persistent_workers``, or of a sampler that has them under another name than `generator`.
 
     Args:
         model: trained in place; moved to `device`.
