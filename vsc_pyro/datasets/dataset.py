@@ -62,6 +62,10 @@ class Dataset:
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
+        if self.labels is not None and not isinstance(self.labels, Tensor):
+            raise ValueError(
+                f"labels must be a tensor, got a {type(self.labels).__name__}; pass torch.as_tensor(labels)"
+            )
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"labels must have shape ({len(self.images)},), one for each datum, got {tuple(self.labels.shape)}"
