@@ -100,7 +100,7 @@ def test_one_that_does_not_is_a_bound(kind):
 
 
 def test_why_exp_of_such_an_objective_sums_to_more_than_one_over_all_data():
-    """Of a bound the sum is 1 at most; a prior that follows the posterior is free, and the data are told for nothing."""
+    """Of a bound it is 1 at most; a prior that follows the posterior tells of the datum free of charge."""
     sums = []
     for prior in (Plain(lambda s, x: normal(s.layer(x))), vsc.NormalPrior(J)):
         prior.is_bound = True  # as whoever does not know of it says

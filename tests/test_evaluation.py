@@ -280,6 +280,26 @@ def test_a_point_has_no_bound_and_its_zeros_are_counted(digits):
     assert result.as_dict()["elbo"] is None
 
 
+@pytest.mark.parametrize("measure", [vsc.evaluate, vsc.bounds])
+def test_a_figure_that_is_not_finite_is_of_a_datum_that_is_named(measure):
+    model = vsc.VAE(
+        vsc.SpikeSlabEncoder(D, 3, hidden=(8,)), vsc.NormalDecoder(3, D, hidden=(8,)), vsc.SpikeSlabPrior(3)
+    )
+    x = torch.rand(50, D)
+    x[31, 2] = 1e30
+    with pytest.raises(ValueError, match=r"reconstruction of datum 31 is (nan|-inf) \(1 of 50 data are like"):
+        measure(model, x, num_draws=2)
+
+
+def test_a_loader_is_refused_where_data_must_be_in_memory(small_vae, digits):
+    model, loader = small_vae(), torch.utils.data.DataLoader(digits.test.images, batch_size=10)
+    for measure in (vsc.evaluate, vsc.bounds, vsc.refine, vsc.to_arviz, vsc.encode, vsc.exact_posterior):
+        with pytest.raises(ValueError, match=r"data must be in memory, .*, got a DataLoader, which only fit takes"):
+            measure(model, loader)
+    with pytest.raises(ValueError, match="got a DataLoader"):
+        model.impute(loader, torch.ones(1, dtype=torch.bool))
+
+
 def linear_vae(latent_dim=J):
     torch.manual_seed(0)
     decoder = vsc.NormalDecoder(latent_dim, D, hidden=(), scale=NOISE)

@@ -56,9 +56,9 @@ def test_soft_draws_of_an_encoder_of_ones_own_show_their_gap():
             model.decoder(draw((2000,))).log_prob(x).mean(1) for draw in (posterior.rsample, posterior.sample)
         )
     truth, error = soft.mean() - hard.mean(), (soft.var() / 2000 + hard.var() / 2000).sqrt()
-    gaps = torch.tensor([vsc.evaluate(model, x, num_draws=1, seed=seed).relaxation_gap for seed in range(20)])
+    gaps = torch.tensor([vsc.evaluate(model, x, num_draws=1, seed=seed).relaxation_gap for seed in range(8)])
     # Two-sided normal tails of 5 standard errors: 6e-7.
-    assert abs(gaps.mean() - truth) < Z_BOUND * (error**2 + gaps.var() / 20).sqrt()
+    assert abs(gaps.mean() - truth) < Z_BOUND * (error**2 + gaps.var() / 8).sqrt()
     assert truth > 20 * error
     assert vsc.evaluate(vae(Own(hard=True)), x, num_draws=1).relaxation_gap == 0
 

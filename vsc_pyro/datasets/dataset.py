@@ -63,9 +63,8 @@ class Dataset:
                 f"got {tuple(self.images.shape)}"
             )
         if self.labels is not None and not isinstance(self.labels, Tensor):
-            raise ValueError(
-                f"labels must be a tensor, got a {type(self.labels).__name__}; pass torch.as_tensor(labels)"
-            )
+            kind = type(self.labels).__name__
+            raise ValueError(f"labels must be an integer tensor, got {kind}; pass torch.as_tensor(labels)")
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"labels must have shape ({len(self.images)},), one for each datum, got {tuple(self.labels.shape)}"

@@ -133,8 +133,9 @@ class PseudoInputPrior(Prior):
                 "gives points; take SpikeSlabEncoder, NormalEncoder or another"
             )
         with torch.no_grad(), in_mode(self.encoder, False):
-            first, alone = centre(posterior)[0], centre(self.encoder(self.pseudo_inputs[:1]))[0]
-        if not torch.allclose(first, alone, _ROUNDING, _ROUNDING * float(alone.abs().max())):
+            twice = self.pseudo_inputs[[0, 0]]
+            first, other = centre(posterior)[0], centre(self.encoder(twice))[0]
+        if not torch.allclose(first, other, _ROUNDING, _ROUNDING * float(other.abs().max())):
             raise ValueError(
                 "the posterior of a pseudo-input must not depend on those beside it in a batch, as the encoder's does "
                 "in evaluation mode; let its batch normalisation keep running statistics (track_running_stats=True), "
