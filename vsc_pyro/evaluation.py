@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import bool_or_auto, choice, natural_int, positive_int
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro.data_checks import check_figure, in_memory
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.exact import exact_posterior, linear_gaussian
@@ -343,14 +343,7 @@ def _check_finite(fields: list[Tensor], missing: str | None) -> None:
     figures |= {"inclusion probability": inclusion, "code": codes, "mean of the code": means}
     figures |= dict(zip(["relaxation gap"], gap, strict=False))  # which `evaluate` alone measures
     for name, values in figures.items():
-        bad = ~values.reshape(len(values), -1).isfinite().all(1)
-        if bad.any():
-            datum = int(bad.nonzero()[0, 0])
-            value = float(values[datum].flatten()[~values[datum].flatten().isfinite()][0])
-            raise ValueError(
-                f"the {name} of datum {datum} is {value} ({int(bad.sum())} of {len(bad)} data are like that); rescale "
-                "these data or leave them out, or train the model anew if it has diverged"
-            )
+        check_figure(name, values)
 
 
 def _summary(fields: list[Tensor], num_draws: int, binarize: str | None, missing: str | None) -> Evaluation:

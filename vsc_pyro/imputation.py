@@ -30,7 +30,7 @@ from torch.distributions import Distribution, Independent
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro.data_checks import check_figure, in_memory
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, is_point
 from vsc_pyro.seeding import seeded
@@ -93,6 +93,7 @@ def impute(
     samples, codes, accepted, proposed = (
         torch.cat(part).unflatten(0, (len(x), num_samples)) for part in zip(*parts, strict=True)
     )
+    check_figure("imputed mean or code", torch.cat([mean.flatten(1), codes.flatten(1)], 1))
     return Imputation(
         mean=torch.where(mask, x, mean),
         samples=samples.transpose(0, 1),

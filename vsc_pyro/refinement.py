@@ -27,7 +27,7 @@ from torch.distributions import Distribution, Independent, kl_divergence
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro.data_checks import check_figure, in_memory
 from vsc_pyro.distributions import SLABS, SpikeSlab, ThresholdedSpikeSlab
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.objectives import OBJECTIVES, TraceELBO, get_objective
@@ -173,7 +173,8 @@ def refine(
         progress: show a bar.
 
     Raises:
-        ValueError: data that do not fit the model, a posterior of another family, or bad numbers.
+        ValueError: data that do not fit the model, a posterior of another family, bad numbers, or a bound of a datum
+            that is not finite.
         NotImplementedError: an ELBO of Pyro's without an estimator for the gate (as Pyro's validation has it).
     """
     steps, lr, seed = positive_int("steps", steps), positive_float("lr", lr), natural_int("seed", seed)
@@ -190,6 +191,8 @@ def refine(
             rows = rows.to(model.reference, copy=True)  # those made in inference mode take no part in a gradient
             with model.evaluating():
                 encoded, prior = model.encoder(rows), model.prior(rows).expand(rows.shape[:1])
+                start = _bounds(decoder, rows, encoded, prior, seed)
+            check_figure("bound", start, first=sum(map(len, bounds)))
             free = FreePosterior(encoded, gate)
             with seeded(seed, rows.device), pyro.get_param_store().scope(), torch.enable_grad():
                 _climb(VAE(free, decoder, _Held(prior)), rows, loss, steps, lr, bar)
@@ -197,13 +200,13 @@ def refine(
                 # Chosen by other draws than are reported, which would flatter.
                 before, after = (_bounds(decoder, rows, q, prior, seed + 1) for q in (encoded, free(rows)))
                 free.restart(~(after > before))
-                bounds.append(torch.stack([_bounds(decoder, rows, q, prior, seed) for q in (encoded, free(rows))]))
+                bounds.append(torch.stack([start, _bounds(decoder, rows, free(rows), prior, seed)], 1))
             parts.append(free)
     whole = parts[0]
     for name in whole.state_dict():
         getattr(whole, name).data = torch.cat([getattr(part, name).detach() for part in parts])
     whole.requires_grad_(False)
-    return Refinement(whole(x), *torch.cat(bounds, 1))
+    return Refinement(whole(x), *torch.cat(bounds).T)
 
 
 def _climb(vae: VAE, x: Tensor, loss: ELBO, steps: int, lr: float, bar: tqdm) -> None:

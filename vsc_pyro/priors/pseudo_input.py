@@ -52,6 +52,9 @@ class PseudoInputPrior(Prior):
     `fit` lets the pseudo-inputs start at random training data and takes the range they stay in from the data; for bare
     Pyro, or to start elsewhere, pass `pseudo_inputs`, or call ``prepare(images)``.
 
+    The encoder sees pseudo-inputs in evaluation mode, also in training: by the running statistics of its batch
+    normalisation, which stay those of data, and without dropout.
+
     Args:
         encoder: the encoder of the same model; it has `input_shape` and a posterior with a density.
         num_pseudo_inputs: U.
@@ -68,8 +71,9 @@ class PseudoInputPrior(Prior):
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: an encoder without `input_shape` or whose posterior is a point; pseudo-inputs that do not fit it; an
-            inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
+        ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
+            other data beside a datum (batch normalisation without running statistics); pseudo-inputs that do not fit
+            it; an inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
             `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
     """
 
