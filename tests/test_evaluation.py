@@ -52,7 +52,7 @@ def linear():
     with torch.no_grad():
         x = decoder(prior(None).sample((21_000,))).sample()
     model = vsc.VAE(vsc.SpikeSlabEncoder(D, J, hidden=(128, 128)), decoder, prior)
-    vsc.fit(model, x[1000:], epochs=15, batch_size=100, lr=2e-3, device="cpu", progress=False)
+    vsc.fit(model, x[1000:], epochs=10, batch_size=200, lr=4e-3, device="cpu", progress=False)
     return model, x[:1000]
 
 
@@ -128,7 +128,7 @@ def test_relaxation_gap_is_exactly_zero_for_hard_gates(small_vae, digits, gate):
 
 def test_relaxation_gap_shows_the_leak_of_soft_spikes(small_vae, digits):
     model = small_vae("shifted-sigmoid", inclusion=0.05)
-    vsc.fit(model, digits.train, epochs=80, batch_size=50, lr=5e-3, device="cpu", progress=False)
+    vsc.fit(model, digits.train, epochs=40, batch_size=100, lr=1e-2, device="cpu", progress=False)
     result = vsc.evaluate(model, digits.test, num_draws=10)
     print(f"ELBO {result.elbo:.2f}, relaxation gap {result.relaxation_gap:.2f}")
     assert result.relaxation_gap > 0.1
