@@ -237,6 +237,92 @@ def test_loaders_that_cannot_be_trained_on(small_vae, images, make, message):
         vsc.fit(small_vae(), make(images), epochs=1, **QUIET)
 
 
+def late(x, row, value):
+    """Data of which the one of that row, after what is looked at beforehand, holds that value."""
+    x = x.repeat(6, 1, 1, 1)
+    x[row, 0, 3, 3] = value
+    return x
+
+
+class Listed(torch.utils.data.Dataset):
+    """Batches as they are listed, of any shape and type."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def listed(*batches):
+    return DataLoader(Listed(batches), batch_size=1, collate_fn=lambda one: one[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: DataLoader(late(x, 1200, 255.0), 100), "batch 13 of epoch 1 .* support .* values from 0 to 255"),
+        (lambda x: DataLoader(late(x, 1379, 1.7), 100), "batch 14 of epoch 1 of the DataLoader: data must lie in the"),
+        (lambda x: DataLoader(late(x, 1100, -0.1), 100), "batch 12 of epoch 1 .* support"),
+        (lambda x: DataLoader(late(x, 1250, torch.nan), 100), "batch 13 of epoch 1 .* 1 NaN or infinite .* datum 50"),
+        (lambda x: DataLoader(late(x.double(), 1250, 1e300), 100), "batch 13 .* infinite values in .*float32"),
+        (lambda x: listed(*[x] * 5, 255 * x), "batch 6 of epoch 1 .* values from 0 to 255"),
+        (lambda x: listed(*[x] * 5, x.flatten(1)), r"batch 6 .* one shape \(B, 1, 8, 8\) and .* got shape \(B, 64\)"),
+        (lambda x: listed(*[x] * 5, x.byte()), "batch 6 .* type torch.float32, got .* type torch.uint8"),
+        (lambda x: listed(x, x.flatten(1)), "batch 2 .* all batches must be of one shape"),
+    ],
+)
+def test_a_later_batch_that_is_no_data_is_named(small_vae, images, make, message):
+    with pytest.raises(ValueError, match=message):
+        vsc.fit(small_vae(), make(images), epochs=2, **QUIET)
+
+
+class Turning(torch.utils.data.Dataset):
+    """Data that leave the support in their third pass: the first is looked at beforehand."""
+
+    def __init__(self, images):
+        self.images, self.passes = images, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.passes += index == 0
+        return self.images[index] * (2 if self.passes == 3 and index > 100 else 1)
+
+
+def test_every_epoch_is_checked(small_vae, images):
+    with pytest.raises(ValueError, match="batch 3 of epoch 2 of the DataLoader"):
+        vsc.fit(small_vae(), DataLoader(Turning(images), 50), epochs=2, **QUIET)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_on_a_gpu_support_is_told_at_the_end_of_the_epoch(small_vae, images, device, where):
+    bad = late(images, 1200, 255.0).to(where)
+    with pytest.raises(ValueError, match="batch 13 of epoch 1 of the DataLoader: data must lie in the support"):
+        vsc.fit(small_vae(), DataLoader(bad, 100), epochs=2, device=device, progress=False)
+
+
+def test_a_range_that_the_first_data_do_not_have_is_told():
+    def fitted_on(x):
+        encoder = vsc.SpikeSlabEncoder(16, 3, hidden=(8,))
+        model = vsc.VAE(encoder, vsc.NormalDecoder(3, 16, hidden=(8,)), vsc.PseudoInputPrior(encoder, 4))
+        vsc.fit(model, DataLoader(TensorDataset(x), 200), epochs=2, **QUIET)
+
+    x = torch.rand(1400, 16)
+    fitted_on(x)
+    x[1200:] += 5
+    with pytest.warns(
+        UserWarning, match="pseudo-inputs stay within .* these data range from .* let a DataLoader"
+    ) as seen:
+        fitted_on(x)
+    assert len(seen) == 1
+
+
 def test_a_loader_has_its_own_batch_size(small_vae, images):
     with pytest.raises(ValueError, match="batch_size=20 is for data in memory, and a DataLoader has its own"):
         vsc.fit(small_vae(), DataLoader(images, 50), batch_size=20, **QUIET)

@@ -52,7 +52,7 @@ def linear():
     with torch.no_grad():
         x = decoder(prior(None).sample((21_000,))).sample()
     model = vsc.VAE(vsc.SpikeSlabEncoder(D, J, hidden=(128, 128)), decoder, prior)
-    vsc.fit(model, x[1000:], epochs=15, batch_size=100, lr=2e-3, device="cpu", progress=False)
+    vsc.fit(model, x[1000:], epochs=10, batch_size=200, lr=4e-3, device="cpu", progress=False)
     return model, x[:1000]
 
 
@@ -128,7 +128,7 @@ def test_relaxation_gap_is_exactly_zero_for_hard_gates(small_vae, digits, gate):
 
 def test_relaxation_gap_shows_the_leak_of_soft_spikes(small_vae, digits):
     model = small_vae("shifted-sigmoid", inclusion=0.05)
-    vsc.fit(model, digits.train, epochs=80, batch_size=50, lr=5e-3, device="cpu", progress=False)
+    vsc.fit(model, digits.train, epochs=40, batch_size=100, lr=1e-2, device="cpu", progress=False)
     result = vsc.evaluate(model, digits.test, num_draws=10)
     print(f"ELBO {result.elbo:.2f}, relaxation gap {result.relaxation_gap:.2f}")
     assert result.relaxation_gap > 0.1
@@ -278,6 +278,26 @@ def test_a_point_has_no_bound_and_its_zeros_are_counted(digits):
     assert result.expected_l0 == pytest.approx((codes != 0).sum(1).float().mean().item())
     assert result.expected_l0 < 15
     assert result.as_dict()["elbo"] is None
+
+
+@pytest.mark.parametrize("measure", [vsc.evaluate, vsc.bounds])
+def test_a_figure_that_is_not_finite_is_of_a_datum_that_is_named(measure):
+    model = vsc.VAE(
+        vsc.SpikeSlabEncoder(D, 3, hidden=(8,)), vsc.NormalDecoder(3, D, hidden=(8,)), vsc.SpikeSlabPrior(3)
+    )
+    x = torch.rand(50, D)
+    x[31, 2] = 1e30
+    with pytest.raises(ValueError, match=r"reconstruction of datum 31 is (nan|-inf) \(1 of 50 data are like"):
+        measure(model, x, num_draws=2)
+
+
+def test_a_loader_is_refused_where_data_must_be_in_memory(small_vae, digits):
+    model, loader = small_vae(), torch.utils.data.DataLoader(digits.test.images, batch_size=10)
+    for measure in (vsc.evaluate, vsc.bounds, vsc.refine, vsc.to_arviz, vsc.encode, vsc.exact_posterior):
+        with pytest.raises(ValueError, match=r"data must be in memory, .*, got a DataLoader, which only fit takes"):
+            measure(model, loader)
+    with pytest.raises(ValueError, match="got a DataLoader"):
+        model.impute(loader, torch.ones(1, dtype=torch.bool))
 
 
 def linear_vae(latent_dim=J):

@@ -10,10 +10,10 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Imports run one way, from left to right; a module may import only from groups before its own.
 LAYERS = [
-    {"_pyro_internals", "arguments", "arviz_versions", "files", "parallel", "registration", "seeding"},
+    {"_pyro_internals", "arguments", "arviz_versions", "files", "modes", "parallel", "registration", "seeding"},
     {"history"},
     {"gates", "networks", "checkpoints", "datasets", "precision", "schedules"},
-    {"distributions"},
+    {"data_checks", "distributions"},
     {"encoders", "decoders", "priors"},
     {"imputation"},
     {"vae"},
@@ -21,6 +21,7 @@ LAYERS = [
     {"svi", "gibbs"},
     {"batches", "compiled"},
     {"importance"},
+    {"relaxation"},
     {"training", "evaluation", "probes", "refinement"},
     {"calibration", "ensembles", "posterior"},
     {"criticism"},

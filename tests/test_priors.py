@@ -1,9 +1,11 @@
+import copy
 import math
 
 import pytest
 import torch
 from conftest import assert_mean_equals
 from pyro.distributions import Bernoulli, MultivariateNormal
+from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
@@ -221,6 +223,34 @@ class TestPseudoInputs:
             vsc.fit(other, digits.train, epochs=15, lr=3e-3, batch_size=50, progress=False)
             inclusions.append(vsc.evaluate(other, digits.test, num_draws=1).expected_l0)
         assert inclusions[1] < 0.6 * inclusions[0]
+
+    def test_are_encoded_in_training_as_in_evaluation(self):
+        def make(*layers):
+            encoder = vsc.SpikeSlabEncoder(6, 3, hidden=(8,))
+            for layer in layers:
+                encoder.network.insert(2, layer)
+            prior = vsc.PseudoInputPrior(encoder, 5, pseudo_inputs=10 + torch.rand(5, 6))
+            return vsc.VAE(encoder, vsc.NormalDecoder(3, 6, hidden=(8,)), prior)
+
+        vae, x = make(nn.Dropout(0.5), nn.BatchNorm1d(8)), torch.rand(40, 6)
+        norm = next(module for module in vae.encoder.modules() if isinstance(module, nn.BatchNorm1d))
+        assert norm.num_batches_tracked == 0  # nor did building it move them
+        norm.running_mean.normal_()
+        alone = copy.deepcopy(vae.encoder)
+        alone(x)
+        vae.guide(x)
+        vae.model(x)
+        vae.prior.penalty()
+        own = next(module for module in alone.modules() if isinstance(module, nn.BatchNorm1d))
+        assert torch.equal(norm.running_mean, own.running_mean)  # by data alone
+        assert norm.num_batches_tracked == 1
+        assert all(module.training for module in vae.modules())
+        trained = vae.prior(x).component_distribution
+        with vae.evaluating():
+            evaluated = vae.prior(x).component_distribution
+        assert torch.equal(trained.base_dist.logits, evaluated.base_dist.logits)
+        with pytest.raises(ValueError, match=r"must not depend on those beside it .*track_running_stats=True"):
+            make(nn.BatchNorm1d(8, track_running_stats=False))
 
     def test_samples_are_the_mixtures_own(self):
         vae = self.model()

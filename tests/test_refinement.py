@@ -155,3 +155,15 @@ def test_free_posteriors_start_where_they_are_told():
     assert FreePosterior(posterior, "score")(x).base_dist.gate.reparametrized is False
     with pytest.raises(ValueError, match="spike-and-slab, Normal, Laplace, Cauchy or points, got StudentT"):
         FreePosterior(dist.StudentT(torch.ones(2, 3)).to_event(1))
+
+
+def test_an_estimator_that_an_objective_lacks_is_refused_and_the_callers_validation_kept():
+    model, x, _ = linear_model()
+    for objective in (pyro.infer.TraceMeanField_ELBO(), pyro.infer.Trace_ELBO()):
+        with pyro.validation_enabled(True):
+            if isinstance(objective, pyro.infer.TraceMeanField_ELBO):
+                with pytest.raises(NotImplementedError, match="fully reparameterized"):
+                    refine(model, x[:5], objective=objective, gate="score", steps=2)
+            else:
+                refine(model, x[:5], objective=objective, gate="score", steps=2)
+            assert pyro.infer.util.is_validation_enabled()

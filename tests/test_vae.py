@@ -201,3 +201,28 @@ def test_codes_without_a_mean_need_a_decoder_that_saturates(decoder_class):
             with pytest.raises(ValueError, match=r"the posterior has no mean .*activation='tanh'"):
                 vsc.VAE(encoder, decoder, prior)
     vsc.VAE(vsc.NormalEncoder(64, 5), decoder_class(5, 64), vsc.CauchyPrior(5))  # which has a mean
+
+
+def test_only_parts_and_priors_are_shown_the_data(digits):
+    class Trunk(nn.Sequential):
+        out_features = 8
+
+        def prepare(self, temperature):
+            raise AssertionError("not for this")
+
+    class Mixed(nn.Module):
+        def __init__(self, prior):
+            super().__init__()
+            self.inner = prior
+
+        def forward(self, x):
+            return self.inner(x)
+
+    encoder = vsc.SpikeSlabEncoder(64, 3, trunk=Trunk(nn.Flatten(), nn.Linear(64, 8)))
+    inner = vsc.PseudoInputPrior(encoder, 4)
+    vae = vsc.VAE(encoder, vsc.BernoulliDecoder(3, 64), Mixed(inner))
+    seen = []
+    vae.decoder.prepare = seen.append
+    vae.prepare(digits.train.images)
+    assert inner.prepared
+    assert len(seen) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +14,14 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRa
 from torch.utils.data.distributed import DistributedSampler
 
 from vsc_pyro.arguments import positive_int
+from vsc_pyro.data_checks import are_in_support, check_finite, check_support, inner, must_be_inside
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.parallel import num_processes
+from vsc_pyro.priors import Prior
 from vsc_pyro.seeding import seeded
+
+if TYPE_CHECKING:
+    from vsc_pyro.vae import VAE
 
 _DEFAULT_SIZE = 200
 # Of a loader's data, what is looked at before training: enough to start pseudo-inputs at, and held in memory.
@@ -42,6 +48,10 @@ class Batches:
     smallest: int | None
     sample: Tensor
     generators: list[torch.Generator]
+
+    def check(self, model: VAE) -> None:
+        """Raise `ValueError` unless the data are such as `model` takes; of a loader the first, and others in time."""
+        model.check_data(self.sample)
 
     def to(self, like: Tensor) -> None:
         """From now on give minibatches on the device of the tensor `like`, in its floating-point type."""
@@ -135,7 +145,8 @@ class LoaderBatches(Batches):
         seed: of the data to look at before training.
 
     Raises:
-        ValueError: a loader without length or without a batch, or that gives anything else; the message says which.
+        ValueError: a loader without length or without a batch, or that gives anything else; the message says which. In
+            an epoch, a batch of data of another shape or type than the first, or that the model does not take.
     """
 
     def __init__(self, loader: DataLoader, seed: int) -> None:
@@ -173,6 +184,9 @@ class LoaderBatches(Batches):
         owned = (getattr(owner, "generator", None) for owner in (loader, *self._samplers))
         self.generators = list({id(g): g for g in owned if isinstance(g, torch.Generator)}.values())
         self._like = torch.empty(0)
+        self._first: Tensor | None = None
+        self._model: VAE | None = None
+        self._has_checked_range = False
         with seeded(seed, torch.device("cpu")), self.seeded(seed):
             first: list[Tensor] = []
             with contextlib.closing(self.sources(0)) as epoch:
@@ -183,6 +197,10 @@ class LoaderBatches(Batches):
         self.full_size = len(first[0])
         self.sample = torch.cat(first)
 
+    def check(self, model: VAE) -> None:
+        super().check(model)
+        self._model = model
+
     def to(self, like: Tensor) -> None:
         self._like = like
         self.sample = self.sample.to(like)
@@ -191,15 +209,34 @@ class LoaderBatches(Batches):
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):  # as torch's DistributedSampler has
                 sampler.set_epoch(number)
-        got = False
-        for batch in self.loader:
-            got = True
-            yield self._on_device(_data_of(batch))
-        if not got:
+        given, seen = 0, _Seen(self._model, self.sample) if self._model is not None else None
+        for given, batch in enumerate(self.loader, start=1):
+            x = _data_of(batch)
+            with _named(f"batch {given} of epoch {number + 1}"):
+                self._check_kind(x)
+                if seen is not None and not x.is_cuda:
+                    check_finite(x, self._like.dtype)  # before the copy, which the host does not wait for
+                x = self._on_device(x)
+                if seen is not None:
+                    seen.add(x)
+            yield x
+        if not given:
             raise ValueError(
                 f"the DataLoader gave no batch in epoch {number + 1}; {type(self.loader.dataset).__name__} must give "
                 "its data anew whenever it is iterated over"
             )
+        if seen is not None:
+            seen.check(number)
+            if not self._has_checked_range:
+                self._has_checked_range = True
+                seen.check_range()
+
+    def _check_kind(self, x: Tensor) -> None:
+        if self._first is None:
+            self._first = x[:1]
+        kind, first = (f"shape (B, {inner(y)}) and type {y.dtype}" for y in (x, self._first))
+        if kind != first:
+            raise ValueError(f"all batches must be of one {first}, got {kind}; let the DataLoader's dataset give that")
 
     def _on_device(self, x: Tensor) -> Tensor:
         device, dtype = self._like.device, self._like.dtype
@@ -245,3 +282,49 @@ def _data_of(batch: object) -> Tensor:
             "let the DataLoader's dataset or collate_fn give that"
         )
     return x
+
+
+@contextlib.contextmanager
+def _named(batch: str) -> Iterator[None]:
+    """Errors within are those of that batch."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{batch} of the DataLoader: {error}") from error
+
+
+class _Seen:
+    """What is known of the batches of an epoch, which on a GPU is not waited for.
+
+    Args:
+        model: that they are checked for, where it is.
+        sample: data that have been checked.
+    """
+
+    def __init__(self, model: VAE, sample: Tensor) -> None:
+        self._model = model
+        self._likelihood = model.check_parts(sample[:1])
+        self._are_inside: list[Tensor] = []
+        self._ranges: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Check a batch; `ValueError` if it is on the CPU and outside the support of the likelihood."""
+        if x.is_cuda:
+            self._are_inside.append(x.isfinite().all() & are_in_support(x, self._likelihood))
+        else:
+            check_support(x, self._likelihood, x)
+        self._ranges.append(torch.stack(x.aminmax()))
+
+    def check(self, number: int) -> None:
+        """Raise `ValueError` for the first batch that was outside the support."""
+        are_inside = torch.stack(self._are_inside).tolist() if self._are_inside else []
+        if not all(are_inside):
+            with _named(f"batch {are_inside.index(False) + 1} of epoch {number + 1}"):
+                raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; rescale them")
+
+    def check_range(self) -> None:
+        """Let priors that started from the sample know the range of all data."""
+        low, high = torch.stack(self._ranges).T
+        for module in self._model.modules():
+            if isinstance(module, Prior):
+                module.check_range(low.min(), high.max())

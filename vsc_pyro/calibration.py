@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
+from vsc_pyro.data_checks import check_figure
 from vsc_pyro.distributions import inclusion_logits, is_point
 from vsc_pyro.probes import auroc
 from vsc_pyro.seeding import seeded
@@ -119,7 +120,8 @@ def check_calibration(
         progress: show a bar.
 
     Raises:
-        ValueError: a prior that cannot be drawn from, a posterior that is a point, or numbers below 1.
+        ValueError: a prior that cannot be drawn from, a posterior that is a point, or whose inclusion
+            probabilities are not finite, or numbers below 1.
     """
     num_data, num_draws = positive_int("num_data", num_data), positive_int("num_draws", num_draws)
     bins, rank_bins = positive_int("bins", bins), positive_int("rank_bins", rank_bins)
@@ -157,6 +159,8 @@ def _infer(infer: Callable[[Tensor], Any], x: Tensor, truth: Tensor, num_draws: 
     else:
         logits = inclusion_logits(posterior)
         inclusion = torch.full_like(truth, torch.nan) if logits is None else logits.sigmoid()
+        if logits is not None:
+            check_figure("inclusion probability", inclusion)
     draws = posterior.sample((num_draws,)).flatten(2).to(truth)
     below, ties = (draws < truth).sum(0), (draws == truth).sum(0)
     ranks = below + torch.floor(torch.rand_like(truth, dtype=torch.float64) * (ties + 1))

@@ -19,6 +19,7 @@ import torch
 
 from vsc_pyro.arguments import choice
 from vsc_pyro.arviz_versions import elpd_data, from_datasets, group_names
+from vsc_pyro.data_checks import check_figure
 from vsc_pyro.distributions import inclusion_logits
 from vsc_pyro.vae import VAE
 
@@ -39,17 +40,19 @@ def elpd(inference: arviz.InferenceData | xarray.DataTree) -> arviz.ELPDData:
         inference: what `vsc_pyro.to_arviz` returned for test data, with ``log_likelihood=True``.
 
     Raises:
-        ValueError: an object without log-likelihoods, or of a posterior that is a point, which has no weights.
+        ValueError: an object without log-likelihoods, or of a posterior that is a point, which has no weights; or a
+            density of a datum that is not finite.
     """
     if "log_likelihood" not in group_names(inference):
         raise ValueError("inference holds no group log_likelihood; call to_arviz with log_likelihood=True")
     stats = inference["sample_stats"]
     weights = inference["log_likelihood"]["x"] + stats["log_prior"] - stats["log_posterior"]
     weights = weights.astype(float).stack(sample=("chain", "draw")).transpose("datum", "sample")
-    if np.isnan(weights).any():
+    if np.isnan(stats["log_posterior"]).all(("draw", "datum")).any():
         raise ValueError("the posterior is a point, which has no density to weigh draws by; compare by reconstructions")
     num_samples = weights.sizes["sample"]
     total = torch.logsumexp(torch.from_numpy(weights.values), 1).numpy() - math.log(num_samples)
+    check_figure("log predictive density", torch.from_numpy(total))
     pointwise = weights.isel(sample=0, drop=True).copy(data=total)
     return elpd_data(pointwise, num_samples)
 

@@ -77,6 +77,12 @@ class _LocationScaleEncoder(_Encoder):
         return self.family(loc, _scale(log_squared_scale)).to_event(1)
 
 
+def gate_of(encoder: nn.Module) -> Gate | None:
+    """The gate of its spikes; None where it has no attribute `gate` that is one (a layer of that name is not)."""
+    gate = getattr(encoder, "gate", None)
+    return gate if isinstance(gate, Gate) else None
+
+
 def _inclusion(name: str, value: float) -> float:
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}")

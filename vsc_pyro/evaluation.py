@@ -3,8 +3,9 @@ r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes. 
 * ELBO :math:`= E_q[\log p(x|z)] - KL(q \| p)`, its two parts apart, at beta = 1;
 * importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), from the exact
   mixture densities. Where the prior is a mixture that training assigns data to, p(z) is the mixture itself;
-* relaxation gap: the objective as trained (soft spikes, if the gate's are soft) minus the hard ELBO. A large gap means
-  that the objective measured a code that is not the one the model has;
+* relaxation gap: the objective as trained (soft spikes, if the posterior's draws are soft) minus the same of exact
+  draws of that posterior, by the same random numbers. A large gap means that the objective measured a code that is not
+  the one the model has;
 * sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior above prior
   odds; Hoyer's measure :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
   (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016; the median
@@ -18,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,15 +30,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import bool_or_auto, choice, natural_int, positive_int
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import check_figure, in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.exact import exact_posterior, linear_gaussian
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
-from vsc_pyro.importance import Weighing, are_worth_compiling, chunk_of, codes_of, log_likelihood_of
+from vsc_pyro.importance import Weighing, are_worth_compiling, chunk_of, codes_of
+from vsc_pyro.relaxation import GAP_DRAWS, relaxation_gap
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
-_GAP_DRAWS = 10
+_POINT, _DEPENDS = "the posterior is a point", "the prior depends on the datum"
 
 
 def _gibbs(model: VAE, x: Tensor, seed: int, progress: bool) -> GibbsPosterior:
@@ -55,15 +59,16 @@ class Evaluation:
     """Means over data; nats per datum where they are log-probabilities.
 
     Attributes:
-        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none: a posterior that
-            is a point has no density. A latent variable common to all data (a learned inclusion's posterior) is held at
+        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none, for the reason
+            that `no_bound` gives. A latent variable common to all data (a learned inclusion's posterior) is held at
             its mean: the bound is of the model with that inclusion.
         objective: what training maximises at beta = 1, hard spikes, without penalty and divergences common to all data.
-            The same as `elbo` but for objectives that are not
-            bounds: points, and pseudo-inputs assigned without charge (whose `elbo` is that of the mixture, sampled).
+            The same as `elbo` but for objectives that are not bounds: points, and priors that depend on the datum, see
+            `vsc_pyro.VAE.is_bound` (the `elbo` of pseudo-inputs assigned without charge is that of the mixture,
+            sampled).
         reconstruction: :math:`E_q[\\log p(x|z)]`.
         kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
-        iwae: importance-weighted bound of `num_draws` draws; NaN for a point.
+        iwae: importance-weighted bound of `num_draws` draws; NaN where there is none.
         relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
         expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
         hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
@@ -76,6 +81,7 @@ class Evaluation:
         num_draws, num_data, binarize: the protocol.
         reference: ``"exact"`` or ``"gibbs"``, what the following were measured by; None if that was not asked for, and
             they are NaN then.
+        no_bound: why there is no bound, or None.
         evidence: mean :math:`\\log p(x)`, by enumeration only.
         gap: `evidence` minus `elbo`.
         inclusion_error: mean of :math:`|\\gamma_j - P(z_j \\neq 0 | x)|` over data and latents; NaN for posteriors
@@ -100,6 +106,7 @@ class Evaluation:
     num_data: int
     binarize: str | None
     reference: str | None = None
+    no_bound: str | None = None
     evidence: float = math.nan
     gap: float = math.nan
     inclusion_error: float = math.nan
@@ -112,7 +119,7 @@ class Evaluation:
     def __str__(self) -> str:
         latents = len(self.usage)
         kl = "closed form" if self.kl_is_exact else "sampled"
-        none = "none: the posterior is a point" if math.isnan(self.elbo) else ""
+        none = f"none: {self.no_bound}" if self.no_bound else ""
         rows = [
             ("ELBO", f"{self.elbo:.2f}", none or "nats, hard spikes"),
             ("  reconstruction", f"{self.reconstruction:.2f}", ""),
@@ -169,8 +176,8 @@ def evaluate(
             be captured (a decoder that looks at values) is eager, after a warning that says why.
 
     Raises:
-        ValueError: data that do not fit the model, fewer than one draw, a model whose `reference` cannot be had, or a
-            `compile` that is none of these.
+        ValueError: data that do not fit the model, fewer than one draw, a model whose `reference` cannot be had, a
+            `compile` that is none of these, or a figure of a datum that is not finite (the message names it).
     """
     num_draws, seed, data = _checked(model, data, num_draws, seed, compile)
     if reference is not None:
@@ -180,15 +187,17 @@ def evaluate(
             has_atom = inclusion_logits(model.encoder(data.images[:1].to(model.reference))) is not None
         if not has_atom and reference == "gibbs":
             raise ValueError("reference='gibbs' tells inclusion probabilities, and the encoder's codes have none")
+    is_bound, missing = _what_bounds(model, data)
     seen = []
 
     def measure(x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
         if reference is not None:
             seen.append(x)
-        return (*_evaluate_batch(model, x, weigh), _relaxation_gap(model, x, seed).cpu())
+        return (*_evaluate_batch(model, is_bound, missing, x, weigh), relaxation_gap(model, x, seed).cpu())
 
     fields = _in_batches("evaluate", model, data, num_draws, seed, progress, compile, measure)
-    result = _summary(fields, num_draws, data.binarize)
+    _check_finite(fields, missing)
+    result = _summary(fields, num_draws, data.binarize, missing)
     if reference is None:
         return result
     truth = infer(model, torch.cat(seen), seed, progress)
@@ -205,15 +214,17 @@ class Bounds:
     """Bounds on the evidence of each datum, in nats, with hard spikes; what `bounds` returns.
 
     Attributes:
-        elbo: evidence lower bound, shape ``(N,)``, float64, on the CPU; NaN where the posterior is a point.
+        elbo: evidence lower bound, shape ``(N,)``, float64, on the CPU; NaN where there is none.
         iwae: importance-weighted bound of `num_draws` draws, likewise.
         num_draws, binarize: the protocol.
+        no_bound: why there is no bound, or None.
     """
 
     elbo: Tensor
     iwae: Tensor
     num_draws: int
     binarize: str | None
+    no_bound: str | None = None
 
 
 def bounds(
@@ -227,6 +238,8 @@ def bounds(
 ) -> Bounds:
     """Bound the evidence of each datum, as `evaluate` does, whose `elbo` and `iwae` are the means of these.
 
+    Of a prior that depends on the datum there is none, and a warning says so.
+
     Minus a bound is a score of how unlike the training data a datum is (C. M. Bishop, 1994), with a known trap: simple
     data, of few edges or many pixels that are always alike, may have the higher bound though nothing like them was in
     training (E. Nalisnick et al., 2019). Compare only data that are binarised alike.
@@ -235,13 +248,18 @@ def bounds(
         model, data, num_draws, seed, progress, compile: as of `evaluate`.
 
     Raises:
-        ValueError: data that do not fit the model, fewer than one draw, or a `compile` that is not known.
+        ValueError: data that do not fit the model, fewer than one draw, a `compile` that is not known, or a figure of a
+            datum that is not finite (the message names it).
     """
     num_draws, seed, data = _checked(model, data, num_draws, seed, compile)
-    measure = functools.partial(_evaluate_batch, model)
+    is_bound, missing = _what_bounds(model, data)
+    if missing == _DEPENDS:
+        warnings.warn(f"all bounds are NaN, for there is none: {missing}", stacklevel=2)
+    measure = functools.partial(_evaluate_batch, model, is_bound, missing)
     fields = _in_batches("bounds", model, data, num_draws, seed, progress, compile, measure)
+    _check_finite(fields, missing)
     reconstruction, kl, _, iwae, *_ = fields
-    return Bounds(reconstruction - kl, iwae, num_draws, data.binarize)
+    return Bounds(reconstruction - kl, iwae, num_draws, data.binarize, missing)
 
 
 def _checked(
@@ -249,7 +267,7 @@ def _checked(
 ) -> tuple[int, int, Dataset]:
     num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
     bool_or_auto("compile", compile)
-    data = as_dataset(data)
+    data = in_memory(data)
     model.check_data(data.images)
     return num_draws, seed, data
 
@@ -269,7 +287,7 @@ def _in_batches(
     # The data have been checked; Pyro would check every draw again and wait for the device each time.
     with model.evaluating(), seeded(seed, like.device), pyro.validation_enabled(False):
         with seeded(seed, like.device):
-            chunk = chunk_of(model, data.images[:1].to(like), num_draws, _GAP_DRAWS)
+            chunk = chunk_of(model, data.images[:1].to(like), num_draws, GAP_DRAWS)
         chunk = chunk._replace(rows=min(chunk.rows, len(data)))
         if compile == "auto":
             compile = are_worth_compiling(chunk, num_codes, like.device)
@@ -285,16 +303,24 @@ def _in_batches(
     return [torch.cat(field).double() for field in zip(*parts, strict=True)]
 
 
-def _evaluate_batch(model: VAE, x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
+def _what_bounds(model: VAE, data: Dataset) -> tuple[bool, str | None]:
+    """Whether what is trained is a bound, and why there is none at all, or None."""
+    with model.evaluating():
+        if is_point(model.encoder(data.images[:1].to(model.reference))):
+            return model.is_bound, _POINT
+    return model.is_bound, None if model.has_marginal else _DEPENDS
+
+
+def _evaluate_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
     codes = codes_of(model, x)
     posterior, prior, _, trained_kl = codes
     weights = weigh(x, codes)
     last = weights.last
-    exact = trained_kl is not None and model.is_bound
+    exact = trained_kl is not None and is_bound
     if trained_kl is None:
         trained_kl = weights.trained_ratio
-    kl, bound = trained_kl if model.is_bound else weights.log_ratio, weights.log_mean
-    if is_point(posterior):
+    kl, bound = trained_kl if is_bound else weights.log_ratio, weights.log_mean
+    if missing:
         kl, bound = kl * math.nan, bound * math.nan
     own, other = inclusion_logits(posterior), inclusion_logits(prior)
     on = (last != 0).to(last)  # which, without an atom, all are
@@ -308,22 +334,19 @@ def _evaluate_batch(model: VAE, x: Tensor, weigh: Weighing) -> tuple[Tensor, ...
     return (*(t.cpu() for t in terms), *(t.flatten(1).cpu() for t in each), torch.tensor([exact]))
 
 
-def _relaxation_gap(model: VAE, x: Tensor, seed: int) -> Tensor:
-    # Only the modules that hold a gate: a BatchNorm beside it must not see training mode.
-    gated = [module for module in model.encoder.modules() if hasattr(module, "gate")]
-    for module in gated:
-        module.training = True
-    as_trained = model.encoder(x)
-    for module in gated:
-        module.training = False
-    likelihoods = []
-    for posterior in (as_trained, model.encoder(x)):
-        with seeded(seed, x.device):  # the same noise for both, so that hard gates give exactly zero
-            likelihoods.append(log_likelihood_of(model, x, posterior((_GAP_DRAWS,))).mean(0))
-    return likelihoods[0] - likelihoods[1]
+def _check_finite(fields: list[Tensor], missing: str | None) -> None:
+    """Raise `ValueError` that names a datum and its figure, if one is not finite."""
+    reconstruction, kl, trained_kl, iwae, inclusion, _, codes, means, _, *gap = fields
+    figures = {"reconstruction": reconstruction, "objective": reconstruction - trained_kl}
+    if missing is None:
+        figures |= {"KL divergence": kl, "importance-weighted bound": iwae}
+    figures |= {"inclusion probability": inclusion, "code": codes, "mean of the code": means}
+    figures |= dict(zip(["relaxation gap"], gap, strict=False))  # which `evaluate` alone measures
+    for name, values in figures.items():
+        check_figure(name, values)
 
 
-def _summary(fields: list[Tensor], num_draws: int, binarize: str | None) -> Evaluation:
+def _summary(fields: list[Tensor], num_draws: int, binarize: str | None, missing: str | None) -> Evaluation:
     reconstruction, kl, trained_kl, iwae, inclusion, by_odds, codes, means, exact, gap = fields
     on = inclusion > 0.5
     return Evaluation(
@@ -344,6 +367,7 @@ def _summary(fields: list[Tensor], num_draws: int, binarize: str | None) -> Eval
         num_draws=num_draws,
         num_data=len(kl),
         binarize=binarize,
+        no_bound=missing,
     )
 
 

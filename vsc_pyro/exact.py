@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.datasets import as_dataset
+from vsc_pyro.data_checks import in_memory
 from vsc_pyro.distributions import LinearNormal, SpikeSlab
 from vsc_pyro.vae import VAE
 
@@ -57,10 +57,10 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
         ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior that is
             not one spike-and-slab with standard normal slabs.
     """
-    images = as_dataset(x).images
+    images = in_memory(x).images
     model.check_data(images)
     with model.evaluating():
-        prior = model.prior(images[:1].to(model.reference))
+        prior = model.marginal_prior(images[:1].to(model.reference))
         likelihood = model.decoder(model.reference.new_zeros(1, *prior.event_shape))
         if not isinstance(likelihood, LinearNormal):
             raise ValueError(

@@ -34,7 +34,7 @@ class Codes(NamedTuple):
 
     Attributes:
         posterior: q(z|x).
-        prior: p(z), before any datum is seen.
+        prior: p(z), before any datum is seen; where it depends on the datum, given that.
         trained: the prior that the model is trained with.
         trained_kl: KL divergence of the posterior from it, shape ``(B,)``; None where it has no closed form.
     """
@@ -49,7 +49,7 @@ def codes_of(model: VAE, x: Tensor) -> Codes:
     """The distributions of the codes of data x, shape ``(B, ...)``."""
     posterior = model.encoder(x)
     trained = model.prior(x).expand(posterior.batch_shape)
-    prior = model.marginal_prior(x).expand(posterior.batch_shape)
+    prior = getattr(model.prior, "marginal", model.prior)(x).expand(posterior.batch_shape)
     try:
         trained_kl = kl_divergence(posterior, trained)
     except NotImplementedError:

@@ -30,7 +30,8 @@ from torch.distributions import Distribution, Independent
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_int
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import check_figure, in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, is_point
 from vsc_pyro.seeding import seeded
 
@@ -75,7 +76,7 @@ def impute(
     num_pseudo_steps = natural_int("num_pseudo_steps", num_pseudo_steps)
     if isinstance(x, Dataset):  # whose images need not be what the model sees
         raise ValueError("x must be a tensor of data as the model sees them, got a Dataset; pass data.draw(slice(10))")
-    x = as_dataset(x).images.to(model.reference)
+    x = in_memory(x).images.to(model.reference)
     mask = _checked_mask(mask, x)
     with model.evaluating(), seeded(seed, x.device), pyro.validation_enabled(False):
         x = _without_missing(model, x, mask)
@@ -92,6 +93,7 @@ def impute(
     samples, codes, accepted, proposed = (
         torch.cat(part).unflatten(0, (len(x), num_samples)) for part in zip(*parts, strict=True)
     )
+    check_figure("imputed mean or code", torch.cat([mean.flatten(1), codes.flatten(1)], 1))
     return Imputation(
         mean=torch.where(mask, x, mean),
         samples=samples.transpose(0, 1),

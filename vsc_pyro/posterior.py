@@ -40,7 +40,8 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.arviz_versions import from_datasets
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, slab_of
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
@@ -107,7 +108,7 @@ def to_arviz(
     models = _models(model)
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     max_gigabytes = positive_float("max_gigabytes", max_gigabytes)
-    data = as_dataset(data)
+    data = in_memory(data)
     for one in models:
         one.check_data(data.images)
     draws = _Draws(

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vsc_pyro.arguments import choice, natural_int, positive_int
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits
 from vsc_pyro.vae import VAE
 
@@ -173,7 +174,7 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
 def _encode(
     model: VAE, data: Dataset | Tensor | np.ndarray, summary: Callable[[Distribution], Tensor], seed: int
 ) -> Tensor:
-    data = as_dataset(data)
+    data = in_memory(data)
     model.check_data(data.images)
     generator = torch.Generator(data.images.device).manual_seed(natural_int("seed", seed))
     with model.evaluating():
@@ -207,14 +208,14 @@ def auroc(scores: Tensor, present: np.ndarray) -> np.ndarray:
 
 
 def _labels(part: str, data: Dataset) -> np.ndarray:
-    if as_dataset(data).labels is None:
+    if in_memory(data).labels is None:
         raise ValueError(f"{part} must have labels, and {part}.labels is None; pass Dataset(images, labels)")
     return data.labels.cpu().numpy()
 
 
 def _presence(part: str, data: Dataset) -> np.ndarray:
     """Shape ``(N, K)``, ones and zeros in float64."""
-    factors = as_dataset(data).factors
+    factors = in_memory(data).factors
     if factors is None:
         raise ValueError(f"{part} must have known factors, and {part}.factors is None; pass Dataset(factors=...)")
     present = factors.presence.double().cpu().numpy()

@@ -21,16 +21,17 @@ import pyro
 import torch
 from pyro.distributions import Delta, TorchDistribution
 from pyro.infer import ELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 from tqdm.auto import tqdm
 
 from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int
-from vsc_pyro.datasets import as_dataset
+from vsc_pyro.data_checks import check_figure, in_memory
 from vsc_pyro.distributions import SLABS, SpikeSlab, ThresholdedSpikeSlab
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
-from vsc_pyro.objectives import OBJECTIVES, get_objective
-from vsc_pyro.seeding import seeded
+from vsc_pyro.objectives import OBJECTIVES, TraceELBO, get_objective
+from vsc_pyro.seeding import seeded, trains
 from vsc_pyro.svi import SVI
 from vsc_pyro.vae import VAE
 
@@ -139,6 +140,7 @@ class Refinement:
         return self.elbo_after - self.elbo_before
 
 
+@trains
 def refine(
     model: VAE,
     x: Tensor | np.ndarray,
@@ -171,22 +173,26 @@ def refine(
         progress: show a bar.
 
     Raises:
-        ValueError: data that do not fit the model, a posterior of another family, or bad numbers.
+        ValueError: data that do not fit the model, a posterior of another family, bad numbers, or a bound of a datum
+            that is not finite.
+        NotImplementedError: an ELBO of Pyro's without an estimator for the gate (as Pyro's validation has it).
     """
     steps, lr, seed = positive_int("steps", steps), positive_float("lr", lr), natural_int("seed", seed)
     if num_draws is None and not isinstance(objective, ELBO):
         num_draws = 20 if choice("objective", objective, OBJECTIVES).draws_codes else 1
     loss = get_objective(objective, num_draws, (Gate() if gate is None else get_gate(gate)).draws_at_once)
-    x = as_dataset(x).images
+    x = in_memory(x).images
     model.check_data(x)
     decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)  # so that the model's own is not touched
     chunks = x.split(max(1, _ROWS_AT_ONCE // max(loss.num_particles, _BOUND_DRAWS)))
     parts, bounds = [], []
     with tqdm(total=len(chunks) * steps, desc="refine", unit="step", disable=not progress) as bar:
         for rows in chunks:
-            rows = rows.to(model.reference)
+            rows = rows.to(model.reference, copy=True)  # those made in inference mode take no part in a gradient
             with model.evaluating():
                 encoded, prior = model.encoder(rows), model.prior(rows).expand(rows.shape[:1])
+                start = _bounds(decoder, rows, encoded, prior, seed)
+            check_figure("bound", start, first=sum(map(len, bounds)))
             free = FreePosterior(encoded, gate)
             with seeded(seed, rows.device), pyro.get_param_store().scope(), torch.enable_grad():
                 _climb(VAE(free, decoder, _Held(prior)), rows, loss, steps, lr, bar)
@@ -194,21 +200,23 @@ def refine(
                 # Chosen by other draws than are reported, which would flatter.
                 before, after = (_bounds(decoder, rows, q, prior, seed + 1) for q in (encoded, free(rows)))
                 free.restart(~(after > before))
-                bounds.append(torch.stack([_bounds(decoder, rows, q, prior, seed) for q in (encoded, free(rows))]))
+                bounds.append(torch.stack([start, _bounds(decoder, rows, free(rows), prior, seed)], 1))
             parts.append(free)
     whole = parts[0]
     for name in whole.state_dict():
         getattr(whole, name).data = torch.cat([getattr(part, name).detach() for part in parts])
     whole.requires_grad_(False)
-    return Refinement(whole(x), *torch.cat(bounds, 1))
+    return Refinement(whole(x), *torch.cat(bounds).T)
 
 
 def _climb(vae: VAE, x: Tensor, loss: ELBO, steps: int, lr: float, bar: tqdm) -> None:
     optimizer = torch.optim.Adam(vae.encoder.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     svi = SVI(vae.model, vae.guide, optimizer, loss)
+    # Some of Pyro's own objectives refuse what they have no estimator for only where they validate.
+    validate = is_validation_enabled() and not isinstance(loss, TraceELBO)
     for _ in range(steps):
-        with pyro.validation_enabled(False), warnings.catch_warnings():
+        with pyro.validation_enabled(validate), warnings.catch_warnings():
             # What is sampled for want of a closed form was said when the model was trained.
             warnings.filterwarnings("ignore", message="the KL divergence at site 'z' has no closed form")
             svi.step(x)

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vsc_pyro.registration import unwatched
+from vsc_pyro.seeding import trains
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -72,6 +73,7 @@ class SVI(pyro.infer.SVI):
         """The torch optimiser; None before the first step where that makes it."""
         return self.optim.optimizer
 
+    @trains
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data, as the ELBO gives it (ours: a 0-d tensor)."""
         self._check_store()

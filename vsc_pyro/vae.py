@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyro
@@ -27,16 +26,19 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from vsc_pyro.arguments import positive_float, positive_int, sizes
+from vsc_pyro.data_checks import as_events, check_finite, check_layout, check_support, inner
 from vsc_pyro.decoders import BernoulliDecoder
 from vsc_pyro.distributions import has_mean
 from vsc_pyro.encoders import SpikeSlabEncoder
 from vsc_pyro.gates import Gate
 from vsc_pyro.imputation import Imputation, impute
+from vsc_pyro.modes import in_mode
 from vsc_pyro.networks import DEFAULT_HIDDEN
-from vsc_pyro.priors import PseudoInputPrior
+from vsc_pyro.priors import Prior, PseudoInputPrior
+from vsc_pyro.priors.prior import depends_on_data
 from vsc_pyro.registration import register
+from vsc_pyro.seeding import alone
 
-_CHECK_CHUNK = 4096
 _TINY = 1e-30
 
 
@@ -79,8 +81,9 @@ class VAE(nn.Module):
         self.prior = prior
         self.beta = positive_float("beta", beta)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
+        self._datum_shape: torch.Size | None = None
         if hasattr(encoder, "input_shape"):
-            self._check_parts(self.reference.new_zeros(1, *encoder.input_shape))
+            self.check_parts(self.reference.new_zeros(1, *encoder.input_shape))
 
     @property
     def reference(self) -> Tensor:
@@ -105,7 +108,7 @@ class VAE(nn.Module):
             with self._weighed_by_beta():
                 z = pyro.sample("z", self.prior(x, **values))
             likelihood = self.decoder(z)
-            pyro.sample("x", likelihood, obs=_as_events(x, likelihood))
+            pyro.sample("x", likelihood, obs=as_events(x, likelihood))
         return z
 
     def guide(self, x: Tensor) -> Tensor:
@@ -131,12 +134,39 @@ class VAE(nn.Module):
 
     @property
     def is_bound(self) -> bool:
-        """Whether minus the loss bounds the evidence: not for a prior chosen by looking at the datum without charge."""
-        return getattr(self.prior, "is_bound", True)
+        """Whether minus the loss bounds the evidence, which a prior that depends on the datum does free of charge.
+
+        A prior's attribute `is_bound` says; without one (or where it is None), a prior does not if its distribution
+        depends on the data, or there is one for each datum. (Looked for in data of the encoder's `input_shape`; without
+        that, of the shape of the first data that were checked, and before these it is taken for a bound.)
+        """
+        declared = getattr(self.prior, "is_bound", None)
+        return not self._depends_on_data(self.prior) if declared is None else bool(declared)
+
+    @property
+    def has_marginal(self) -> bool:
+        """Whether codes have a distribution before any datum is seen, so that the evidence can be bounded."""
+        return self.is_bound or not self._depends_on_data(getattr(self.prior, "marginal", self.prior))
+
+    def _depends_on_data(self, prior: Callable[[Tensor], Distribution]) -> bool:
+        if self._datum_shape is None:
+            return False
+        with self.evaluating():
+            return depends_on_data(prior, self.reference.new_zeros(3, *self._datum_shape))
 
     def marginal_prior(self, x: Tensor) -> Distribution:
-        """The distribution of codes before any datum is seen; x, shape ``(B, ...)``, gives no more than its device."""
-        return self.prior.marginal(x) if hasattr(self.prior, "marginal") else self.prior(x)
+        """The distribution of codes before any datum is seen; x, shape ``(B, ...)``, gives no more than its device.
+
+        Raises:
+            ValueError: a prior that depends on the datum, and does not say what there is before.
+        """
+        if not self.has_marginal:
+            raise ValueError(
+                f"the prior, {type(self.prior).__name__}, depends on the datum, and this needs the distribution of "
+                "codes before any is seen; give it a method marginal(x) that returns that, or an attribute "
+                "is_bound = True if its distribution is one and the same for all data"
+            )
+        return getattr(self.prior, "marginal", self.prior)(x)
 
     def impute(
         self,
@@ -186,51 +216,44 @@ class VAE(nn.Module):
         )
 
     def prepare(self, images: Tensor) -> None:
-        """Let every part that starts from training data, shape ``(N, ...)``, look at them; once, before training."""
+        """Let encoder, decoder and priors that start from training data, shape ``(N, ...)``, look at them; once.
+
+        That is done by a method `prepare` of theirs, or of a `vsc_pyro.Prior` anywhere within. Any other module's
+        method of that name is its own.
+        """
+        parts = (self.encoder, self.decoder, self.prior)
         for module in self.modules():
-            if module is not self and hasattr(module, "prepare"):
+            if isinstance(module, Prior) or (module in parts and hasattr(module, "prepare")):
                 module.prepare(images)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode (hard spikes) without gradients, and afterwards every module's mode as it was."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        with alone(), in_mode(self, False), torch.no_grad():
+            yield
 
     def check_data(self, x: Tensor) -> None:
         """Raise `ValueError` unless x, shape ``(N, ...)``, is data this model can be trained on or evaluated with.
 
-        That is: finite, of the shape that encoder and decoder take, and within the support of the likelihood.
+        That is: finite in the model's precision, of the shape that encoder and decoder take, and within the support of
+        the likelihood.
         """
-        if not torch.isfinite(x).all():
-            count = int((~torch.isfinite(x)).sum())
-            raise ValueError(f"data holds {count} NaN or infinite values; remove or impute them first")
-        likelihood = self._check_parts(x[:1].to(self.reference))
-        for chunk in x.split(_CHECK_CHUNK):
-            if not likelihood.support.check(_as_events(chunk.to(self.reference), likelihood)).all():
-                base = likelihood.base_dist if hasattr(likelihood, "base_dist") else likelihood
-                raise ValueError(
-                    f"data must lie in the support of the likelihood, {base.support}, "
-                    f"got values from {x.min():.4g} to {x.max():.4g}; rescale them or take another decoder"
-                )
+        check_finite(x, self.reference.dtype)
+        check_support(x, self.check_parts(x[:1].to(self.reference)), self.reference)
 
-    def _check_parts(self, x: Tensor) -> Distribution:
+    def check_parts(self, x: Tensor) -> Distribution:
         """Run one datum through all parts and return the likelihood of a code of zeros."""
+        if x.shape[1:] != self._datum_shape:
+            self._datum_shape = x.shape[1:]
         with self.evaluating():
             try:
                 posterior = self.encoder(x)
             except (RuntimeError, ValueError) as error:
-                raise ValueError(f"the encoder does not take data of shape (N, {_inner(x)}): {error}") from error
+                raise ValueError(f"the encoder does not take data of shape (N, {inner(x)}): {error}") from error
             try:
                 prior = self.prior(x)
             except RuntimeError as error:
-                raise ValueError(f"the prior does not take data of shape (N, {_inner(x)}): {error}") from error
+                raise ValueError(f"the prior does not take data of shape (N, {inner(x)}): {error}") from error
             for part, distribution in (("encoder", posterior), ("prior", prior)):
                 _check_is_pyro(part, distribution)
             if posterior.event_shape != prior.event_shape:
@@ -246,7 +269,8 @@ class VAE(nn.Module):
                     f"pass the same latent_dim to both ({error})"
                 ) from error
             _check_is_pyro("decoder", likelihood)
-            _as_events(x, likelihood)
+            as_events(x, likelihood)
+            check_layout(x, getattr(self.encoder, "input_shape", ()), "an encoder")
             if not has_mean(posterior):
                 self._check_decoder_saturates(x, posterior)
             # A pair without closed form is sampled, and the objective says so.
@@ -256,7 +280,7 @@ class VAE(nn.Module):
 
     def _check_decoder_saturates(self, x: Tensor, posterior: Distribution) -> None:
         near, far = (
-            likelihood.log_prob(_as_events(x, likelihood)).abs().max()
+            likelihood.log_prob(as_events(x, likelihood)).abs().max()
             for likelihood in (self.decoder(_far_out(x, posterior.event_shape, d)) for d in (1e4, 1e7))
         )
         if not far < 30 * near:
@@ -327,17 +351,3 @@ def _check_is_pyro(part: str, distribution: Distribution) -> None:
             f"the {part} must return a Pyro distribution, got {type(distribution).__module__}."
             f"{type(distribution).__name__}; take the class of that name from pyro.distributions"
         )
-
-
-def _inner(x: Tensor) -> str:
-    return ", ".join(map(str, x.shape[1:]))
-
-
-def _as_events(x: Tensor, likelihood: Distribution) -> Tensor:
-    shape = likelihood.event_shape
-    if math.prod(x.shape[1:]) != math.prod(shape):
-        raise ValueError(
-            f"data of shape (N, {_inner(x)}) do not fit a decoder of shape {tuple(shape)}; "
-            "pass the decoder the shape of one datum"
-        )
-    return x.reshape(x.shape[:1] + shape)

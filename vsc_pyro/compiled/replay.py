@@ -39,6 +39,7 @@ from vsc_pyro.compiled.recording import NotCapturedError, first_line
 from vsc_pyro.compiled.svi import CompiledSVI, Graph
 from vsc_pyro.compiled.watching import kind_of
 from vsc_pyro.parallel import num_processes
+from vsc_pyro.seeding import trains
 
 Recorded = tuple[Callable[[], object], list[Tensor]]
 Capture = Callable[[Callable[[], list[Tensor]], list[torch.Generator]], Recorded]
@@ -141,6 +142,7 @@ class Replay:
         """Whether capturing has not been given up, by this or by the `CompiledSVI`."""
         return self._replays and not self._svi.is_eager
 
+    @trains
     def step(self, source: Tensor) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
         if self._source is None:
@@ -190,7 +192,7 @@ class Replay:
         self._replays = False
         self._steps.clear()
         warnings.warn(
-            f"whole steps are not replayed as CUDA graphs from here on, and launched in parts: {reason}", stacklevel=4
+            f"whole steps are not replayed as CUDA graphs from here on, and launched in parts: {reason}", stacklevel=5
         )
 
     def _options(self) -> tuple:

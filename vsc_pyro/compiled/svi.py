@@ -26,6 +26,7 @@ from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, undisturbed
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record, unvalidated
 from vsc_pyro.compiled.watching import Watch, is_fixed, kind_of
 from vsc_pyro.schedules import Setting
+from vsc_pyro.seeding import trains
 from vsc_pyro.svi import SVI, OptimizerFactory
 
 # Of captured graphs, after which steps of yet another kind are eager: something changes that should be a tensor.
@@ -118,6 +119,7 @@ class CompiledSVI(SVI):
         """Whether capturing has been given up, for the reason that the warning gave."""
         return not self._captures
 
+    @trains
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
         graph, arguments = self.graph_for(args, kwargs)
@@ -178,7 +180,7 @@ class CompiledSVI(SVI):
     def _give_up(self, reason: str) -> None:
         self._captures = False
         self._graphs.clear()
-        warnings.warn(f"CompiledSVI takes eager steps from here on: {reason}", stacklevel=4)
+        warnings.warn(f"CompiledSVI takes eager steps from here on: {reason}", stacklevel=5)
 
     def _warn_of_kinds(self) -> None:
         if not self._has_warned_of_kinds:
@@ -187,7 +189,7 @@ class CompiledSVI(SVI):
                 f"CompiledSVI takes eager steps of any further kind: {_MAX_GRAPHS} graphs have been captured, of "
                 "arguments or settings that differ in shape or value; pass what changes as a tensor of one shape, or "
                 "name it in live=",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _parameters(self) -> list[Tensor]:

@@ -62,6 +62,9 @@ class Dataset:
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
+        if self.labels is not None and not isinstance(self.labels, Tensor):
+            kind = type(self.labels).__name__
+            raise ValueError(f"labels must be an integer tensor, got {kind}; pass torch.as_tensor(labels)")
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"labels must have shape ({len(self.images)},), one for each datum, got {tuple(self.labels.shape)}"

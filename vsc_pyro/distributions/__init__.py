@@ -5,6 +5,7 @@ from vsc_pyro.distributions import divergences  # noqa: F401  (registers the div
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.atoms import is_atom_free, structure
 from vsc_pyro.distributions.draws import CentredScoreParts
+from vsc_pyro.distributions.estimators import WITHOUT_SCORES
 from vsc_pyro.distributions.infinite import why_infinite, why_no_point
 from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
@@ -16,6 +17,7 @@ from vsc_pyro.distributions.thresholded import StraightThroughThreshold, Thresho
 __all__ = [
     "PARTICLES",
     "SLABS",
+    "WITHOUT_SCORES",
     "AssignedMixture",
     "CentredScoreParts",
     "IndependentSpikeSlab",

@@ -20,7 +20,7 @@ from vsc_pyro._pyro_internals import current_request, in_plate_of_particles
 from vsc_pyro.gates import Gate
 
 _NOT_LINEAR = (RenyiELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)
-_WITHOUT_SCORES = (TraceMeanField_ELBO, *_NOT_LINEAR)
+WITHOUT_SCORES = (TraceMeanField_ELBO, *_NOT_LINEAR)
 _AVERAGES = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
 
 
@@ -50,7 +50,7 @@ def check_estimator(gate: Gate) -> None:
                 "gradient is biased as well as the likelihood's; Trace_ELBO and TraceMeanField_ELBO keep it exact",
                 stacklevel=4,
             )
-    elif isinstance(elbo, _WITHOUT_SCORES):
+    elif isinstance(elbo, WITHOUT_SCORES):
         raise NotImplementedError(
             f"{name} has no estimator for spikes drawn with gate='score' or 'disarm' and would leave them untrained, "
             "for it takes fully reparameterized guides; use Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO or those of "

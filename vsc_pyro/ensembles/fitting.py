@@ -17,6 +17,7 @@ from vsc_pyro.arguments import bool_or_auto, natural_int, positive_float, positi
 from vsc_pyro.batches import Batches, get_batches
 from vsc_pyro.compiled import is_worth_compiling, missing_compiler
 from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.encoders import gate_of
 from vsc_pyro.ensembles.alike import check_built_alike
 from vsc_pyro.ensembles.stacked import Ensemble
 from vsc_pyro.gates import Gate
@@ -25,7 +26,7 @@ from vsc_pyro.objectives import check_objective, get_objective
 from vsc_pyro.parallel import num_processes
 from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values
 from vsc_pyro.seeding import seeded
-from vsc_pyro.training.fitting import check_batch_norm, private_state, resolve_device, warn_of_warmup
+from vsc_pyro.training.fitting import check_batch_norm, private_state, resolve_device, warn_of_prior, warn_of_warmup
 from vsc_pyro.vae import VAE
 
 # Losses stay on the device, and looking at them waits for it: often enough to stop a diverged run within seconds.
@@ -94,12 +95,13 @@ def fit_ensemble(
     if compile is True and (missing := missing_compiler(device)):
         raise ValueError(f"compile=True, and {missing}; compile=False needs none")
     check_built_alike(models)
-    draws_at_once = (getattr(models[0].encoder, "gate", None) or Gate()).draws_at_once
+    draws_at_once = (gate_of(models[0].encoder) or Gate()).draws_at_once
     loss = get_objective(objective, draws_at_once=draws_at_once)
     for model in models:
         check_objective(loss, model, getattr(model.encoder, "gate", None))
     data = as_dataset(data)
     models[0].check_data(data.images)
+    warn_of_prior(models[0])
     data = data.to(models[0].reference.to(device))  # once for all models
     batches = [get_batches(data, batch_size, seed) for seed in seeds]
     check_batch_norm(models[0], batches[0])

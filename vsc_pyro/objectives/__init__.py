@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO
 from torch import nn
 
 from vsc_pyro.arguments import choice, positive_int
+from vsc_pyro.distributions import WITHOUT_SCORES
 from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
 from vsc_pyro.objectives.exact import ExactELBO
@@ -30,8 +31,6 @@ OBJECTIVES: dict[str, type[TraceELBO]] = {
     "importance-weighted": ImportanceWeightedELBO,
 }
 
-_NO_SCORE_FUNCTION = (RenyiELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO)
-
 
 def check_objective(loss: ELBO, model: nn.Module, gate: Gate | None = None, scheduled: Iterable[str] = ()) -> None:
     """Check before training that an objective and a `vsc_pyro.VAE` go together.
@@ -45,7 +44,7 @@ def check_objective(loss: ELBO, model: nn.Module, gate: Gate | None = None, sche
     Raises:
         ValueError: an objective that cannot train that model; the message names the remedy.
     """
-    if isinstance(loss, _NO_SCORE_FUNCTION) and gate is not None and not gate.reparametrized:
+    if isinstance(loss, WITHOUT_SCORES) and gate is not None and not gate.reparametrized:
         raise ValueError(
             f"{type(loss).__name__} has no estimator for spikes drawn with {gate!r}; take gate='concrete', or "
             "objective='analytic' or 'trace'"

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.plots.looking import looking, proper_prior, slab_quantiles
 from vsc_pyro.plots.pictures import as_pixels, grid, in_rows, limits_of, show
 from vsc_pyro.vae import VAE
@@ -43,7 +44,7 @@ def comparison(
     """
     if not models:
         raise ValueError("models holds no model; pass at least one, by the name to write beside its row")
-    rows = [_reconstruct(model, as_dataset(data), positive_int("num", num), seed=seed) for model in models.values()]
+    rows = [_reconstruct(model, in_memory(data), positive_int("num", num), seed=seed) for model in models.values()]
     pictures = [rows[0][0], *(decoded for _, decoded in rows)]
     return grid(pictures, ["data", *models], "Reconstructions, hard spikes", limits=limits_of(pictures[0]))
 
@@ -65,7 +66,7 @@ def prior_samples(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60
         num: how many samples.
         seed: of the draws.
     """
-    data = as_dataset(data)
+    data = in_memory(data)
     x = data.images[:1].to(model.reference)
     prior = proper_prior(model, x)
     z = prior.expand((1,)).sample((positive_int("num", num),)).squeeze(1)
@@ -90,7 +91,7 @@ def manifold(model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 15, *, 
         ValueError: a model of another number of latents, or a flat prior.
     """
     num = positive_int("num", num)
-    data = as_dataset(data)
+    data = in_memory(data)
     x = data.images[:1].to(model.reference)
     prior = proper_prior(model, x)
     if prior.event_shape != (2,):

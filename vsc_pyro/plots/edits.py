@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro.arguments import choice, positive_int
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_of
 from vsc_pyro.plots.looking import (
     latent_index,
@@ -49,7 +50,7 @@ def traversals(
         limit: range of the latent's value, in standard deviations of the standard slab.
         seed: of binarisation and draws.
     """
-    data = as_dataset(data)
+    data = in_memory(data)
     x = data.draw(slice(2000)).to(model.reference)
     posterior = model.encoder(x)
     inclusion, centres, codes = inclusion_of(posterior), centre(posterior), likely_code(posterior)

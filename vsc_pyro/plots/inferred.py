@@ -62,16 +62,15 @@ def bound_histograms(bounds: Mapping[str, Bounds]) -> Figure:
         bounds: what `vsc_pyro.bounds` returned, by the name to write in the legend, the model's own data first.
 
     Raises:
-        ValueError: no bounds, or those of a posterior that is a point, which are NaN.
+        ValueError: no bounds, or those of a model that has none, or values that are not finite.
     """
     if not bounds:
         raise ValueError("bounds holds none; pass at least one, by the name to write in the legend")
     for name, result in bounds.items():
-        if result.iwae.isnan().any():
-            raise ValueError(f"bounds of {name!r} are NaN: the posterior is a point; take a model with a density")
-        if result.iwae.isinf().any():
-            count = int(result.iwae.isinf().sum())
-            raise ValueError(f"bounds of {name!r} hold {count} infinite values; leave those data out")
+        if result.no_bound:
+            raise ValueError(f"bounds of {name!r} are NaN: {result.no_bound}; take a model that has bounds")
+        if count := int((~result.iwae.isfinite()).sum()):
+            raise ValueError(f"bounds of {name!r} hold {count} NaN or infinite values; leave those data out")
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
     everything = torch.cat([result.iwae for result in bounds.values()])

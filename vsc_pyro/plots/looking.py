@@ -15,7 +15,8 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro.arguments import natural_int
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.data_checks import in_memory
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, slab_of
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
@@ -56,7 +57,7 @@ def some_data(model: VAE, x: Tensor | np.ndarray, num: int) -> Tensor:
         x = x.unsqueeze(0)
     if x.ndim < 2 or len(x) != num:
         raise ValueError(f"x must be {_data(num)}, got a tensor of shape {tuple(x.shape)}; {remedy}")
-    x = as_dataset(x).images
+    x = in_memory(x).images
     model.check_data(x)
     return x.to(model.reference)
 
@@ -67,7 +68,7 @@ def _data(num: int) -> str:
 
 def data_for(model: VAE, data: Dataset | Tensor | np.ndarray) -> Dataset:
     """`data` as a `Dataset` that the model takes, or `ValueError`."""
-    data = as_dataset(data)
+    data = in_memory(data)
     model.check_data(data.images)
     return data
 

@@ -28,17 +28,22 @@ from collections.abc import Sequence
 import torch
 from pyro.distributions import MixtureSameFamily
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli, Distribution, kl_divergence
 
 from vsc_pyro.arguments import positive_int
-from vsc_pyro.distributions import AssignedMixture, inclusion_logits, is_point
+from vsc_pyro.distributions import AssignedMixture, centre, inclusion_logits, is_point
 from vsc_pyro.distributions.pairwise import insert_batch_dims
+from vsc_pyro.modes import in_mode
 from vsc_pyro.networks import MLP
 from vsc_pyro.precision import run_network
 from vsc_pyro.priors.prior import Prior
 
 # Pseudo-inputs start this share of the range away from its ends, where a sigmoid still has a gradient.
 _MARGIN = 0.01
+# Of the range of a loader's first data: by so much more of it the others' tails may reach further.
+_BEYOND = 0.5
+# Of a code, by how many others are encoded beside it.
+_ROUNDING = 1e-3
 
 
 class PseudoInputPrior(Prior):
@@ -46,6 +51,9 @@ class PseudoInputPrior(Prior):
 
     `fit` lets the pseudo-inputs start at random training data and takes the range they stay in from the data; for bare
     Pyro, or to start elsewhere, pass `pseudo_inputs`, or call ``prepare(images)``.
+
+    The encoder sees pseudo-inputs in evaluation mode, also in training: by the running statistics of its batch
+    normalisation, which stay those of data, and without dropout.
 
     Args:
         encoder: the encoder of the same model; it has `input_shape` and a posterior with a density.
@@ -63,8 +71,9 @@ class PseudoInputPrior(Prior):
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: an encoder without `input_shape` or whose posterior is a point; pseudo-inputs that do not fit it; an
-            inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
+        ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
+            other data beside a datum (batch normalisation without running statistics); pseudo-inputs that do not fit
+            it; an inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
             `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
     """
 
@@ -121,11 +130,20 @@ class PseudoInputPrior(Prior):
 
     def _check_encoder(self) -> None:
         with torch.no_grad():
-            posterior = self.encoder(self.pseudo_inputs)
+            posterior = self._components()
         if is_point(posterior):
             raise ValueError(
                 f"the posterior of pseudo-inputs must have a density to be a prior, and {type(self.encoder).__name__} "
                 "gives points; take SpikeSlabEncoder, NormalEncoder or another"
+            )
+        with torch.no_grad(), in_mode(self.encoder, False):
+            twice = self.pseudo_inputs[[0, 0]]
+            first, other = centre(posterior)[0], centre(self.encoder(twice))[0]
+        if not torch.allclose(first, other, _ROUNDING, _ROUNDING * float(other.abs().max())):
+            raise ValueError(
+                "the posterior of a pseudo-input must not depend on those beside it in a batch, as the encoder's does "
+                "in evaluation mode; let its batch normalisation keep running statistics (track_running_stats=True), "
+                "or take LayerNorm"
             )
         try:
             insert_batch_dims(posterior, 1)
@@ -158,13 +176,7 @@ class PseudoInputPrior(Prior):
             ValueError: fewer data than pseudo-inputs, or of another shape.
         """
         if self.prepared:
-            if images.min() < self.low or images.max() > self.high:
-                warnings.warn(
-                    f"pseudo-inputs stay within {float(self.low):.4g} to {float(self.high):.4g}, the range of the data "
-                    f"they started at, and these data range from {float(images.min()):.4g} to "
-                    f"{float(images.max()):.4g}; build a new PseudoInputPrior for them, or rescale them",
-                    stacklevel=2,
-                )
+            self._warn_of_range(images.min(), images.max(), 0.0)
             return
         if len(images) < self.num_pseudo_inputs:
             raise ValueError(
@@ -173,6 +185,20 @@ class PseudoInputPrior(Prior):
             )
         chosen = torch.randperm(len(images))[: self.num_pseudo_inputs].to(images.device)
         self._start_at(images[chosen], images)
+
+    def check_range(self, low: Tensor, high: Tensor) -> None:
+        """Warn of training data, of the range `low` to `high`, that lie far outside the range of the first of them."""
+        self._warn_of_range(low, high, _BEYOND)
+
+    def _warn_of_range(self, low: Tensor, high: Tensor, share: float) -> None:
+        slack = share * (self.high - self.low)
+        if low < self.low - slack or high > self.high + slack:
+            warnings.warn(
+                f"pseudo-inputs stay within {float(self.low):.4g} to {float(self.high):.4g}, the range of the data "
+                f"they started at, and these data range from {float(low):.4g} to {float(high):.4g}; build a new "
+                "PseudoInputPrior for them, or rescale them (and let a DataLoader shuffle them)",
+                stacklevel=3,
+            )
 
     def _start_at(self, start: Tensor, images: Tensor) -> None:
         shape = self._unconstrained.shape
@@ -193,22 +219,28 @@ class PseudoInputPrior(Prior):
 
     def forward(self, x: Tensor) -> AssignedMixture:
         log_assignment = torch.log_softmax(run_network(self.classifier, x, self.network_precision), -1)
-        return AssignedMixture(
-            self.encoder(self.pseudo_inputs), self._log_weights(), log_assignment, charge_assignment=self.is_bound
-        )
+        return AssignedMixture(self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound)
 
     def marginal(self, x: Tensor) -> MixtureSameFamily:
         """The mixture itself, without a classifier (VampPrior-like)."""
-        components = self.encoder(self.pseudo_inputs)
-        return AssignedMixture(components, self._log_weights(), self._log_weights()).mixture
+        return AssignedMixture(self._components(), self._log_weights(), self._log_weights()).mixture
 
     def penalty(self) -> Tensor | None:
         r""":math:`J\, KL(\mathrm{Bern}(\bar\gamma) \| \mathrm{Bern}(\alpha))` times its weight."""
         if not self.sparsity_weight:
             return None
-        mean_inclusion = inclusion_logits(self.encoder(self.pseudo_inputs)).sigmoid().mean()
+        mean_inclusion = inclusion_logits(self._components()).sigmoid().mean()
         sparsity = kl_divergence(Bernoulli(mean_inclusion), Bernoulli(torch.full_like(mean_inclusion, self.inclusion)))
         return self.sparsity_weight * self.latent_dim * sparsity
+
+    def _components(self) -> Distribution:
+        """The pseudo-inputs' posteriors, as evaluation has them.
+
+        Batch normalisation by the pseudo-inputs' own statistics, or dropout, would train another prior than is
+        evaluated; and its running statistics are those of data.
+        """
+        with in_mode(self.encoder, False):
+            return self.encoder(self.pseudo_inputs)
 
     def _log_weights(self) -> Tensor:
         return self._unconstrained.new_full((self.num_pseudo_inputs,), -math.log(self.num_pseudo_inputs))

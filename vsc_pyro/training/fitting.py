@@ -22,13 +22,15 @@ from vsc_pyro.arguments import bool_or_auto, natural_int, positive_float, positi
 from vsc_pyro.batches import Batches, get_batches
 from vsc_pyro.compiled import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.encoders import gate_of
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
+from vsc_pyro.modes import in_mode
 from vsc_pyro.objectives import check_objective, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values
-from vsc_pyro.seeding import seeded
+from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.training.run import Run
 from vsc_pyro.vae import VAE
@@ -74,17 +76,19 @@ def fit(
     """Train `model` on `data` with one `vsc_pyro.SVI` and Adam (Kingma & Ba, 2015).
 
     Data in memory are moved to the device once and minibatches gathered there; no step waits for the device. The
-    caller's random state and Pyro's parameter store are left as they were.
+    caller's random state and Pyro's parameter store are left as they were. Another thread that trains or evaluates
+    waits until this is done. Gradients are taken under a caller's ``torch.no_grad()`` as well.
 
     **A `torch.utils.data.DataLoader`** serves for data larger than memory, or a pipeline of your own. Its batches are
     tensors, or tuples or lists of which the first is the data (labels are not looked at); they are trained on as they
     come, so that augmentation and binarisation are the pipeline's. N is the length of its dataset, or of a
-    `SubsetRandomSampler`'s indices. Its first 1,000 data or so are looked at beforehand, checked, and pseudo-inputs
-    start at them. On a GPU batches are copied from pinned memory without waiting. The order follows from `seed`,
-    whether the loader has a generator (seeded within, and put back) or not, and so does what is drawn from torch's
-    random numbers by transforms, in the main process or in workers. A resumed run goes on with the next epoch as if
-    there had been no interruption, but for what the loader keeps to itself: random numbers of NumPy or Python in the
-    main process, of ``persistent_workers``, or of a sampler that has them under another name than `generator`.
+    `SubsetRandomSampler`'s indices. Its first 1,000 data or so are looked at beforehand, and pseudo-inputs start at
+    them. All are checked, batch by batch (on a GPU at the end of an epoch whether they are in the likelihood's
+    support). On a GPU batches are copied from pinned memory without waiting. The order follows from `seed`, whether the
+    loader has a generator (seeded within, and put back) or not, and so does what is drawn from torch's random numbers
+    by transforms, in the main process or in workers. A resumed run goes on with the next epoch as if there had been no
+    interruption, but for what the loader keeps to itself: random numbers of NumPy or Python in the main process, of
+    ``persistent_workers``, or of a sampler that has them under another name than `generator`.
 
     Args:
         model: trained in place; moved to `device`.
@@ -119,7 +123,8 @@ def fit(
         The history of all epochs, resumed ones included.
 
     Raises:
-        ValueError: bad arguments, schedules or data, before any training.
+        ValueError: bad arguments, schedules or data, before any training; or, when it comes, a batch of a `DataLoader`
+            that the model does not take.
         FileExistsError: `checkpoint` exists and `resume` is not asked for.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
@@ -137,23 +142,24 @@ def fit(
         )
     device = resolve_device(device)
     if gate is not None:
-        if getattr(model.encoder, "gate", None) is None:
+        if gate_of(model.encoder) is None:
             raise ValueError(
                 f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
             )
         gate = getattr(model.encoder, "get_gate", get_gate)(gate)
-    draws_at_once = (gate or getattr(model.encoder, "gate", None) or Gate()).draws_at_once
-    loss = get_objective(objective, num_draws, draws_at_once)
-    check_objective(loss, model, gate or getattr(model.encoder, "gate", None), schedules or ())
+    used_gate = gate or gate_of(model.encoder)
+    loss = get_objective(objective, num_draws, (used_gate or Gate()).draws_at_once)
+    check_objective(loss, model, used_gate, schedules or ())
     batches = get_batches(data, batch_size, seed)
-    model.check_data(batches.sample)
+    batches.check(model)
     check_batch_norm(model, batches)
+    warn_of_prior(model)
     if batches.smallest is not None and batches.smallest < num_processes():
         raise ValueError(
             f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of {batches.num_data} data, "
             f"and there are {num_processes()} processes to share it; choose another batch_size"
         )
-    with networks_in(model, precision), _gate_in_place(model.encoder, gate):
+    with alone(), torch.inference_mode(False), networks_in(model, precision), _gate_in_place(model.encoder, gate):
         schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * batches.num_steps)
         warn_of_warmup(model, schedules)
@@ -250,6 +256,17 @@ def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
         )
 
 
+def warn_of_prior(model: VAE) -> None:
+    """Warn the caller's caller of an objective that is no bound, where the prior does not say so itself."""
+    if getattr(model.prior, "is_bound", None) is None and not model.is_bound:
+        warnings.warn(
+            f"the prior, {type(model.prior).__name__}, depends on the data, or returns a distribution for each datum: "
+            "what is trained is no bound on the evidence; give it an attribute is_bound = True if its distribution is "
+            "the same for all data, or if what it learns from a datum is charged, and False if neither is the case",
+            stacklevel=3,
+        )
+
+
 def _step(
     svi: SVI, compiled: CompiledSVI | None, batches: Batches, device: torch.device, bar: tqdm
 ) -> Callable[[Tensor], Tensor | float]:
@@ -286,7 +303,7 @@ def _without_addresses(text: str) -> str:
 @contextlib.contextmanager
 def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
     """Give `encoder` that gate, and the one it had back if training is refused before it has begun."""
-    before = getattr(encoder, "gate", None)
+    before = gate_of(encoder)
     if gate is not None:
         encoder.gate = gate
     try:
@@ -300,11 +317,6 @@ def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
 @contextlib.contextmanager
 def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
     """Training mode, random numbers from `seed` and a parameter store of its own within; without, all as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    with seeded(seed, device), pyro.get_param_store().scope():
-        model.train()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+    # Under a caller's no_grad nothing would be trained.
+    with seeded(seed, device), pyro.get_param_store().scope(), torch.inference_mode(False), in_mode(model, True):
+        yield
