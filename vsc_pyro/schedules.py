@@ -132,12 +132,20 @@ def rehearse_lr(
     """Learning rates of each of so many epochs of Adam; then the state of its one group and that of the scheduler.
 
     The optimiser is one of its own, of a single number and these `defaults`, and takes no step.
+
+    Raises:
+        ValueError: a schedule that fails before the end.
     """
     optimizer, rates = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **defaults), []
     schedule = None if lr_schedule is None else lr_schedule(optimizer)
     for _ in range(epochs):
         rates.append(float(optimizer.param_groups[0]["lr"]))
-        step_lr(schedule)
+        try:
+            step_lr(schedule)
+        except Exception as error:
+            raise ValueError(
+                f"lr_schedule cannot last for epochs={epochs}, after {len(rates)} it fails ({error}); make it longer"
+            ) from error
     return rates, optimizer.state_dict()["param_groups"][0], {} if schedule is None else schedule.state_dict()
 
 

@@ -21,7 +21,7 @@ from vsc_pyro.history import History
 
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
 _ONCE_ALWAYS = {"precision": "float32", "processes": 1}  # settings that earlier checkpoints do not name
-_LENGTH = 300  # characters of what has changed in a setting
+_LENGTH = 160  # characters of what has changed in a setting
 
 
 def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
@@ -82,6 +82,8 @@ def check_schedules_alike(state: dict[str, Any], own: Mapping[str, Tensor], lr_s
     if saved is not None and type(saved) is not dict:
         raise _damaged("schedule must be of type dict", saved)
     for name, now in plain(lr_state).items():
+        if name == "_last_lr":  # which the optimiser has as well, and functions are told apart by what they give
+            continue
         # Names that begin with _ come and go with versions of torch, but for those of a schedule of schedules.
         if not (_same(saved[name], now) if name in saved else name.startswith("_")):
             raise ValueError(
