@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 
 from common.outputs import (
     check_entries,
@@ -55,7 +56,8 @@ def read_settings(file, parse, free_to_change):
         with contextlib.redirect_stderr(complaint):
             args = parse([word for name, value in config.items() for word in words(name, value)])
     except SystemExit as error:
-        reason = shortened(complaint.getvalue().rpartition("error: ")[2].strip().replace("-", "_"), 300)
+        reason = complaint.getvalue().partition("error: ")[2].strip()
+        reason = shortened(re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), reason), 300)
         raise ValueError(f"{file} is damaged: {reason}; make the run anew") from error
     for name, value in config.items():
         if vars(args)[name] != value:
