@@ -53,7 +53,9 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     options.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU where there is one")
     options.add_argument("--threads", type=whole, help="of torch; default: as it starts")
     options.add_argument("--rounds", type=whole, help=f"of all contestants; default: {rounds}, with --quick 2")
-    options.add_argument("--data-root", type=expanded, help="folder that holds MNIST/raw; random pixels where it does not")
+    options.add_argument(
+        "--data-root", type=expanded, help="folder that holds MNIST/raw; random pixels where it does not"
+    )
     options.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options.add_argument(
         "--output", type=expanded, help="JSON file; default: results/NAME-DEVICE.json here, with --quick none"
