@@ -104,7 +104,8 @@ def fit(
         checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically; a link is written
             through, and ``~`` is the home folder.
         resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
-            the CPU, same thread count). Where it does not exist, training starts from the beginning.
+            the CPU, same thread count). Settings and schedules have to be the same, functions among these as far as
+            their values at the ends of epochs tell. Where it does not exist, training starts from the beginning.
         progress: show a bar with the running ELBO.
         compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
