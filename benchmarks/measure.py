@@ -31,7 +31,7 @@ import torch
 import vsc_pyro as vsc
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Split, default_root
-from vsc_pyro.files import replacing
+from vsc_pyro.files import expanded, replacing
 from vsc_pyro.training import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,10 +53,12 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     options.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU where there is one")
     options.add_argument("--threads", type=whole, help="of torch; default: as it starts")
     options.add_argument("--rounds", type=whole, help=f"of all contestants; default: {rounds}, with --quick 2")
-    options.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw; random pixels where it does not")
+    options.add_argument(
+        "--data-root", type=expanded, help="folder that holds MNIST/raw; random pixels where it does not"
+    )
     options.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options.add_argument(
-        "--output", type=Path, help="JSON file; default: results/NAME-DEVICE.json here, with --quick none"
+        "--output", type=expanded, help="JSON file; default: results/NAME-DEVICE.json here, with --quick none"
     )
     options.set_defaults(full_rounds=rounds)
     return options

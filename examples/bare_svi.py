@@ -10,6 +10,7 @@ import argparse
 
 import pyro
 import torch
+from common.running import run
 from pyro.infer import SVI, Trace_ELBO
 
 import vsc_pyro as vsc
@@ -43,4 +44,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,8 +12,6 @@ With --resume an interrupted run goes on where it was, and gates may be added to
 import csv
 import dataclasses
 import functools
-import json
-import sys
 import textwrap
 import time
 import warnings
@@ -21,12 +19,16 @@ from collections.abc import Callable
 
 import matplotlib
 import torch
+from common.options import run_options, whole
+from common.outputs import check_entries, check_output, in_place_of, number, read_json, settings, write_json
+from common.running import run
 from matplotlib.figure import Figure
-from mnist_vsc import DATASETS, check_output, load_data, run_options, settings, start_anew, whole, write_json
+from mnist_vsc import DATASETS, load_data
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
 from vsc_pyro.arguments import choice
+from vsc_pyro.checkpoints import shown
 from vsc_pyro.distributions import StraightThroughThreshold
 from vsc_pyro.files import replacing
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
@@ -74,6 +76,10 @@ FILES = (
     *(f"{name}/{file}" for name in ESTIMATORS for file in ("curve.json", "checkpoint.pt")),
 )
 LAST = "curves.png"
+POINT = (
+    *("epoch", "step", "seconds", "wall", "train_objective", "elbo", "iwae", "expected_l0", "used_latents"),
+    "num_test",
+)
 
 
 def parse(argv):
@@ -104,7 +110,11 @@ def build(args, estimator, shape):
 def train_and_watch(model, estimator, train, test, epochs, args, folder):
     """Train `model` in stretches and evaluate after each; the points already in curve.json are not trained anew."""
     file = folder / "curve.json"
-    curve = json.loads(file.read_text()) if args.resume and file.exists() else []
+    curve = read_json(file, list) if args.resume and file.exists() else []
+    for point in curve:
+        if not isinstance(point, dict):
+            raise ValueError(f"{file} is damaged: it must hold points of a curve, got {shown(point)}")
+        check_entries(file, point, dict.fromkeys(POINT, number))
     steps_per_epoch = -(-len(train) // args.batch_size)
     stretches = sorted({round(epochs * (i + 1) / args.points) for i in range(args.points)} - {0})
     first = dataclasses.replace(
@@ -232,22 +242,20 @@ def main(argv=None):
     models = {name: build(args, e, shape) for name, e in ESTIMATORS.items() if name in there.union(args.gates)}
     next(iter(models.values())).check_data(train.images)
 
-    start_anew(args, FILES)
-    write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
-    curves = {}
-    bar = tqdm(models, unit="gate", disable=args.quiet)
-    for name in bar:
-        bar.set_description(name)
-        folder = args.output / name
-        try:
-            curves[name] = train_and_watch(models[name], ESTIMATORS[name], train, test, epochs, args, folder)
-        except KeyboardInterrupt:
-            raise SystemExit(f"interrupted; pass --resume to go on with the run in {args.output}") from None
-    print(write_results(args, curves, train, test, epochs), f"results in {args.output}", sep="\n")
+    with in_place_of(args.output, FILES if args.overwrite else (), [f"{name}/checkpoint.pt" for name in ESTIMATORS]):
+        write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
+        curves = {}
+        bar = tqdm(models, unit="gate", disable=args.quiet)
+        for name in bar:
+            bar.set_description(name)
+            folder = args.output / name
+            try:
+                curves[name] = train_and_watch(models[name], ESTIMATORS[name], train, test, epochs, args, folder)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"pass --resume to go on with the run in {args.output}") from None
+        text = write_results(args, curves, train, test, epochs)
+    print(text, f"results in {args.output}", sep="\n")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pyro
 import torch
-from mnist_vsc import natural, positive, whole, write_json
+from common.options import natural, path, positive, whole
+from common.outputs import refuse_to_replace, write_json
+from common.running import run
 from torch.nn.functional import normalize
 
 import vsc_pyro as vsc
@@ -63,7 +65,7 @@ def parse(argv):
     add("--num-simulated", type=whole, default=1000, help="data to simulate for calibration")
     add("--seed", type=natural, default=0)
     add("--device", default="auto")
-    add("--output", type=Path, default=Path("runs/exact_inference"), metavar="DIR")
+    add("--output", type=path, default=Path("runs/exact_inference"), metavar="DIR")
     add("--overwrite", action="store_true", help="replace the results that are there")
     add("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(argv)
@@ -152,9 +154,7 @@ def table(results):
 
 def main(argv=None):
     args = parse(argv)
-    metrics = args.output / "metrics.json"
-    if metrics.exists() and not args.overwrite:
-        raise SystemExit(f"{metrics} exists; pass --overwrite to replace it, or another --output")
+    refuse_to_replace(args, "metrics.json")
     get_objective(args.objective)
     get_objective(args.refine_objective, args.refine_draws)
     data, models = {}, {}
@@ -163,7 +163,7 @@ def main(argv=None):
         data[name] = load(args.num_data, args.seed)
         models[name] = build(args, data[name].train, scale)
         exact_posterior(models[name], data[name].test.images[:1])
-    results = {}
+    results, figures = {}, {}
     for name, model in models.items():
         train, test = data[name]
         vsc.fit(
@@ -178,21 +178,21 @@ def main(argv=None):
             progress=not args.quiet,
         )
         results[name], calibrations = measure(args, model, test)
-        figures = {"reliability": plots.reliability, "ranks": plots.rank_histograms}
-        for kind, figure in figures.items():
-            with replacing(args.output / f"{kind}_{name}.png") as temporary:
-                figure(calibrations).savefig(temporary, dpi=110)
+        figures[f"reliability_{name}.png"] = plots.reliability(calibrations)
+        figures[f"ranks_{name}.png"] = plots.rank_histograms(calibrations)
         for posterior, result in calibrations.items():
             print(f"{name}, {posterior}: {result}")
+    for file, figure in figures.items():
+        with replacing(args.output / file) as temporary:
+            figure.savefig(temporary, dpi=110)
     with replacing(args.output / "table.md") as temporary:
         temporary.write_text(table(results), encoding="utf-8")
-    write_json(metrics, {"datasets": results, "settings": {k: str(v) for k, v in vars(args).items()}})
+    write_json(
+        args.output / "metrics.json", {"datasets": results, "settings": {k: str(v) for k, v in vars(args).items()}}
+    )
     print(table(results))
     return results
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

@@ -13,7 +13,9 @@ import json
 from pathlib import Path
 
 import torch
-from mnist_vsc import load_run, natural, whole
+from common.options import natural, path, whole
+from common.running import run
+from mnist_vsc import load_run
 
 from vsc_pyro.arguments import choice
 from vsc_pyro.distributions import centre, inclusion_logits, slab_of
@@ -41,11 +43,11 @@ DRAWS = {
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
-    add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
+    add("run", type=path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
+    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
     add("--num-data", type=whole, default=48, help="test images on the page")
     add("--seed", type=natural, default=0, help="of the choice of test images, their binarisation and the page's draws")
-    add("--output", type=Path, metavar="FILE", help="default: explore.html in RUN_DIR")
+    add("--output", type=path, metavar="FILE", help="default: explore.html in RUN_DIR")
     add("--overwrite", action="store_true", help="replace the page that is there")
     return parser.parse_args(argv)
 
@@ -87,13 +89,12 @@ def text(value):
 
 def page(args):
     """The whole page, as text."""
-    model, settings, _, test = load_run(args.run, args.data_root)
+    model, settings, metrics, _, test = load_run(args.run, args.data_root)
     activation = choice("activation of the page's decoder", settings.decoder_activation, ACTIVATIONS)
     indices, images, seen = some_data(test, args.num_data, args.seed)
     gamma, slab = posterior_of(model, seen)
     draw = choice("slab of the page's draws", type(slab).__name__, DRAWS)
     height, width = images.shape[-2:]
-    metrics = json.loads((args.run / "metrics.json").read_text())
     run = {
         "settings": {name: text(v) for name, v in metrics.items() if v is not None and name != "usage"},
         "dataset": test.name,
@@ -131,7 +132,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

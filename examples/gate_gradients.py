@@ -31,8 +31,11 @@ from typing import NamedTuple
 
 import pyro
 import torch
+from common.options import natural, path, whole
+from common.outputs import refuse_to_replace, write_json
+from common.running import run
 from gradient_report import write_report
-from mnist_vsc import DATASETS, load_data, natural, whole, write_json
+from mnist_vsc import DATASETS, load_data
 from torch.distributions import kl_divergence
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
@@ -84,7 +87,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="auto", choices=["auto", *DATASETS], help="auto: MNIST, or else digits")
-    add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
+    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
     add("--latents", type=whole, nargs="+", default=[6, 50], help=f"of each model; exact truth up to {ENUMERABLE}")
     add("--hidden", type=whole, nargs="+", default=[400], help="widths of the encoder's; the decoder mirrors them")
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
@@ -96,7 +99,7 @@ def parse(argv):
     add("--slab-draws", type=whole, default=1600, help="for the exact truth, each with all patterns of spikes")
     add("--timed-steps", type=whole, default=40, help="of each estimator")
     add("--seed", type=natural, default=0)
-    add("--output", type=Path, default=Path("runs/gate_gradients"), metavar="DIR")
+    add("--output", type=path, default=Path("runs/gate_gradients"), metavar="DIR")
     add("--overwrite", action="store_true", help="replace the results that are there")
     add("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(binarize="auto")
@@ -311,8 +314,7 @@ def rows_of(model, x, args, milliseconds, progress):
 def main(argv=None):
     args = parse(argv)
     table = args.output / "gradients.json"
-    if table.exists() and not args.overwrite:
-        raise SystemExit(f"{table} exists; pass --overwrite to replace it, or another --output")
+    refuse_to_replace(args, table.name)
     torch.set_num_threads(1)  # what is timed is comparable, whatever else the machine does
     train, _ = load_data(args)
     epochs = args.epochs or EPOCHS.get(train.name, 10)
@@ -343,7 +345,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

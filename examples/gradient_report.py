@@ -7,10 +7,11 @@ reads gradients.json in that folder and writes gradients.md, gradients.csv and g
 
 import argparse
 import csv
-import json
-from pathlib import Path
 from statistics import median
 
+from common.options import path
+from common.outputs import read_json
+from common.running import run
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -124,8 +125,11 @@ def figure_of(results, of="logits"):
 
 def write_report(folder):
     """Table and figure of the results in `folder`; returns the table."""
-    results = json.loads((folder / "gradients.json").read_text())
-    text = markdown(results)
+    results = read_json(folder / "gradients.json")
+    try:
+        text, figure = markdown(results), figure_of(results)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{folder / 'gradients.json'} is damaged ({error!r}); run gate_gradients.py anew") from error
     with replacing(folder / "gradients.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     shared = "latents", "state", "epochs"
@@ -135,18 +139,15 @@ def write_report(folder):
         writer.writeheader()
         writer.writerows(rows)
     with replacing(folder / "gradients.png") as temporary:
-        figure_of(results).savefig(temporary, dpi=100)
+        figure.savefig(temporary, dpi=100)
     return text
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="that gate_gradients.py wrote to")
+    parser.add_argument("folder", type=path, help="that gate_gradients.py wrote to")
     print(write_report(parser.parse_args(argv).folder))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

@@ -11,7 +11,6 @@ import argparse
 import base64
 import html
 import io
-import json
 import sys
 import time
 import warnings
@@ -19,7 +18,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from mnist_vsc import load_run, natural, whole
+from common.options import natural, path, whole
+from common.outputs import in_place_of
+from common.running import run
+from mnist_vsc import load_run
 from sklearn.metrics import roc_auc_score
 
 import vsc_pyro as vsc
@@ -47,13 +49,13 @@ FILES = ("report.html", "posterior.nc", *(f"{name}.png" for name in FIGURES))
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
-    add("--compare", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="other finished runs of the same data")
-    add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
+    add("run", type=path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
+    add("--compare", type=path, nargs="+", default=[], metavar="RUN_DIR", help="other finished runs of the same data")
+    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
     add("--num-data", type=whole, default=16, help="test images whose posterior is kept")
     add("--num-samples", type=whole, default=500, help="draws of each of their codes")
     add("--seed", type=natural, default=0)
-    add("--output", type=Path, metavar="DIR", help="default: inspection in RUN_DIR")
+    add("--output", type=path, metavar="DIR", help="default: inspection in RUN_DIR")
     add("--overwrite", action="store_true", help="replace the report that is there")
     return parser.parse_args(argv)
 
@@ -111,9 +113,8 @@ class Subject:
         import pandas
 
         self.args, self.frame = args, pandas.DataFrame
-        self.model, self.settings, self.train, self.test = load_run(args.run, args.data_root)
+        self.model, self.settings, self.metrics, self.train, self.test = load_run(args.run, args.data_root)
         self.others = {str(folder): self.comparable(folder) for folder in args.compare}
-        self.metrics = json.loads((args.run / "metrics.json").read_text())
         generator = torch.Generator().manual_seed(args.seed)
         self.x = self.test.draw(slice(max(NUM_IMPUTED, NUM_EXPLAINED)), generator)
         with self.model.evaluating():
@@ -127,7 +128,7 @@ class Subject:
         """The model of another run of the same data."""
         if folder.resolve() == self.args.run.resolve():
             raise ValueError(f"--compare {folder} is the run itself; name another")
-        model, _, _, test = load_run(folder, self.args.data_root)
+        model, _, _, _, test = load_run(folder, self.args.data_root)
         if (test.name, test.binarize) != (self.test.name, self.test.binarize):
             raise ValueError(
                 f"--compare {folder} is of {test.name}, binarisation {test.binarize}, and {self.args.run} of "
@@ -336,29 +337,28 @@ def main(argv=None):
         )
     matplotlib.use("Agg")  # for ArviZ, which would open windows
     subject = Subject(args)
-    for file in there:  # of another model some might have no successor
-        file.unlink()
-    report = Report(
-        output, f"{subject.test.name}, {subject.settings.prior} prior, {subject.settings.latent_dim} latents"
-    )
-    names = ("epochs", "test_elbo", "test_iwae", "test_kl", "expected_l0", "hard_l0", "hoyer", "active_units")
-    report.table(
-        subject.row(**{name: subject.metrics[name] for name in names}), f"{args.run}, as trained:", index=False
-    )
-    inference = vsc.to_arviz(subject.model, subject.test[: args.num_data], args.num_samples, seed=args.seed)
-    with replacing(output / "posterior.nc") as temporary:
-        inference.to_netcdf(temporary)
+    with in_place_of(output, FILES):  # of another model some might have no successor
+        report = Report(
+            output, f"{subject.test.name}, {subject.settings.prior} prior, {subject.settings.latent_dim} latents"
+        )
+        names = ("epochs", "test_elbo", "test_iwae", "test_kl", "expected_l0", "hard_l0", "hoyer", "active_units")
+        report.table(
+            subject.row(**{name: subject.metrics[name] for name in names}), f"{args.run}, as trained:", index=False
+        )
+        inference = vsc.to_arviz(subject.model, subject.test[: args.num_data], args.num_samples, seed=args.seed)
+        with replacing(output / "posterior.nc") as temporary:
+            inference.to_netcdf(temporary)
 
-    believes(report, subject)
-    is_sure(report, subject, inference)
-    means(report, subject)
-    generates(report, subject)
-    is_calibrated(report, subject)
-    imputes(report, subject)
-    is_surprised(report, subject)
-    if args.compare:
-        compares(report, subject)
-    report.write()
+        believes(report, subject)
+        is_sure(report, subject, inference)
+        means(report, subject)
+        generates(report, subject)
+        is_calibrated(report, subject)
+        imputes(report, subject)
+        is_surprised(report, subject)
+        if args.compare:
+            compares(report, subject)
+        report.write()
     seconds = time.perf_counter() - start
     size = (output / "report.html").stat().st_size / 1e6
     print(f"{output / 'report.html'}, {size:.1f} MB, and {output / 'posterior.nc'} in {seconds:.0f} s")
@@ -366,7 +366,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
-    try:
-        main()
-    except (ImportError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

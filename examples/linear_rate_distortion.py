@@ -24,8 +24,10 @@ from pathlib import Path
 import numpy as np
 import pyro
 import torch
+from common.options import natural, path, positive, whole
+from common.outputs import in_place_of, refuse_to_replace, settings, write_json
+from common.running import run
 from matplotlib.figure import Figure
-from mnist_vsc import natural, positive, settings, start_anew, whole, write_json
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
@@ -67,7 +69,7 @@ def parse(argv):
     add("--penalties", type=positive, nargs="+", default=[0.6, 1.0, 1.5, 2.0, 3.0, 4.0], help="of the LASSO")
     add("--passes", type=whole, default=4, help="of scikit-learn over the training patches, at most")
     add("--seed", type=natural, default=0)
-    add("--output", type=Path, default=Path("runs/linear_rate_distortion"), metavar="DIR")
+    add("--output", type=path, default=Path("runs/linear_rate_distortion"), metavar="DIR")
     add("--overwrite", action="store_true", help="replace the results that are there")
     add("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(argv)
@@ -315,9 +317,7 @@ def write_figure(args, name, figure):
 
 def main(argv=None):
     args = parse(argv)
-    for name in FILES:
-        if (args.output / name).exists() and not args.overwrite:
-            raise SystemExit(f"{args.output / name} exists; pass --overwrite to replace it, or another --output")
+    refuse_to_replace(args, *FILES)
     torch.set_num_threads(1)
     # Noise of the finest gratings is not worth a code: whitening stops short of it.
     train_set, test_set = vsc.datasets.patches(
@@ -326,8 +326,14 @@ def main(argv=None):
     x, test = train_set.images, test_set.images
     for inclusion in (args.inclusion, *args.inclusions):
         build(args, tuple(x.shape[1:]), inclusion, args.noise)  # which may refuse it: before anything is trained
-    start_anew(args, FILES)
+    with in_place_of(args.output, FILES, worth_keeping=FILES):
+        metrics, text = compare(args, x, test)
+    print(text, f"results in {args.output}", sep="\n")
+    return metrics
 
+
+def compare(args, x, test):
+    """Both comparisons, written; metrics, and the tables as text."""
     num_runs = len(OBJECTIVES) * len(args.lr)
     num_fits = len(args.noises) * len(args.inclusions) + len(args.penalties) + 2
     with tqdm(total=num_runs + num_fits, unit="fit", disable=args.quiet) as bar:
@@ -360,12 +366,8 @@ def main(argv=None):
     curves = [{"objective": name, "lr": lr, "curve": rows} for (name, lr), rows in runs.items()]
     metrics = {"target": target, "bounds": curves, "errors": points, "energy": energy}
     write_json(args.output / "metrics.json", metrics | {"settings": settings(args, ("output",))})
-    print(text, f"results in {args.output}", sep="\n")
-    return metrics
+    return metrics, text
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

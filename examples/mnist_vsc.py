@@ -7,18 +7,20 @@ digits that scikit-learn bundles. It prints a table and leaves in --output: metr
 config.json and the figures. `torchrun --nproc-per-node=2 examples/mnist_vsc.py` trains by two processes.
 """
 
-import argparse
-import json
+import contextlib
 import math
 import sys
 import time
-from pathlib import Path
 
 import torch
+from common.finished import read_metrics, read_settings
+from common.options import natural, positive, run_options, whole
+from common.outputs import check_output, in_place_of, settings, write_json
+from common.running import run
 
 import vsc_pyro as vsc
 from vsc_pyro import load_checkpoint, load_weights, parallel, plots
-from vsc_pyro.arguments import positive_float, positive_int
+from vsc_pyro.checkpoints import shown
 from vsc_pyro.distributions import SLABS
 from vsc_pyro.files import replacing
 from vsc_pyro.gates import GATES, Gate
@@ -75,55 +77,6 @@ PRIORS = {
 }
 
 
-def whole(text):
-    try:
-        return positive_int("the value", int(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}") from error
-
-
-def natural(text):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)
-
-
-def positive(text):
-    try:
-        return positive_float("the value", float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}") from error
-
-
-def run_options(description, output, epochs, datasets):
-    """A parser of the options that a run on any of `datasets` has; `epochs` says how many it takes by default."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--dataset", default="auto", choices=["auto", *datasets], help="auto: MNIST, or else digits")
-    add("--data-root", type=Path, help="folder that holds MNIST/raw or FashionMNIST/raw")
-    add("--binarize", default="auto", choices=["auto", "dynamic", "static", "none"], help="auto: the data set's own")
-    add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
-    add("--latent-dim", type=whole, default=50)
-    add(
-        "--hidden",
-        type=whole,
-        nargs="+",
-        default=[400],
-        help="widths of the encoder's hidden layers; the decoder mirrors them",
-    )
-    add("--epochs", type=whole, help=f"default: {epochs}")
-    add("--batch-size", type=whole, default=200)
-    add("--lr", type=positive, default=1e-3)
-    add("--seed", type=natural, default=0)
-    add("--device", default="auto", help="auto, cpu, cuda, ...")
-    add("--iwae-draws", type=whole, default=100, help="draws of the importance-weighted bound")
-    add("--output", type=Path, default=Path(output), metavar="DIR")
-    add("--resume", action="store_true", help="go on with the run in --output")
-    add("--overwrite", action="store_true", help="delete what the run in --output left, and start anew")
-    add("--quiet", action="store_true", help="no progress bars")
-    return parser
-
-
 def parse(argv):
     parser = run_options(__doc__, "runs/mnist_vsc", "50, and 500 on the small digits", DATASETS)
     add = parser.add_argument
@@ -176,39 +129,9 @@ def parse(argv):
     return args
 
 
-def settings(args, free):
-    return {name: value for name, value in vars(args).items() if name not in free}
-
-
-def check_output(args, files, last, free):
-    """Refuse to touch a run that is there unless told to.
-
-    A run leaves `files`, one of them, `last`, when it is finished; a resumption may change the settings in `free`.
-    """
-    if args.resume and args.overwrite:
-        raise SystemExit("--resume and --overwrite contradict each other; pass one of them")
-    there = [args.output / name for name in files if (args.output / name).exists()]
-    if not there or args.overwrite:
-        return
-    if not args.resume:
-        state = "a finished" if args.output / last in there else "an unfinished"
-        raise SystemExit(
-            f"{args.output} holds {state} run; "
-            "pass --resume to go on with it, --overwrite to replace it, or another --output"
-        )
-    if args.output / "config.json" in there:
-        try:
-            before = json.loads((args.output / "config.json").read_text())
-        except ValueError as error:
-            raise SystemExit(f"{args.output / 'config.json'} is damaged ({error}); pass --overwrite") from error
-        changed = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in settings(args, free).items() if before.get(k) != v]
-        if changed:
-            raise SystemExit(f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings")
-
-
-def start_anew(args, files):
-    for name in files if args.overwrite else ():
-        (args.output / name).unlink(missing_ok=True)
+def free_to_change(lr_decay):
+    """A decay in proportion to the run cannot be gone on with: the longer run would have had other rates all along."""
+    return [name for name in FREE_TO_CHANGE if not (lr_decay and name == "epochs")]
 
 
 def load_data(args):
@@ -231,25 +154,33 @@ def build_model(args, shape):
 
 
 def load_run(directory, data_root=None):
-    """The trained model of a finished run of this script, its settings, and its training and test data."""
-    missing = [name for name in ("config.json", "checkpoint.pt", "metrics.json") if not (directory / name).is_file()]
+    """The trained model of a finished run of this script, its settings and metrics, and its training and test data."""
+    config, metrics, checkpoint = (directory / name for name in ("config.json", "metrics.json", "checkpoint.pt"))
+    missing = [file.name for file in (config, checkpoint, metrics) if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{directory} holds no finished run of mnist_vsc.py: {', '.join(missing)} not there; "
             f"run examples/mnist_vsc.py --output {directory}, with --resume if it was interrupted"
         )
-    config, metrics = (json.loads((directory / name).read_text()) for name in ("config.json", "metrics.json"))
-    state = load_checkpoint(directory / "checkpoint.pt")
-    if state["epoch"] != metrics["epochs"]:
+    args = read_settings(config, parse, free_to_change)
+    needed = set(PRIORS[args.prior][1])
+    if not args.sparsity_weight and args.prior == "pseudo-input":
+        needed.discard("inclusion")
+    found = read_metrics(metrics, args, config, needed)
+    state = load_checkpoint(checkpoint)
+    if state.get("epoch") != found["epochs"]:
         raise ValueError(
-            f"{directory} was measured after {metrics['epochs']} epochs and has since been trained to "
-            f"{state['epoch']}; let mnist_vsc.py --resume finish it"
+            f"{directory} was measured after {found['epochs']} epochs and has since been trained to "
+            f"{shown(state.get('epoch'))}; let mnist_vsc.py --resume finish it"
         )
-    args = argparse.Namespace(**(vars(parse([])) | config | {"dataset": metrics["dataset"], "data_root": data_root}))
+    args.dataset, args.data_root = found["dataset"], data_root
     train, test = load_data(args)
     model = build_model(args, tuple(train.images.shape[1:]))
-    load_weights(model, state, directory / "checkpoint.pt")
-    return model, args, train, test
+    try:
+        load_weights(model, state, checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{error}; {config} says dataset={args.dataset}, latent_dim={args.latent_dim}") from error
+    return model, args, found, train, test
 
 
 def warmup(args, num_steps):
@@ -268,11 +199,6 @@ def lr_schedule(args, epochs):
     return lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [args.lr_drop])
 
 
-def write_json(path, content):
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
 def main(argv=None):
     args = parse(argv)
     with parallel.joined(args.device) as device:
@@ -281,63 +207,84 @@ def main(argv=None):
 
 def train_and_measure(args, device):
     start = time.perf_counter()
-    # A decay in proportion to the run cannot be gone on with: the longer run would have had other rates all along.
-    free = [name for name in FREE_TO_CHANGE if not (args.lr_decay and name == "epochs")]
+    free = free_to_change(args.lr_decay)
     check_output(args, FILES, "metrics.json", free)
     with parallel.first_process_first():  # which downloads
         train, test = load_data(args)
-    epochs = args.epochs or EPOCHS.get(train.name, 50)
-    shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
-    model = build_model(args, shape)
-    encoder, prior = model.encoder, model.prior
-
+    model = build_model(args, tuple(train.images.shape[1:]))
     model.check_data(train.images)
-    get_objective(args.objective, args.num_draws, getattr(encoder, "gate", Gate()).draws_at_once)
+    get_objective(args.objective, args.num_draws, getattr(model.encoder, "gate", Gate()).draws_at_once)
     if not args.resume:
-        model.prepare(train.images)  # which may refuse the data: before anything is deleted
+        model.prepare(train.images)  # which may refuse the data: before anything is written
     parallel.wait_for_all()  # who might refuse as well
-    if parallel.rank() == 0:
-        start_anew(args, FILES)
-        for file in (args.output / name for name in DERIVED if (args.output / name).exists()):
-            print(f"{file} is of the run as it was; make it anew when this one is finished", file=sys.stderr)
-        write_json(args.output / "config.json", settings(args, free))
-    parallel.wait_for_all()  # before anyone looks for a checkpoint
-    try:
-        history = vsc.fit(
-            model,
-            train,
-            objective=args.objective,
-            num_draws=args.num_draws,
-            compile=COMPILE[args.compile],
-            epochs=epochs,
-            batch_size=args.batch_size,
-            lr=args.lr,
-            lr_schedule=lr_schedule(args, epochs),
-            schedules=warmup(args, epochs * -(-len(train) // args.batch_size)),
-            device=device,
-            seed=args.seed,
-            checkpoint=args.output / "checkpoint.pt",
-            resume=args.resume,
-            progress=not args.quiet,
-        )
-    except KeyboardInterrupt:
-        raise SystemExit(f"interrupted; pass --resume to go on with the run in {args.output}") from None
-    if parallel.rank() > 0:
-        return None
-    result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
+    is_first = parallel.rank() == 0
+    with (
+        in_place_of(args.output, FILES, ["checkpoint.pt"]) if is_first and args.overwrite else contextlib.nullcontext()
+    ):
+        if is_first:
+            for file in (args.output / name for name in DERIVED if (args.output / name).exists()):
+                print(f"{file} is of the run as it was; make it anew when this one is finished", file=sys.stderr)
+            write_json(args.output / "config.json", settings(args, free))
+        parallel.wait_for_all()  # before anyone looks for a checkpoint
+        try:
+            history = trained(args, model, train, device)
+            return measured(args, model, test, history, device, start) if is_first else None
+        except KeyboardInterrupt:
+            is_lost = args.overwrite and not (args.output / "checkpoint.pt").exists()
+            raise KeyboardInterrupt(
+                f"the run in {args.output} is as it was"
+                if is_lost
+                else f"pass --resume to go on with the run in {args.output}"
+            ) from None
 
+
+def trained(args, model, train, device):
+    """The history of the run, of which `model` is left as it is at the end."""
+    epochs = args.epochs or EPOCHS.get(train.name, 50)
+    return vsc.fit(
+        model,
+        train,
+        objective=args.objective,
+        num_draws=args.num_draws,
+        compile=COMPILE[args.compile],
+        epochs=epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        lr_schedule=lr_schedule(args, epochs),
+        schedules=warmup(args, epochs * -(-len(train) // args.batch_size)),
+        device=device,
+        seed=args.seed,
+        checkpoint=args.output / "checkpoint.pt",
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+
+
+def measured(args, model, test, history, device, start):
+    """Metrics of a trained model, which are written with the figures and printed."""
+    result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
     history.to_csv(args.output / "history.csv")
     figures = [name for name in FIGURES if name != "inclusion_map" or test.labels is not None]
-    for name in figures + ["pseudo_inputs"] * hasattr(prior, "pseudo_inputs"):
+    for name in figures + ["pseudo_inputs"] * hasattr(model.prior, "pseudo_inputs"):
         function = getattr(plots, name)
         figure = function(history) if name == "training_curve" else function(model, test, seed=args.seed)
         with replacing(args.output / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=130)
+    metrics = metrics_of(args, model, test, history, result, device)
+    metrics["seconds_this_run"] = round(time.perf_counter() - start, 2)
+    write_json(args.output / "metrics.json", metrics)
+    compiling = f", {history.compile_seconds:.0f} of them compiling" if history.compiled else ""
+    seconds = f"{sum(history.seconds):.0f} s{compiling}"
+    print(f"{test.name}, test: {result}\ntrained {seconds} on {device}; results in {args.output}")
+    return metrics
 
+
+def metrics_of(args, model, test, history, result, device):
+    encoder, prior = model.encoder, model.prior
     metrics = {
-        "dataset": train.name,
-        "binarize": train.binarize,
+        "dataset": test.name,
+        "binarize": test.binarize,
         "prior": args.prior,
         "latent_dim": args.latent_dim,
         "inclusion": getattr(prior, "inclusion", None),
@@ -366,7 +313,6 @@ def train_and_measure(args, device):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "compile_seconds": round(history.compile_seconds, 2),
         "seconds": round(sum(history.seconds), 2),
-        "seconds_this_run": round(time.perf_counter() - start, 2),
         "train_objective": history.elbo[-1],
         "test_elbo": result.elbo,
         "test_objective": result.objective,
@@ -385,16 +331,8 @@ def train_and_measure(args, device):
         "usage": result.usage.tolist(),
         "num_test": result.num_data,
     }
-    metrics = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
-    write_json(args.output / "metrics.json", metrics)
-    compiling = f", {history.compile_seconds:.0f} of them compiling" if history.compiled else ""
-    seconds = f"{sum(history.seconds):.0f} s{compiling}"
-    print(f"{train.name}, test: {result}\ntrained {seconds} on {device}; results in {args.output}")
-    return metrics
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

@@ -12,7 +12,9 @@ import csv
 from pathlib import Path
 
 import torch
-from mnist_vsc import natural, positive, whole, write_json
+from common.options import natural, path, positive, whole
+from common.outputs import in_place_of, refuse_to_replace, write_json
+from common.running import run
 
 import vsc_pyro as vsc
 from vsc_pyro.files import replacing
@@ -73,7 +75,7 @@ def parse(argv):
     add("--lr", type=positive, default=1e-3)
     add("--seed", type=natural, default=0)
     add("--device", default="auto")
-    add("--output", type=Path, default=Path("runs/recover_factors"), metavar="DIR")
+    add("--output", type=path, default=Path("runs/recover_factors"), metavar="DIR")
     add("--overwrite", action="store_true", help="replace the table that is there")
     add("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
@@ -127,22 +129,19 @@ def write(args, rows):
 
 def main(argv=None):
     args = parse(argv)
-    table = args.output / f"{args.dataset}.csv"
-    if table.exists() and not args.overwrite:
-        raise SystemExit(f"{table} exists; pass --overwrite to replace it, or another --output")
+    files = [f"{args.dataset}.{suffix}" for suffix in ("csv", "json")]
+    refuse_to_replace(args, files[0])
     train, test = vsc.datasets.load(args.dataset, seed=args.seed)
     shape = tuple(train.images.shape[1:])
     models = {name: build(name, args, shape) for name in args.systems}  # all, before any is trained
     rows = []
-    for name, model in models.items():
-        rows.append(row(name, model, args, train, test))
-        write(args, rows)
-    print(f"\n{args.dataset}, {len(test)} test data\n{table.read_text()}")
+    with in_place_of(args.output, files, worth_keeping=files):
+        for name, model in models.items():
+            rows.append(row(name, model, args, train, test))
+            write(args, rows)
+    print(f"\n{args.dataset}, {len(test)} test data\n{(args.output / files[0]).read_text()}")
     return rows
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

@@ -13,7 +13,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from mnist_vsc import natural, positive, whole, write_json
+from common.options import natural, path, positive, whole
+from common.outputs import refuse_to_replace, write_json
+from common.running import run
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
@@ -50,7 +52,7 @@ def orientation(fields):
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--folder", type=Path, help="of photographs; default: the two that scikit-learn bundles")
+    add("--folder", type=path, help="of photographs; default: the two that scikit-learn bundles")
     add("--size", type=whole, default=12, help="side of a patch")
     add("--num-patches", type=whole, default=50_000)
     add("--latent-dim", type=whole, default=144)
@@ -60,7 +62,7 @@ def parse(argv):
     add("--lr", type=positive, default=3e-3)
     add("--seed", type=natural, default=0)
     add("--device", default="auto")
-    add("--output", type=Path, default=Path("runs/sparse_patches"), metavar="DIR")
+    add("--output", type=path, default=Path("runs/sparse_patches"), metavar="DIR")
     add("--overwrite", action="store_true", help="replace the results that are there")
     add("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(argv)
@@ -70,15 +72,13 @@ def main(argv=None):
     args = parse(argv)
     if args.size < 4:
         raise SystemExit(f"--size must be at least 4, for a field to have a direction in it, got {args.size}")
-    metrics = args.output / "metrics.json"
-    if metrics.exists() and not args.overwrite:
-        raise SystemExit(f"{metrics} exists; pass --overwrite to replace it, or another --output")
+    refuse_to_replace(args, "metrics.json")
     # Noise of the finest gratings is not worth a code: whitening stops short of it.
     train, test = vsc.datasets.patches(args.size, args.num_patches, 5_000, args.seed, args.folder, regularisation=0.1)
     shape = tuple(train.images.shape[1:])
     noise = torch.randn(2000, *shape[1:], generator=torch.Generator().manual_seed(0))
     chance = {"localisation": localisation(noise).mean().item(), "orientation": orientation(noise).mean().item()}
-    models, results = {}, {}
+    models, results, figures = {}, {}, {}
     for name, build in SYSTEMS.items():  # all, before any is trained
         torch.manual_seed(args.seed)
         decoder = vsc.NormalDecoder(args.latent_dim, shape, hidden=(), scale=args.noise)
@@ -99,18 +99,18 @@ def main(argv=None):
             "orientation": orientation(fields).mean().item(),
             "seconds": round(sum(history.seconds), 1),
         }
-        with replacing(args.output / f"receptive_fields_{name}.png") as temporary:
-            plots.receptive_fields(model).savefig(temporary, dpi=110)
+        figures[f"receptive_fields_{name}.png"] = plots.receptive_fields(model)
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()))
     print(f"white noise: localisation {chance['localisation']:.4g}, orientation {chance['orientation']:.4g}")
+    for file, figure in figures.items():
+        with replacing(args.output / file) as temporary:
+            figure.savefig(temporary, dpi=110)
     write_json(
-        metrics, {"systems": results, "white_noise": chance, "settings": {k: str(v) for k, v in vars(args).items()}}
+        args.output / "metrics.json",
+        {"systems": results, "white_noise": chance, "settings": {k: str(v) for k, v in vars(args).items()}},
     )
     return results
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError, vsc.NonFiniteLossError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

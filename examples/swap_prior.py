@@ -11,21 +11,23 @@ import argparse
 import csv
 import dataclasses
 import functools
-import json
-import sys
 from collections.abc import Callable
 
 import torch
-from mnist_vsc import (
-    DATASETS,
+from common.options import run_options, whole
+from common.outputs import (
+    check_entries,
     check_output,
-    load_data,
-    run_options,
+    in_place_of,
+    number,
+    number_or_none,
+    read_json,
     settings,
-    start_anew,
-    whole,
+    truth,
     write_json,
 )
+from common.running import run
+from mnist_vsc import DATASETS, load_data
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
@@ -150,6 +152,13 @@ SYSTEMS = {
     ),
 }
 LAST = "reconstructions.png"
+# What the table takes of a system's metrics.json.
+KINDS = {
+    **dict.fromkeys(("elbo", "iwae", "objective", "relaxation_gap", "reconstruction", "kl"), number_or_none),
+    **dict.fromkeys(("expected_l0", "hoyer", "active_units", "used_latents", "probe_accuracy"), number_or_none),
+    **dict.fromkeys(("collapsed", "probe_labels", "epochs", "seconds"), number),
+    "kl_is_exact": truth,
+}
 FILES = (
     *("config.json", "table.csv", "table.md", LAST),
     *(f"{name}/{file}" for name in SYSTEMS for file in ("checkpoint.pt", "metrics.json")),
@@ -297,39 +306,38 @@ def main(argv=None):
         models[name] = SYSTEMS[name].build(task)
         models[name].check_data(train.images)
 
-    start_anew(args, FILES)
-    write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE) | {"systems": list(models)})
-    results = {}
-    bar = tqdm(models, unit="system", disable=args.quiet)
-    for name in bar:
-        bar.set_description(name)
-        folder = args.output / name
-        try:
-            history = vsc.fit(  # of a system trained already it only reads the checkpoint
-                models[name],
-                train,
-                epochs=epochs,
-                batch_size=args.batch_size,
-                lr=args.lr,
-                schedules=warmup if SYSTEMS[name].warmup else None,
-                device=device,
-                seed=args.seed,
-                checkpoint=folder / "checkpoint.pt",
-                resume=args.resume,
-                progress=not args.quiet,
-            )
-            if name not in there:
-                write_json(folder / "metrics.json", measure(models[name], history, train, test, args))
-        except KeyboardInterrupt:
-            raise SystemExit(f"interrupted; pass --resume to go on with the run in {args.output}") from None
-        except vsc.NonFiniteLossError as error:
-            raise SystemExit(f"{name}: {error}; or go on with --resume and --systems without {name}") from error
-        results[name] = json.loads((folder / "metrics.json").read_text())
-    print(write_results(args, models, results, train, test), f"results in {args.output}", sep="\n")
+    with in_place_of(args.output, FILES if args.overwrite else (), [f"{name}/checkpoint.pt" for name in SYSTEMS]):
+        write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE) | {"systems": list(models)})
+        results = {}
+        bar = tqdm(models, unit="system", disable=args.quiet)
+        for name in bar:
+            bar.set_description(name)
+            folder = args.output / name
+            try:
+                history = vsc.fit(  # of a system trained already it only reads the checkpoint
+                    models[name],
+                    train,
+                    epochs=epochs,
+                    batch_size=args.batch_size,
+                    lr=args.lr,
+                    schedules=warmup if SYSTEMS[name].warmup else None,
+                    device=device,
+                    seed=args.seed,
+                    checkpoint=folder / "checkpoint.pt",
+                    resume=args.resume,
+                    progress=not args.quiet,
+                )
+                if name not in there:
+                    write_json(folder / "metrics.json", measure(models[name], history, train, test, args))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"pass --resume to go on with the run in {args.output}") from None
+            except vsc.NonFiniteLossError as error:
+                raise SystemExit(f"{name}: {error}; or go on with --resume and --systems without {name}") from error
+            results[name] = read_json(folder / "metrics.json")
+            check_entries(folder / "metrics.json", results[name], KINDS)
+        text = write_results(args, models, results, train, test)
+    print(text, f"results in {args.output}", sep="\n")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -257,6 +257,27 @@ def test_files_in_the_real_format_are_used_as_they_are(tiny_mnist):
     assert (len(train), len(test)) == (30, 10)
 
 
+def test_files_of_an_older_torchvision_do_not_win_over_the_real_ones(tiny_mnist, tmp_path, monkeypatch):
+    processed = tiny_mnist.parent / "processed"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)), processed / name)
+    assert len(vsc.datasets.load("mnist", root=tmp_path).train) == 30
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert len(vsc.datasets.load("mnist", root=f"~/{tmp_path.name}").train) == 30
+    monkeypatch.setenv("VSC_PYRO_DATA", f"~/{tmp_path.name}")
+    assert len(vsc.datasets.mnist().test) == 10
+    shutil.rmtree(tiny_mnist)
+    with pytest.raises(FileNotFoundError, match=r"torchvision has kept to older files, in .*MNIST"):
+        vsc.datasets.load("mnist", root=tmp_path)
+
+
+def test_labels_of_no_class_are_refused(tiny_mnist):
+    write_idx(tiny_mnist / "t10k-labels-idx1-ubyte", np.array([3] * 9 + [200]))
+    with pytest.raises(OSError, match=r"MNIST/raw/t10k-\* are corrupt .*labels from 3 to 200, where there are 0 to 9"):
+        vsc.datasets.load("mnist", root=tiny_mnist.parent.parent)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "labels", "gzip"])
 def test_corrupt_files_are_named(tiny_mnist, damage):
     file = tiny_mnist / "train-images-idx3-ubyte"

@@ -2,7 +2,8 @@
 
 A schedule is any function from the number of steps taken to a number. `vsc_pyro.fit` is given some by the dotted name
 of what they set: ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=3_000, length=1_000)})``. What is set is
-a function of the step alone, so a resumed run goes on where it was.
+a function of the step alone, so a resumed run goes on where it was. Learning rates, of torch's schedulers, are planned
+here as well: what they will be is known before a run starts.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vsc_pyro.arguments import natural_int, positive_int
+from vsc_pyro.history import NonFiniteLossError
 
 Schedule = Callable[[int], float]
+LRSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 _TRIED = 8  # steps, evenly over a run, at which a schedule is tried before it starts
 
 
@@ -95,11 +100,85 @@ def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -
         ValueError: a name that leads to no such thing, or a value that it cannot take.
     """
     for name, schedule in schedules.items():
-        setting = Setting(model, name)
-        value = schedule(step)
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise ValueError(f"schedules[{name!r}] must give finite numbers, got {value!r} at step {step}")
-        setting.set(value)
+        Setting(model, name).set(_value(name, schedule, step))
+
+
+def _value(name: str, schedule: Schedule, step: int) -> float:
+    value = schedule(step)
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"schedules[{name!r}] must give finite numbers, got {value!r} at step {step}")
+    return value
+
+
+@contextlib.contextmanager
+def unchanged_if_refused(model: nn.Module, schedules: Mapping[str, Schedule] | None) -> Iterator[None]:
+    """Put back what a run sets of `model` beside its weights where an error, but for a diverged loss, ends it."""
+    settings = [Setting(model, name) for name in schedules or ()]
+    values = [value.item() if isinstance(value, Tensor) else value for value in (s.get() for s in settings)]
+    num_data = model.num_data
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, NonFiniteLossError):
+            model.num_data = num_data
+            for setting, value in zip(settings, values, strict=True):
+                setting.set(value)
+        raise
+
+
+def rehearse_lr(
+    lr_schedule: LRSchedule | None, defaults: Mapping[str, Any], epochs: int
+) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
+    """Learning rates of each of so many epochs of Adam; then the state of its one group and that of the scheduler.
+
+    The optimiser is one of its own, of a single number and these `defaults`, and takes no step.
+
+    Raises:
+        ValueError: a schedule that fails before the end.
+    """
+    optimizer, rates = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **defaults), []
+    schedule = None if lr_schedule is None else lr_schedule(optimizer)
+    for _ in range(epochs):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        try:
+            step_lr(schedule)
+        except Exception as error:
+            raise ValueError(
+                f"lr_schedule cannot last for epochs={epochs}, after {len(rates)} it fails ({error}); make it longer"
+            ) from error
+    return rates, optimizer.state_dict()["param_groups"][0], {} if schedule is None else schedule.state_dict()
+
+
+def step_lr(schedule: torch.optim.lr_scheduler.LRScheduler | None, times: int = 1) -> None:
+    """Go on by so many epochs, whether or not the optimiser has taken a step in them, of which torch would warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+        for _ in range(times if schedule is not None else 0):
+            schedule.step()
+
+
+def planned(
+    lr_schedule: LRSchedule | None,
+    defaults: Mapping[str, Any],
+    schedules: Mapping[str, Schedule],
+    epochs: int,
+    steps: int,
+) -> dict[str, Tensor]:
+    """What every schedule is going to give over a run, of `steps` in each epoch.
+
+    Returns:
+        By name, ``"lr_schedule"`` or ``"schedules['beta']"``, shape ``(epochs, 1)``, or ``(epochs, 2)`` for the first
+        and the last step of each epoch; float64.
+    """
+    rows = {}
+    if lr_schedule is not None:
+        rows["lr_schedule"] = [[rate] for rate in rehearse_lr(lr_schedule, defaults, epochs)[0]]
+    for name, schedule in schedules.items():
+        rows[f"schedules[{name!r}]"] = [
+            [float(_value(name, schedule, step)) for step in (epoch * steps, (epoch + 1) * steps - 1)]
+            for epoch in range(epochs)
+        ]
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
 
 class Setting:

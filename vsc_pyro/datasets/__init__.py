@@ -31,6 +31,7 @@ from vsc_pyro.datasets.torchvision_sets import (
     fashion_mnist,
     mnist,
 )
+from vsc_pyro.files import expanded
 
 __all__ = [
     "BINARIZATIONS",
@@ -102,8 +103,8 @@ def load(
 
     Args:
         name: which one.
-        root: folder with the files as torchvision lays them out; `default_root()` if None. Only those that are read
-            from it need one.
+        root: folder with the files as torchvision lays them out, ``~`` for the home folder; `default_root()` if None.
+            Only those that are read from it need one.
         binarize: ``"dynamic"``, ``"static"`` or None, see the module's docstring; ``"auto"`` for the data set's own.
         seed: of the static draw, and of whatever else is drawn: splits, positions, synthetic data.
         download: fetch missing files into `root` where the network allows.
@@ -116,5 +117,5 @@ def load(
     entry = choice("data set", name, DATASETS)
     check_binarize(binarize, ("auto", *BINARIZATIONS))
     seed = natural_int("seed", seed)
-    split = entry.read(None if root is None else Path(root), seed, download)
+    split = entry.read(None if root is None else expanded(root), seed, download)
     return split.binarized(entry.binarize if binarize == "auto" else binarize, seed)

@@ -27,6 +27,7 @@ import torch
 
 from vsc_pyro.arguments import natural_int, positive_float, positive_int
 from vsc_pyro.datasets.dataset import Dataset, Split
+from vsc_pyro.files import expanded
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
@@ -85,7 +86,7 @@ def patches(
     size, seed = positive_int("size", size), natural_int("seed", seed)
     numbers = positive_int("num_train", num_train), positive_int("num_test", num_test)
     regularisation = positive_float("regularisation", regularisation)
-    photographs = _bundled_photographs() if folder is None else _read_photographs(Path(folder))
+    photographs = _bundled_photographs() if folder is None else _read_photographs(expanded(folder))
     regions = zip(*(_regions(name, photograph, size) for name, photograph in photographs.items()), strict=True)
     train, test = (
         _cut(region, number, size, np.random.default_rng([seed, part]))

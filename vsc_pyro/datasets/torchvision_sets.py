@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vsc_pyro.arguments import natural_int, positive_int
 from vsc_pyro.datasets.dataset import Dataset, Factors, Split
+from vsc_pyro.files import expanded
 
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
 _CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218
@@ -31,7 +32,7 @@ T = TypeVar("T")
 def default_root() -> Path:
     """``$VSC_PYRO_DATA`` where it is set, else ``vsc_pyro`` in the user's cache folder."""
     if root := os.environ.get("VSC_PYRO_DATA"):
-        return Path(root)
+        return expanded(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsc_pyro"
 
 
@@ -122,24 +123,37 @@ def _idx_files(class_name: str, name: str, root: str | os.PathLike | None, downl
     folder = root / class_name / "raw"
     _fetch(cls, root, folder, [Path(resource).stem for resource, _ in cls.resources], download, "the four files")
 
-    def read(train: bool) -> Dataset:
-        part = cls(root, train=train, download=False)
-        if len(part.data) != len(part.targets) or part.data.shape[1:] != (28, 28):
-            raise ValueError(f"{tuple(part.data.shape)} images and {len(part.targets)} labels")
-        return Dataset(part.data.unsqueeze(1).to(torch.float32) / 255, part.targets, name=name)
+    def read(kind: str) -> Dataset:
+        # Not by the class, which takes files in a folder `processed`, of an older torchvision, in the place of these.
+        from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    parts = {"train": True, "t10k": False}
-    return Split(*(_intact(lambda t=t: read(t), class_name, f"{folder / kind}-*") for kind, t in parts.items()))
+        images = read_image_file(str(folder / f"{kind}-images-idx3-ubyte"))
+        labels = read_label_file(str(folder / f"{kind}-labels-idx1-ubyte"))
+        if len(images) != len(labels) or images.shape[1:] != (28, 28):
+            raise ValueError(f"{tuple(images.shape)} images and {len(labels)} labels")
+        return Dataset(images.unsqueeze(1).to(torch.float32) / 255, _of_ten_classes(labels), name=name)
+
+    return Split(*(_intact(lambda k=kind: read(k), class_name, f"{folder / kind}-*") for kind in ("train", "t10k")))
+
+
+def _of_ten_classes(labels: Tensor) -> Tensor:
+    if ((labels < 0) | (labels > 9)).any():
+        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())}, where there are 0 to 9")
+    return labels
 
 
 def _grey_crops(cls: type, root: Path, folder: Path, train: bool, size: int, random: np.random.Generator) -> Dataset:
-    part = _intact(lambda: cls(root, train=train, download=False), "CIFAR10", str(folder))
-    windows = np.lib.stride_tricks.sliding_window_view(part.data, (size, size), axis=(1, 2))
+    def read() -> tuple[np.ndarray, Tensor]:
+        part = cls(root, train=train, download=False)
+        return part.data, _of_ten_classes(torch.tensor(part.targets))
+
+    data, labels = _intact(read, "CIFAR10", str(folder))
+    windows = np.lib.stride_tricks.sliding_window_view(data, (size, size), axis=(1, 2))
     rows, columns = random.integers(windows.shape[1], size=(2, len(windows)))
     crops = windows[np.arange(len(windows)), rows, columns]  # (N, 3, size, size), still bytes
     grey = np.einsum("nchw,c->nhw", crops, np.array([0.299, 0.587, 0.114])) / 255
     images = torch.tensor(grey, dtype=torch.float32).clamp(0, 1).unsqueeze(1)
-    return Dataset(images, torch.tensor(part.targets), name="cifar10-grey")
+    return Dataset(images, labels, name="cifar10-grey")
 
 
 def _faces(cls: type, root: Path, folder: Path, part: str, size: int, crop: int, limit: int | None) -> Dataset:
@@ -147,6 +161,8 @@ def _faces(cls: type, root: Path, folder: Path, part: str, size: int, crop: int,
 
     def read_list() -> tuple[list[str], Tensor, tuple[str, ...]]:
         listed = cls(root, split=part, download=False)
+        if ((listed.attr != 0) & (listed.attr != 1)).any():
+            raise ValueError("attributes that are neither 1 nor -1")
         # The file's line of names ends in a blank, which torchvision takes for the beginning of one more name.
         return listed.filename[:limit], listed.attr[:limit].bool(), tuple(filter(None, listed.attr_names))
 
@@ -172,7 +188,7 @@ def _faces(cls: type, root: Path, folder: Path, part: str, size: int, crop: int,
 
 
 def _folder(root: str | os.PathLike | None) -> Path:
-    return default_root() if root is None else Path(root)
+    return default_root() if root is None else expanded(root)
 
 
 def _torchvision_class(class_name: str) -> Any:
@@ -199,6 +215,8 @@ def _fetch(cls: Any, root: Path, folder: Path, files: Sequence[str], download: b
     try:
         with _network_timeout(DOWNLOAD_TIMEOUT):
             cls(root, download=True)
+        if not all((folder / file).exists() for file in files):
+            raise RuntimeError(f"torchvision has kept to older files, in {folder.parent}, and left it at that")
     except Exception as error:  # URLError, RuntimeError, or what gdown raises: all mean that there are no files
         reason = str(error).partition("\n")[0].rstrip(":")  # torchvision lists every mirror on lines of their own
         raise FileNotFoundError(

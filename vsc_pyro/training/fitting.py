@@ -7,7 +7,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -23,13 +22,14 @@ from vsc_pyro.batches import Batches, get_batches
 from vsc_pyro.compiled import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.encoders import gate_of
+from vsc_pyro.files import check_writable, destination
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.modes import in_mode
 from vsc_pyro.objectives import check_objective, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
-from vsc_pyro.schedules import Schedule, check_schedules, set_values
+from vsc_pyro.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
 from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.training.run import Run
@@ -105,9 +105,11 @@ def fit(
             `vsc_pyro.schedules`. The last value stays.
         device: ``"auto"`` for the GPU where there is one.
         seed: of shuffling, binarisation and all draws.
-        checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically.
+        checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically; a link is written
+            through, and ``~`` is the home folder.
         resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
-            the CPU, same thread count). Where it does not exist, training starts from the beginning.
+            the CPU, same thread count). Settings and schedules have to be the same, functions among these as far as
+            their values at the ends of epochs tell. Where it does not exist, training starts from the beginning.
         progress: show a bar with the running ELBO.
         compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
@@ -123,8 +125,9 @@ def fit(
         The history of all epochs, resumed ones included.
 
     Raises:
-        ValueError: bad arguments, schedules or data, before any training; or, when it comes, a batch of a `DataLoader`
-            that the model does not take.
+        ValueError: bad arguments, schedules or data, or a checkpoint of another run or damaged, before any training;
+            the model is then as it was. Or, when it comes, a batch of a `DataLoader` that the model does not take.
+        OSError: a checkpoint that cannot be written; where that can be known, before any training.
         FileExistsError: `checkpoint` exists and `resume` is not asked for.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
@@ -134,12 +137,15 @@ def fit(
     compile = bool_or_auto("compile", compile)
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=, the file to go on from")
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        raise ValueError(f"checkpoint must be a file, got the folder {checkpoint}; add a name such as checkpoint.pt")
-    if checkpoint is not None and Path(checkpoint).exists() and not resume:
-        raise FileExistsError(
-            f"checkpoint {checkpoint} exists; pass resume=True to go on with that run, or another name, or delete it"
-        )
+    if checkpoint is not None:
+        checkpoint = destination(checkpoint, "checkpoint")
+        if checkpoint.exists() and not resume:
+            raise FileExistsError(
+                f"checkpoint {checkpoint} exists; pass resume=True to go on with that run, or another name, or delete "
+                "it"
+            )
+        if rank() == 0:
+            check_writable(checkpoint)
     device = resolve_device(device)
     if gate is not None:
         if gate_of(model.encoder) is None:
@@ -159,7 +165,13 @@ def fit(
             f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of {batches.num_data} data, "
             f"and there are {num_processes()} processes to share it; choose another batch_size"
         )
-    with alone(), torch.inference_mode(False), networks_in(model, precision), _gate_in_place(model.encoder, gate):
+    with (
+        alone(),
+        torch.inference_mode(False),
+        networks_in(model, precision),
+        _gate_in_place(model.encoder, gate),
+        unchanged_if_refused(model, schedules),
+    ):
         schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * batches.num_steps)
         warn_of_warmup(model, schedules)
@@ -191,12 +203,14 @@ def fit(
         for name, value in {"epochs": epochs, **settings}.items():
             check_alike(name, value)
         run = Run(model, optimizer, schedule, schedules, batches, settings)
+        if checkpoint is not None:
+            run.plan(lr_schedule, epochs)
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
 
         with private_state(model, device, seed), batches.seeded(seed):
             steps = batches.num_steps
-            if resume and Path(checkpoint).is_file():
+            if resume and checkpoint.is_file():
                 run.restore(checkpoint, device, epochs)
             else:
                 model.prepare(batches.sample)

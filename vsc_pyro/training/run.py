@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import os
 import time
@@ -18,17 +17,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.batches import Batches
-from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.checkpoints import check_weights, load_checkpoint, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.parallel import check_alike, common_seed, num_processes, own_seed
-from vsc_pyro.schedules import Schedule, set_values
+from vsc_pyro.schedules import LRSchedule, Schedule, planned, rehearse_lr, set_values, step_lr
 from vsc_pyro.seeding import manual_seed
 from vsc_pyro.training.readback import Losses, Seen
+from vsc_pyro.training.resumption import (
+    check_history,
+    check_optimizer,
+    check_random_state,
+    check_schedules_alike,
+    check_settings,
+    check_structure,
+    plain,
+)
 from vsc_pyro.vae import VAE
 
 # Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
 _STEPS_BETWEEN_LOOKS = 50
-_ONCE_ALWAYS = {"precision": "float32", "processes": 1}  # settings that earlier checkpoints do not name
 
 
 class Run:
@@ -48,7 +55,7 @@ class Run:
         self.schedule = schedule
         self.schedules = schedules
         self.batches = batches
-        self.settings = settings
+        self.settings = settings | {"lr_schedule": None if schedule is None else type(schedule).__name__}
         self.history = History()
 
     def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm) -> None:
@@ -109,14 +116,24 @@ class Run:
                 "the last checkpoint, if one was written, is untouched; try a lower lr"
             )
 
+    def plan(self, lr_schedule: LRSchedule | None, epochs: int) -> None:
+        """Look ahead over a run that is to be saved or taken up again: what the schedules are going to give."""
+        self._lr_schedule = lr_schedule
+        defaults = self.optimizer.defaults
+        self._planned = planned(lr_schedule, defaults, self.schedules, epochs, self.batches.num_steps)
+
     def save(self, path: str | os.PathLike) -> None:
         device = self.model.reference.device
+        optimizer = self.optimizer.state_dict()
         save_checkpoint(
             path,
             {
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": None if self.schedule is None else self.schedule.state_dict(),
+                "optimizer": {"state": optimizer["state"], "param_groups": plain(optimizer["param_groups"])},
+                # Parameters that have never had a gradient, for which Adam keeps nothing.
+                "idle": [n for i, n in enumerate(self.settings["trained"]) if i not in optimizer["state"]],
+                "schedule": None if self.schedule is None else plain(self.schedule.state_dict()),
+                "planned": self._planned,
                 "epoch": len(self.history),
                 "history": dataclasses.asdict(self.history),
                 "settings": self.settings,
@@ -131,35 +148,23 @@ class Run:
 
     def restore(self, path: str | os.PathLike, device: torch.device, epochs: int) -> None:
         """Take up the run of that checkpoint; nothing is changed before all of it has been found to fit."""
-        state: dict[str, Any] = load_checkpoint(path, device)
-        if missing := {"optimizer", "schedule", "epoch", "history", "settings", "rng"} - state.keys():
-            raise ValueError(f"checkpoint {path} was not written by fit: it lacks {', '.join(sorted(missing))}")
+        state = load_checkpoint(path)
         check_weights(self.model, state, path)
-        before = _ONCE_ALWAYS | state["settings"]
-        changed = [
-            _change(name, before.get(name), value) for name, value in self.settings.items() if before.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"checkpoint {path} is of a run with {', '.join(changed)}; resume with the same settings, "
-                "or train anew into another file"
-            )
-        if state["epoch"] > epochs:
-            raise ValueError(
-                f"checkpoint {path} has been trained for {state['epoch']} epochs, more than epochs={epochs}; "
-                "epochs counts those of the resumed run too"
-            )
-        if (state["schedule"] is None) != (self.schedule is None):
-            raise ValueError(
-                f"checkpoint {path} was written {'without' if self.schedule else 'with'} an lr_schedule; "
-                f"resume {'without' if self.schedule else 'with'} it"
-            )
-        load_weights(self.model, state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
-        self.history = History(**state["history"])
-        self._restore_random_state(state["rng"], device)
+        try:
+            check_structure(state, self.schedule is not None)
+            epoch, history = check_history(state, epochs)
+            check_settings(state["settings"], self.settings)
+            _, group, schedule = rehearse_lr(self._lr_schedule, self.optimizer.defaults, epoch)
+            check_schedules_alike(state, self._planned, schedule)
+            moments = check_optimizer(state, self.optimizer, self.settings["trained"], group)
+            rng = check_random_state(state["rng"], device, self.batches.generators)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path} {error}") from error
+        self.model.load_state_dict(state["model"])
+        step_lr(self.schedule, epoch)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.history = history
+        self._restore_random_state(rng, device)
 
     def _restore_random_state(self, rng: dict[str, Any], device: torch.device) -> None:
         if rng["device"] != device.type:
@@ -175,14 +180,6 @@ class Run:
             manual_seed(seed, device)
             return
         self.batches.set_random_state(rng["data"])
-        torch.set_rng_state(rng["cpu"].cpu())
+        torch.set_rng_state(rng["cpu"])
         if rng["cuda"] is not None:
-            torch.cuda.set_rng_state(rng["cuda"].cpu(), device)
-
-
-def _change(name: str, before: object, now: object) -> str:
-    if isinstance(before, str) and "\n" in before:  # a model, printed: the lines that differ say it best
-        lines = [line.strip() for line in difflib.ndiff(before.splitlines(), str(now).splitlines())]
-        before = "; ".join(line[2:].strip() for line in lines if line.startswith("- "))
-        now = "; ".join(line[2:].strip() for line in lines if line.startswith("+ "))
-    return f"{name}={before} (now {now})"
+            torch.cuda.set_rng_state(rng["cuda"], device)

@@ -1,0 +1,1 @@
+"""What the examples share: options, what is in their folders, and how they end."""

@@ -1,0 +1,239 @@
+"""Checks of a checkpoint against the run that is to go on from it: all of them, before any of it is taken over.
+
+Each raises `ValueError` with what follows "checkpoint FILE ..." in one line, whatever the file holds: it may have been
+damaged, edited, or made to do harm. What can be told without the file is not taken from it: learning rates and the
+other settings of Adam are those of this run, and the file's are compared with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsc_pyro.checkpoints import is_plain, shortened, shown
+from vsc_pyro.history import History
+
+_PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
+_ONCE_ALWAYS = {"precision": "float32", "processes": 1}  # settings that earlier checkpoints do not name
+_LENGTH = 160  # characters of what has changed in a setting
+
+
+def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
+    """Check that all parts of a run are there, and the state of an lr_schedule where the run has one."""
+    if missing := {*_PARTS, "schedule"} - state.keys():
+        raise ValueError(f"was not written by fit: it lacks {', '.join(sorted(missing))}")
+    for name, kind in _PARTS.items():
+        if type(state[name]) is not kind:
+            raise _damaged(f"{name} must be of type {kind.__name__}", state[name])
+    if (state["schedule"] is not None) != has_schedule:
+        raise ValueError(
+            f"was written {'without' if has_schedule else 'with'} an lr_schedule; "
+            f"resume {'without' if has_schedule else 'with'} it"
+        )
+
+
+def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
+    """Check what has been measured; returns the number of epochs, and it."""
+    epoch, saved = state["epoch"], state["history"]
+    if epoch < 1:
+        raise _damaged("epoch must be at least 1", epoch)
+    if epoch > epochs:
+        raise ValueError(
+            f"has been trained for {shown(epoch)} epochs, more than epochs={epochs}; epochs counts those of the "
+            "resumed run too"
+        )
+    names = {field.name for field in dataclasses.fields(History)}
+    if not {"elbo", "seconds"} <= saved.keys() <= names:
+        raise _damaged(f"history must have {', '.join(sorted(names))}", sorted(map(shown, saved)))
+    for name in ("elbo", "seconds"):
+        values = saved[name]
+        if type(values) is not list or len(values) != epoch or not all(map(_is_finite, values)):
+            raise _damaged(f"history.{name} must be {epoch} finite numbers, one for each epoch", values)
+    history = History(**saved)
+    if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
+        raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
+    return epoch, history
+
+
+def check_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Check that the run was one with the same settings."""
+    before = {"lr_schedule": own["lr_schedule"]} | _ONCE_ALWAYS | saved
+    changed = [_change(name, before.get(name), now) for name, now in own.items() if not _same(before.get(name), now)]
+    if changed:
+        raise ValueError(
+            f"is of a run with {', '.join(changed)}; resume with the same settings, or train anew into another file"
+        )
+
+
+def check_schedules_alike(state: dict[str, Any], own: Mapping[str, Tensor], lr_state: dict[str, Any]) -> None:
+    """Check that schedules are the same, as far as can be told.
+
+    Args:
+        own: what they are going to give over this run, see `vsc_pyro.schedules.planned`.
+        lr_state: that of the learning rate's after the epochs of the checkpoint, arguments included; empty if none.
+    """
+    saved = state["schedule"]
+    if saved is not None and type(saved) is not dict:
+        raise _damaged("schedule must be of type dict", saved)
+    for name, now in plain(lr_state).items():
+        if name == "_last_lr":  # which the optimiser has as well, and functions are told apart by what they give
+            continue
+        # Names that begin with _ come and go with versions of torch, but for those of a schedule of schedules.
+        if not (_same(saved[name], now) if name in saved else name.startswith("_")):
+            raise ValueError(
+                f"is of a run whose lr_schedule had {name}={shown(saved.get(name))} after so many epochs (now "
+                f"{shown(now)}); resume with the same one, or train anew into another file"
+            )
+    before = state.get("planned", own)  # which earlier checkpoints do not have
+    if type(before) is not dict or before.keys() != own.keys():
+        raise _damaged(f"planned must have {', '.join(own) or 'nothing'}", before)
+    for name, now in own.items():
+        _check_planned(name, before[name], now)
+
+
+def _check_planned(name: str, before: Tensor, now: Tensor) -> None:
+    if not is_plain(before) or before.dtype != now.dtype or before.ndim != 2 or before.shape[1] != now.shape[1]:
+        raise _damaged(f"planned {name} must be {shown(now)}", before)
+    common = min(len(before), len(now))
+    differs = ~torch.isclose(before[:common], now[:common], rtol=1e-6, atol=1e-12)
+    for epoch, column in differs.nonzero()[:1].tolist():
+        raise ValueError(
+            f"is of a run whose {name} gave {float(before[epoch, column]):g} in epoch {epoch + 1} (now "
+            f"{float(now[epoch, column]):g}); resume with the same one, or train anew into another file. Functions are "
+            f"told apart by what they give at the ends of the {common} epochs that both runs know of, and not beyond"
+        )
+
+
+def check_optimizer(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, names: Sequence[str], group: dict[str, Any]
+) -> dict[int, dict[str, Tensor]]:
+    """Check Adam's state, parameter by parameter, and return copies of it.
+
+    Args:
+        names: those of the parameters that it steps, in their order.
+        group: settings of Adam after the epochs of the checkpoint.
+    """
+    saved, idle = state["optimizer"], state.get("idle", [])
+    groups, moments = saved.get("param_groups"), saved.get("state")
+    if type(groups) is not list or len(groups) != 1 or type(groups[0]) is not dict or type(moments) is not dict:
+        raise _damaged("optimizer must have a state and one group of parameters", saved)
+    _check_group(groups[0], group | {"params": list(range(len(names)))})
+    if type(idle) is not list or not all(isinstance(name, str) and name in names for name in idle):
+        raise _damaged("idle must be names of parameters", idle)
+    known = {number for number, name in enumerate(names) if name not in idle}
+    if moments.keys() != known:
+        raise _damaged(f"optimizer.state must have an entry for each of {len(known)} trained parameters", moments)
+    parameters = optimizer.param_groups[0]["params"]
+    return {number: _moments(moments[number], parameters[number], names[number]) for number in sorted(known)}
+
+
+def _check_group(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    for name in saved.keys() - own.keys():
+        raise _damaged("optimizer.param_groups must have known keys", name)
+    for name, now in plain(own).items():
+        if name not in saved and now in (None, False):  # an option of this torch, not of that which wrote the file
+            continue
+        if not _same(saved.get(name), now):
+            raise ValueError(
+                f"is of a run whose optimiser had {name}={shown(saved.get(name))} after so many epochs, where this one "
+                f"has {shown(now)}; resume with the same lr and lr_schedule, or train anew into another file"
+            )
+
+
+def _moments(saved: object, parameter: Tensor, name: str) -> dict[str, Tensor]:
+    what = f"optimizer.state of {shortened(name)} must have step, exp_avg and exp_avg_sq"
+    if type(saved) is not dict or saved.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+        raise _damaged(what, sorted(map(shown, saved)) if type(saved) is dict else saved)
+    for key, value in saved.items():
+        shape, dtype = (parameter.shape, parameter.dtype) if key != "step" else ((), torch.float32)
+        if not is_plain(value) or value.shape != shape or value.dtype != dtype or not value.is_contiguous():
+            raise _damaged(f"{what}, {key} a contiguous tensor of {dtype} and shape {tuple(shape)}", value)
+        if not torch.isfinite(value).all():
+            raise _damaged(f"{what}, {key} finite", value)
+    if saved["step"] < 1 or saved["step"] != saved["step"].round():
+        raise _damaged(f"{what}, step a whole number of at least 1", float(saved["step"]))
+    if (saved["exp_avg_sq"] < 0).any():
+        raise _damaged(f"{what}, exp_avg_sq not negative", float(saved["exp_avg_sq"].min()))
+    return {key: value.detach().clone() for key, value in saved.items()}  # two of a file may share their memory
+
+
+def check_random_state(
+    saved: dict[str, Any], device: torch.device, generators: Sequence[torch.Generator]
+) -> dict[str, Any]:
+    """Check states of generators, by trying them on another one; those of another kind of device are not used."""
+    if saved.keys() != {"device", "data", "cpu", "cuda"} or type(saved["device"]) is not str:
+        raise _damaged("rng must have device, data, cpu and cuda", sorted(map(shown, saved)))
+    if saved["device"] != device.type:
+        if saved["device"] not in ("cpu", "cuda", "mps", "xpu"):
+            raise _damaged("rng.device must be a kind of device", saved["device"])
+        return saved
+    expected = {"data": list(generators), "cpu": [torch.default_generator]}
+    if device.type == "cuda":
+        expected["cuda"] = [torch.Generator(device)]
+    elif saved["cuda"] is not None:
+        raise _damaged("rng.cuda must be None on another device", saved["cuda"])
+    for name, owners in expected.items():
+        value, lengths = saved[name], [len(owner.get_state()) for owner in owners]
+        if not is_plain(value) or value.dtype != torch.uint8 or value.shape != (sum(lengths),):
+            raise _damaged(f"rng.{name} must be {sum(lengths)} bytes", value)
+        for owner, part in zip(owners, value.split(lengths), strict=True):
+            try:
+                torch.Generator(owner.device).set_state(part.clone())
+            except RuntimeError as error:
+                raise _damaged(f"rng.{name} must be the state of a generator", value) from error
+    return saved
+
+
+def plain(value: Any) -> Any:
+    """The value of containers, numbers, strings and tensors, in those of Python that a checkpoint may hold."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):  # as of a rate that NumPy has calculated
+        return value.item()
+    return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else type(value).__name__
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _same(saved: object, own: object) -> bool:
+    """Whether a value of a file is this run's own; it is looked at no further than that goes."""
+    if isinstance(own, float):
+        number = type(saved) is float or (type(saved) is int and saved.bit_length() < 64)
+        return number and (saved == own or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12))
+    if isinstance(own, (list, tuple)):
+        return type(saved) in (list, tuple) and len(saved) == len(own) and all(map(_same, saved, own))
+    if isinstance(own, Mapping):
+        return isinstance(saved, dict) and saved.keys() == own.keys() and all(_same(saved[k], own[k]) for k in own)
+    return type(saved) is type(own) and (isinstance(own, Tensor) or saved == own)
+
+
+def _change(name: str, before: object, now: object) -> str:
+    lines = [_lines(value) for value in (before, now)]
+    if all(lines):  # those that differ say it best
+        known = [set(part) for part in lines]
+        parts = ["; ".join(line for line in lines[i] if line not in known[1 - i]) for i in (0, 1)]
+        return f"{name}={shortened(parts[0], _LENGTH)} (now {shortened(parts[1], _LENGTH)})"
+    return f"{name}={shown(before)} (now {shown(now)})"
+
+
+def _lines(value: object) -> list[str]:
+    """Those of a text, such as a model that is printed, or of a list of names; none of anything else."""
+    if isinstance(value, str):
+        return [line.strip() for line in value.splitlines()]
+    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else []
+
+
+def _damaged(expected: str, value: object) -> ValueError:
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        value = ", ".join(value[:9])
+    return ValueError(f"is damaged: {expected}, got {shown(value)}; train again")
