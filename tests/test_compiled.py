@@ -101,6 +101,17 @@ def test_every_gate_and_objective(small_vae, batch, gate, objective):
     captured_like_eager(functools.partial(of_vae, lambda: small_vae(gate), loss), 2 * [batch])
 
 
+@pytest.mark.parametrize("assignment", ["bound", "paper"])
+def test_variational_sparse_coding_with_its_sparsity_term(batch, assignment):
+    def make_vae():
+        torch.manual_seed(0)
+        vae = vsc.VSC((1, 8, 8), 8, num_pseudo_inputs=5, hidden=(16,), assignment=assignment)
+        vae.prior.prepare(batch[0])
+        return vae
+
+    captured_like_eager(functools.partial(of_vae, make_vae, lambda: get_objective("analytic")), 2 * [batch])
+
+
 def test_nothing_sampled_and_inclusion_with_a_posterior(batch):
     def make_vae():
         torch.manual_seed(0)
