@@ -70,15 +70,20 @@ class PyrosOptimizers:
     """The torch optimisers of a `pyro.optim.PyroOptim`, stepped together where that is the same.
 
     It is where their class is known to step every parameter by its own gradient and state alone, and nothing is
-    clipped: then parameters of equal options are stepped by one optimiser, on a CPU in one kernel, equal but for
-    rounding. It works on the states of Pyro's, whose `get_state`, schedules and learning rates go on as without it.
-    Anything else is Pyro's own call.
+    clipped: then parameters of equal options are stepped by one optimiser. It works on the states of Pyro's, whose
+    `get_state`, schedules and learning rates go on as without it. Anything else is Pyro's own call.
+
+    Args:
+        optim: of Pyro.
+        fused: on a CPU, take torch's one kernel for all parameters where there is one: equal but for rounding, and
+            without it to the last bit.
     """
 
     takes_what_is_met = True
 
-    def __init__(self, optim: PyroOptim) -> None:
+    def __init__(self, optim: PyroOptim, fused: bool) -> None:
         self._optim = optim
+        self._fused = fused
         self._parameters: dict[int, Tensor] = {}
         self._joint: dict[tuple[int, ...], Optimizer] = {}
 
@@ -119,7 +124,7 @@ class PyrosOptimizers:
             chosen = [(params[position], own[position]) for position in positions]
             joint = self._joint.get(key := tuple(id(parameter) for parameter, _ in chosen))
             if joint is None:
-                joint = self._joint[key] = _joint(*zip(*chosen, strict=True))
+                joint = self._joint[key] = _joint(*zip(*chosen, strict=True), self._fused)
             options = chosen[0][1].param_groups[0]
             joint.param_groups[0].update(
                 {name: value for name, value in options.items() if name not in ("params", "fused")}
@@ -129,13 +134,13 @@ class PyrosOptimizers:
             joint.step()
 
 
-def _joint(params: tuple[Tensor, ...], own: tuple[Optimizer, ...]) -> Optimizer:
+def _joint(params: tuple[Tensor, ...], own: tuple[Optimizer, ...], fused: bool) -> Optimizer:
     """One optimiser in the place of those of each parameter."""
     cls, options = type(own[0]), own[0].param_groups[0]
     settings = {"lr": options["lr"]}
     if "fused" in options:
-        # Where the state is in other memory than the parameter, as Pyro's is on a GPU, there is no one kernel.
+        # On a GPU the states of Pyro's are partly elsewhere than the parameters, and no kernel takes them.
         on_cpu = all(parameter.device.type == "cpu" and parameter.is_floating_point() for parameter in params)
         free = cls in _FUSED and on_cpu and not options["foreach"] and not options["differentiable"]
-        settings["fused"] = True if free else options["fused"]
+        settings["fused"] = True if fused and free else options["fused"]
     return cls(params, **settings)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.infer
 import torch
 from pyro.infer import ELBO
+from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
 from pyro.poutine import runtime
 from pyro.poutine.messenger import Messenger
@@ -29,7 +30,7 @@ class SVI(pyro.infer.SVI):
 
     With one of Pyro's optimisers it does what `pyro.infer.SVI` does: a step updates the parameters that it meets, and
     zeroes their gradients. Where the torch optimiser behind is known to step each parameter alone (Adam, AdamW, SGD,
-    RMSprop and their like, without clipping), all of equal options are stepped together, equal but for rounding.
+    RMSprop and their like, without clipping), all of equal options are stepped together, equal to the last bit.
 
     Args:
         model, guide: Pyro programs.
@@ -44,6 +45,8 @@ class SVI(pyro.infer.SVI):
         RuntimeError: in a step with a function `optim`, a parameter of `pyro.param` that has been replaced in the store
             between two steps.
     """
+
+    _fuses: ClassVar[bool] = False  # whether updates may differ from Pyro's by rounding
 
     def __init__(
         self,
@@ -60,9 +63,10 @@ class SVI(pyro.infer.SVI):
             )
         pyros = isinstance(optim, PyroOptim)
         super().__init__(model, guide, optim if pyros else OneOptimizer(optim), loss)
-        self._stepper = PyrosOptimizers(optim) if pyros else self.optim
+        self._stepper = PyrosOptimizers(optim, self._fuses) if pyros else self.optim
         self._has_stepped = False
         self._met: dict[str, Tensor] = {}
+        self._loss_is_function = not isinstance(loss, ELBO)
         self._loss_looks_for_parameters = getattr(loss, "looks_for_parameters", True)
 
     @property
@@ -71,7 +75,7 @@ class SVI(pyro.infer.SVI):
         return getattr(self._stepper, "optimizer", None)
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
-        """Take one gradient step; returns the loss, summed over data, as the ELBO gives it (ours: a 0-d tensor)."""
+        """Take one gradient step; returns the loss, summed over data: Pyro's ELBOs a number, ours a 0-d tensor."""
         self._check_store()
         self._stepper.zero_before()
         if self._stepper.takes_what_is_met:
@@ -86,7 +90,7 @@ class SVI(pyro.infer.SVI):
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
             self._stepper([])
         self._has_stepped = True
-        return loss
+        return torch_item(loss) if self._loss_is_function else loss
 
     def _registering(self) -> contextlib.AbstractContextManager:
         """Whether programs put their parameters into Pyro's store in this step, once there is no need to."""
@@ -96,9 +100,9 @@ class SVI(pyro.infer.SVI):
 
     def _check_store(self) -> None:
         """Raise where Pyro's store has got another tensor since for what the optimiser has been made of."""
-        store = pyro.get_param_store()
+        now = dict(pyro.get_param_store().named_parameters())
         for name, parameter in self._met.items():
-            if name in store and store[name].unconstrained() is not parameter:
+            if now.get(name, parameter) is not parameter:
                 raise RuntimeError(
                     f"Pyro's parameter store holds another tensor under {name!r} than earlier steps met, and the "
                     "optimiser would go on with the old one; change a parameter's values in place, build a new SVI, or "

@@ -13,7 +13,7 @@ from torch import Tensor
 COMPARISONS = 2
 # What is compiled sums in another order.
 _TOLERANCE = 1e-3
-# A recorded graph does the same operations; this much is left to those that a GPU does in no fixed order.
+# A recorded graph does the same operations in the same order, but for some of a GPU's.
 _SAME = 1e-5
 
 
@@ -28,19 +28,17 @@ def alike(expected: list[Tensor], got: list[Tensor]) -> bool:
     )
 
 
-def same(expected: list[Tensor], got: list[Tensor]) -> bool:
-    """Whether the same operations have given the same: each value is held against its own size, however small."""
+def same(expected: list[Tensor], got: list[Tensor], rounding: float = 0.0) -> bool:
+    """Whether the same operations have given the same, each value held against its own size, however small that is.
+
+    Args:
+        expected, got: a loss and its gradients.
+        rounding: of the largest gradient, what any may differ by.
+    """
     sizes = [float(value.abs().nan_to_num(0.0, 0.0, 0.0).max()) if value.numel() else 0.0 for value in expected]
-    largest = max(sizes[1:], default=0.0)
+    floor = rounding * max(sizes[1:], default=0.0)
     return all(
-        torch.allclose(
-            one,
-            other,
-            rtol=0.0,
-            # A gradient that is zero in truth is all rounding, which on a GPU need not be the same twice.
-            atol=max(_SAME * size, largest * torch.finfo(one.dtype).eps) if one.is_floating_point() else 0.0,
-            equal_nan=True,
-        )
+        torch.allclose(one, other, rtol=0.0, atol=max(_SAME * size, floor), equal_nan=True)
         for one, other, size in zip(expected, got, sizes, strict=True)
     )
 

@@ -112,8 +112,8 @@ class Memento:
             yield from self._function(value)
         elif isinstance(value, type):
             if not _is_librarys(value.__module__):
-                for cls in value.__mro__[:-1]:
-                    yield from _named(self._keep(cls, _ATTRIBUTE, _class_attributes, _put_class_attributes), name)
+                yield from _named(self._keep(value, _ATTRIBUTE, _class_attributes, _put_class_attributes), name)
+                yield from ((base, name) for base in value.__mro__[1:-1])
         elif isinstance(value, Iterator) and (not hasattr(value, "__dict__") or _is_librarys(type(value).__module__)):
             if not isinstance(value, io.IOBase):
                 self.iterators.append(name)
@@ -229,8 +229,6 @@ def _put_variables(function: types.FunctionType, state: dict[str, Any]) -> None:
 
 
 def _class_attributes(cls: type) -> dict[str, Any]:
-    if _is_librarys(cls.__module__):
-        return {}
     return {name: value for name, value in vars(cls).items() if not name.startswith("__") or callable(value)}
 
 
@@ -307,6 +305,8 @@ def _same(then: Any, now: Any, depth: int = 0) -> bool:
     if isinstance(then, dict):
         return then.keys() == now.keys() and all(_same(then[key], now[key], depth + 1) for key in then)
     if isinstance(then, (list, tuple, collections.deque)):
+        if all(type(one) is int for one in then):  # as the state of a generator, which is long
+            return then == now
         return len(then) == len(now) and all(_same(one, other, depth + 1) for one, other in zip(then, now, strict=True))
     if is_fixed(then) or isinstance(then, (set, bytearray, array.array)):
         return then == now or then != then

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -20,8 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
 from vsc_pyro.compiled.calls import Call, Numbers
-from vsc_pyro.compiled.capturing import Graph, Rehearsal, compare
-from vsc_pyro.compiled.comparing import COMPARISONS, alike
+from vsc_pyro.compiled.capturing import Graph, Rehearsal, hold_against_eager, hold_against_recorded
 from vsc_pyro.compiled.memento import Memento
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record, unvalidated
 from vsc_pyro.compiled.watching import Watch, is_fixed, kind_of
@@ -67,6 +67,8 @@ class CompiledSVI(SVI):
         >>> svi = CompiledSVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), TraceELBO())
         >>> svi.step(x)  # a 0-d tensor: minus the ELBO, summed over data
     """
+
+    _fuses = True
 
     def __init__(
         self,
@@ -153,6 +155,9 @@ class CompiledSVI(SVI):
         except TypeError as error:
             raise NotCapturedError(f"a module's attribute is neither a tensor nor fixed ({error})") from error
         if graph is not None:
+            now = dict(pyro.get_param_store().named_parameters()) if graph.of_store else {}
+            if any(now.get(name) is not parameter for name, parameter in graph.of_store.items()):
+                return None  # an eager step meets what is there now
             graph.steps += 1
             if graph.is_due:
                 self._check(graph, call)
@@ -258,6 +263,13 @@ class CompiledSVI(SVI):
             self._structure = self._watch.structure()
         return Looked(memento, rehearsal)
 
+    def _of_store(self, looked: Looked) -> dict[str, Tensor]:
+        """The parameters that a step has from Pyro's store, and not from a module, where it trains what it meets."""
+        if not self._stepper.takes_what_is_met:
+            return {}
+        modules = set(map(id, self._watch.parameters()))
+        return {name: parameter for name, parameter in looked.rehearsal.met.items() if id(parameter) not in modules}
+
     def _are_new(self, rehearsal: Rehearsal) -> bool:
         known = set(map(id, self._stepper.parameters))
         return any(id(parameter) not in known for parameter in rehearsal.met.values())
@@ -293,13 +305,14 @@ class CompiledSVI(SVI):
                     parameters,
                     traced.reached,
                     self._watch.objects(),
-                    returns_number=not isinstance(looked.rehearsal.loss, Tensor),
+                    self._of_store(looked),
+                    returns_number=self._loss_is_function or not isinstance(looked.rehearsal.loss, Tensor),
                 )
                 rehearsal = self._rehearsal(call.args, call.kwargs, parameters)
-                compare(recorded, graph, call.tensors, rehearsal, memento)
+                hold_against_eager(graph, call.tensors, rehearsal, memento)
                 graph.run = self._compile(recorded, [*call.tensors, *graph.inputs])
                 if graph.run is not recorded:
-                    compare(graph.run, graph, call.tensors, rehearsal, memento, alike, COMPARISONS)
+                    hold_against_recorded(graph, call.tensors, memento)
             finally:
                 memento.put_back_values()
         return graph
@@ -310,7 +323,7 @@ class CompiledSVI(SVI):
         rehearsal = self._rehearsal(call.args, call.kwargs, graph.parameters)
         with self._timed(), rehearsal.putting_back([*call.tensors, *graph.inputs]), unvalidated(self._elbo):
             try:
-                compare(graph.recorded, graph, call.tensors, rehearsal, memento)
+                hold_against_eager(graph, call.tensors, rehearsal, memento)
                 if self._stepper.takes_what_is_met and self._are_new(rehearsal):
                     raise NotCapturedError("an eager step meets a parameter that is not in the graph")
             except Exception as error:
