@@ -17,7 +17,7 @@ from vsc_pyro.compiled.recording import NotCapturedError
 from vsc_pyro.schedules import Setting
 from vsc_pyro.svi import Meeting, distinct
 
-# After so many steps of a graph, and every so many, it is held against an eager step again: the time of some 5 to 15 steps.
+# After so many steps of a graph, and every so many, it is held against an eager step again.
 _CHECKS = (10, 100, 1000)
 _STEPS_BETWEEN_CHECKS = 2000
 
