@@ -81,8 +81,8 @@ def is_fixed(value: object) -> bool:
     """Whether a step may take the value for a constant, and a change of it be seen by comparison."""
     if isinstance(value, tuple):
         return all(map(is_fixed, value))
-    frozen = dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen
-    return value is None or isinstance(value, _FIXED) or (frozen and not isinstance(value, type))
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return value is None or isinstance(value, _FIXED) or (is_record and type(value).__dataclass_params__.frozen)
 
 
 def kind_of(leaf: object) -> tuple:
