@@ -138,36 +138,28 @@ class CompiledSVI(SVI):
             self._watch = None
             self._graphs.clear()
         try:
-            call = self._numbers.call(args, kwargs, self._like())
-            graph = self._find(call)
+            return self._find(self._numbers.call(args, kwargs, self._like()))
         except NotCapturedError as error:
             return self._give_up(str(error)), []
-        return graph, call.tensors
 
-    def _find(self, call: Call) -> Graph | None:
-        """The graph of a call; None where the step is to be eager."""
+    def _find(self, call: Call) -> tuple[Graph | None, list[Tensor]]:
+        """The graph of a call and its tensors; None where the step is to be eager."""
         looked = self._look(call) if self._watch is None else None
         if self._watch is None:
-            return None
+            return None, []
         try:
             key = (*call.key, *self._watch.state(), *self._mode())
             graph = self._graphs.get(key)
         except TypeError as error:
             raise NotCapturedError(f"a module's attribute is neither a tensor nor fixed ({error})") from error
         if graph is not None:
-            now = dict(pyro.get_param_store().named_parameters()) if graph.of_store else {}
-            if any(now.get(name) is not parameter for name, parameter in graph.of_store.items()):
-                return None  # an eager step meets what is there now
-            graph.steps += 1
-            if graph.is_due:
-                self._check(graph, call)
-            return graph
+            return (graph if self._is_to_be_used(graph, call) else None), call.tensors
         if len(self._graphs) == _MAX_GRAPHS or self._numbers.are_enough(call):
             self._warn_of_kinds()
-            return None
+            return None, []
         looked = looked or self._look(call)
         if looked is None:
-            return None
+            return None, []
         try:
             graph = self._graphs[key] = self._capture(call, looked)
         except Exception as error:
@@ -177,7 +169,18 @@ class CompiledSVI(SVI):
             known = isinstance(error, NotCapturedError)
             raise error if known else NotCapturedError(f"capturing it fails ({first_line(error)})") from error
         self._numbers.count(call)
-        return graph
+        return graph, call.tensors
+
+    def _is_to_be_used(self, graph: Graph, call: Call) -> bool:
+        """Whether a graph's parameters are still those of Pyro's store; where it is due, check that it is the step."""
+        if graph.of_store:
+            now = dict(pyro.get_param_store().named_parameters())
+            if any(now.get(name) is not parameter for name, parameter in graph.of_store.items()):
+                return False  # an eager step meets what is there now
+        graph.steps += 1
+        if graph.is_due:
+            self._check(graph, call)
+        return True
 
     def _give_up(self, reason: str) -> None:
         self._captures = False
