@@ -101,6 +101,17 @@ def test_every_gate_and_objective(small_vae, batch, gate, objective):
     captured_like_eager(functools.partial(of_vae, lambda: small_vae(gate), loss), 2 * [batch])
 
 
+@pytest.mark.parametrize("assignment", ["bound", "paper"])
+def test_variational_sparse_coding_with_its_sparsity_term(batch, assignment):
+    def make_vae():
+        torch.manual_seed(0)
+        vae = vsc.VSC((1, 8, 8), 8, num_pseudo_inputs=5, hidden=(16,), assignment=assignment)
+        vae.prior.prepare(batch[0])
+        return vae
+
+    captured_like_eager(functools.partial(of_vae, make_vae, lambda: get_objective("analytic")), 2 * [batch])
+
+
 def test_nothing_sampled_and_inclusion_with_a_posterior(batch):
     def make_vae():
         torch.manual_seed(0)
@@ -357,7 +368,7 @@ def test_pyros_plain_vae(batch):
     [
         ("branch", r"it looks at the value of a tensor, in line \d+ of .*test_compiled.py"),
         ("random", "the step draws random numbers of Python's or NumPy's"),
-        ("other random", "the captured step differs from an eager one; model and guide depend on something other"),
+        ("other random", "the step draws random numbers of Python's or NumPy's"),
         ("counter", "the step changes 'steps' in Python"),
         ("buffer", "the step changes 'seen' in Python"),
     ],
@@ -366,15 +377,16 @@ def test_what_cannot_be_captured_is_said_once_and_stepped_eagerly(batch, wrong, 
     x = batch[0].flatten(1)
     svi = of_plain(functools.partial(CompiledSVI, backend="eager"), wrong=wrong)
     torch.manual_seed(1)
+    random.seed(2)
     with pytest.warns(UserWarning, match=f"CompiledSVI takes eager steps from here on: {reason}") as caught:
         first = svi.step(x)
     assert len(caught) == 1
     assert svi.is_eager
     rest = [svi.step(x) for _ in range(2)]
     assert torch.isfinite(torch.tensor([first, *rest])).all()
-    if "random" not in wrong:
-        with pyro.get_param_store().scope():
-            assert torch.equal(steps(of_plain(SVI, wrong=wrong), 3 * [(x,)])[0], torch.tensor([first, *rest]))
+    random.seed(2)
+    with pyro.get_param_store().scope():
+        assert torch.equal(steps(of_plain(SVI, wrong=wrong), 3 * [(x,)])[0], torch.tensor([first, *rest]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -421,7 +433,7 @@ def test_bad_arguments(small_vae):
     vae = small_vae()
     rest = torch.optim.Adam(vae.parameters()), get_objective("analytic")
     with pytest.raises(ValueError, match="optim must be a torch optimiser"):
-        CompiledSVI(vae.model, vae.guide, pyro.optim.Adam({}), rest[1])
+        CompiledSVI(vae.model, vae.guide, "adam", rest[1])
     with pytest.raises(ValueError, match="unknown backend 'jit'; known are 'eager', 'inductor'"):
         CompiledSVI(vae.model, vae.guide, *rest, backend="jit")
     with pytest.raises(ValueError, match=r"'decoder\.network', which cannot be scheduled"):

@@ -1,6 +1,7 @@
 """What a captured step sees of programs and arguments beside the values of tensors."""
 
 import functools
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -122,3 +123,35 @@ def test_data_that_do_not_fit_raise_their_own_error_and_graphs_stay(small_vae, d
     assert not svi.is_eager
     assert svi.graph_for((x,), {})[0] is not None
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("of_number", "numbers", "graphs", "warned"),
+    [
+        (lambda number: number / 2, [0.1 + 0.05 * step for step in range(8)], 2, False),
+        (lambda number: torch.as_tensor(number) / 7, [*range(1, 9)], 2, False),
+        # What decides in Python, or is a shape, is a constant of two graphs.
+        (lambda number: 0.5 if number > 3 else 0.1, [*range(1, 9)], 2, True),
+        (lambda number: 1.0 / len(range(number)), [1, 1, 2, 1, 2, 2], 2, False),
+    ],
+    ids=["factor", "whole", "branch", "length"],
+)
+def test_a_number_that_changes_among_the_arguments_is_captured_twice_at_most(of_number, numbers, graphs, warned):
+    def model(x, number, other):
+        loc = pyro.param("loc", torch.tensor(0.5)) * other
+        with pyro.plate("data", len(x)), poutine.scale(scale=of_number(number)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    losses = []
+    for cls in (vsc.SVI, CAPTURED):
+        pyro.clear_param_store()
+        svi = cls(model, guide, functools.partial(torch.optim.SGD, lr=0.1), Trace_ELBO())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            losses.append([svi.step(torch.ones(3), number, 2) for number in numbers])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert not svi.is_eager
+    assert len(svi.graphs()) == graphs
+    assert ["eager steps of any further kind: 2 graphs" in str(warning.message) for warning in caught] == [
+        True
+    ] * warned

@@ -41,6 +41,12 @@ def with_pseudo_inputs(seed=0):
     return vsc.VAE(encoder, vsc.BernoulliDecoder(8, (1, 8, 8), (32,)), prior)
 
 
+def flagship(seed=0):
+    """A `VSC` with all of its defaults but sizes."""
+    torch.manual_seed(seed)
+    return vsc.VSC((1, 8, 8), 8, num_pseudo_inputs=5, hidden=(32,))
+
+
 def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -116,6 +122,16 @@ def test_pseudo_inputs_start_where_they_do_in_a_fit(some):
     assert not torch.allclose(*(model.prior.pseudo_inputs for model in models), atol=0.1)
 
 
+def test_a_vsc_by_default_is_trained_together_with_others(some):
+    models = [flagship(), flagship(1)]
+    histories = fit_ensemble(models, some, epochs=2, batch_size=100, compile=False, **QUIET)
+    for seed, (model, history) in enumerate(zip(models, histories, strict=True)):
+        twin = flagship(seed)
+        expected = vsc.fit(twin, some, epochs=2, batch_size=100, seed=seed, **QUIET)
+        assert history.elbo == pytest.approx(expected.elbo, abs=0.1)  # the noise of codes is another
+        assert model.prior.prepared
+
+
 def stacked_and_single(model, x, objective, count=200):
     """Losses and gradients of so many copies of a model in one step, and of as many steps of the model, as rows."""
     parameters = list(model.parameters())
@@ -143,10 +159,12 @@ def stacked_and_single(model, x, objective, count=200):
         ("shifted-sigmoid", "trace"),
         ("disarm", "analytic"),
         ("pseudo-inputs", "trace"),
+        ("vsc", "analytic"),
     ],
 )
 def test_a_stacked_step_is_in_distribution_that_of_one_model(small_vae, digits, gate, objective):
-    model = (with_pseudo_inputs() if gate == "pseudo-inputs" else small_vae(gate)).double()
+    own = {"pseudo-inputs": with_pseudo_inputs, "vsc": flagship}
+    model = (own[gate]() if gate in own else small_vae(gate)).double()
     stacked, single = stacked_and_single(model, digits.train.images[:8].round().double(), objective)
     assert len(stacked[:, 0].unique()) == len(stacked)  # no two models have the same noise
     # Sums over parts of the weights: of one alone, a draw in hundreds may be all there is to compare.

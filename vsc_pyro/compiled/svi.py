@@ -3,61 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._pytree import tree_flatten
 
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
-from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, undisturbed
+from vsc_pyro.compiled.calls import Call, Numbers
+from vsc_pyro.compiled.capturing import Graph, Rehearsal, hold_against_eager, hold_against_recorded
+from vsc_pyro.compiled.memento import Memento
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record, unvalidated
 from vsc_pyro.compiled.watching import Watch, is_fixed, kind_of
+from vsc_pyro.optimizers import OptimizerFactory
 from vsc_pyro.schedules import Setting
 from vsc_pyro.seeding import trains
-from vsc_pyro.svi import SVI, OptimizerFactory
+from vsc_pyro.svi import SVI, distinct
 
 # Of captured graphs, after which steps of yet another kind are eager: something changes that should be a tensor.
 _MAX_GRAPHS = 8
 
 
-@dataclasses.dataclass
-class Graph:
-    """A captured step: inputs beside the arguments' tensors, and which parameters' gradients it returns.
+class Looked(NamedTuple):
+    """What was before programs were run to see what takes part, and how they were run."""
 
-    `objects` are those that it stands for by their `id`, which another may get once they are gone.
-    """
-
-    run: Callable[..., Any]
-    inputs: list[Tensor]
-    live: list[tuple[Setting, Tensor]]
-    reached: list[bool]
-    objects: list[object]
-
-    def refresh(self) -> None:
-        """Read anew the settings that may have changed."""
-        for setting, tensor in self.live:
-            tensor.fill_(setting.get())
-
-    def run_with(self, arguments: list[Tensor]) -> list[Tensor]:
-        """The loss and the gradients, with settings as they were read last."""
-        return undisturbed(self.run, [*arguments, *self.inputs])
-
-    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
-        self.refresh()
-        return self.run_with(arguments)
+    before: Memento
+    rehearsal: Rehearsal
 
 
 class CompiledSVI(SVI):
@@ -88,11 +69,13 @@ class CompiledSVI(SVI):
         >>> svi.step(x)  # a 0-d tensor: minus the ELBO, summed over data
     """
 
+    _fuses = True
+
     def __init__(
         self,
         model: Callable,
         guide: Callable,
-        optim: torch.optim.Optimizer | OptimizerFactory,
+        optim: torch.optim.Optimizer | OptimizerFactory | PyroOptim,
         loss: ELBO,
         *,
         live: Iterable[str] = (),
@@ -110,6 +93,7 @@ class CompiledSVI(SVI):
         self._watch: Watch | None = None
         self._structure: tuple = ()
         self._graphs: dict[tuple, Graph] = {}
+        self._numbers = Numbers()
         self._captures = True
         self._has_warned_of_kinds = False
         self.capture_seconds = 0.0
@@ -121,24 +105,26 @@ class CompiledSVI(SVI):
 
     @trains
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
-        """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
+        """Take one gradient step; returns the loss, summed over data, as an eager step does (ours: a 0-d tensor)."""
         graph, arguments = self.graph_for(args, kwargs)
         if graph is None:
             return super().step(*args, **kwargs)
         outputs = graph(arguments)
         self.update(graph, outputs)
-        return outputs[0]
+        return outputs[0].item() if graph.returns_number else outputs[0]
 
     def update(self, graph: Graph, outputs: list[Tensor]) -> None:
         """Let the optimiser step by the gradients that `graph` put out, after the loss."""
         self.set_gradients(graph, outputs[1:])
-        self.optim(())
+        self._stepper(graph.parameters)
 
     def set_gradients(self, graph: Graph, gradients: list[Tensor]) -> None:
-        """Give each parameter its gradient, and None to those that `graph` does not reach."""
+        """Give each parameter its gradient; those that `graph` does not reach have none."""
         remaining = iter(gradients)
-        for parameter, reached in zip(self._parameters(), graph.reached, strict=True):
-            parameter.grad = next(remaining) if reached else None
+        self._stepper.zero_before()
+        for parameter, reached in zip(graph.parameters, graph.reached, strict=True):
+            if reached:
+                parameter.grad = next(remaining)
 
     def graphs(self) -> list[Graph]:
         """Those captured, and not yet forgotten."""
@@ -148,34 +134,55 @@ class CompiledSVI(SVI):
         """The graph of a step with these arguments, captured if need be, and their tensors; None for an eager step."""
         self._check_store()
         # Handlers around a step are the caller's, and a first step that makes the optimiser may draw its parameters.
-        if not self._captures or runtime._PYRO_STACK or self.optimizer is None:
+        if not self._captures or runtime._PYRO_STACK or not self._stepper.parameters:
             return None, []
         if self._watch is not None and self._watch.structure() != self._structure:
             self._watch = None
             self._graphs.clear()
-        leaves, spec = tree_flatten((args, kwargs))
-        arguments = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
-        if self._watch is None:
-            self._look(args, kwargs, arguments)
         try:
-            key = (spec, *map(kind_of, leaves), *_aliases(leaves, arguments), *self._watch.state(), *self._mode())
+            return self._find(self._numbers.call(args, kwargs, self._like()))
+        except NotCapturedError as error:
+            return self._give_up(str(error)), []
+
+    def _find(self, call: Call) -> tuple[Graph | None, list[Tensor]]:
+        """The graph of a call and its tensors; None where the step is to be eager."""
+        looked = self._look(call) if self._watch is None else None
+        if self._watch is None:
+            return None, []
+        try:
+            key = (*call.key, *self._watch.state(), *self._mode())
             graph = self._graphs.get(key)
         except TypeError as error:
-            return self._give_up(f"an argument, or a module's attribute, is neither a tensor nor fixed ({error})"), []
-        if graph is None:
-            if len(self._graphs) == _MAX_GRAPHS:
-                self._warn_of_kinds()
-                return None, []
-            start = time.perf_counter()
-            try:
-                graph = self._graphs[key] = self._capture(args, kwargs, arguments)
-            except Exception as error:
-                self._look(args, kwargs, arguments)  # which raises what is the programs' or the data's own error
-                known = isinstance(error, NotCapturedError)
-                return self._give_up(str(error) if known else f"capturing it fails ({first_line(error)})"), []
-            finally:
-                self.capture_seconds += time.perf_counter() - start
-        return graph, arguments
+            raise NotCapturedError(f"a module's attribute is neither a tensor nor fixed ({error})") from error
+        if graph is not None:
+            return (graph if self._is_to_be_used(graph, call) else None), call.tensors
+        if len(self._graphs) == _MAX_GRAPHS or self._numbers.are_enough(call):
+            self._warn_of_kinds()
+            return None, []
+        looked = looked or self._look(call)
+        if looked is None:
+            return None, []
+        try:
+            graph = self._graphs[key] = self._capture(call, looked)
+        except Exception as error:
+            looked.before.put_back()
+            if self._numbers.take_for_constants(call):
+                return self._find(self._numbers.call(call.args, call.kwargs, self._like()))
+            known = isinstance(error, NotCapturedError)
+            raise error if known else NotCapturedError(f"capturing it fails ({first_line(error)})") from error
+        self._numbers.count(call)
+        return graph, call.tensors
+
+    def _is_to_be_used(self, graph: Graph, call: Call) -> bool:
+        """Whether a graph's parameters are still those of Pyro's store; where it is due, check that it is the step."""
+        if graph.of_store:
+            now = dict(pyro.get_param_store().named_parameters())
+            if any(now.get(name) is not parameter for name, parameter in graph.of_store.items()):
+                return False  # an eager step meets what is there now
+        graph.steps += 1
+        if graph.is_due:
+            self._check(graph, call)
+        return True
 
     def _give_up(self, reason: str) -> None:
         self._captures = False
@@ -186,113 +193,152 @@ class CompiledSVI(SVI):
         if not self._has_warned_of_kinds:
             self._has_warned_of_kinds = True
             warnings.warn(
-                f"CompiledSVI takes eager steps of any further kind: {_MAX_GRAPHS} graphs have been captured, of "
+                f"CompiledSVI takes eager steps of any further kind: {len(self._graphs)} graphs have been captured, of "
                 "arguments or settings that differ in shape or value; pass what changes as a tensor of one shape, or "
                 "name it in live=",
                 stacklevel=5,
             )
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+    def _like(self) -> Tensor:
+        """What numbers are to be like as tensors."""
+        return next((p for p in self._stepper.parameters if p.is_floating_point()), torch.empty(0))
 
     def _mode(self) -> Iterator[Any]:
         """What a graph depends on beside arguments and modules."""
-        for parameter in self._parameters():
+        for parameter in self._stepper.parameters:
             yield from (id(parameter), parameter.requires_grad, kind_of(parameter))
         yield from (kind_of(value) for value in vars(self._elbo).values() if is_fixed(value))
         kind = parameter.device.type
         yield torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
 
-    def _look(self, args: tuple, kwargs: dict[str, Any], arguments: list[Tensor]) -> None:
-        """Run loss and gradients once as they are, with whatever checks Pyro is set to, to see what takes part."""
+    def _memento(self, call: Call) -> Memento:
+        modules = () if self._watch is None else self._watch.modules
+        return Memento([self.model, self.guide, self._elbo, *self._roots, *modules, call.args, call.kwargs])
+
+    def _rehearsal(self, args: tuple, kwargs: dict[str, Any], parameters: list[Tensor]) -> Rehearsal:
+        programs = functools.partial(self.loss_and_grads, self.model, self.guide)
+        others = () if self._watch is None else self._watch.parameters()
+        return Rehearsal(programs, args, kwargs, parameters, [*self._stepper.parameters, *others])
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.capture_seconds += time.perf_counter() - start
+
+    def _look(self, call: Call) -> Looked | None:
+        """Run loss and gradients once as they are, with whatever checks Pyro is set to, to see what takes part.
+
+        Returns:
+            None where there are parameters that the optimiser has yet to take in, by an eager step.
+        """
+        memento = self._memento(call)
+        if memento.iterators:
+            raise NotCapturedError(
+                f"{memento.iterators[0]!r}, which the programs may read, is an iterator: its next value would be "
+                "captured for good"
+            )
         before: dict[nn.Module, dict[str, Any]] = {}
-        buffers: list[tuple[Tensor, Tensor]] = []
 
         def meet(module: nn.Module, _: object = None) -> None:
             if module not in before:
                 before[module] = vars(module).copy()
-                buffers.extend((b, b.clone()) for b in module._buffers.values() if b is not None)
+                memento.visit(module, type(module).__name__)
 
         for root in self._roots:
             root.apply(meet)
         hook = register_module_forward_pre_hook(meet)
+        rehearsal = self._rehearsal(call.args, call.kwargs, self._stepper.parameters)
         try:
-            with forked(arguments):
-                self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            with self._timed(), rehearsal.putting_back(call.tensors):
+                rehearsal.run()
+        except Exception:
+            memento.put_back()
+            raise
         finally:
             hook.remove()
-            _put_back(buffers)
-        self._watch = Watch(before, self._live)
-        self._structure = self._watch.structure()
-        for parameter in (*self._parameters(), *self._watch.parameters()):
-            parameter.grad = None
+        if self._stepper.takes_what_is_met and self._are_new(rehearsal):
+            memento.put_back()
+            return None
+        memento.put_back_values()
+        if self._watch is None:
+            self._watch = Watch(before, self._live)
+            self._structure = self._watch.structure()
+        return Looked(memento, rehearsal)
 
-    def _capture(self, args: tuple, kwargs: dict[str, Any], arguments: list[Tensor]) -> Graph:
+    def _of_store(self, looked: Looked) -> dict[str, Tensor]:
+        """The parameters that a step has from Pyro's store, and not from a module, where it trains what it meets."""
+        if not self._stepper.takes_what_is_met:
+            return {}
+        modules = set(map(id, self._watch.parameters()))
+        return {name: parameter for name, parameter in looked.rehearsal.met.items() if id(parameter) not in modules}
+
+    def _are_new(self, rehearsal: Rehearsal) -> bool:
+        known = set(map(id, self._stepper.parameters))
+        return any(id(parameter) not in known for parameter in rehearsal.met.values())
+
+    def _capture(self, call: Call, looked: Looked) -> Graph:
         """Record, compare with an eager step, compile."""
-        parameters, buffers = self._parameters(), self._watch.buffers()
-        like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
+        # Pyro's optimisers step what a step meets, and no other parameter.
+        pyros = self.optim is not self._stepper
+        parameters = distinct(looked.rehearsal.met.values()) if pyros else self._stepper.parameters
+        like = self._like()
         live = [(setting, torch.zeros((), dtype=like.dtype, device=like.device)) for setting in self._live]
-        inputs = [*parameters, *self._watch.parameters(), *buffers, *(tensor for _, tensor in live)]
-        inputs = list({id(t): t for t in inputs if all(t is not argument for argument in arguments)}.values())
-        everyone = [*parameters, *self._watch.parameters()]
-        copies = [(buffer, buffer.clone()) for buffer in buffers]
-        reached: list[bool] = []
-
-        def forget() -> None:
-            for parameter in everyone:
-                parameter.grad = None
-            torch.clear_autocast_cache()  # of weights cast before
-
-        def loss_and_gradients(*_: Tensor) -> list[Tensor]:
-            forget()
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-            if not isinstance(loss, Tensor):
-                raise NotCapturedError(f"{type(self._elbo).__name__} returns its loss as a {type(loss).__name__}")
-            reached[:] = [parameter.grad is not None for parameter in parameters]
-            return [loss.detach(), *(parameter.grad for parameter in parameters if parameter.grad is not None)]
-
+        watched = [*self._watch.parameters(), *self._watch.buffers()]
+        inputs = [*self._stepper.parameters, *watched, *(tensor for _, tensor in live)]
+        inputs = [t for t in distinct(inputs) if all(t is not argument for argument in call.tensors)]
         for setting, tensor in live:
             tensor.fill_(setting.get())
-        with forked([*arguments, *inputs]), unvalidated(self._elbo), contextlib.ExitStack() as stack:
-            stack.callback(_put_back, copies)
-            stack.callback(forget)
-            before, others = self._watch.state(), _other_random_states()
-            with contextlib.ExitStack() as replaced:
-                for setting, tensor in live:
-                    replaced.enter_context(setting.replaced_by(tensor))
-                recorded, constants = record(loss_and_gradients, [*arguments, *inputs])
-            if (after := self._watch.state()) != before:
-                raise NotCapturedError(f"the step changes {self._watch.difference(before, after)} in Python")
-            if _other_random_states() != others:
-                raise NotCapturedError("the step draws random numbers of Python's or NumPy's, not torch's")
-            graph = Graph(recorded, inputs + constants, live, reached.copy(), self._watch.objects())
-            self._compare(graph, arguments, loss_and_gradients, copies, 1)
-            graph.run = self._compile(recorded, [*arguments, *graph.inputs])
-            if graph.run is not recorded:
-                self._compare(graph, arguments, loss_and_gradients, copies, COMPARISONS)
+        memento = self._memento(call)
+        traced = self._rehearsal(*call.traced, parameters)
+        with self._timed(), traced.putting_back([*call.tensors, *inputs]), unvalidated(self._elbo):
+            try:
+                with contextlib.ExitStack() as replaced:
+                    for setting, tensor in live:
+                        replaced.enter_context(setting.replaced_by(tensor))
+                    recorded, constants = record(traced, [*call.tensors, *inputs])
+                if change := memento.difference():
+                    raise NotCapturedError(f"the step {change}")
+                memento.put_back_values()
+                graph = Graph(
+                    recorded,
+                    recorded,
+                    inputs + constants,
+                    live,
+                    parameters,
+                    traced.reached,
+                    self._watch.objects(),
+                    self._of_store(looked),
+                    returns_number=self._loss_is_function or not isinstance(looked.rehearsal.loss, Tensor),
+                )
+                rehearsal = self._rehearsal(call.args, call.kwargs, parameters)
+                hold_against_eager(graph, call.tensors, rehearsal, memento)
+                graph.run = self._compile(recorded, [*call.tensors, *graph.inputs])
+                if graph.run is not recorded:
+                    hold_against_recorded(graph, call.tensors, memento)
+            finally:
+                memento.put_back_values()
         return graph
 
-    def _compare(
-        self,
-        graph: Graph,
-        arguments: list[Tensor],
-        eager: Callable[[], list[Tensor]],
-        copies: list[tuple[Tensor, Tensor]],
-        attempts: int,
-    ) -> None:
-        """Raise unless the graph is the step as it is taken eagerly, for random numbers other than it was made with."""
-        for _ in range(attempts):
-            _put_back(copies)
-            with forked([*arguments, *graph.inputs]):
-                got = [value.clone() for value in graph(arguments)]
-            _put_back(copies)
-            expected = eager()  # which leaves other random numbers for the next time
-            if alike(expected, got):
-                return
-        raise NotCapturedError(
-            "the captured step differs from an eager one; model and guide depend on something other than their "
-            "arguments, parameters, buffers and torch's random numbers"
-        )
+    def _check(self, graph: Graph, call: Call) -> None:
+        """Raise unless a graph in use is still the step as it is taken eagerly."""
+        memento = self._memento(call)
+        rehearsal = self._rehearsal(call.args, call.kwargs, graph.parameters)
+        with self._timed(), rehearsal.putting_back([*call.tensors, *graph.inputs]), unvalidated(self._elbo):
+            try:
+                hold_against_eager(graph, call.tensors, rehearsal, memento)
+                if self._stepper.takes_what_is_met and self._are_new(rehearsal):
+                    raise NotCapturedError("an eager step meets a parameter that is not in the graph")
+            except Exception as error:
+                known = str(error) if isinstance(error, NotCapturedError) else first_line(error)
+                raise NotCapturedError(
+                    f"after {graph.steps} steps of a graph, {known}; those since the last comparison may have been "
+                    "taken with what it was when captured"
+                ) from error
+            finally:
+                memento.put_back()
 
 
 def _modules_of(program: Callable) -> list[nn.Module]:
@@ -306,22 +352,3 @@ def _modules_of(program: Callable) -> list[nn.Module]:
         with contextlib.suppress(ValueError):  # of a name that has no value yet
             held.append(cell.cell_contents)
     return [m for m in (getattr(program, "__self__", program), *held) if isinstance(m, nn.Module)]
-
-
-def _other_random_states() -> tuple:
-    """Of Python's and NumPy's global generators, which no graph draws from."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global generator's is what is asked for
-    return random.getstate(), name, keys.tobytes(), *rest
-
-
-def _aliases(leaves: list[object], arguments: list[Tensor]) -> Iterator[int]:
-    """Which arguments are one and the same tensor."""
-    if len(leaves) > 1:
-        positions = {id(argument): position for position, argument in enumerate(arguments)}
-        yield from (positions.get(id(leaf), -1) for leaf in leaves)
-
-
-def _put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for tensor, copy in copies:
-            tensor.copy_(copy)

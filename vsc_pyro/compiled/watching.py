@@ -25,7 +25,7 @@ class Watch:
     """
 
     def __init__(self, before: dict[nn.Module, dict[str, Any]], live: list[Setting]) -> None:
-        self._modules = modules = list(before)
+        self.modules = modules = list(before)
         changing = {setting.slot: {s.field for s in live if s.slot == setting.slot} for setting in live}
         self._slots: list[tuple[dict[str, Any], str]] = []
         self._objects: list[tuple[dict[str, Any], str]] = []
@@ -51,7 +51,7 @@ class Watch:
 
     def structure(self) -> tuple:
         """Which modules the modules hold, and how many attributes: where that changes, look again."""
-        return tuple((len(vars(module)), *module._modules.values()) for module in self._modules)
+        return tuple((len(vars(module)), *module._modules.values()) for module in self.modules)
 
     def state(self) -> tuple:
         """Plain attributes, and which tensors and other objects the modules hold."""
@@ -70,25 +70,19 @@ class Watch:
         """What is neither fixed nor a tensor, and in the state by its `id`."""
         return [attributes[name] for attributes, name in self._objects]
 
-    def difference(self, before: tuple, after: tuple) -> str:
-        """The name of the first that two states differ in."""
-        fixed = (*self._slots, *self._fields)
-        names = [entry[1] for entry in (*fixed, *fixed, *self._tensors, *self._objects)]
-        return next(repr(name) for name, one, other in zip(names, before, after, strict=True) if one != other)
-
     def parameters(self) -> list[Tensor]:
-        return [p for module in self._modules for p in module._parameters.values() if p is not None]
+        return [p for module in self.modules for p in module._parameters.values() if p is not None]
 
     def buffers(self) -> list[Tensor]:
-        return [b for module in self._modules for b in module._buffers.values() if b is not None]
+        return [b for module in self.modules for b in module._buffers.values() if b is not None]
 
 
 def is_fixed(value: object) -> bool:
     """Whether a step may take the value for a constant, and a change of it be seen by comparison."""
     if isinstance(value, tuple):
         return all(map(is_fixed, value))
-    frozen = dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen
-    return value is None or isinstance(value, _FIXED) or (frozen and not isinstance(value, type))
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return value is None or isinstance(value, _FIXED) or (is_record and type(value).__dataclass_params__.frozen)
 
 
 def kind_of(leaf: object) -> tuple:

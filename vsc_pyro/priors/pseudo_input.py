@@ -28,7 +28,8 @@ from collections.abc import Sequence
 import torch
 from pyro.distributions import MixtureSameFamily
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, kl_divergence
+from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.distributions import AssignedMixture, centre, inclusion_logits, is_point
@@ -229,9 +230,13 @@ class PseudoInputPrior(Prior):
         r""":math:`J\, KL(\mathrm{Bern}(\bar\gamma) \| \mathrm{Bern}(\alpha))` times its weight."""
         if not self.sparsity_weight:
             return None
-        mean_inclusion = inclusion_logits(self._components()).sigmoid().mean()
-        sparsity = kl_divergence(Bernoulli(mean_inclusion), Bernoulli(torch.full_like(mean_inclusion, self.inclusion)))
-        return self.sparsity_weight * self.latent_dim * sparsity
+        logits = inclusion_logits(self._components()).flatten()
+        # torch's divergence of two Bernoullis reads the values of 0-d tensors, which no captured step can.
+        log_on = torch.logsumexp(logsigmoid(logits), 0) - math.log(len(logits))
+        log_off = torch.logsumexp(logsigmoid(-logits), 0) - math.log(len(logits))
+        on = log_on.exp() * (log_on - math.log(self.inclusion))
+        off = log_off.exp() * (log_off - math.log1p(-self.inclusion))
+        return self.sparsity_weight * self.latent_dim * (on + off)
 
     def _components(self) -> Distribution:
         """The pseudo-inputs' posteriors, as evaluation has them.
