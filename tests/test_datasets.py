@@ -120,7 +120,8 @@ def test_bad_arrays():
             as_dataset(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"labels must have shape \(5,\), one for each datum, got \(4,\)"):
         vsc.Dataset(torch.zeros(5, 7), torch.zeros(4))
-    for labels in (np.zeros(5, int), [0] * 5):
+    assert torch.equal(vsc.Dataset(torch.zeros(5, 7), np.arange(5)).labels, torch.arange(5))
+    for labels in (np.array(["a"] * 5), [0] * 5):
         with pytest.raises(ValueError, match=r"labels must be an integer tensor, got .*; pass torch.as_tensor"):
             vsc.Dataset(torch.zeros(5, 7), labels)
     for images in (np.zeros((5, 7)), torch.zeros(5, 7, dtype=torch.uint8)):

@@ -34,14 +34,14 @@ class Dataset:
 
     Attributes:
         images: float tensor of shape ``(N, ...)``; for images ``(N, channels, height, width)``.
-        labels: integer tensor of shape ``(N,)``, or None.
+        labels: integer tensor of shape ``(N,)``, or an array, which becomes one; or None.
         binarize: what a model sees of the images: ``"dynamic"``, ``"static"`` (done already) or None.
         name: what to call it in tables.
         factors: what made the images, where it is known, or None.
 
     Raises:
-        ValueError: no datum, no floating-point tensor, labels of another length, values outside [0, 1] that are to be
-            binarised, or factors that do not fit the data or contradict themselves.
+        ValueError: no datum, no floating-point tensor, labels that are no numbers or of another length, values
+            outside [0, 1] that are to be binarised, or factors that do not fit the data or contradict themselves.
     """
 
     images: Tensor
@@ -62,6 +62,8 @@ class Dataset:
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
+        if isinstance(self.labels, np.ndarray) and self.labels.dtype.kind in "biu":
+            object.__setattr__(self, "labels", torch.as_tensor(self.labels))
         if self.labels is not None and not isinstance(self.labels, Tensor):
             kind = type(self.labels).__name__
             raise ValueError(f"labels must be an integer tensor, got {kind}; pass torch.as_tensor(labels)")
