@@ -128,6 +128,7 @@ CRAFTED = [
     (("settings", "lr"), repeated(60), "lr="),
     (("settings", "model"), "a\n" * 100_000 + "b", "model="),
     (("settings", "trained"), nested(100), "trained="),
+    (("settings",), {}, r"objective=None .* and \d more; resume"),
     (("settings",), [], "settings must be of type dict"),
     (("rng", "cpu"), torch.zeros(5056, dtype=torch.uint8), "state of a generator"),
     (("rng", "cpu"), torch.zeros(7, dtype=torch.uint8), "must be 5056 bytes"),
