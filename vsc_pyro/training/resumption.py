@@ -66,8 +66,10 @@ def check_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
     before = {"lr_schedule": own["lr_schedule"]} | _ONCE_ALWAYS | saved
     changed = [_change(name, before.get(name), now) for name, now in own.items() if not _same(before.get(name), now)]
     if changed:
+        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
         raise ValueError(
-            f"is of a run with {', '.join(changed)}; resume with the same settings, or train anew into another file"
+            f"is of a run with {', '.join(changed[:2])}{more}; resume with the same settings, or train anew into "
+            "another file"
         )
 
 
