@@ -10,7 +10,7 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Imports run one way, from left to right; a module may import only from groups before its own.
 LAYERS = [
-    {"arguments", "arviz_versions", "files", "parallel", "registration", "seeding"},
+    {"arguments", "arviz_versions", "files", "optimizers", "parallel", "registration", "seeding"},
     {"history"},
     {"gates", "networks", "checkpoints", "datasets", "precision", "schedules"},
     {"distributions"},
