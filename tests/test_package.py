@@ -10,7 +10,17 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Imports run one way, from left to right; a module may import only from groups before its own.
 LAYERS = [
-    {"_pyro_internals", "arguments", "arviz_versions", "files", "modes", "parallel", "registration", "seeding"},
+    {
+        "_pyro_internals",
+        "arguments",
+        "arviz_versions",
+        "files",
+        "modes",
+        "optimizers",
+        "parallel",
+        "registration",
+        "seeding",
+    },
     {"history"},
     {"gates", "networks", "checkpoints", "datasets", "precision", "schedules"},
     {"data_checks", "distributions"},

@@ -204,6 +204,18 @@ def test_what_cannot_be_captured_is_said_once_and_stepped_without(small_vae, dig
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+def test_pyros_optimisers_are_not_replayed(small_vae, digits):
+    vae, x = small_vae(), digits.train.images[:50].round()
+    svi = CompiledSVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), vsc.AnalyticELBO(), backend="eager")
+    replay = Replay(svi, Taping())
+    with pyro.get_param_store().scope():
+        replay.step(x)  # makes the optimisers
+        with pytest.warns(UserWarning, match="not replayed .* the optimisers are Pyro's, one for each parameter"):
+            replay.step(x)
+        assert not replay.is_replaying
+        assert not svi.is_eager
+
+
 def test_where_the_step_is_eager_nothing_is_replayed(small_vae, digits):
     vae, step, _ = make(small_vae, capture=(taping := Taping()))
     vae.encoder.network.register_forward_hook(lambda module, inputs, output: waits(output))

@@ -13,22 +13,29 @@ other tensors of the programs          arguments
 random numbers                         drawn anew by the same operations in the same order: the same seed gives the same
                                        numbers as an eager step
 numbers named in `live`                as inputs, read from the model before every step
+Python numbers among the arguments     as constants; one that changes is an input from its second value on, and where it
+                                       cannot be, a constant of two graphs, and steps with further values are eager
 Python numbers, flags, gates and       as constants; where one has changed (`eval()`, a new gate, another module or
 modes of the modules that are run,     number of particles), another graph is captured
 and of the ELBO
 what is in lists, dictionaries and     as constants, for good: where another object has taken its place in the module,
-other objects of a module, and in      another graph is captured, and a change within it goes unseen
-closures and globals
+other objects of a module, and in      another graph is captured; a change within it is seen where a step makes it, and
+closures and globals                   else by the next comparison
 =====================================  =================================================================================
 
 Whatever decides by the value of a tensor (``if loss > 0``, ``.item()``) cannot be recorded, and what depends on
-anything else, such as NumPy's random numbers, would be recorded once and for all. The first raises. Of the second,
-random numbers of Python's or NumPy's global generators are noticed, and most else is by comparing each captured graph
-with an eager step of other random numbers, before and after it is compiled. In all of these cases there is one warning
-that says why, and the steps are those of `vsc_pyro.SVI` from then on (an ELBO that keeps averages in Pyro's store has
-moved them by then). A step that fails as it stands raises its own error, and graphs stay. What programs and hooks do
-beside (print, log, count in a closure) they do while they are being captured, and no more; Pyro's own checks are made
-in the first step.
+anything else that changes would be recorded once and for all. The first raises; Pyro's enumeration (`TraceEnum_ELBO`)
+does it. For the second, programs are looked through before they are recorded (`compiled.memento`): attributes of
+objects, lists, arrays, closures, globals, generators of random numbers and Pyro's parameter store, and whatever of
+these a step changes, be it a counter that anneals something or a list that something is logged in, is noticed. What is
+out of reach, within objects of other libraries or out of Python, is noticed where it makes a difference: each graph is
+compared with an eager step of the same random numbers before it is used, at its 10th, 100th and 1,000th step and every
+2,000 steps, each gradient against its own size. A comparison takes about as long as ten steps.
+
+In all of these cases there is one warning that says why, and the steps are those of `vsc_pyro.SVI` from then on, from
+the state that there would be if nothing had been tried out, but for what is out of reach. A step that fails as it
+stands raises its own error, and graphs stay. What hooks and programs print, they print while they are being captured,
+and no more; Pyro's own checks are made in the first step.
 
 `CompiledFunction` does the same, without gradients, for a function of tensors and distributions: what
 `vsc_pyro.evaluate` repeats for its draws.

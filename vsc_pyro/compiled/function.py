@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice
 from vsc_pyro.compiled.backends import BACKENDS
-from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, undisturbed
+from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, same, undisturbed
 from vsc_pyro.compiled.flattening import flatten, rebuild
 from vsc_pyro.compiled.recording import NotCapturedError, first_line, record
 
@@ -103,16 +103,23 @@ class CompiledFunction:
                     f"or attribute of a module in {type(self._module).__name__}"
                 )
             inputs = leaves + constants
-            self._compare(function, recorded, leaves, inputs)
+            self._compare(function, recorded, leaves, inputs, same)
             run = self._compile(recorded, inputs)
             if run is not recorded:
-                self._compare(function, run, leaves, inputs)
+                self._compare(function, run, leaves, inputs, alike)
             return run, constants
 
-    def _compare(self, function: Callable[..., Any], graph: Callable[..., Any], leaves: list, inputs: list) -> None:
+    def _compare(
+        self,
+        function: Callable[..., Any],
+        graph: Callable[..., Any],
+        leaves: list[Tensor],
+        inputs: list[Tensor],
+        are_alike: Callable[[list[Tensor], list[Tensor]], bool],
+    ) -> None:
         """Raise unless the graph computes the function."""
         try:
-            agree = any(_agree(function, graph, leaves, inputs) for _ in range(COMPARISONS))
+            agree = any(_agree(function, graph, leaves, inputs, are_alike) for _ in range(COMPARISONS))
         except Exception as error:
             raise NotCapturedError(f"comparing what was captured fails ({first_line(error)})") from error
         if not agree:
@@ -122,11 +129,17 @@ class CompiledFunction:
             )
 
 
-def _agree(function: Callable[..., Any], graph: Callable[..., Any], leaves: list, inputs: list) -> bool:
+def _agree(
+    function: Callable[..., Any],
+    graph: Callable[..., Any],
+    leaves: list[Tensor],
+    inputs: list[Tensor],
+    are_alike: Callable[[list[Tensor], list[Tensor]], bool],
+) -> bool:
     """Whether the graph computes the function, for random numbers other than it was recorded with."""
     with forked(inputs):
         got = [value.clone() for value in undisturbed(graph, inputs)]
-    return alike(function(*leaves), got)  # which leaves other random numbers for the next time
+    return are_alike(function(*leaves), got)  # which leaves other random numbers for the next time
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

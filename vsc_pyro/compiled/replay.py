@@ -166,6 +166,8 @@ class Replay:
         graph, _ = self._svi.graph_for((self._x,), {})
         if graph is None:
             return None
+        if self._svi.optimizer is None:
+            return self._give_up("the optimisers are Pyro's, one for each parameter; pass a torch optimiser")
         options, groups = self._options(), self._svi.optimizer.param_groups
         for whole in self._steps:
             same = whole.graph is graph and whole.groups is groups and whole.options == options

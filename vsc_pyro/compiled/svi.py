@@ -50,7 +50,7 @@ class CompiledSVI(SVI):
 
     Args:
         model, guide, optim, loss: as of `vsc_pyro.SVI`. Pyro's own ELBOs will do as well as ours. Where `optim` is a
-            function the first step, which makes the optimiser, is eager.
+            function, or Pyro's, steps that meet a new parameter, such as the first, are eager.
         live: dotted names of numbers of the model that change from step to step, as `vsc_pyro.schedules` takes them
             (``"beta"``, ``"encoder.gate.temperature"``), for a `model` that is a module or a method of one. Buffers
             need not be named.
@@ -61,8 +61,8 @@ class CompiledSVI(SVI):
         capture_seconds: how long capturing and compiling have taken so far.
 
     Raises:
-        ValueError: an `optim` that is no torch optimiser nor makes one, an unknown backend, a name in `live` that leads
-            to no setting.
+        ValueError: an `optim` that `vsc_pyro.SVI` does not take, an unknown backend, a name in `live` that leads to no
+            setting.
 
     Example:
         >>> svi = CompiledSVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), TraceELBO())
