@@ -75,10 +75,18 @@ def steps(make, model, x):
             svi.step(x)
 
 
+def pyros_steps(model, x):
+    with pyro.get_param_store().scope():
+        svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), vsc.TraceELBO())
+        for _ in range(3):
+            svi.step(x)
+
+
 WAYS_TO_TRAIN = {
     "fit": lambda model, x: vsc.fit(model, x, epochs=2, progress=False),
     "ensemble": lambda model, x: vsc.fit_ensemble([model], x, epochs=1, progress=False),
     "svi": functools.partial(steps, vsc.SVI),
+    "pyro's svi": pyros_steps,
     "compiled": functools.partial(steps, functools.partial(vsc.CompiledSVI, backend="eager")),
 }
 

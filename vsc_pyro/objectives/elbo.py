@@ -51,6 +51,7 @@ from vsc_pyro.distributions import (
     why_infinite,
     why_no_point,
 )
+from vsc_pyro.seeding import trains
 
 _NOTHING_SCORED = ScoreParts(0, 0, 0)
 _SCORES_NOTHING_PATHWISE = (Distribution.score_parts, SpikeSlab.score_parts)
@@ -112,6 +113,7 @@ class TraceELBO(Trace_ELBO):
         loss, surrogate = self._losses(model, guide, args, kwargs)
         return surrogate + (loss - surrogate).detach()
 
+    @trains
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Back-propagate minus the ELBO, summed over data, and return it as a tensor on the device."""
         loss, surrogate = self._losses(model, guide, args, kwargs)
