@@ -200,8 +200,15 @@ def test_several_draws_under_one_logarithm_have_lighter_tails():
 
 def test_points_of_an_automatic_guide_are_refused_and_copies_of_a_draw_are_not():
     model, _ = programs(SPIKE_SLAB, SPIKE_SLAB)
+
+    def point():
+        with pyro.plate("data", 50):
+            pyro.sample("z", dist.Delta(torch.zeros(50)))
+
     for elbo in (TraceELBO(), AnalyticELBO()):
         with pytest.raises(ValueError, match="a point"):
+            elbo.loss(model, point)
+        with pytest.raises(NotImplementedError, match="would lose its atom"):
             elbo.loss(model, AutoDelta(model))
 
     def guide():
@@ -213,6 +220,34 @@ def test_points_of_an_automatic_guide_are_refused_and_copies_of_a_draw_are_not()
         assert math.isfinite(elbo.loss(model, guide))
         with pytest.raises(ValueError, match="a copy of a draw with an atom"):
             elbo.loss(programs(NORMAL, NORMAL)[0], guide)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("gate", ["concrete", "score"])
+@pytest.mark.parametrize("size", [1, 50])
+def test_a_copy_of_a_draw_with_an_atom_is_found_whatever_else_is_drawn(size, gate, beside):
+    logits = torch.zeros(size, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", size):
+            pyro.sample("z", dist.Normal(torch.zeros(size), 1.0))
+
+    def guide():
+        with pyro.plate("data", size):
+            if beside:
+                pyro.sample("other", dist.Normal(torch.zeros(size), 1.0), infer={"is_auxiliary": True})
+            loc = torch.zeros(size, requires_grad=True)
+            whole = SpikeSlab(dist.Normal(loc, 1.0), logits=logits, gate=gate)
+            pyro.sample("z", dist.Delta(pyro.sample("whole", whole, infer={"is_auxiliary": True})))
+
+    elbo = TraceELBO()
+
+    def several_steps():  # a copy of a score gate's draw is known by its zeros alone
+        for _ in range(30):
+            elbo.loss_and_grads(model, guide)
+
+    with pytest.raises(ValueError, match="a copy of a draw with an atom"):
+        several_steps()
 
 
 def test_a_pair_is_looked_at_once(monkeypatch):

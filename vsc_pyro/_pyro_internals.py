@@ -17,14 +17,23 @@ from pyro.poutine import runtime
 from pyro.poutine.trace_struct import Trace
 from torch.distributions import Distribution, TransformedDistribution
 
+_ASKS = "_get_trace"  # the method of every ELBO that runs the programs and scores their sites
+_USES_BASE = ("__call__", "rsample", "log_prob", "_refuse_transformation")
 PARTICLES = "num_particles_vectorized"  # the name of the plate over an ELBO's vectorised particles
 
 
 class Request(NamedTuple):
-    """An ELBO at work, and whether the site that it asks a score for is one that only the guide has."""
+    """An ELBO at work.
+
+    Attributes:
+        elbo: it.
+        has_other_sites: whether the guide has sites that the model has not, factors included; False while it is drawn.
+        draws_model: whether the model is being run, after the guide.
+    """
 
     elbo: ELBO
-    is_auxiliary: bool = False
+    has_other_sites: bool = False
+    draws_model: bool = False
 
 
 def in_plate_of_particles() -> bool:
@@ -34,14 +43,15 @@ def in_plate_of_particles() -> bool:
 
 def current_request() -> Request | None:
     """The innermost ELBO that is at work, or None."""
-    site = model_trace = None
+    guide_trace = model_trace = None
     for frame in _frames():
-        if frame.f_code is Trace.compute_score_parts.__code__:
-            site = frame.f_locals.get("name")
-        elif frame.f_code is get_importance_trace.__code__:
-            model_trace = frame.f_locals.get("model_trace")
-        elif isinstance(elbo := _owner(frame), ELBO):
-            return Request(elbo, site is not None and model_trace is not None and site not in model_trace)
+        if frame.f_code is get_importance_trace.__code__:
+            guide_trace, model_trace = (frame.f_locals.get(name) for name in ("guide_trace", "model_trace"))
+        elif frame.f_code.co_name == _ASKS and isinstance(elbo := frame.f_locals.get("self"), ELBO):
+            others = (
+                guide_trace is not None and model_trace is not None and _samples(guide_trace) - _samples(model_trace)
+            )
+            return Request(elbo, bool(others), guide_trace is not None and model_trace is None)
     return None
 
 
@@ -49,21 +59,20 @@ def transformation_around(distribution: Distribution) -> TransformedDistribution
     """The transformed distribution whose method called that of `distribution`, its base; or None."""
     base = distribution
     for frame in _frames():
-        caller = _owner(frame)
+        # A frame that has been asked for its locals keeps them alive until it returns: few are asked.
+        caller = frame.f_locals.get("self") if frame.f_code.co_name in _USES_BASE else None
         if caller is base:
             continue
         if isinstance(caller, TransformedDistribution):
             return caller
-        if getattr(caller, "base_dist", None) is not base:
+        if all(getattr(caller, name, None) is not base for name in ("base_dist", "component_distribution")):
             return None
         base = caller  # such as Independent, around it
     return None
 
 
-def _owner(frame: FrameType) -> object:
-    """The object whose method a frame is of; None of a function."""
-    # A frame that has been asked for its locals keeps them alive until it returns: functions are not asked.
-    return frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
+def _samples(trace: Trace) -> set[str]:
+    return {name for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
 def _frames() -> Iterator[FrameType]:

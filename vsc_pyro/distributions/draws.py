@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vsc_pyro.distributions.spike_slab import SpikeSlab
 
 _KEY = "_spike_slab_draw"
+_soft_draws: list[weakref.ref[Tensor]] = []
 
 
 class Draw(NamedTuple):
@@ -56,16 +58,23 @@ def remember(draw: Draw) -> Tensor:
     value = draw.value
     if value.grad_fn is None:
         draw = draw._replace(value=value.detach(), version=_version(value))  # a tensor must not hold itself
-        setattr(value, _KEY, draw)
-        return value
-    # The node's own tensor, held by the node, would never be freed, so the node is that of a view.
-    node, view = value.grad_fn, value.view_as(value)
-    draw = draw._replace(version=_version(value))
-    setattr(view, _KEY, draw)
-    if draw.spike.requires_grad or draw.is_soft:
-        view.grad_fn.metadata[_KEY] = draw
-        node.metadata[_KEY] = draw._replace(value=None)  # where an edit in place has replaced the view's node
-    return view
+    else:
+        # The node's own tensor, held by the node, would never be freed, so the node is that of a view.
+        node, value = value.grad_fn, value.view_as(value)
+        draw = draw._replace(version=_version(value))
+        if draw.spike.requires_grad or draw.is_soft:
+            value.grad_fn.metadata[_KEY] = draw
+            node.metadata[_KEY] = draw._replace(value=None)  # where an edit in place has replaced the view's node
+    setattr(value, _KEY, draw)
+    if draw.is_soft and not torch._C._functorch.is_functorch_wrapped_tensor(value):
+        _soft_draws[:] = [ref for ref in _soft_draws if ref() is not None]
+        _soft_draws.append(weakref.ref(value))
+    return value
+
+
+def soft_draws() -> list[Tensor]:
+    """Draws of soft gates that are still in use."""
+    return [draw for ref in _soft_draws if (draw := ref()) is not None]
 
 
 def draw_of(value: Tensor) -> Draw | None:

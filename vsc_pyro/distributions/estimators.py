@@ -56,15 +56,34 @@ def check_estimator(gate: Gate) -> None:
             "for it takes fully reparameterized guides; use Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO or those of "
             "vsc_pyro.objectives, or another gate"
         )
-    elif request.is_auxiliary and _leaves_out_auxiliary_sites(elbo):
+    elif request.has_other_sites and _leaves_out_other_sites(elbo):
         warnings.warn(
-            f"{name} leaves the density of a site that only the guide has out of the learning signal, so that the "
-            f"gradient of spikes drawn with {gate!r} is biased there, as that of any discrete site; TraceGraph_ELBO "
-            "and vsc_pyro.objectives.TraceELBO are unbiased",
+            f"{name} leaves the density of sites that only the guide has, factors included, out of the learning "
+            f"signal, so that the gradient of spikes drawn with {gate!r} may be biased, as that of any discrete site; "
+            "TraceGraph_ELBO and vsc_pyro.objectives.TraceELBO are unbiased",
             stacklevel=4,
         )
 
 
-def _leaves_out_auxiliary_sites(elbo: ELBO) -> bool:
-    # A subclass that sums its terms itself, as those of vsc_pyro.objectives do, need not inherit the fault.
-    return isinstance(elbo, Trace_ELBO) and type(elbo).__module__ == Trace_ELBO.__module__
+def check_drawn_by_guide(gate: Gate) -> None:
+    """Check that spikes of `gate`, whose log-odds are trained, are not drawn by the model under one of Pyro's ELBOs.
+
+    Raises:
+        NotImplementedError: they are, and no ELBO of Pyro's scores what only the model draws.
+    """
+    request = current_request()
+    if request is not None and request.draws_model and _is_pyros(request.elbo):
+        raise NotImplementedError(
+            f"{type(request.elbo).__name__} has no score function for a site that only the model has, and would leave "
+            f"spikes drawn there with {gate!r} untrained; draw the site in the guide, or use those of "
+            "vsc_pyro.objectives, or another gate"
+        )
+
+
+def _leaves_out_other_sites(elbo: ELBO) -> bool:
+    return isinstance(elbo, Trace_ELBO) and _is_pyros(elbo)
+
+
+def _is_pyros(elbo: ELBO) -> bool:
+    # A subclass that sums its terms itself, as those of vsc_pyro.objectives do, need not inherit a fault.
+    return type(elbo).loss_and_grads.__module__.startswith("pyro.")

@@ -29,6 +29,7 @@ from torch import distributions as families
 from torch.distributions import Distribution, TransformedDistribution, constraints
 
 from vsc_pyro.distributions.atoms import is_atom_free, is_continuous, parts_of
+from vsc_pyro.distributions.copies import LostDrawError, copy_of
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 
@@ -125,13 +126,27 @@ def why_no_point(q: Distribution, value: Tensor, p: Distribution, drawn: Sequenc
         return None
     if not is_atom_free(p) and not drawn:
         return POINT
-    zeros = float((value == 0).double().mean()) if drawn and not any(map(is_atom_free, drawn)) else 0
-    if is_atom_free(p) and 0 < zeros < 1:
+    if not is_atom_free(p) or all(map(is_atom_free, drawn)):
+        return None
+    # A parameter is no copy; of a draw, its graph tells, or where it has none its zeros.
+    if (not value.is_leaf and (_is_a_copy(value) or bool((value == 0).any()))) or _is_partly_zero(value):
         return (
             f"a copy of a draw with an atom has an infinite divergence from {family(p)}, which has none; use a "
             "SpikeSlab prior, or an atom-free posterior"
         )
     return None
+
+
+def _is_a_copy(value: Tensor) -> bool:
+    try:
+        return copy_of(value) is not None
+    except LostDrawError:
+        return True
+
+
+def _is_partly_zero(value: Tensor) -> bool:
+    zero = value == 0
+    return bool(zero.any() & ~zero.all())
 
 
 def unwrapped(distribution: Distribution) -> Distribution:
@@ -176,7 +191,10 @@ def _leaves_support(q: Distribution, p: Distribution) -> bool:
     if bounds is None or allowed is None:
         return False
     (low, high), (lowest, highest) = bounds, allowed
-    return bool(torch.as_tensor(low < lowest).any()) or bool(torch.as_tensor(high > highest).any())
+    # Bounds that are numbers are compared without asking the device.
+    return any(
+        bool(beyond.any() if isinstance(beyond, Tensor) else beyond) for beyond in (low < lowest, high > highest)
+    )
 
 
 def _exact_support(distribution: Distribution) -> constraints.Constraint | None:

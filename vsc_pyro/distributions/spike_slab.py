@@ -57,9 +57,9 @@ from torch.nn.functional import logsigmoid
 
 from vsc_pyro._pyro_internals import current_request, transformation_around
 from vsc_pyro.distributions.atoms import is_atom_free
-from vsc_pyro.distributions.copies import LostDrawError, copy_of, remember_soft
+from vsc_pyro.distributions.copies import LostDrawError, copy_of
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
-from vsc_pyro.distributions.estimators import averages_particles, check_estimator
+from vsc_pyro.distributions.estimators import averages_particles, check_drawn_by_guide, check_estimator
 from vsc_pyro.distributions.low_precision import in_float32
 from vsc_pyro.distributions.spikes import bounded, spike_entropy, to_float32
 from vsc_pyro.distributions.support import WithZero
@@ -205,6 +205,8 @@ class SpikeSlab(TorchDistribution):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draws with the gate's forward value and gradient. Shape `sample_shape + batch_shape`.
 
+        Where no gradient is taken (`torch.no_grad`), spikes are exact whatever the gate.
+
         Raises:
             NotImplementedError: the gate has no pathwise gradient (``"score"``); use `sample`, or an ELBO.
         """
@@ -222,6 +224,8 @@ class SpikeSlab(TorchDistribution):
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         logits = self.logits.expand(self._extended_shape(sample_shape))
+        if not self.has_rsample and logits.requires_grad and torch.is_grad_enabled():
+            check_drawn_by_guide(self.gate)
         at_once = self.gate.draws_at_once
         if at_once == 1:
             (hard, factor, score), slab = self.gate.draw(logits), self.slab.rsample(sample_shape)
@@ -230,17 +234,13 @@ class SpikeSlab(TorchDistribution):
             (hard, factor, score), slab = self.gate.draw_together(logits), torch.cat(at_once * [slab])
         else:  # a draw like any other, but for an ELBO that asks for its score
             (hard, factor, _), score, slab = self.gate.draw(logits), None, self.slab.rsample(sample_shape)
-        value = self._gated(factor, slab)
+        if not torch.is_grad_enabled():  # a number that says all there is to say, and can be stored as it is
+            return self._gated(hard, slab)
         spike = hard
         if self.has_rsample:
             probs = torch.sigmoid(logits)
             spike = hard + (probs - probs.detach())
-        soft = self.gate.hardened() is not self.gate
-        if soft or torch.is_grad_enabled():  # else the value says all there is to say, and can be stored as it is
-            value = remember(Draw(slab, spike, value, self, score))
-        if soft:
-            remember_soft(value)
-        return value
+        return remember(Draw(slab, spike, self._gated(factor, slab), self, score))
 
     def _has_particles(self, sample_shape: torch.Size) -> bool:
         """Whether a gradient is to be taken and the first dimension is of an ELBO's particles, alike for each."""
@@ -308,8 +308,9 @@ class SpikeSlab(TorchDistribution):
                     f"and there is none of a size that {at_once} divides; pass num_draws={at_once} to fit, or "
                     f"num_particles={at_once}, vectorize_particles=True to the ELBO"
                 )
-        if draw is None and at_once > 1 and value.requires_grad and torch.is_grad_enabled():
-            raise LostDrawError(self.gate)
+        lost = value.requires_grad if draw is None else draw.by is not self and draw.score is not None
+        if at_once > 1 and lost and torch.is_grad_enabled():
+            raise LostDrawError(self.gate, " (pairs are scored by the distribution that drew them alone)")
         if not value.requires_grad:
             return ScoreParts(log_prob, log_prob, 0)
         spike_log_prob = torch.where(value == 0, logsigmoid(-self.logits), logsigmoid(self.logits))

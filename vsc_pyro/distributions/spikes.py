@@ -20,7 +20,8 @@ def spike_entropy(logits: Tensor) -> Tensor:
 
 def bounded(logits: Tensor) -> Tensor:
     """Log-odds with infinite ones far beyond all others, where their logarithms are as good as infinite."""
-    return logits.clamp(-_FAR, _FAR)
+    far = min(_FAR, torch.finfo(logits.dtype).max)
+    return logits.clamp(-far, far)
 
 
 def almost_certain(logits: Tensor) -> Tensor:

@@ -180,7 +180,8 @@ class TraceELBO(Trace_ELBO):
         reason = why_infinite(guide_site["fn"], site["fn"], self.draws_at_once)
         if reason := reason or why_no_point(guide_site["fn"], guide_site["value"], site["fn"], drawn):
             raise ValueError(f"at site {name!r}, {reason}")
-        self._admitted.add(pair)
+        if not drawn or not is_point(guide_site["fn"]):  # else it may be a copy at another step
+            self._admitted.add(pair)
 
     def _entropy_term(self, guide_site: dict) -> Tensor:
         """The posterior's log-density, less what of its gradient has a mean of zero."""
