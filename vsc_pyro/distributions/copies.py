@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from vsc_pyro.distributions.draws import Draw, draw_at, soft_draws
+from vsc_pyro.distributions.draws import Draw, draw_at, shares_soft_memory, soft_draws
 from vsc_pyro.gates import Gate
 
 _SOFT_DRAWS_KNOWN = 8  # the latest ones
@@ -241,15 +241,14 @@ def _spread(like: Tensor) -> Tensor:
 
 def _is_copy_of_soft_draw(value: Tensor) -> bool:
     """Whether `value` has the memory, or most of the numbers, of a soft draw that is still in use."""
-    if torch.jit.is_tracing() or not value.numel():
-        return False
+    if torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(value) or not value.numel():
+        return False  # what is traced or vectorised cannot be looked at
+    if shares_soft_memory(value):
+        return True
     for draw in (draw.detach() for draw in soft_draws()[-_SOFT_DRAWS_KNOWN:]):
-        if draw.device != value.device or draw.dtype != value.dtype:
-            continue
-        if draw.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
-            return True
         # What is much larger is no copy, and a type of 16 bits has too few numbers to tell.
-        if value.numel() > 4 * draw.numel() or value.dtype.itemsize < 4:
+        is_alike = draw.device == value.device and draw.dtype == value.dtype
+        if not is_alike or value.numel() > 4 * draw.numel() or value.dtype.itemsize < 4:
             continue
         numbers = value.detach().reshape(-1)
         if (draw == numbers[numbers.abs().argmax()]).any() and numbers.any():

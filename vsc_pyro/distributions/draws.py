@@ -9,12 +9,14 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.multiprocessing.reductions import StorageWeakRef
 
 if TYPE_CHECKING:
     from vsc_pyro.distributions.spike_slab import SpikeSlab
 
 _KEY = "_spike_slab_draw"
-_soft_draws: list[weakref.ref[Tensor]] = []
+# Soft draws and their memory, as long as these are in use: of a detached draw the memory alone is.
+_soft_draws: list[tuple[StorageWeakRef, weakref.ref[Tensor]]] = []
 
 
 class Draw(NamedTuple):
@@ -67,14 +69,19 @@ def remember(draw: Draw) -> Tensor:
             node.metadata[_KEY] = draw._replace(value=None)  # where an edit in place has replaced the view's node
     setattr(value, _KEY, draw)
     if draw.is_soft and not torch._C._functorch.is_functorch_wrapped_tensor(value):
-        _soft_draws[:] = [ref for ref in _soft_draws if ref() is not None]
-        _soft_draws.append(weakref.ref(value))
+        _soft_draws[:] = [known for known in _soft_draws if not known[0].expired()]
+        _soft_draws.append((StorageWeakRef(value.untyped_storage()), weakref.ref(value)))
     return value
 
 
+def shares_soft_memory(value: Tensor) -> bool:
+    """Whether `value` has the memory of a draw of a soft gate."""
+    return bool(_soft_draws) and StorageWeakRef(value.untyped_storage()) in [memory for memory, _ in _soft_draws]
+
+
 def soft_draws() -> list[Tensor]:
-    """Draws of soft gates that are still in use."""
-    return [draw for ref in _soft_draws if (draw := ref()) is not None]
+    """Draws of soft gates that are still in use, the latest last."""
+    return [draw for _, ref in _soft_draws if (draw := ref()) is not None]
 
 
 def draw_of(value: Tensor) -> Draw | None:

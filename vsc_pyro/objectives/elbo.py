@@ -104,9 +104,8 @@ class TraceELBO(Trace_ELBO):
         """Raise a ValueError if this objective cannot train that `vsc_pyro.VAE`, whose `scheduled` settings change."""
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Estimate of minus the ELBO, summed over data, without gradients."""
-        with torch.no_grad():
-            return float(self._losses(model, guide, args, kwargs)[0])
+        """Estimate of minus the ELBO, summed over data; as Pyro's, of soft spikes unless gradients are switched off."""
+        return float(self._losses(model, guide, args, kwargs)[0].detach())
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the ELBO, summed over data, as a tensor whose gradient is this estimator's."""
