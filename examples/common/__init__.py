@@ -1,1 +1,1 @@
-"""What the examples share: options, what is in their folders, and how they end."""
+"""Shared by the examples: options, output folders, and how a script ends."""

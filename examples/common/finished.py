@@ -1,4 +1,4 @@
-"""What a finished run of mnist_vsc.py says of itself, checked: its settings, config.json, and figures, metrics.json."""
+"""Settings (config.json) and figures (metrics.json) of a finished run of mnist_vsc.py, read back and checked."""
 
 import contextlib
 import io
@@ -76,7 +76,7 @@ def words(name, value):
 
 
 def read_metrics(file, args, config, needed):
-    """What has been measured of a run with the settings `args`, which stand in `config`; its prior takes `needed`."""
+    """Figures of a run with the settings `args`, which stand in `config`; its prior takes `needed`."""
     metrics, known = read_json(file), {**KINDS, **dict.fromkeys(SETTINGS, lambda value: True)}
     check_known(file, metrics, known)
     check_entries(file, metrics, known)

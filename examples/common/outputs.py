@@ -96,7 +96,7 @@ def write_json(path, content):
 
 
 def read_json(path, kind=dict):
-    """What `write_json` wrote; a `ValueError` that names the file where it cannot have."""
+    """Read back a file of `write_json`; raise a `ValueError` that names a file which it cannot have written."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
