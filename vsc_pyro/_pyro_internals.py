@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 def in_plate_of_particles() -> bool:
-    """Whether several particles are drawn at once, by an ELBO or for importance weights."""
+    """Return True while several particles are drawn at once, by an ELBO or for importance weights."""
     return any(getattr(messenger, "name", None) == PARTICLES for messenger in runtime._PYRO_STACK)
 
 

@@ -37,7 +37,7 @@ _SOFT_DRAWS_KNOWN = 8  # the latest ones
 
 
 class Copy(NamedTuple):
-    """What a value is made of, cell by cell, all of the value's shape.
+    """The parts of a value, cell by cell, all of the value's shape.
 
     Attributes:
         spike: the spike of the draw behind each cell, 1 where there is none.
@@ -111,7 +111,7 @@ def _draws_behind(value: Tensor) -> tuple[dict[Node, Draw], list[Node]]:
 
 
 def _depends_on_values(node: Node) -> bool:
-    """Whether the derivative of an operation may depend on the values that it was given, and yet not show it.
+    """Return True if the derivative of an operation may depend on its values without a trace in the graph.
 
     It does where one input or the result is kept for it, as by a relu; and positions and masks that are kept as tensors
     may come from values.
@@ -240,13 +240,13 @@ def _spread(like: Tensor) -> Tensor:
 
 
 def _is_copy_of_soft_draw(value: Tensor) -> bool:
-    """Whether `value` has the memory, or most of the numbers, of a soft draw that is still in use."""
+    """Return True if `value` has the memory, or most of the numbers, of a soft draw that is still in use."""
     if torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(value) or not value.numel():
         return False  # what is traced or vectorised cannot be looked at
     if shares_soft_memory(value):
         return True
     for draw in (draw.detach() for draw in soft_draws()[-_SOFT_DRAWS_KNOWN:]):
-        # What is much larger is no copy, and a type of 16 bits has too few numbers to tell.
+        # A much larger value is no copy, and a type of 16 bits has too few numbers to tell.
         is_alike = draw.device == value.device and draw.dtype == value.dtype
         if not is_alike or value.numel() > 4 * draw.numel() or value.dtype.itemsize < 4:
             continue

@@ -25,7 +25,7 @@ _AVERAGES = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
 
 
 def averages_particles() -> bool:
-    """Whether an ELBO is taking the gradient of a mean over particles, for which they need not be independent."""
+    """Return True while an ELBO takes the gradient of a mean over particles, for which they need not be independent."""
     # Weights of particles, as for importance sampling or wake-sleep, are of independent ones.
     if not torch.is_grad_enabled() or not in_plate_of_particles():
         return False
