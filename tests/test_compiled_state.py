@@ -293,6 +293,27 @@ def test_what_changes_around_the_steps_is_seen_by_a_later_comparison():
     assert losses_of(twin, 5 + len(found))[:-2] != found
 
 
+@pytest.mark.parametrize("period", [2, 5, 10])
+def test_what_goes_around_in_a_period_is_seen(period):
+    settings = types.SimpleNamespace(phase=0)
+    svi = made(CAPTURED, lambda: 0.5 if settings.phase else 0.25)
+    with pytest.warns(UserWarning, match="after 1?1 steps of a graph, the captured step differs"):
+        for step in range(1, 13):
+            settings.phase = (step - 1) % period
+            svi.step(X)
+    assert svi.is_eager
+
+
+def test_minibatches_of_a_holder_are_seen_to_be_replaced():
+    batch = types.SimpleNamespace(noise=torch.zeros(()))
+    svi = made(CAPTURED, lambda: batch.noise)
+    losses_of(svi, 1)
+    batch.noise = torch.ones(())
+    with pytest.warns(UserWarning, match="after 1 steps of a graph"):
+        losses_of(svi, 1)
+    assert svi.is_eager
+
+
 def test_comparisons_go_on_and_leave_no_trace(monkeypatch):
     checked = []
     original = capturing.hold_against_eager
@@ -304,7 +325,7 @@ def test_comparisons_go_on_and_leave_no_trace(monkeypatch):
     held = types.SimpleNamespace(now=torch.zeros(()))
     svi = made(CAPTURED, lambda: held.now.add_(1) / 4000 + torch.rand(()))
     got = losses_of(svi, 131)
-    assert checked == [0, 10, 60, 100, 120]
+    assert checked == [0, 1, 10, 11, 60, 100, 101, 120]
     assert float(held.now) == 131
     held.now.zero_()
     assert got == losses_of(made(vsc.SVI, lambda: held.now.add_(1) / 4000 + torch.rand(())), 131)
