@@ -2,11 +2,13 @@
 
 import array
 import collections
+import contextvars
 import ctypes
 import dataclasses
 import functools
 import itertools
 import random
+import sys
 import types
 
 import numpy as np
@@ -149,6 +151,66 @@ def partial():
     return functools.partial(noise, counts), lambda: counts["now"]
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenRecord:
+    counts: dict = dataclasses.field(default_factory=lambda: {"now": 0})
+
+
+def dictionary_of_a_frozen_record():
+    record = FrozenRecord()
+
+    def noise():
+        record.counts["now"] += 1
+        return record.counts["now"] / 4000
+
+    return noise, lambda: record.counts["now"]
+
+
+def module_that_is_imported_within():
+    def noise():
+        from local_package import submodule
+
+        submodule.now += 1
+        return submodule.now / 4000
+
+    package, submodule = types.ModuleType("local_package"), types.ModuleType("local_package.submodule")
+    package.submodule, submodule.now = submodule, 0
+    sys.modules.update({"local_package": package, "local_package.submodule": submodule})
+    return noise, lambda: submodule.now
+
+
+def attribute_of_a_tensor():
+    tensor = torch.zeros(())
+    tensor.now = 0
+
+    def noise():
+        tensor.now += 1
+        return tensor.now / 4000
+
+    return noise, lambda: tensor.now
+
+
+def what_a_cached_function_returns():
+    cached = functools.cache(Record)
+    cached()
+
+    def noise():
+        cached().now += 1
+        return cached().now / 4000
+
+    return noise, lambda: cached().now
+
+
+def context_variable():
+    now = contextvars.ContextVar("now", default=0)
+
+    def noise():
+        now.set(now.get() + 1)
+        return now.get() / 4000
+
+    return noise, now.get
+
+
 def container(made_of, take):
     def kind():
         held = made_of()
@@ -218,6 +280,11 @@ SEEN = {
         partial,
         numpy_array,
         tensor_that_is_replaced,
+        dictionary_of_a_frozen_record,
+        module_that_is_imported_within,
+        attribute_of_a_tensor,
+        what_a_cached_function_returns,
+        context_variable,
     ],
     "changes 'taken' in Python": [global_variable, attribute_of_a_class],
     "changes 'noise' in Python": [default],
@@ -294,13 +361,17 @@ def test_what_changes_around_the_steps_is_seen_by_a_later_comparison():
 
 
 @pytest.mark.parametrize("period", [2, 5, 10])
-def test_what_goes_around_in_a_period_is_seen(period):
+def test_what_goes_around_in_a_period_is_seen_by_neighbouring_comparisons(monkeypatch, period):
+    monkeypatch.setattr(capturing, "_CHECKS", [steps for steps in capturing._CHECKS if steps > 1])
     settings = types.SimpleNamespace(phase=0)
     svi = made(CAPTURED, lambda: 0.5 if settings.phase else 0.25)
-    with pytest.warns(UserWarning, match="after 1?1 steps of a graph, the captured step differs"):
-        for step in range(1, 13):
-            settings.phase = (step - 1) % period
-            svi.step(X)
+
+    def step(number):
+        settings.phase = number % period
+        svi.step(X)
+
+    with pytest.warns(UserWarning, match="after 11 steps of a graph, the captured step differs"):
+        list(map(step, range(12)))
     assert svi.is_eager
 
 

@@ -28,7 +28,9 @@ anything else that changes would be recorded once and for all. The first raises;
 does it. For the second, programs are looked through before they are recorded (`compiled.memento`): attributes of
 objects, lists, arrays, closures, globals, generators of random numbers and Pyro's parameter store, and whatever of
 these a step changes, be it a counter that anneals something or a list that something is logged in, is noticed. What is
-out of reach, within objects of other libraries or out of Python, is noticed where it makes a difference: each graph is
+out of reach, within objects of other libraries, behind a global or attribute that is looked up by a string
+(``globals()["n"]``, `getattr`, `importlib`), in an object that the first step makes in a cache or out of Python, is
+noticed where it makes a difference to a comparison, and stays as it was when captured where it does not: each graph is
 compared with an eager step of the same random numbers before it is used, in its next step, in pairs of steps after 10,
 100 and 1,000, and every 1,999 steps, each gradient against its own size. A comparison takes about as long as ten steps.
 
