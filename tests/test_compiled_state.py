@@ -2,11 +2,13 @@
 
 import array
 import collections
+import contextvars
 import ctypes
 import dataclasses
 import functools
 import itertools
 import random
+import sys
 import types
 
 import numpy as np
@@ -149,6 +151,66 @@ def partial():
     return functools.partial(noise, counts), lambda: counts["now"]
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenRecord:
+    counts: dict = dataclasses.field(default_factory=lambda: {"now": 0})
+
+
+def dictionary_of_a_frozen_record():
+    record = FrozenRecord()
+
+    def noise():
+        record.counts["now"] += 1
+        return record.counts["now"] / 4000
+
+    return noise, lambda: record.counts["now"]
+
+
+def module_that_is_imported_within():
+    def noise():
+        from local_package import submodule
+
+        submodule.now += 1
+        return submodule.now / 4000
+
+    package, submodule = types.ModuleType("local_package"), types.ModuleType("local_package.submodule")
+    package.submodule, submodule.now = submodule, 0
+    sys.modules.update({"local_package": package, "local_package.submodule": submodule})
+    return noise, lambda: submodule.now
+
+
+def attribute_of_a_tensor():
+    tensor = torch.zeros(())
+    tensor.now = 0
+
+    def noise():
+        tensor.now += 1
+        return tensor.now / 4000
+
+    return noise, lambda: tensor.now
+
+
+def what_a_cached_function_returns():
+    cached = functools.cache(Record)
+    cached()
+
+    def noise():
+        cached().now += 1
+        return cached().now / 4000
+
+    return noise, lambda: cached().now
+
+
+def context_variable():
+    now = contextvars.ContextVar("now", default=0)
+
+    def noise():
+        now.set(now.get() + 1)
+        return now.get() / 4000
+
+    return noise, now.get
+
+
 def container(made_of, take):
     def kind():
         held = made_of()
@@ -218,6 +280,11 @@ SEEN = {
         partial,
         numpy_array,
         tensor_that_is_replaced,
+        dictionary_of_a_frozen_record,
+        module_that_is_imported_within,
+        attribute_of_a_tensor,
+        what_a_cached_function_returns,
+        context_variable,
     ],
     "changes 'taken' in Python": [global_variable, attribute_of_a_class],
     "changes 'noise' in Python": [default],
@@ -293,6 +360,31 @@ def test_what_changes_around_the_steps_is_seen_by_a_later_comparison():
     assert losses_of(twin, 5 + len(found))[:-2] != found
 
 
+@pytest.mark.parametrize("period", [2, 5, 10])
+def test_what_goes_around_in_a_period_is_seen_by_neighbouring_comparisons(monkeypatch, period):
+    monkeypatch.setattr(capturing, "_CHECKS", [steps for steps in capturing._CHECKS if steps > 1])
+    settings = types.SimpleNamespace(phase=0)
+    svi = made(CAPTURED, lambda: 0.5 if settings.phase else 0.25)
+
+    def step(number):
+        settings.phase = number % period
+        svi.step(X)
+
+    with pytest.warns(UserWarning, match="after 11 steps of a graph, the captured step differs"):
+        list(map(step, range(12)))
+    assert svi.is_eager
+
+
+def test_minibatches_of_a_holder_are_seen_to_be_replaced():
+    batch = types.SimpleNamespace(noise=torch.zeros(()))
+    svi = made(CAPTURED, lambda: batch.noise)
+    losses_of(svi, 1)
+    batch.noise = torch.ones(())
+    with pytest.warns(UserWarning, match="after 1 steps of a graph"):
+        losses_of(svi, 1)
+    assert svi.is_eager
+
+
 def test_comparisons_go_on_and_leave_no_trace(monkeypatch):
     checked = []
     original = capturing.hold_against_eager
@@ -304,7 +396,7 @@ def test_comparisons_go_on_and_leave_no_trace(monkeypatch):
     held = types.SimpleNamespace(now=torch.zeros(()))
     svi = made(CAPTURED, lambda: held.now.add_(1) / 4000 + torch.rand(()))
     got = losses_of(svi, 131)
-    assert checked == [0, 10, 60, 100, 120]
+    assert checked == [0, 1, 10, 11, 60, 100, 101, 120]
     assert float(held.now) == 131
     held.now.zero_()
     assert got == losses_of(made(vsc.SVI, lambda: held.now.add_(1) / 4000 + torch.rand(())), 131)

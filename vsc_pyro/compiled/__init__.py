@@ -28,9 +28,11 @@ anything else that changes would be recorded once and for all. The first raises;
 does it. For the second, programs are looked through before they are recorded (`compiled.memento`): attributes of
 objects, lists, arrays, closures, globals, generators of random numbers and Pyro's parameter store, and whatever of
 these a step changes, be it a counter that anneals something or a list that something is logged in, is noticed. What is
-out of reach, within objects of other libraries or out of Python, is noticed where it makes a difference: each graph is
-compared with an eager step of the same random numbers before it is used, at its 10th, 100th and 1,000th step and every
-2,000 steps, each gradient against its own size. A comparison takes about as long as ten steps.
+out of reach, within objects of other libraries, behind a global or attribute that is looked up by a string
+(``globals()["n"]``, `getattr`, `importlib`), in an object that the first step makes in a cache or out of Python, is
+noticed where it makes a difference to a comparison, and stays as it was when captured where it does not: each graph is
+compared with an eager step of the same random numbers before it is used, in its next step, in pairs of steps after 10,
+100 and 1,000, and every 1,999 steps, each gradient against its own size. A comparison takes about as long as ten steps.
 
 In all of these cases there is one warning that says why, and the steps are those of `vsc_pyro.SVI` from then on, from
 the state that there would be if nothing had been tried out, but for what is out of reach. A step that fails as it

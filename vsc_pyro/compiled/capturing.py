@@ -17,9 +17,10 @@ from vsc_pyro.compiled.recording import NotCapturedError
 from vsc_pyro.schedules import Setting
 from vsc_pyro.svi import Meeting, distinct
 
-# After so many steps of a graph, and every so many, it is held against an eager step again.
-_CHECKS = (10, 100, 1000)
-_STEPS_BETWEEN_CHECKS = 2000
+# After so many steps of a graph, and every so many, it is held against an eager step again: in neighbouring pairs, for
+# whatever goes around in a period would be at the same phase each time.
+_CHECKS = (1, 10, 11, 100, 101, 1009, 1010)
+_STEPS_BETWEEN_CHECKS = 1999
 
 
 @dataclasses.dataclass

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from vsc_pyro.compiled.watching import is_fixed, kind_of
+from vsc_pyro.compiled.watching import is_fixed, is_frozen, kind_of
 
 
 class _Leaf(NamedTuple):
@@ -50,7 +50,10 @@ def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
         if type(part) is dict:
             key.extend((dict, *part))
             return {name: take_apart(element) for name, element in part.items()}
-        key.append(kind_of(part) if is_fixed(part) else type(part))
+        if is_fixed(part):
+            key.append(kind_of(part))
+        else:
+            key.extend((type(part), part) if is_frozen(part) else (type(part),))  # a record's hash is of what it holds
         return part
 
     rest = take_apart(value)

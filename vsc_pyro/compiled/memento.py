@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import array
 import collections
+import contextvars
 import dataclasses
 import functools
+import gc
 import io
 import random
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,7 +20,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from vsc_pyro.compiled.watching import is_fixed
+from vsc_pyro.compiled.watching import is_fixed, is_frozen
 
 # What changes within their objects are caches, or out of reach. Modules and containers are looked into whosever.
 _LIBRARIES = {"torch", "pyro", "numpy", "vsc_pyro", "scipy", "pandas", "matplotlib", "sklearn", "torchvision", "PIL"}
@@ -39,9 +42,11 @@ class _Kept:
 class Memento:
     """The state of all that `roots` reach, as it is now.
 
-    That is: attributes of modules and other objects, elements of lists, dictionaries, sets and arrays, variables of
-    closures, globals that functions name, attributes of their classes, tensors, generators of random numbers, and
-    Pyro's parameter store. Out of reach are what the objects of other libraries hold, and what is not in Python.
+    That is: attributes of modules, tensors and other objects, elements of lists, dictionaries, sets and arrays,
+    variables of closures and contexts, globals that functions name, also of modules that they import, attributes of
+    their classes, what cached functions have returned, tensors, generators of random numbers, and Pyro's parameter
+    store. Out of reach are what the objects of other libraries hold, globals that are looked up by a string
+    (``globals()["n"]``, `getattr`, `importlib`), and what is not in Python.
 
     Attributes:
         iterators: the names of those that are reached, such as Python's generators: they cannot be put back.
@@ -63,7 +68,8 @@ class Memento:
         pending = [(value, name)]
         while pending:
             value, name = pending.pop()
-            if id(value) not in self._seen and not is_fixed(value):
+            # The methods of a fixed record may still read what changes.
+            if id(value) not in self._seen and (is_frozen(value) or not is_fixed(value)):
                 self._seen[id(value)] = value  # kept, for another would get its id
                 pending.extend(self._take_in(value, name))
 
@@ -104,10 +110,18 @@ class Memento:
                 return
         if isinstance(value, Tensor):
             self._values.append((value, value.detach().clone()))
+            yield from _named(self._keep(vars(value), _ATTRIBUTE, dict, _put_items), name)
         elif isinstance(value, torch.Generator):
             self._values.append((value, value.get_state()))
         elif isinstance(value, (tuple, functools.partial, types.MethodType, staticmethod, classmethod, property)):
             yield from ((part, name) for part in _parts(value))
+        elif isinstance(value, contextvars.ContextVar):
+            yield self._keep(value, f"changes {value.name!r} in Python", _context, _put_context), name
+        elif isinstance(value, functools._lru_cache_wrapper):
+            yield value.__wrapped__, name
+            # Its cache is its own, and may grow; the objects in it may be changed.
+            for part in gc.get_referents(value):
+                yield from ((held, name) for held in (part.values() if isinstance(part, dict) else (part,)))
         elif isinstance(value, types.FunctionType):
             yield from self._function(value)
         elif isinstance(value, type):
@@ -140,14 +154,7 @@ class Memento:
         yield vars(function), function.__name__
         yield function.__kwdefaults__ or {}, function.__name__
         names = frozenset(_names(function.__code__))
-        spaces = [function.__globals__]
-        spaces += [
-            vars(module)
-            for name in names
-            if isinstance(module := function.__globals__.get(name), types.ModuleType)
-            and not _is_librarys(module.__name__)
-        ]
-        for space in spaces:
+        for space in _spaces(function, names):
             read, write = functools.partial(_some_items, names), functools.partial(_put_some_items, names)
             yield from _named(self._keep(space, _ATTRIBUTE, read, write), function.__name__)
 
@@ -172,6 +179,21 @@ def _parts(value: Any) -> tuple:
     if isinstance(value, property):
         return value.fget, value.fset
     return value if isinstance(value, tuple) else (getattr(value, "__self__", None), value.__func__)
+
+
+def _spaces(function: types.FunctionType, names: frozenset[str]) -> list[dict[str, Any]]:
+    """Globals, and the variables of modules that the function may reach by these names, or import as it runs."""
+    package = function.__globals__.get("__package__")
+    imported = (sys.modules.get(f"{package}.{name}" if relative else name) for name in names for relative in (0, 1))
+    held = function.__globals__
+    modules: dict[int, types.ModuleType] = {}
+    pending = [*(held.get(name) for name in names), *imported]
+    while pending:
+        module = pending.pop()
+        if isinstance(module, types.ModuleType) and id(module) not in modules and not _is_librarys(module.__name__):
+            modules[id(module)] = module
+            pending.extend(vars(module).get(name) for name in names)
+    return [held, *(vars(module) for module in modules.values() if vars(module) is not held)]
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -253,6 +275,18 @@ def _slot_values(slots: list[str], value: Any) -> dict[str, Any]:
 def _put_slots(value: Any, state: dict[str, Any]) -> None:
     for slot, own in state.items():
         object.__setattr__(value, slot, own)
+
+
+def _context(variable: contextvars.ContextVar) -> Any:
+    try:
+        return variable.get()
+    except LookupError:
+        return None
+
+
+def _put_context(variable: contextvars.ContextVar, state: Any) -> None:
+    if state is not None:
+        variable.set(state)
 
 
 def _parameters(store: Any) -> dict[str, Tensor]:

@@ -81,8 +81,15 @@ def is_fixed(value: object) -> bool:
     """Whether a step may take the value for a constant, and a change of it be seen by comparison."""
     if isinstance(value, tuple):
         return all(map(is_fixed, value))
+    if is_frozen(value):
+        return all(is_fixed(getattr(value, field.name, None)) for field in dataclasses.fields(value))
+    return value is None or isinstance(value, _FIXED)
+
+
+def is_frozen(value: object) -> bool:
+    """Whether the value is of a frozen dataclass, whatever it holds."""
     is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return value is None or isinstance(value, _FIXED) or (is_record and type(value).__dataclass_params__.frozen)
+    return is_record and type(value).__dataclass_params__.frozen
 
 
 def kind_of(leaf: object) -> tuple:
