@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -163,6 +164,26 @@ def test_crafted_checkpoints_are_refused_in_one_line_and_change_nothing(finished
         assert_refused(model, path, match=missing, lr_schedule=drop)
 
 
+ASSIGN = {name: {"assign_to_params_buffers": True} for name, _ in tiny().named_modules()}
+
+
+@pytest.mark.parametrize("metadata", [ASSIGN, {}, 5, "x", None])
+def test_what_is_written_beside_the_tensors_is_not_obeyed(finished, metadata):
+    state, path = finished
+    expected = tiny(seed=1)
+    history = fit(expected, path.with_name("whole.pt"), 3, lr_schedule=drop)
+    state["model"] = OrderedDict(state["model"])
+    state["model"]._metadata = metadata
+    torch.save(state, path)
+    loaded = tiny(seed=1)
+    before = loaded.reference
+    vsc.load_weights(loaded, vsc.load_checkpoint(path), path)
+    assert loaded.reference is before
+    model = tiny(seed=1)
+    assert fit(model, path, 3, lr_schedule=drop).elbo == history.elbo
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in expected.state_dict().items())
+
+
 def places(value, place=()):
     """Where anything is in a state, however deep."""
     yield place
@@ -211,6 +232,12 @@ def test_a_parameter_without_gradients_is_resumed_too(tmp_path):
     whole = fit(models[0], tmp_path / "a.pt", 4)
     fit(models[1], tmp_path / "b.pt", 2)
     assert fit(models[2], tmp_path / "b.pt", 4).elbo == whole.elbo
+    state = vsc.load_checkpoint(tmp_path / "b.pt")  # fit(models[2]) has gone on with it
+    del state["planned"], state["idle"], state["settings"]["lr_schedule"]
+    torch.save(state, tmp_path / "earlier.pt")
+    resumed = tiny(seed=1)
+    resumed.decoder.idle = torch.nn.Parameter(torch.zeros(2))
+    assert len(fit(resumed, tmp_path / "earlier.pt", 5)) == 5
 
 
 def test_checkpoints_of_before_schedules_were_planned_are_resumed(finished, tmp_path):

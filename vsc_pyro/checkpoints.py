@@ -7,6 +7,7 @@ import os
 import pickle
 import reprlib
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -163,4 +164,7 @@ def _can_take(own: Tensor, saved: Tensor) -> bool:
 def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
     """Load ``state["model"]`` into `model`, in place; raises as `check_weights` does, before anything is changed."""
     check_weights(model, state, path)
-    model.load_state_dict(state["model"])
+    # What torch obeys beside the tensors, such as to put them in the place of parameters, is not taken from a file.
+    weights = OrderedDict(state["model"])
+    weights._metadata = model.state_dict()._metadata
+    model.load_state_dict(weights)

@@ -121,11 +121,13 @@ def check_optimizer(
         names: those of the parameters that it steps, in their order.
         group: settings of Adam after the epochs of the checkpoint.
     """
-    saved, idle = state["optimizer"], state.get("idle", [])
+    saved = state["optimizer"]
     groups, moments = saved.get("param_groups"), saved.get("state")
     if type(groups) is not list or len(groups) != 1 or type(groups[0]) is not dict or type(moments) is not dict:
         raise _damaged("optimizer must have a state and one group of parameters", saved)
     _check_group(groups[0], group | {"params": list(range(len(names)))})
+    # Earlier checkpoints do not name the parameters without moments.
+    idle = state.get("idle", [name for number, name in enumerate(names) if number not in moments])
     if type(idle) is not list or not all(isinstance(name, str) and name in names for name in idle):
         raise _damaged("idle must be names of parameters", idle)
     known = {number for number, name in enumerate(names) if name not in idle}

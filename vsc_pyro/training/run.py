@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.batches import Batches
-from vsc_pyro.checkpoints import check_weights, load_checkpoint, save_checkpoint
+from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.parallel import check_alike, common_seed, num_processes, own_seed
 from vsc_pyro.schedules import LRSchedule, Schedule, planned, rehearse_lr, set_values, step_lr
@@ -160,7 +160,7 @@ class Run:
             rng = check_random_state(state["rng"], device, self.batches.generators)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} {error}") from error
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state, path)
         step_lr(self.schedule, epoch)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.history = history
