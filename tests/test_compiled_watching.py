@@ -13,6 +13,7 @@ from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.compiled import CompiledSVI
+from vsc_pyro.compiled.memento import Memento
 
 CAPTURED = functools.partial(CompiledSVI, backend="eager")
 
@@ -123,6 +124,45 @@ def test_data_that_do_not_fit_raise_their_own_error_and_graphs_stay(small_vae, d
     assert not svi.is_eager
     assert svi.graph_for((x,), {})[0] is not None
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "of_number",
+    [
+        lambda n: {2: 10.0}.get(n, 1.0),
+        lambda n: 5.0 if n in {2, 3} else 1.0,
+        lambda n: max(n, 2.0) if isinstance(n, float) else n + 0.0,
+        lambda n: 1.0 + ("2" in str(n)),
+    ],
+    ids=["key", "element", "type", "text"],
+)
+def test_a_program_that_branches_by_a_changing_number_is_eager_or_right(of_number):
+    def model(x, number):
+        loc = pyro.param("loc", torch.tensor(0.5))
+        with pyro.plate("data", len(x)), poutine.scale(scale=of_number(number)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    losses = []
+    for cls in (vsc.SVI, CAPTURED):
+        pyro.clear_param_store()
+        svi = cls(model, lambda *_: None, functools.partial(torch.optim.SGD, lr=0.1), Trace_ELBO())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what makes it eager, which is not the same for all
+            losses.append([svi.step(torch.ones(3), number) for number in (1.0, 3.0, 4.0, 2.0, 5.0, 2.0, 1.0)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_large_tensors_are_told_by_their_version_and_not_copied():
+    large = torch.zeros(2**23)
+
+    def program():
+        return large
+
+    memento = Memento([program])
+    assert not any(tensor is large for tensor, _ in memento._values)
+    assert memento.difference() is None
+    large[0] = 1
+    assert "'large', too large to be put back" in memento.difference()
 
 
 @pytest.mark.parametrize(

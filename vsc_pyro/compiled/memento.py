@@ -25,6 +25,7 @@ from vsc_pyro.compiled.watching import is_fixed, is_frozen
 # What changes within their objects are caches, or out of reach. Modules and containers are looked into whosever.
 _LIBRARIES = {"torch", "pyro", "numpy", "vsc_pyro", "scipy", "pandas", "matplotlib", "sklearn", "torchvision", "PIL"}
 _RANDOM = "draws random numbers of Python's or NumPy's, not torch's"
+_MAX_COPIED = 2**24  # bytes of a tensor that is not trained
 _MAX_DEPTH = 20  # of values that are compared with one another
 
 
@@ -109,7 +110,10 @@ class Memento:
                 self._keep(value, changes if cls is np.ndarray else _RANDOM, read, write)
                 return
         if isinstance(value, Tensor):
-            self._values.append((value, value.detach().clone()))
+            if value.numel() * value.element_size() <= _MAX_COPIED or value.requires_grad or value.is_inference():
+                self._values.append((value, value.detach().clone()))
+            else:  # data: a copy would be another data set
+                self._keep(value, f"changes {name!r}, too large to be put back,", _version, lambda *_: None)
             yield from _named(self._keep(vars(value), _ATTRIBUTE, dict, _put_items), name)
         elif isinstance(value, torch.Generator):
             self._values.append((value, value.get_state()))
@@ -205,6 +209,10 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 # How state is read and written ----------------------------------------------------------------------------------------
+
+
+def _version(tensor: Tensor) -> int:
+    return tensor._version
 
 
 def _put_items(holder: Any, state: dict) -> None:

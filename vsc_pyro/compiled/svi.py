@@ -180,7 +180,7 @@ class CompiledSVI(SVI):
             if any(now.get(name) is not parameter for name, parameter in graph.of_store.items()):
                 return False  # an eager step meets what is there now
         graph.steps += 1
-        if graph.is_due:
+        if self._numbers.are_new(call) or graph.is_due:
             self._check(graph, call)
         return True
 
