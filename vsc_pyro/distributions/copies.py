@@ -85,6 +85,8 @@ def copy_of(value: Tensor) -> Copy | None:
                 tolerance = _tolerance(value, between)
                 return _composed(value, *_sources(value, draws, tolerance), tolerance, between, gate)
         except RuntimeError as error:
+            if "_local_scalar_dense" in str(error):  # a recorder's, which nothing here may look at values for
+                raise
             raise LostDrawError(gate, " (a step between them cannot be differentiated twice)") from error
     if value.grad_fn is None and _is_copy_of_soft_draw(value):
         raise ValueError(

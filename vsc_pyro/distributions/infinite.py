@@ -64,7 +64,8 @@ _POWERS: dict[type[Distribution], Callable[[Distribution], Tensor | float]] = {
 
 POINT = (
     "a point (Delta) has no divergence from a SpikeSlab: at zero it would be scored by a probability and elsewhere by "
-    "a density; use a LaplacePrior with DeltaEncoder(rectify=True), or SpikeSlabEncoder"
+    "a density; use a LaplacePrior with DeltaEncoder(rectify=True), or SpikeSlabEncoder; in a guide of your own, draw "
+    "the site from a SpikeSlab, or use Trace_ELBO for a Delta of another site's draw"
 )
 
 
