@@ -315,9 +315,9 @@ def _in_batches(
 def _what_bounds(model: VAE, data: Dataset) -> tuple[bool, str | None]:
     """Whether what is trained is a bound, and why there is none at all, or None."""
     with model.evaluating():
-        if is_point(model.encoder(data.images[:1].to(model.reference))):
-            return model.is_bound, _POINT
-    return model.is_bound, None if model.has_marginal else _DEPENDS
+        point = is_point(model.encoder(data.images[:1].to(model.reference)))
+    is_bound = model.is_bound
+    return is_bound, _POINT if point else None if is_bound or model.has_marginal else _DEPENDS
 
 
 def _evaluate_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
