@@ -87,11 +87,10 @@ def _given(model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor,
     """What `prior` returns for x, each time from the same state and random numbers; None where it fails."""
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with on_copies(model), in_mode(model, training):
-        with seeded(0, x.device):
-            # What depends on x may have a weight of zero before training.
-            for tensor in (*model.parameters(), *model.buffers()):
-                if tensor.is_floating_point() and id(tensor) not in own:
-                    tensor.copy_(torch.where(tensor == 0, 0.1 * torch.rand_like(tensor), tensor))
+        # What depends on x may have a weight of zero before training.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and id(tensor) not in own:
+                tensor.masked_fill_(tensor == 0, 0.1)
         with seeded(0, x.device), contextlib.suppress(Exception):
             model.encoder(x)
         with seeded(0, x.device), contextlib.suppress(Exception):
