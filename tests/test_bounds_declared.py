@@ -33,6 +33,11 @@ class Plain(nn.Module):
         return self.function(self, x)
 
 
+def checked(prior, x):
+    assert ((x >= 0) & (x <= 1)).all()
+    return normal(prior.layer.bias)
+
+
 class Derived(vsc.NormalPrior):
     def forward(self, x):
         return normal(x[:, :J])
@@ -50,12 +55,17 @@ READS = {
     "the batch, before training the same": lambda: Plain(lambda s, x: normal(s.layer(x.mean(0))), zero=True),
     "no gradient": lambda: Plain(lambda s, x: normal(s.layer.weight[:, (x.sum() > 10).long()])),
     "a row for each datum": lambda: Plain(lambda s, x: normal(x.new_zeros(len(x), J))),
+    "in training only": lambda: Plain(lambda s, x: normal(s.layer(x.mean(0)) if s.training else s.layer.bias)),
+    "between 0 and 1 only": lambda: Plain(lambda s, x: normal(torch.where((x > 0) & (x < 1), x, 0 * x).mean(0)[:J])),
     "a subclass": lambda: Derived(J),
     "a subclass of the base": Base,
 }
 BOUNDS = {
     "a constant": lambda: Plain(lambda s, x: normal(torch.zeros(J))),
     "learned": lambda: Plain(lambda s, x: normal(s.layer.bias)),
+    "a random number": lambda: Plain(lambda s, x: normal(s.layer.bias + torch.randn(J))),
+    "nothing times the datum": lambda: Plain(lambda s, x: normal(s.layer.bias + 0 * x[:1, :1].sum())),
+    "data looked at": lambda: Plain(checked),
     "its device": lambda: Plain(lambda s, x: normal(x.new_zeros(J))),
     "spike-slab": lambda: vsc.SpikeSlabPrior(J, 0.2),
     "normal": lambda: vsc.NormalPrior(J),
@@ -169,3 +179,25 @@ def test_looking_leaves_random_state_modes_and_statistics_alone():
     assert torch.equal(torch.get_rng_state(), before[0])
     assert all(torch.equal(value, before[1][name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_a_prior_that_reads_what_the_encoder_keeps_depends_on_the_datum():
+    class Keeps(vsc.NormalEncoder):
+        def forward(self, x):
+            self.last = x
+            return super().forward(x)
+
+    encoder = Keeps(D, J, hidden=16)
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(J, D), Plain(lambda s, x: normal(s.layer(encoder.last.mean(0)))))
+    kept = encoder.last
+    assert not model.is_bound
+    assert encoder.last is kept
+
+
+def test_is_bound_is_no_method():
+    class Asked(vsc.NormalPrior):
+        def is_bound(self):
+            return False
+
+    with pytest.raises(ValueError, match="is_bound must be True, False or None, got <bound method"):
+        vsc.evaluate(vae(Asked(J)), EVERY, num_draws=2)

@@ -96,3 +96,43 @@ def test_a_layer_called_gate_is_none():
     with pytest.raises(ValueError, match="gate='score' is for spikes, and Gated draws none"):
         vsc.fit(model, x, gate="score", device="cpu", progress=False)
     assert model.encoder.gate is layer
+
+
+class Tracked(nn.Module):
+    """A trunk whose training passes leave traces of every kind, and which takes no single datum in training."""
+
+    out_features = D
+
+    def __init__(self):
+        super().__init__()
+        self.passes, self.log, self.kept = 0, [], torch.ones(D, requires_grad=True) * 2
+        self.register_buffer("ema", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            if len(x) == 1:
+                raise KeyError("no single datum")
+            self.passes += 1
+            self.log.append(len(x))
+            self.ema = 0.9 * self.ema + x.mean()
+        return x + self.ema
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_nothing_of_training_mode_is_left_in_the_encoder(hard):
+    trunk = Tracked()
+    model, x = vae(vsc.SpikeSlabEncoder(D, J, gate=BinaryConcrete(0.5, hard), trunk=trunk)), torch.rand(7, D)
+    ema, kept = trunk.ema, trunk.kept
+    assert (vsc.evaluate(model, x, num_draws=3).relaxation_gap == 0) == hard
+    assert (trunk.passes, trunk.log) == (0, [])
+    assert trunk.ema is ema
+    assert trunk.kept is kept
+    assert ema == 0
+
+
+def test_an_encoder_that_fails_in_training_mode_has_no_gap_and_says_why():
+    model = vae(vsc.SpikeSlabEncoder(D, J, trunk=Tracked()))
+    result = vsc.evaluate(model, torch.rand(1, D), num_draws=3)
+    assert result.as_dict()["relaxation_gap"] is None
+    assert "none: the encoder fails in training mode (KeyError: 'no single datum')" in str(result)
+    assert result.elbo == result.elbo

@@ -70,6 +70,7 @@ class Evaluation:
         kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
         iwae: importance-weighted bound of `num_draws` draws; NaN where there is none.
         relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
+            NaN where there is none, for the reason that `no_gap` gives.
         expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
         hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
         hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (a mixture's: those of its
@@ -82,6 +83,7 @@ class Evaluation:
         reference: ``"exact"`` or ``"gibbs"``, what the following were measured by; None if that was not asked for, and
             they are NaN then.
         no_bound: why there is no bound, or None.
+        no_gap: why there is no relaxation gap, or None.
         evidence: mean :math:`\\log p(x)`, by enumeration only.
         gap: `evidence` minus `elbo`.
         inclusion_error: mean of :math:`|\\gamma_j - P(z_j \\neq 0 | x)|` over data and latents; NaN for posteriors
@@ -107,6 +109,7 @@ class Evaluation:
     binarize: str | None
     reference: str | None = None
     no_bound: str | None = None
+    no_gap: str | None = None
     evidence: float = math.nan
     gap: float = math.nan
     inclusion_error: float = math.nan
@@ -120,12 +123,13 @@ class Evaluation:
         latents = len(self.usage)
         kl = "closed form" if self.kl_is_exact else "sampled"
         none = f"none: {self.no_bound}" if self.no_bound else ""
+        no_gap = f"none: {self.no_gap}" if self.no_gap else "objective as trained minus hard"
         rows = [
             ("ELBO", f"{self.elbo:.2f}", none or "nats, hard spikes"),
             ("  reconstruction", f"{self.reconstruction:.2f}", ""),
             ("  KL", f"{self.kl:.2f}", kl),
             (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", none or "importance-weighted"),
-            ("relaxation gap", f"{self.relaxation_gap:.2f}", "objective as trained minus hard"),
+            ("relaxation gap", f"{self.relaxation_gap:.2f}", no_gap),
             ("expected L0", f"{self.expected_l0:.2f}", f"of {latents} latents"),
             ("hard L0", f"{self.hard_l0:.2f}", f"by 1/2; {self.hard_l0_odds:.2f} by prior odds"),
             ("Hoyer", f"{self.hoyer:.3f}", "standardised codes"),
@@ -188,16 +192,21 @@ def evaluate(
         if not has_atom and reference == "gibbs":
             raise ValueError("reference='gibbs' tells inclusion probabilities, and the encoder's codes have none")
     is_bound, missing = _what_bounds(model, data)
-    seen = []
+    seen, no_gap = [], []
 
     def measure(x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
         if reference is not None:
             seen.append(x)
-        return (*_evaluate_batch(model, is_bound, missing, x, weigh), relaxation_gap(model, x, seed).cpu())
+        gap, reason = relaxation_gap(model, x, seed)
+        no_gap.extend([reason] if reason else [])
+        return (*_evaluate_batch(model, is_bound, missing, x, weigh), gap.cpu())
 
     fields = _in_batches("evaluate", model, data, num_draws, seed, progress, compile, measure)
     _check_finite(fields, missing)
     result = _summary(fields, num_draws, data.binarize, missing)
+    if not math.isfinite(result.relaxation_gap):
+        reason = no_gap[0] if no_gap else f"that of datum {int((~fields[-1].isfinite()).nonzero()[0, 0])} is not finite"
+        result = dataclasses.replace(result, relaxation_gap=math.nan, no_gap=reason)
     if reference is None:
         return result
     truth = infer(model, torch.cat(seen), seed, progress)
@@ -306,9 +315,9 @@ def _in_batches(
 def _what_bounds(model: VAE, data: Dataset) -> tuple[bool, str | None]:
     """Whether what is trained is a bound, and why there is none at all, or None."""
     with model.evaluating():
-        if is_point(model.encoder(data.images[:1].to(model.reference))):
-            return model.is_bound, _POINT
-    return model.is_bound, None if model.has_marginal else _DEPENDS
+        point = is_point(model.encoder(data.images[:1].to(model.reference)))
+    is_bound = model.is_bound
+    return is_bound, _POINT if point else None if is_bound or model.has_marginal else _DEPENDS
 
 
 def _evaluate_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> tuple[Tensor, ...]:
@@ -336,12 +345,11 @@ def _evaluate_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, 
 
 def _check_finite(fields: list[Tensor], missing: str | None) -> None:
     """Raise `ValueError` that names a datum and its figure, if one is not finite."""
-    reconstruction, kl, trained_kl, iwae, inclusion, _, codes, means, _, *gap = fields
+    reconstruction, kl, trained_kl, iwae, inclusion, _, codes, means, *_ = fields
     figures = {"reconstruction": reconstruction, "objective": reconstruction - trained_kl}
     if missing is None:
         figures |= {"KL divergence": kl, "importance-weighted bound": iwae}
     figures |= {"inclusion probability": inclusion, "code": codes, "mean of the code": means}
-    figures |= dict(zip(["relaxation gap"], gap, strict=False))  # which `evaluate` alone measures
     for name, values in figures.items():
         check_figure(name, values)
 

@@ -1,11 +1,14 @@
-"""`in_mode`: a module in training or evaluation mode for a while."""
+"""A module for a while: in training or evaluation mode (`in_mode`), and with copies of its state (`on_copies`)."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 @contextlib.contextmanager
@@ -18,3 +21,33 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, before in modes:
             part.training = before
+
+
+@contextlib.contextmanager
+def on_copies(module: nn.Module) -> Iterator[None]:
+    """Within, `module` works on copies of its tensors and attributes; afterwards it has its own back, untouched.
+
+    Its parts stay the same objects, so that whoever refers to one of them sees the copies, too.
+    """
+    parts = list(module.modules())
+    own = [dict(vars(part)) for part in parts]
+    memo: dict[int, Any] = {id(part): part for part in parts}
+    for leaf in tree_leaves(own):
+        if isinstance(leaf, Tensor) and not leaf.is_leaf:  # torch copies no tensor in the middle of a graph
+            memo[id(leaf)] = leaf.detach().clone()
+    copies = [{name: _copied(value, memo) for name, value in attributes.items()} for attributes in own]
+    try:
+        for part, attributes in zip(parts, copies, strict=True):
+            vars(part).update(attributes)
+        yield
+    finally:
+        for part, attributes in zip(parts, own, strict=True):
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # a lock or an open file, of which there is but one
+        return value

@@ -141,7 +141,11 @@ class VAE(nn.Module):
         that, of the shape of the first data that were checked, and before these it is taken for a bound.)
         """
         declared = getattr(self.prior, "is_bound", None)
-        return not self._depends_on_data(self.prior) if declared is None else bool(declared)
+        if not isinstance(declared, bool | None):
+            raise ValueError(
+                f"the prior's is_bound must be True, False or None, got {declared!r}; make it an attribute or property"
+            )
+        return not self._depends_on_data(self.prior) if declared is None else declared
 
     @property
     def has_marginal(self) -> bool:
@@ -151,8 +155,8 @@ class VAE(nn.Module):
     def _depends_on_data(self, prior: Callable[[Tensor], Distribution]) -> bool:
         if self._datum_shape is None:
             return False
-        with self.evaluating():
-            return depends_on_data(prior, self.reference.new_zeros(3, *self._datum_shape))
+        with alone():
+            return depends_on_data(self, prior, self.reference.new_zeros(3, *self._datum_shape))
 
     def marginal_prior(self, x: Tensor) -> Distribution:
         """The distribution of codes before any datum is seen; x, shape ``(B, ...)``, gives no more than its device.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Callable
 
 import pyro
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vsc_pyro.modes import in_mode, on_copies
 from vsc_pyro.seeding import seeded
 
 
@@ -46,26 +47,55 @@ class Prior(nn.Module):
         """Warn where that range of the training data is not what `prepare` was shown; after a `DataLoader`'s epoch."""
 
 
-def depends_on_data(prior: Callable[[Tensor], Distribution], x: Tensor) -> bool:
+def depends_on_data(model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor) -> bool:
     """Whether `prior` depends on the data that it is given, or returns a distribution for each of them.
 
-    Its log-density is compared at a draw, given batches that differ in all values.
+    Its log-density is compared at a draw, given batches that differ in all values, in either mode of `model`. The
+    encoder is given each of them first, for a prior may read what that keeps.
 
     Args:
-        prior: in evaluation mode.
+        model: with an encoder; it is left as it was.
+        prior: of `model`.
         x: a batch of zeros, of a size that is no dimension's of a batch of priors otherwise.
     """
-    # A number that is read makes NaN of what depends on it, even where its weight is zero before training.
-    others = (x + 1, 100 * torch.linspace(-1, 1, x.numel()).to(x).reshape(x.shape), x + math.nan)
-    with seeded(0, x.device), pyro.validation_enabled(False):
-        try:
-            first = prior(x)
+    generator = torch.Generator().manual_seed(0)
+    inside, near = torch.rand(x.shape, generator=generator), 3 * torch.randn(x.shape, generator=generator)
+    others = (x + 1, 100 * torch.linspace(-1, 1, x.numel()).to(x).reshape(x.shape), inside.to(x), near.to(x))
+    with pyro.validation_enabled(False), torch.no_grad():
+        return any(_depends(model, prior, x, others, training) for training in (False, True))
+
+
+def _depends(
+    model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor, others: tuple[Tensor, ...], training: bool
+) -> bool:
+    # A prior may refuse some data, which is not to depend on them.
+    given = [p for p in (_given(model, prior, y, training) for y in (x, *others)) if p is not None]
+    if not given:
+        return not training
+    first, *rest = given
+    try:
+        with seeded(0, x.device):
             z = _draw(first, x)
-            expected = first.log_prob(z)
-            same = (torch.allclose(prior(y).log_prob(z), expected, 0, 0, equal_nan=True) for y in others)
-            return len(x) in first.batch_shape or not all(same)
-        except (RuntimeError, ValueError, IndexError):
-            return True  # of some data, and not of others
+        expected = first.log_prob(z)
+        same = (torch.allclose(other.log_prob(z), expected, 0, 0, equal_nan=True) for other in rest)
+        return len(x) in first.batch_shape or not all(same)
+    except (RuntimeError, ValueError, IndexError):
+        return True  # distributions of different shapes
+
+
+def _given(model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor, training: bool) -> Distribution | None:
+    """What `prior` returns for x, each time from the same state and random numbers; None where it fails."""
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    with on_copies(model), in_mode(model, training):
+        # What depends on x may have a weight of zero before training.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and id(tensor) not in own:
+                tensor.masked_fill_(tensor == 0, 0.1)
+        with seeded(0, x.device), contextlib.suppress(Exception):
+            model.encoder(x)
+        with seeded(0, x.device), contextlib.suppress(Exception):
+            return prior(x)
+    return None
 
 
 def _draw(distribution: Distribution, x: Tensor) -> Tensor:
