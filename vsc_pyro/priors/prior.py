@@ -24,6 +24,12 @@ class Prior(nn.Module):
 
     is_bound: bool | None = None
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if not isinstance(cls.is_bound, property) and "is_bound" not in vars(cls):
+            # None of the library's own depends on x; what a subclass overrides may.
+            cls.is_bound = True if cls.__module__.startswith("vsc_pyro.priors.") else None
+
     def forward(self, x: Tensor, **hyperparameters: Tensor) -> Distribution:
         """What the objective holds a posterior against: `event_shape` ``(J,)``, `batch_shape` ``()`` or ``(B,)``."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
