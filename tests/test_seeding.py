@@ -1,5 +1,9 @@
 import contextlib
 import functools
+import os
+import signal
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pyro
@@ -7,7 +11,8 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.seeding import seeded
+from vsc_pyro import seeding
+from vsc_pyro.seeding import alone, seeded
 
 
 def test_other_devices_are_not_touched(monkeypatch):
@@ -66,6 +71,41 @@ def test_steps_of_another_thread_do_not_meet_ones_own():
         futures = [pool.submit(losses, first), pool.submit(vsc.fit, second, x, epochs=20, progress=False)]
         assert len(futures[0].result(timeout=60)) == 30
         assert len(futures[1].result(timeout=60)) == 20
+
+
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not():
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with alone():
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a fork beside other threads
+            child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends a child that waits
+            with alone():
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_who_waits_for_long_says_for_whom(monkeypatch):
+    monkeypatch.setattr(seeding, "_PATIENCE", 0.05)
+    model, x = small(), torch.rand(5, 16)
+    with ThreadPoolExecutor(1) as pool, model.evaluating():  # warnings are errors here, and end the wait
+        future = pool.submit(vsc.bounds, model, x, num_draws=2)
+        with pytest.raises(UserWarning, match=r"waited for 0\.05 s for thread MainThread, which trains"):
+            future.result(timeout=60)
+    assert vsc.bounds(model, x, num_draws=2).iwae.isfinite().all()
 
 
 def steps(make, model, x):
