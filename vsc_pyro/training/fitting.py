@@ -204,7 +204,7 @@ def fit(
             check_alike(name, value)
         run = Run(model, optimizer, schedule, schedules, batches, settings)
         if checkpoint is not None:
-            run.plan(lr_schedule, epochs)
+            run.plan(epochs)
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
 

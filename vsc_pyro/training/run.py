@@ -20,7 +20,7 @@ from vsc_pyro.batches import Batches
 from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.parallel import check_alike, common_seed, num_processes, own_seed
-from vsc_pyro.schedules import LRSchedule, Schedule, planned, rehearse_lr, set_values, step_lr
+from vsc_pyro.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 from vsc_pyro.seeding import manual_seed
 from vsc_pyro.training.readback import Losses, Seen
 from vsc_pyro.training.resumption import (
@@ -116,11 +116,11 @@ class Run:
                 "the last checkpoint, if one was written, is untouched; try a lower lr"
             )
 
-    def plan(self, lr_schedule: LRSchedule | None, epochs: int) -> None:
+    def plan(self, epochs: int) -> None:
         """Look ahead over a run that is to be saved or taken up again: what the schedules are going to give."""
-        self._lr_schedule = lr_schedule
-        defaults = self.optimizer.defaults
-        self._planned = planned(lr_schedule, defaults, self.schedules, epochs, self.batches.num_steps)
+        rehearsed = rehearse_lr(self.schedule, self.optimizer, epochs)
+        rates = None if self.schedule is None or rehearsed is None else rehearsed[0]
+        self._planned = planned(rates, self.schedules, epochs, self.batches.num_steps)
 
     def save(self, path: str | os.PathLike) -> None:
         device = self.model.reference.device
@@ -154,7 +154,7 @@ class Run:
             check_structure(state, self.schedule is not None)
             epoch, history = check_history(state, epochs)
             check_settings(state["settings"], self.settings)
-            _, group, schedule = rehearse_lr(self._lr_schedule, self.optimizer.defaults, epoch)
+            _, group, schedule = rehearse_lr(self.schedule, self.optimizer, epoch) or (None, None, {})
             check_schedules_alike(state, self._planned, schedule)
             moments = check_optimizer(state, self.optimizer, self.settings["trained"], group)
             rng = check_random_state(state["rng"], device, self.batches.generators)
