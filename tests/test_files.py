@@ -155,3 +155,45 @@ def test_a_path_that_cannot_be_written_is_found_out_before_training(tmp_path, sm
         with pytest.raises(OSError, match=str(path)):
             vsc.fit(model, digits.train, checkpoint=path, device="cpu")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("path", ["a\0b", b"c.pt", 3, ["c.pt"]])
+def test_what_is_no_name_of_a_file_is_one_value_error(path, small_vae, digits):
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="checkpoint must be the name of a file, a str or Path without zero bytes"):
+            vsc.fit(small_vae(), digits.train, checkpoint=path, resume=resume)
+    with pytest.raises(ValueError, match="path must be the name of a file"):
+        vsc.load_checkpoint(path)
+    with pytest.raises(ValueError, match="path must be the name of a file"):
+        vsc.save_checkpoint(path, {})
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_file_that_someone_else_writes_during_a_run_is_left_and_the_run_saved_beside_it(
+    tmp_path, small_vae, digits, after
+):
+    path, model, calls = tmp_path / "c.pt", small_vae(), []
+    x = digits.train.images[:50]
+
+    def rate(epoch):
+        if epoch == after and "run" in calls:
+            path.unlink(missing_ok=True)
+            path.write_text("of someone else")
+        return 1.0
+
+    def watched(optimizer):
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        model.decoder.register_forward_hook(lambda *_: calls.append("run"))
+        return schedule
+
+    # Planning calls the rate as well, before the decoder runs.
+    settings = {"checkpoint": path, "progress": False, "device": "cpu", "lr_schedule": watched}
+    with pytest.raises(FileExistsError, match=rf"someone else during this run, .* saved to .* after {after} epochs"):
+        vsc.fit(model, x, epochs=5, **settings)
+    assert path.read_text() == "of someone else"
+    (beside,) = (file for file in tmp_path.iterdir() if file != path)
+    saved = vsc.load_checkpoint(beside)
+    assert saved["epoch"] == after
+    assert all(torch.equal(value, saved["model"][name]) for name, value in model.state_dict().items())
+    history = vsc.fit(small_vae(), x, epochs=4, **(settings | {"checkpoint": beside, "resume": True}))
+    assert len(history) == 4

@@ -350,3 +350,78 @@ def test_a_schedule_that_cannot_last_for_the_run_is_found_out_before_it(tmp_path
         fit(model, tmp_path / "c.pt", 6, lr_schedule=lambda o: OneCycleLR(o, 1e-2, total_steps=4))
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert not list(tmp_path.iterdir())
+
+
+class Running:
+    """A function with a memory: it gives less whenever it is called."""
+
+    def __init__(self):
+        self.value = 1.0
+
+    def __call__(self, _):
+        self.value *= 0.9
+        return self.value
+
+
+def running():
+    value = 1.0
+
+    def call(_):
+        nonlocal value
+        value *= 0.9
+        return value
+
+    return call
+
+
+def random_numbers(_):
+    return 1 + random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002 as users have them
+
+
+@pytest.mark.parametrize("make", [Running, running, lambda: random_numbers])
+def test_a_checkpoint_leaves_what_schedules_remember_alone(tmp_path, make):
+    outcomes = []
+    for path in (None, tmp_path / "c.pt"):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        model = tiny()
+        settings = {"schedules": {"beta": make()}, "lr_schedule": lambda o: LambdaLR(o, make())}
+        outcomes.append((fit(model, path, 3, resume=False, **settings).elbo, everything(model)[0]))
+    assert outcomes[0][0] == outcomes[1][0]
+    assert all(torch.equal(value, outcomes[1][1][name]) for name, value in outcomes[0][1].items())
+
+
+def test_what_cannot_be_copied_is_not_compared_and_says_so(tmp_path):
+    def going(rates):
+        return lambda o: LambdaLR(o, lambda _: next(rates))
+
+    expected = fit(tiny(), None, 4, resume=False, lr_schedule=going(iter_rates())).elbo
+    for epochs in (2, 4):
+        with pytest.warns(UserWarning, match=r"lr_schedule cannot be copied \(TypeError: .* does not compare it"):
+            history = fit(tiny(), tmp_path / "c.pt", epochs, lr_schedule=going(iter_rates()))
+    assert history.elbo == expected
+
+
+def iter_rates():
+    yield from (1 / n for n in range(1, 20))
+
+
+def split(optimizer):
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.add_param_group({"params": [parameters.pop()]})
+    return StepLR(optimizer, 2)
+
+
+def amsgrad(optimizer):
+    optimizer.param_groups[0]["amsgrad"] = True
+    return StepLR(optimizer, 2)
+
+
+@pytest.mark.parametrize(("lr_schedule", "got"), [(split, "2 groups"), (amsgrad, "amsgrad=True")])
+def test_what_could_not_be_resumed_is_refused_at_the_start(tmp_path, lr_schedule, got):
+    model = tiny()
+    with pytest.raises(ValueError, match=f"must leave Adam one group of parameters and its amsgrad, got {got}"):
+        fit(model, tmp_path / "c.pt", 2, lr_schedule=lr_schedule)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in tiny().state_dict().items())
+    assert not list(tmp_path.iterdir())
+    assert len(fit(model, None, 2, resume=False, lr_schedule=lr_schedule)) == 2

@@ -363,3 +363,34 @@ def test_cuda_runs_without_synchronising(small_vae, digits, device):
             svi.step(x)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_is_broken_off_leaves_no_gradients(small_vae, digits, error):
+    model, steps = small_vae(), []
+
+    def interrupt(*_):
+        steps.append(1)
+        if len(steps) > 12:
+            raise error
+
+    model.reference.register_post_accumulate_grad_hook(interrupt)
+    with pytest.raises(error):
+        vsc.fit(model, digits.train, epochs=9, batch_size=100, device="cpu", **QUIET)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_buffer_that_becomes_nan_is_not_saved(small_vae, digits, tmp_path):
+    model, path = small_vae(), tmp_path / "c.pt"
+    model.decoder.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    model.decoder.register_buffer("seen", torch.zeros(()))
+
+    def see(module, *_):
+        module.seen += 1
+        if module.seen > 12:
+            module.seen.fill_(torch.nan)
+
+    model.decoder.register_forward_hook(see)
+    with pytest.raises(vsc.NonFiniteLossError, match=r"the buffer decoder\.seen became NaN or infinite by epoch"):
+        vsc.fit(model, digits.train, epochs=9, batch_size=200, device="cpu", checkpoint=path, **QUIET)
+    assert vsc.load_checkpoint(path)["model"]["decoder.seen"].isfinite()

@@ -44,12 +44,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def expanded(path: str | os.PathLike) -> Path:
+def expanded(path: str | os.PathLike, name: str = "path") -> Path:
     """`path` with a leading ``~`` or ``~user`` replaced by the home folder.
 
     Raises:
-        ValueError: an unknown user.
+        ValueError: an unknown user, or what is no name of a file; the message calls it `name`.
     """
+    text = path if isinstance(path, str) else path.__fspath__() if isinstance(path, os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError(f"{name} must be the name of a file, a str or Path without zero bytes, got {path!r}")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -60,10 +63,10 @@ def destination(path: str | os.PathLike, name: str = "path") -> Path:
     """The file that writing to `path` makes or replaces: ``~`` expanded, and links followed to their end.
 
     Raises:
-        ValueError: a folder, device, pipe or socket there; the message calls it `name`.
+        ValueError: a folder, device, pipe or socket there, or no name of a file; the message calls it `name`.
         OSError: a file that is write-protected, or links that lead round in a circle.
     """
-    given = expanded(path)
+    given = expanded(path, name)
     path = Path(os.path.realpath(given))
     if path.is_symlink():
         raise OSError(f"{name} {given} is a link that leads round in a circle; remove it, or take another name")

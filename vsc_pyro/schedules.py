@@ -9,9 +9,11 @@ here as well: what they will be is known before a run starts.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import numbers
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,9 +23,9 @@ from torch import Tensor, nn
 
 from vsc_pyro.arguments import natural_int, positive_int
 from vsc_pyro.history import NonFiniteLossError
+from vsc_pyro.seeding import own_random_numbers
 
 Schedule = Callable[[int], float]
-LRSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 _TRIED = 8  # steps, evenly over a run, at which a schedule is tried before it starts
 
 
@@ -126,58 +128,106 @@ def unchanged_if_refused(model: nn.Module, schedules: Mapping[str, Schedule] | N
         raise
 
 
+Rehearsed = tuple[list[float], dict[str, Any], dict[str, Any]]
+
+
 def rehearse_lr(
-    lr_schedule: LRSchedule | None, defaults: Mapping[str, Any], epochs: int
-) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
+    schedule: torch.optim.lr_scheduler.LRScheduler | None, optimizer: torch.optim.Optimizer, epochs: int
+) -> Rehearsed | None:
     """Learning rates of each of so many epochs of Adam; then the state of its one group and that of the scheduler.
 
-    The optimiser is one of its own, of a single number and these `defaults`, and takes no step.
+    The optimiser is one of its own, of a single number, and takes no step, and the scheduler is a copy: neither what
+    they remember nor random numbers are used up. None, with a warning, for one that cannot be copied.
 
     Raises:
-        ValueError: a schedule that fails before the end.
+        ValueError: a schedule that fails before the end, or that alters the parts of Adam's state.
     """
-    optimizer, rates = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **defaults), []
-    schedule = None if lr_schedule is None else lr_schedule(optimizer)
-    for _ in range(epochs):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        try:
-            step_lr(schedule)
-        except Exception as error:
-            raise ValueError(
-                f"lr_schedule cannot last for epochs={epochs}, after {len(rates)} it fails ({error}); make it longer"
-            ) from error
-    return rates, optimizer.state_dict()["param_groups"][0], {} if schedule is None else schedule.state_dict()
+    trial, rates = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **optimizer.defaults), []
+    _check_one_group(optimizer)
+    with own_random_numbers():
+        if not (copied := _copied("lr_schedule", schedule, {id(optimizer): trial})):
+            return None
+        (schedule,) = copied
+        trial.param_groups[0] |= {key: v for key, v in optimizer.param_groups[0].items() if key != "params"}
+        for _ in range(epochs):
+            rates.append(float(trial.param_groups[0]["lr"]))
+            try:
+                step_lr(schedule)
+            except Exception as error:
+                raise ValueError(
+                    f"lr_schedule cannot last for epochs={epochs}, after {len(rates)} it fails ({error}); make it "
+                    "longer"
+                ) from error
+            _check_one_group(trial)
+    return rates, trial.state_dict()["param_groups"][0], {} if schedule is None else schedule.state_dict()
+
+
+def _check_one_group(optimizer: torch.optim.Optimizer) -> None:
+    groups = optimizer.param_groups
+    if len(groups) != 1 or groups[0]["amsgrad"] != optimizer.defaults["amsgrad"]:
+        got = f"{len(groups)} groups" if len(groups) != 1 else f"amsgrad={groups[0]['amsgrad']}"
+        raise ValueError(
+            "with checkpoint=, lr_schedule must leave Adam one group of parameters and its amsgrad, got "
+            f"{got}: it could not be resumed; set no more than rates and momenta, or train without checkpoint="
+        )
+
+
+def _copied(name: str, schedule: Any, memo: dict[int, Any]) -> tuple[Any] | None:
+    """A copy that can be called without using up what `schedule` remembers; None, with a warning, if it has none."""
+    try:
+        copied = _copy(schedule, memo)
+        for part in (copied, *getattr(copied, "_schedulers", ())):
+            if isinstance(part, torch.optim.lr_scheduler.LambdaLR | torch.optim.lr_scheduler.MultiplicativeLR):
+                part.lr_lambdas = [_copy(function, memo) for function in part.lr_lambdas]
+    except Exception as error:  # whatever an object of the caller's says
+        warnings.warn(
+            f"{name} cannot be copied ({type(error).__name__}: {error}), so what it is going to give is not known "
+            "before the run; a resumed run does not compare it: resume with the same one",
+            stacklevel=5,
+        )
+        return None
+    return (copied,)
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy, for a function one with variables of its own, which `copy.deepcopy` leaves as it is."""
+    if not isinstance(value, types.FunctionType):
+        return copy.deepcopy(value, memo)
+    if id(value) not in memo:
+        cells = tuple(types.CellType() for _ in value.__closure__ or ())
+        defaults = copy.deepcopy(value.__defaults__, memo)
+        memo[id(value)] = copied = types.FunctionType(
+            value.__code__, value.__globals__, value.__name__, defaults, cells
+        )
+        copied.__kwdefaults__ = copy.deepcopy(value.__kwdefaults__, memo)
+        for cell, own in zip(cells, value.__closure__ or (), strict=True):
+            cell.cell_contents = _copy(own.cell_contents, memo)
+    return memo[id(value)]
 
 
 def step_lr(schedule: torch.optim.lr_scheduler.LRScheduler | None, times: int = 1) -> None:
     """Go on by so many epochs, whether or not the optimiser has taken a step in them, of which torch would warn."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+        warnings.filterwarnings("ignore", r"(Detected call of `lr_scheduler|Seems like `optimizer).step\(\)` ")
         for _ in range(times if schedule is not None else 0):
             schedule.step()
 
 
-def planned(
-    lr_schedule: LRSchedule | None,
-    defaults: Mapping[str, Any],
-    schedules: Mapping[str, Schedule],
-    epochs: int,
-    steps: int,
-) -> dict[str, Tensor]:
-    """What every schedule is going to give over a run, of `steps` in each epoch.
+def planned(rates: list[float] | None, schedules: Mapping[str, Schedule], epochs: int, steps: int) -> dict[str, Tensor]:
+    """What every schedule is going to give over a run, of `steps` in each epoch; `rates` are the learning rate's.
 
     Returns:
         By name, ``"lr_schedule"`` or ``"schedules['beta']"``, shape ``(epochs, 1)``, or ``(epochs, 2)`` for the first
-        and the last step of each epoch; float64.
+        and the last step of each epoch; float64. Without those that cannot be copied, see `rehearse_lr`.
     """
-    rows = {}
-    if lr_schedule is not None:
-        rows["lr_schedule"] = [[rate] for rate in rehearse_lr(lr_schedule, defaults, epochs)[0]]
-    for name, schedule in schedules.items():
-        rows[f"schedules[{name!r}]"] = [
-            [float(_value(name, schedule, step)) for step in (epoch * steps, (epoch + 1) * steps - 1)]
-            for epoch in range(epochs)
-        ]
+    rows = {} if rates is None else {"lr_schedule": [[rate] for rate in rates]}
+    with own_random_numbers():
+        for name, schedule in schedules.items():
+            if copied := _copied(f"schedules[{name!r}]", schedule, {}):
+                rows[f"schedules[{name!r}]"] = [
+                    [float(_value(name, copied[0], step)) for step in (epoch * steps, (epoch + 1) * steps - 1)]
+                    for epoch in range(epochs)
+                ]
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
 

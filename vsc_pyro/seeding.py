@@ -85,10 +85,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def own_random_numbers() -> Iterator[None]:
     """Random numbers of torch on the CPU, of Python and of NumPy, afterwards as the caller had them."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 that of user functions
     try:
         with alone(), torch.random.fork_rng([]):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002

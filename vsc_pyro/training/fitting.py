@@ -128,7 +128,8 @@ def fit(
         ValueError: bad arguments, schedules or data, or a checkpoint of another run or damaged, before any training;
             the model is then as it was. Or, when it comes, a batch of a `DataLoader` that the model does not take.
         OSError: a checkpoint that cannot be written; where that can be known, before any training.
-        FileExistsError: `checkpoint` exists and `resume` is not asked for.
+        FileExistsError: `checkpoint` exists and `resume` is not asked for; or someone else has written it during the
+            run, which is then saved beside it, under a name that the message tells.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
     epochs = positive_int("epochs", epochs)
@@ -204,7 +205,7 @@ def fit(
             check_alike(name, value)
         run = Run(model, optimizer, schedule, schedules, batches, settings)
         if checkpoint is not None:
-            run.plan(lr_schedule, epochs)
+            run.plan(epochs)
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
 
@@ -222,28 +223,30 @@ def fit(
             as_the_first(model)
             first_epoch, compiled_before = len(run.history), run.history.compile_seconds
             set_values(model, schedules, max(0, first_epoch * steps - 1))
-            with tqdm(
-                total=epochs * steps,
-                initial=first_epoch * steps,
-                disable=not progress or rank() > 0,
-                unit="step",
-                desc="fit",
-            ) as bar:
-                step = _step(svi, compiled, batches, device, bar)
-                for epoch in range(first_epoch, epochs):
-                    run.epoch(step, bar)
-                    if compiled is not None:
-                        run.history.compiled = not compiled.is_eager
-                        run.history.compile_seconds = compiled_before + compiled.capture_seconds
-                    if schedule is not None:
-                        schedule.step()
-                    if (
-                        checkpoint is not None
-                        and rank() == 0
-                        and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
-                    ):
-                        run.save(checkpoint)
-            optimizer.zero_grad(set_to_none=True)  # which the first step of someone else's would add to its own
+            try:
+                with tqdm(
+                    total=epochs * steps,
+                    initial=first_epoch * steps,
+                    disable=not progress or rank() > 0,
+                    unit="step",
+                    desc="fit",
+                ) as bar:
+                    step = _step(svi, compiled, batches, device, bar)
+                    for epoch in range(first_epoch, epochs):
+                        run.epoch(step, bar)
+                        if compiled is not None:
+                            run.history.compiled = not compiled.is_eager
+                            run.history.compile_seconds = compiled_before + compiled.capture_seconds
+                        if schedule is not None:
+                            schedule.step()
+                        if (
+                            checkpoint is not None
+                            and rank() == 0
+                            and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
+                        ):
+                            run.save(checkpoint)
+            finally:  # else the first step of someone else's would add them to its own
+                optimizer.zero_grad(set_to_none=True)
         return run.history
 
 

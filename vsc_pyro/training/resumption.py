@@ -113,19 +113,20 @@ def _check_planned(name: str, before: Tensor, now: Tensor) -> None:
 
 
 def check_optimizer(
-    state: dict[str, Any], optimizer: torch.optim.Optimizer, names: Sequence[str], group: dict[str, Any]
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, names: Sequence[str], group: dict[str, Any] | None
 ) -> dict[int, dict[str, Tensor]]:
     """Check Adam's state, parameter by parameter, and return copies of it.
 
     Args:
         names: those of the parameters that it steps, in their order.
-        group: settings of Adam after the epochs of the checkpoint.
+        group: settings of Adam after the epochs of the checkpoint; None if they cannot be known.
     """
     saved = state["optimizer"]
     groups, moments = saved.get("param_groups"), saved.get("state")
     if type(groups) is not list or len(groups) != 1 or type(groups[0]) is not dict or type(moments) is not dict:
         raise _damaged("optimizer must have a state and one group of parameters", saved)
-    _check_group(groups[0], group | {"params": list(range(len(names)))})
+    if group is not None:
+        _check_group(groups[0], group | {"params": list(range(len(names)))})
     # Earlier checkpoints do not name the parameters without moments.
     idle = state.get("idle", [name for number, name in enumerate(names) if number not in moments])
     if type(idle) is not list or not all(isinstance(name, str) and name in names for name in idle):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
+import secrets
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,10 +18,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.batches import Batches
-from vsc_pyro.checkpoints import check_weights, load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.parallel import check_alike, common_seed, num_processes, own_seed
-from vsc_pyro.schedules import LRSchedule, Schedule, planned, rehearse_lr, set_values, step_lr
+from vsc_pyro.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 from vsc_pyro.seeding import manual_seed
 from vsc_pyro.training.readback import Losses, Seen
 from vsc_pyro.training.resumption import (
@@ -57,6 +58,8 @@ class Run:
         self.batches = batches
         self.settings = settings | {"lr_schedule": None if schedule is None else type(schedule).__name__}
         self.history = History()
+        self._finite = {name: torch.isfinite(b) for name, b in model.named_buffers() if is_plain(b)}
+        self._written: tuple[int, int] | None = None
 
     def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm) -> None:
         """One pass over the data, by a function that takes a step on what `Batches.sources` gives."""
@@ -116,13 +119,37 @@ class Run:
                 "the last checkpoint, if one was written, is untouched; try a lower lr"
             )
 
-    def plan(self, lr_schedule: LRSchedule | None, epochs: int) -> None:
+    def plan(self, epochs: int) -> None:
         """Look ahead over a run that is to be saved or taken up again: what the schedules are going to give."""
-        self._lr_schedule = lr_schedule
-        defaults = self.optimizer.defaults
-        self._planned = planned(lr_schedule, defaults, self.schedules, epochs, self.batches.num_steps)
+        rehearsed = rehearse_lr(self.schedule, self.optimizer, epochs)
+        rates = None if self.schedule is None or rehearsed is None else rehearsed[0]
+        self._planned = planned(rates, self.schedules, epochs, self.batches.num_steps)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; beside `path` where someone else has written there meanwhile, and then raise."""
+        self._stop_if_buffers_not_finite()
+        if _identity(path) not in (None, self._written):
+            beside = path.with_name(f"{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+            self._save(beside)
+            raise FileExistsError(
+                f"checkpoint {path} was written by someone else during this run, which has been saved to {beside} "
+                f"after {len(self.history)} epochs instead; go on with checkpoint={str(beside)!r} and resume=True"
+            )
+        self._save(path)
+        self._written = _identity(path)
+
+    def _stop_if_buffers_not_finite(self) -> None:
+        for name, buffer in self.model.named_buffers():
+            before = self._finite.get(name)  # a mask may hold -inf
+            if before is None or not is_plain(buffer) or before.shape != buffer.shape:
+                continue
+            if (before.to(buffer.device) & ~torch.isfinite(buffer)).any():
+                raise NonFiniteLossError(
+                    f"the buffer {name} became NaN or infinite by epoch {len(self.history)}, and a checkpoint with it "
+                    "could not be resumed; the last one, if one was written, is untouched; look for outliers in data"
+                )
+
+    def _save(self, path: Path) -> None:
         device = self.model.reference.device
         optimizer = self.optimizer.state_dict()
         save_checkpoint(
@@ -146,15 +173,16 @@ class Run:
             },
         )
 
-    def restore(self, path: str | os.PathLike, device: torch.device, epochs: int) -> None:
+    def restore(self, path: Path, device: torch.device, epochs: int) -> None:
         """Take up the run of that checkpoint; nothing is changed before all of it has been found to fit."""
+        self._written = _identity(path)
         state = load_checkpoint(path)
         check_weights(self.model, state, path)
         try:
             check_structure(state, self.schedule is not None)
             epoch, history = check_history(state, epochs)
             check_settings(state["settings"], self.settings)
-            _, group, schedule = rehearse_lr(self._lr_schedule, self.optimizer.defaults, epoch)
+            _, group, schedule = rehearse_lr(self.schedule, self.optimizer, epoch) or (None, None, {})
             check_schedules_alike(state, self._planned, schedule)
             moments = check_optimizer(state, self.optimizer, self.settings["trained"], group)
             rng = check_random_state(state["rng"], device, self.batches.generators)
@@ -183,3 +211,12 @@ class Run:
         torch.set_rng_state(rng["cpu"])
         if rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"], device)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """By which to tell whether a file is still the one that was written; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
