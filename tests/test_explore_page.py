@@ -129,7 +129,7 @@ def check_decoded(browser, decoder):
 def test_the_page_starts_at_the_posterior_and_decodes_what_is_set(browser, tmp_path, arguments):
     run = train(tmp_path / "run", 6, *arguments)
     explore.main([str(run), "--num-data", "5", "--seed", "1"])
-    model, _, _, test = mnist_vsc.load_run(run)
+    model, _, _, _, test = mnist_vsc.load_run(run)
     decoder = copy.deepcopy(model.decoder).double()
     for kind in ("browser", "performance"):  # of tests before this one
         browser.log(kind)

@@ -12,6 +12,7 @@ import io
 import random
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -114,7 +115,7 @@ class Memento:
                 self._values.append((value, value.detach().clone()))
             else:  # data: a copy would be another data set
                 self._keep(value, f"changes {name!r}, too large to be put back,", _version, lambda *_: None)
-            yield from _named(self._keep(vars(value), _ATTRIBUTE, dict, _put_items), name)
+            yield from _named(self._keep(vars(value), _ATTRIBUTE, _tensor_attributes, _put_tensor_attributes), name)
         elif isinstance(value, torch.Generator):
             self._values.append((value, value.get_state()))
         elif isinstance(value, (tuple, functools.partial, types.MethodType, staticmethod, classmethod, property)):
@@ -209,6 +210,17 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 # How state is read and written ----------------------------------------------------------------------------------------
+
+
+def _tensor_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    # Pyro hangs weak references at parameters, new ones whenever it meets them.
+    return {name: value for name, value in attributes.items() if not isinstance(value, weakref.ref)}
+
+
+def _put_tensor_attributes(attributes: dict[str, Any], state: dict[str, Any]) -> None:
+    for name in _tensor_attributes(attributes):
+        del attributes[name]
+    attributes.update(state)
 
 
 def _version(tensor: Tensor) -> int:

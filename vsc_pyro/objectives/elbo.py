@@ -51,6 +51,7 @@ from vsc_pyro.distributions import (
     why_infinite,
     why_no_point,
 )
+from vsc_pyro.registration import unwatched
 from vsc_pyro.seeding import trains
 
 _NOTHING_SCORED = ScoreParts(0, 0, 0)
@@ -105,7 +106,8 @@ class TraceELBO(Trace_ELBO):
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Estimate of minus the ELBO, summed over data; as Pyro's, of soft spikes unless gradients are switched off."""
-        return float(self._losses(model, guide, args, kwargs)[0].detach())
+        with unwatched():
+            return float(self._losses(model, guide, args, kwargs)[0].detach())
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the ELBO, summed over data, as a tensor whose gradient is this estimator's."""
