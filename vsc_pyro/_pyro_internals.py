@@ -26,7 +26,7 @@ class Request(NamedTuple):
     """An ELBO at work.
 
     Attributes:
-        elbo: it.
+        elbo: the ELBO.
         has_other_sites: whether the guide has sites that the model has not, factors included; False while it is drawn.
         draws_model: whether the model is being run, after the guide.
     """
@@ -48,10 +48,9 @@ def current_request() -> Request | None:
         if frame.f_code is get_importance_trace.__code__:
             guide_trace, model_trace = (frame.f_locals.get(name) for name in ("guide_trace", "model_trace"))
         elif frame.f_code.co_name == _ASKS and isinstance(elbo := frame.f_locals.get("self"), ELBO):
-            others = (
-                guide_trace is not None and model_trace is not None and _samples(guide_trace) - _samples(model_trace)
-            )
-            return Request(elbo, bool(others), guide_trace is not None and model_trace is None)
+            if guide_trace is None or model_trace is None:
+                return Request(elbo, draws_model=guide_trace is not None)
+            return Request(elbo, has_other_sites=bool(_samples(guide_trace) - _samples(model_trace)))
     return None
 
 

@@ -259,8 +259,8 @@ class SpikeSlab(TorchDistribution):
         unbiased gradient of the module's docstring; any other by whether it is zero.
 
         Raises:
-            ValueError: a value that was drawn by a relaxed gate and has lost its draw (it was transformed, or scored by
-                a component of a mixture), where its density (soft spikes) or its density's gradient would be wrong.
+            ValueError: a value computed from a draw that is neither a copy of it nor a number of its own, or a copy
+                scored by a component of a mixture; a base of a `TransformedDistribution`.
         """
         self._refuse_transformation()
         draw = draw_of(value)
@@ -289,8 +289,8 @@ class SpikeSlab(TorchDistribution):
         Raises:
             ValueError: a value that has lost the draw it came from, as `log_prob`; a gate that draws several codes
                 together under an ELBO that draws one.
-            NotImplementedError: an ELBO that has no estimator for ``gate="score"`` (`TraceTMC_ELBO`; it is known by
-                asking a prior for the score of a guide's draw).
+            NotImplementedError: an ELBO that has no estimator for ``gate="score"`` or ``"disarm"``, see
+                `vsc_pyro.distributions.estimators`.
         """
         draw = draw_of(value)
         log_prob = self.log_prob(value)
