@@ -51,6 +51,17 @@ def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def with_scalars(seed=0):
+    """Draws nothing but its data, and has parameters of dimension 0 in all its parts, and buffers."""
+    torch.manual_seed(seed)
+    encoder = vsc.SpikeSlabEncoder((1, 8, 8), 6, (16,))
+    encoder.register_buffer("weight", torch.tensor(1.0 + seed))
+    encoder.register_parameter("gain", nn.Parameter(torch.tensor(1.0)))
+    encoder.register_forward_pre_hook(lambda encoder, inputs: inputs[0] * encoder.weight * encoder.gain)
+    decoder = vsc.NormalDecoder(6, (1, 8, 8), (), variance="shared")
+    return vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(6, learn_inclusion="global")).double()
+
+
 def assert_like_single_fits(make, data, seeds=(0, 1), **settings):
     """`make` of each position is trained by `fit` to the weights that it is trained to with the others."""
     settings = {"epochs": 3, "batch_size": 100, "lr": 3e-3, "compile": False} | settings | QUIET
@@ -111,6 +122,24 @@ def test_numbers_and_buffers_of_its_own_and_schedules_of_all(some):
         assert model.beta == twin.beta == 3.0
 
 
+def test_parameters_of_dimension_0(some):
+    models = [with_scalars(seed) for seed in range(2)]
+    assert_like_single_fits(with_scalars, some, objective="exact")
+    histories = fit_ensemble(models, some, epochs=3, batch_size=100, objective="exact", lr=0.1, compile=False, **QUIET)
+    for model, history in zip(models, histories, strict=True):
+        moved = (model.decoder.amplitude - 1, model.encoder.gain - 1, model.prior.inclusion_logits + np.log(9))
+        assert all(parameter.shape == () and parameter.abs() > 0.05 for parameter in moved)
+        assert history.elbo[-1] > history.elbo[0]
+
+
+def test_a_parameter_of_dimension_0_that_is_not_finite_is_named_with_its_model(some):
+    models = [with_scalars(seed) for seed in range(2)]
+    for model, value in zip(models, (1.0, np.inf), strict=True):
+        model.prior.spare = nn.Parameter(torch.tensor(value))  # reached by no loss, which would tell first
+    with pytest.raises(vsc.NonFiniteLossError, match=r"models\[1\], of seed 1: prior.spare became NaN or infinite"):
+        fit_ensemble(models, some[:50], epochs=1, objective="exact", **QUIET)
+
+
 def test_pseudo_inputs_start_where_they_do_in_a_fit(some):
     models = [with_pseudo_inputs(), with_pseudo_inputs()]
     settings = {"epochs": 1, "lr": 1e-9} | QUIET
@@ -160,10 +189,15 @@ def stacked_and_single(model, x, objective, count=200):
         ("disarm", "analytic"),
         ("pseudo-inputs", "trace"),
         ("vsc", "analytic"),
+        ("hyperprior", "analytic"),
     ],
 )
 def test_a_stacked_step_is_in_distribution_that_of_one_model(small_vae, digits, gate, objective):
-    own = {"pseudo-inputs": with_pseudo_inputs, "vsc": flagship}
+    own = {
+        "pseudo-inputs": with_pseudo_inputs,
+        "vsc": flagship,
+        "hyperprior": lambda: small_vae(learn_inclusion="global", hyperprior=(1.0, 9.0)),
+    }
     model = (own[gate]() if gate in own else small_vae(gate)).double()
     stacked, single = stacked_and_single(model, digits.train.images[:8].round().double(), objective)
     assert len(stacked[:, 0].unique()) == len(stacked)  # no two models have the same noise

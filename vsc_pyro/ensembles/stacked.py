@@ -143,7 +143,7 @@ class Ensemble:
 
     def finite_weights(self) -> Iterator[tuple[str, list[bool]]]:
         """Of each parameter, by name, whose are finite."""
-        finite = [parameter.isfinite().flatten(1).all(1) for parameter in self._parameters]
+        finite = [parameter.isfinite().unsqueeze(-1).flatten(1).all(1) for parameter in self._parameters]
         yield from zip(self._names, torch.stack(finite).tolist(), strict=True)
 
     def hand_back(self) -> None:
