@@ -45,6 +45,9 @@ _TINY = 1e-30
 class VAE(nn.Module):
     r"""Variational autoencoder of an encoder, a decoder and a prior.
 
+    Weights start from torch's random numbers: ``torch.manual_seed(0)`` before the parts are built makes them the same
+    in every run, whatever `seed` is given to `fit` later.
+
     Trained by `vsc_pyro.fit`, or by bare Pyro inside a parameter-store scope of its own::
 
         with pyro.get_param_store().scope():

@@ -68,7 +68,7 @@ def fit_ensemble(
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``; held in memory.
         objective, epochs, batch_size, lr, device, progress: as of `fit`. The bar shows the least and the greatest
             objective of the models.
-        seeds: one for each model; None for 0, 1, 2, ...
+        seeds: one for each model; None for 0, 1, 2, ... As of `fit`, none of them settles the weights at the start.
         schedules: of all models alike, as of `fit`; they come before numbers that differ.
         compile: compile the common step, which takes some 10 seconds; False runs its operations one by one, which for
             small models takes twice as long, and a seventh of eager steps. ``"auto"`` compiles for runs of 10,000

@@ -104,7 +104,8 @@ def fit(
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
             `vsc_pyro.schedules`. The last value stays.
         device: ``"auto"`` for the GPU where there is one.
-        seed: of shuffling, binarisation and all draws.
+        seed: of shuffling, binarisation and all draws. The weights at the start are the model's own: call
+            ``torch.manual_seed(0)`` before its parts are built, and they are the same in every run.
         checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically; a link is written
             through, and ``~`` is the home folder.
         resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
