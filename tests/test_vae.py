@@ -58,24 +58,15 @@ def test_predictive_and_renyi(small_vae, digits):
     assert bound.loss(vae.model, vae.guide, x) < Trace_ELBO(num_particles=20).loss(vae.model, vae.guide, x)
 
 
-def test_two_models_train_in_one_process_each_in_its_own_scope(small_vae, digits):
+def test_two_models_train_in_one_process(small_vae, digits):
     x = digits.train.draw(slice(200))
     for seed in (0, 1):
         vae = small_vae(seed=seed)
         before = {n: p.clone() for n, p in vae.named_parameters()}
-        with pyro.get_param_store().scope():
-            svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
-            losses = [svi.step(x) for _ in range(100)]
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
+        losses = [svi.step(x) for _ in range(100)]
         assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
         assert all(not torch.equal(p, before[n]) for n, p in vae.named_parameters())
-
-
-def test_a_second_model_without_a_scope_is_refused_rather_than_not_trained(small_vae, digits):
-    x = digits.train.images[:10].round()
-    first, second = small_vae(seed=0), small_vae(seed=1)
-    SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x)
-    with pytest.raises(RuntimeError, match=r"another model under the name 'vae'.*scope\(\)"):
-        SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x)
 
 
 def test_drawing_from_models_leaves_the_parameter_store_alone(small_vae, digits):

@@ -36,7 +36,7 @@ from vsc_pyro.modes import in_mode
 from vsc_pyro.networks import DEFAULT_HIDDEN
 from vsc_pyro.priors import Prior, PseudoInputPrior
 from vsc_pyro.priors.prior import depends_on_data
-from vsc_pyro.registration import register
+from vsc_pyro.registration import name_in_store, register
 from vsc_pyro.seeding import alone
 
 _TINY = 1e-30
@@ -48,11 +48,18 @@ class VAE(nn.Module):
     Weights start from torch's random numbers: ``torch.manual_seed(0)`` before the parts are built makes them the same
     in every run, whatever `seed` is given to `fit` later.
 
-    Trained by `vsc_pyro.fit`, or by bare Pyro inside a parameter-store scope of its own::
+    Trained by `vsc_pyro.fit`, or by bare Pyro, any number of models beside one another::
 
-        with pyro.get_param_store().scope():
-            svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
-            svi.step(x)
+        svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+        svi.step(x)
+
+    In Pyro's parameter store each model has a name of its own, `store_name`. A `vsc_pyro.save_checkpoint` needs no
+    store; where Pyro's own file is wanted, these put what it holds into a model that is built alike::
+
+        pyro.get_param_store().save("parameters")  # and in another process
+        pyro.get_param_store().load("parameters")
+        pyro.module("vae", vae, update_module_params=True)  # the `store_name` of the model that was saved ...
+        pyro.clear_param_store()  # ... which need not be that of the model here
 
     Args:
         encoder: x ``(B, ...)`` -> q(z|x) with `batch_shape` ``(B,)``.
@@ -94,6 +101,14 @@ class VAE(nn.Module):
         tensors = itertools.chain(self.parameters(), self.buffers())
         return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
+    @property
+    def store_name(self) -> str:
+        """The model's name in Pyro's parameter store: ``"vae"`` for a process's first to be trained, then ``"vae_2"``.
+
+        The parameters are ``f"{store_name}$$${name}"``. A copy has a name of its own.
+        """
+        return name_in_store(self)
+
     def extra_repr(self) -> str:
         return f"beta={self.beta}"
 
@@ -102,7 +117,7 @@ class VAE(nn.Module):
 
         Outside the plate: the prior's own latent variables, by their names, and a factor ``"penalty"`` if it has one.
         """
-        register("vae", self)
+        register(self)
         values = self._sample_hyperparameters(x, 0)
         penalty = self.prior.penalty() if hasattr(self.prior, "penalty") else None
         if penalty is not None:
@@ -116,7 +131,7 @@ class VAE(nn.Module):
 
     def guide(self, x: Tensor) -> Tensor:
         """Pyro guide of data x, shape ``(B, ...)``; the latent sites of the model. Returns z."""
-        register("vae", self)
+        register(self)
         self._sample_hyperparameters(x, 1)
         with pyro.plate("data", x.shape[0], dim=-1), self._weighed_by_beta():
             return pyro.sample("z", self.encoder(x))
