@@ -1,4 +1,4 @@
-"""Two processes train as one does with the same batches; each test starts them as a user would, by torchrun."""
+"""Two processes train as one does with the same batches. One torchrun starts them, as a user would, for all tests."""
 
 import json
 import subprocess
@@ -12,18 +12,75 @@ import vsc_pyro as vsc
 from vsc_pyro import parallel
 from vsc_pyro.seeding import seeded
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+HERE = Path(__file__).parent
+SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu --quiet".split()
+
+
 PROGRAM = """
 import sys
 import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+sys.path[:0] = sys.argv[1:3]
+import mnist_vsc
 import vsc_pyro as vsc
+from test_parallel import SMALL, train
 from vsc_pyro import parallel
-from test_parallel import build, train
 
-kind, folder, epochs, *resume = sys.argv[1:]
+folder = sys.argv[3]
+
+
+class Noting(vsc.DeltaEncoder):
+    '''Keeps what it is trained on, a pattern of bits for each of 40 data.'''
+    def forward(self, x):
+        if self.training:
+            seen.extend((x.long() * 2 ** torch.arange(16)).sum(1).tolist())
+        return super().forward(x)
+
+
+def keep(name, found):
+    torch.save(found, f"{folder}/{name}-{parallel.rank()}.pt")
+
+
+def refusal(task):
+    try:
+        task()
+    except (SystemExit, ValueError) as error:
+        return str(error)
+
+
+mnist_vsc.main([*SMALL, "--output", folder + "/run"])
+refused = refusal(lambda: mnist_vsc.main([*SMALL, "--output", folder + "/run"]))
 with parallel.joined("cpu"):
-    model = train(kind, int(epochs), folder + "/checkpoint.pt", bool(resume))
-    torch.save(model.state_dict(), f"{folder}/{parallel.rank()}.pt")
+    keep("refused", refused)
+    keep("point", train("point", 3).state_dict())
+    keep("whole", train("spikes", 4, folder + "/whole.pt").state_dict())
+    train("spikes", 2, folder + "/parts.pt")
+    keep("parts", train("spikes", 4, folder + "/parts.pt", True).state_dict())
+
+    data = TensorDataset(((torch.arange(40)[:, None] >> torch.arange(16)) & 1).float())
+    for number, settings in enumerate(({}, {"num_workers": 1}, {"generator": torch.Generator()})):
+        seen = []
+        torch.manual_seed(0)
+        model = vsc.VAE(Noting(16, 3, hidden=(8,)), vsc.BernoulliDecoder(3, 16, hidden=(8,)), vsc.LaplacePrior(3))
+        vsc.fit(model, DataLoader(data, 10, shuffle=True, **settings), epochs=2, progress=False, device="cpu")
+        keep(f"loader{number}", seen)
+    mine = TensorDataset(torch.eye(16)[parallel.rank() :: 2])
+    keep("loaders", [
+        refusal(lambda: vsc.fit(model, loader, progress=False, device="cpu", **({"epochs": 1} | settings)))
+        for loader, settings in (
+            (DataLoader(data, 5, sampler=DistributedSampler(data)), {}),
+            (DataLoader(data, 10), {"epochs": 1 + parallel.rank()}),
+            (DataLoader(mine, 4), {}),
+            (DataLoader(data, batch_sampler=[[0, 1], [2]]), {}),
+        )
+    ])
+
+    a, b = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = torch.optim.SGD([a, b], 1.0)
+    parallel.sum_gradients(optimizer)
+    (a if parallel.rank() else b).sum().backward()
+    optimizer.step()
+    keep("unreached", [a.detach(), b.detach()])
 """
 
 
@@ -48,20 +105,26 @@ def train(kind, epochs, checkpoint=None, resume=False):
     return model
 
 
-def torchrun(*command, **settings):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder that two processes have left their findings in, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "program.py").write_text(PROGRAM)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, **settings)
-
-
-def train_by_two(folder, *arguments):
-    (folder / "program.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{PROGRAM}")
-    result = torchrun(folder / "program.py", *arguments)
+    command = [*launch, folder / "program.py", HERE, HERE.parent / "examples", folder]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder, result.stdout
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    first, second = train_by_two(tmp_path, "point", tmp_path, 3)
+@pytest.fixture
+def found(run):
+    """What each of the two has kept under a name."""
+    return lambda name: [torch.load(run[0] / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_take_the_steps_of_one(found):
+    first, second = found("point")
     alone = train("point", 3).state_dict()
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
@@ -69,16 +132,13 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert any((value - build("point").state_dict()[name]).abs().max() > 0.01 for name, value in alone.items())
 
 
-def test_a_run_of_two_is_gone_on_with_and_ends_in_the_same_weights(tmp_path):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole, other = train_by_two(tmp_path / "whole", "spikes", tmp_path / "whole", 4)
-    train_by_two(tmp_path / "parts", "spikes", tmp_path / "parts", 2)
-    parts, _ = train_by_two(tmp_path / "parts", "spikes", tmp_path / "parts", 4, "resume")
+def test_a_run_of_two_is_gone_on_with_and_ends_in_the_same_weights(run, found):
+    whole, other = found("whole")
+    parts, _ = found("parts")
     for name, value in whole.items():
         assert torch.equal(value, other[name])
         assert torch.equal(value, parts[name])
-    history = vsc.load_checkpoint(tmp_path / "whole" / "checkpoint.pt")["history"]["elbo"]
+    history = vsc.load_checkpoint(run[0] / "whole.pt")["history"]["elbo"]
     assert history[-1] > history[0]  # of all data, as one process tells it
     assert history[0] == pytest.approx(history_of_one()[0], abs=1)
 
@@ -89,64 +149,32 @@ def history_of_one():
     return vsc.fit(build("spikes"), data, epochs=1, batch_size=99, progress=False, device="cpu").elbo
 
 
-def test_mnist_vsc_by_two_processes_writes_once(tmp_path):
-    small = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu --quiet".split()
-    result = torchrun(EXAMPLES / "mnist_vsc.py", *small, "--output", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("digits, test:") == 1
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_mnist_vsc_by_two_processes_writes_once(run, found):
+    folder, printed = run
+    assert printed.count("digits, test:") == 1
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert (metrics["processes"], metrics["epochs"]) == (2, 2)
-    refused = torchrun(EXAMPLES / "mnist_vsc.py", *small, "--output", tmp_path / "run")
-    assert refused.returncode != 0
-    assert "holds a finished run" in refused.stderr
+    assert all("holds a finished run" in refused for refused in found("refused"))
 
 
-LOADERS = """
-import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-import vsc_pyro as vsc
-from vsc_pyro import parallel
-
-class Noting(vsc.DeltaEncoder):
-    '''Keeps what it is trained on, a pattern of bits for each of 40 data.'''
-    def forward(self, x):
-        if self.training:
-            seen.extend((x.long() * 2 ** torch.arange(16)).sum(1).tolist())
-        return super().forward(x)
-
-with parallel.joined("cpu"):
-    data = TensorDataset(((torch.arange(40)[:, None] >> torch.arange(16)) & 1).float())
-    for settings in ({}, {"num_workers": 1}, {"generator": torch.Generator()}):
-        seen = []
-        torch.manual_seed(0)
-        model = vsc.VAE(Noting(16, 3, hidden=(8,)), vsc.BernoulliDecoder(3, 16, hidden=(8,)), vsc.LaplacePrior(3))
-        vsc.fit(model, DataLoader(data, 10, shuffle=True, **settings), epochs=2, progress=False, device="cpu")
-        both = [None, None]
-        torch.distributed.all_gather_object(both, seen)
-        for epoch in range(2):
-            parts = [part[20 * epoch : 20 * epoch + 20] for part in both]
-            assert sorted(parts[0] + parts[1]) == list(range(40)), (settings, parts)
-        assert both[0][:20] != both[0][20:]
-    mine = TensorDataset(torch.eye(16)[parallel.rank() :: 2])
-    for loader, settings, reason in (
-        (DataLoader(data, 5, sampler=DistributedSampler(data)), {}, "leave the sampler out"),
-        (DataLoader(data, 10), {"epochs": 1 + parallel.rank()}, "processes differ in epochs: 1, 2"),
-        (DataLoader(mine, 4), {}, "processes differ in the first minibatch of epoch 1"),
-        (DataLoader(data, batch_sampler=[[0, 1], [2]]), {}, "a batch of 1 data cannot be shared by 2 processes"),
-    ):
-        try:
-            vsc.fit(model, loader, progress=False, device="cpu", **({"epochs": 1} | settings))
-        except ValueError as error:
-            assert reason in str(error), error
-        else:
-            raise AssertionError(f"not refused: {reason}")
-"""
+@pytest.mark.parametrize("number", range(3), ids=["plain", "worker", "generator"])
+def test_an_epoch_of_a_loader_is_one_pass_over_the_data(found, number):
+    both = found(f"loader{number}")
+    for epoch in range(2):
+        first, second = (part[20 * epoch : 20 * epoch + 20] for part in both)
+        assert sorted(first + second) == list(range(40))
+    assert both[0][:20] != both[0][20:]
 
 
-def test_an_epoch_of_a_loader_is_one_pass_over_the_data(tmp_path):
-    (tmp_path / "loaders.py").write_text(LOADERS)
-    result = torchrun(tmp_path / "loaders.py")
-    assert result.returncode == 0, result.stderr
+def test_loaders_that_two_processes_cannot_share_are_refused(found):
+    reasons = (
+        "leave the sampler out",
+        "processes differ in epochs: 1, 2",
+        "processes differ in the first minibatch of epoch 1",
+        "a batch of 1 data cannot be shared by 2 processes",
+    )
+    for refusals in found("loaders"):
+        assert all(reason in refusal for reason, refusal in zip(reasons, refusals, strict=True))
 
 
 def test_what_was_not_started_by_torchrun_is_refused(monkeypatch):
@@ -161,24 +189,9 @@ def test_what_was_not_started_by_torchrun_is_refused(monkeypatch):
         pass
 
 
-def test_a_process_whose_data_reach_no_parameter_adds_nothing(tmp_path):
-    (tmp_path / "unreached.py").write_text(UNREACHED)
-    result = torchrun(tmp_path / "unreached.py")
-    assert result.returncode == 0, result.stderr
-
-
-UNREACHED = """
-import torch
-from vsc_pyro import parallel
-
-with parallel.joined("cpu"):
-    a, b = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
-    optimizer = torch.optim.SGD([a, b], 1.0)
-    parallel.sum_gradients(optimizer)
-    (a if parallel.rank() else b).sum().backward()
-    optimizer.step()
-    assert torch.equal(a.detach(), -torch.ones(3)) and torch.equal(b.detach(), -torch.ones(3))
-"""
+def test_a_process_whose_data_reach_no_parameter_adds_nothing(found):
+    for parameters in found("unreached"):
+        assert all(torch.equal(parameter, -torch.ones(3)) for parameter in parameters)
 
 
 def test_alone_nothing_is_different():
