@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from vsc_pyro.checkpoints import load_weights
 from vsc_pyro.networks import ACTIVATIONS, MLP, ConvTrunk, DeconvTrunk
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 27, 33), (2, 7, 4)]
@@ -64,15 +65,72 @@ def test_every_pixel_is_seen_and_drawn(shape):
     assert (images.std(0) > 1e-4).all()
 
 
-def test_no_checkerboard():
-    # With all weights alike, a kernel that the stride does not divide covers neighbouring pixels unequally.
-    trunk = DeconvTrunk((1, 29, 28), (3, 2))
+def constant_map_through(layers, channels, rows, columns):
+    """The output of layers that double sizes for a map that is constant in space, off its border."""
+    image = torch.randn(4, channels, 1, 1, dtype=torch.float64).expand(-1, -1, rows, columns)
     with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.fill_(0.1)
-        image = trunk(torch.ones(256))[0]
-    inside = image[3:-4, 3:-4]  # borders of 3, and 1 of output padding
-    torch.testing.assert_close(inside, inside[:1, :1].expand_as(inside))
+        for layer in layers:
+            image = layer(image)
+    return image[:, :, 8:-9, 8:-9]
+
+
+def unevenness(image):
+    """The variance in space, relative to the mean square."""
+    return float((image - image.mean((-2, -1), keepdim=True)).square().mean() / image.square().mean())
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 36), (3, 31, 38)])
+def test_no_weights_make_a_checkerboard_of_a_constant_map(shape):
+    trunk = DeconvTrunk(shape, (6, 4)).double()
+    after = list(trunk.layers)[2:]
+    for disturb in (0.0, 1.0, 10.0):  # at the start, and as training could leave them
+        with torch.no_grad():
+            for parameter in trunk.parameters():
+                parameter.add_(disturb * torch.randn_like(parameter))
+        image = constant_map_through(after, 6, shape[1] // 4, shape[2] // 4)
+        assert image.shape[-2:] == (shape[1] - 17, shape[2] - 17)
+        assert image.square().mean() > 0
+        assert unevenness(image) < 1e-20
+    plain = torch.nn.ConvTranspose2d(6, 4, 4, 2, 1).double()  # whose kernel's size the stride divides, too
+    assert unevenness(constant_map_through([plain], 6, 20, 20)) > 0.1
+
+
+def share_of_period_two(images):
+    """The share of the spectral power of images, their means apart, in the highest frequencies, up or across."""
+    power = torch.fft.fft2(images - images.mean((-2, -1), keepdim=True)).abs().square().mean((0, 1))
+    height, width = power.shape
+    highest = torch.zeros_like(power, dtype=torch.bool)
+    highest[height // 2] = True
+    highest[:, width // 2] = True
+    return float(power[highest].sum() / power.sum())
+
+
+def test_pictures_of_random_codes_are_smooth_at_the_start_and_after_training():
+    # White noise has a share of 1/16 there, and transposed convolutions of independent weights more, as they start.
+    trunk = DeconvTrunk((1, 32, 32), (16, 8), 8)
+    codes, smooth = torch.randn(50, 8), torch.nn.Upsample(scale_factor=8, mode="bilinear")
+    targets = smooth(torch.randn(50, 1, 4, 4))
+    assert share_of_period_two(trunk(codes).detach()) < 0.02
+    optimizer = torch.optim.Adam(trunk.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (trunk(codes) - targets).square().mean().backward()
+        optimizer.step()
+    assert share_of_period_two(trunk(codes).detach()) < 0.02
+    plain = DeconvTrunk((1, 32, 32), (16, 8), 8)
+    for number, (before, after) in ((3, (16, 8)), (5, (8, 1))):
+        plain.layers[number] = torch.nn.ConvTranspose2d(before, after, 4, 2, 1)
+    assert share_of_period_two(plain(codes).detach()) > 0.1
+
+
+def test_weights_of_plain_transposed_convolutions_are_refused():
+    trunk, plain = (DeconvTrunk((1, 8, 8), (6, 4)) for _ in range(2))
+    for number, (before, after) in ((3, (6, 4)), (5, (4, 1))):
+        plain.layers[number] = torch.nn.ConvTranspose2d(before, after, 4, 2, 1)
+    with pytest.raises(
+        ValueError, match=r"of another architecture: layers.3.kernel is absent there and \(6, 4, 4, 4\)"
+    ):
+        load_weights(trunk, {"model": plain.state_dict()})
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
@@ -87,7 +145,7 @@ def test_trunks_learn_to_reconstruct_images(digits):
     x = digits.train.images[:100]
     trunks = torch.nn.Sequential(ConvTrunk((1, 8, 8)), torch.nn.ReLU(), DeconvTrunk((1, 8, 8)))
     optimizer = torch.optim.Adam(trunks.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = (trunks(x) - x).square().mean()
         loss.backward()

@@ -6,7 +6,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vsc_pyro.arguments import choice, positive_int, sizes
 
@@ -102,10 +104,13 @@ class ConvTrunk(nn.Module):
 class DeconvTrunk(nn.Module):
     """Convolutional network from features to images: each transposed convolution of stride 2 doubles height and width.
 
-    The mirror of `ConvTrunk`, with an activation after each layer but the last. Kernels are 4x4, a multiple of the
-    stride, so that all pixels off the border are covered alike and no checkerboard shows (Odena et al., 2016). Sizes
-    are those of the image halved and rounded down; a row or column of output padding gives odd ones back. Weights start
-    as in He et al. (2015).
+    The mirror of `ConvTrunk`, with an activation after each layer but the last. A stride that divides the kernel's size
+    does not by itself keep a checkerboard away (Odena et al., 2016), for the four output pixels of each input pixel are
+    products with four different kernels. Here these have the same sum, whatever the weights: a constant map stays
+    constant off the border, at the start and after any training. Weights start smooth, as those of a 3x3 convolution
+    of the enlarged map, of variance as in He et al. (2015).
+
+    Sizes are those of the image halved and rounded down; a row or column of output padding gives odd ones back.
 
     Args:
         output_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
@@ -144,10 +149,7 @@ class DeconvTrunk(nn.Module):
             itertools.pairwise((*channels, color)), itertools.pairwise(grids), strict=True
         ):
             odd = tuple(new - 2 * old for old, new in zip(small, large, strict=True))
-            layers += [
-                activation_class(),
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, output_padding=odd),
-            ]
+            layers += [activation_class(), _Doubling(before, after, odd)]
         self.layers = nn.Sequential(*layers)
         self.layers.apply(_initialize)
 
@@ -155,18 +157,44 @@ class DeconvTrunk(nn.Module):
         return self.layers(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], *self.output_shape)
 
 
+class _Doubling(nn.Module):
+    r"""Transposed 4x4 convolution of stride 2 that takes constant maps to constant maps.
+
+    Output pixels see the entries of the kernel in four groups, by whether row and column are even: 2x2 entries
+    each, :math:`v_{pq}`. Each group is moved to the mean of all, :math:`w_{pq} = v_{pq} - \bar v_{pq} + \bar v`.
+
+    Args:
+        before, after: channels of the input and of the output.
+        odd: how many rows and columns to add to twice those of the input, 0 or 1 of each.
+
+    Shapes:
+        ``(B, before, H, W) -> (B, after, 2 * H + odd[0], 2 * W + odd[1])``
+    """
+
+    def __init__(self, before: int, after: int, odd: tuple[int, int]) -> None:
+        super().__init__()
+        self._odd = odd
+        small = torch.randn(before * after, 1, 3, 3) * math.sqrt(2 / (9 * before))
+        # The 3x3 convolution of a map whose pixels are repeated twice, as one transposed convolution.
+        kernel = functional.conv2d(small, torch.ones(1, 1, 2, 2), padding=1)
+        self.kernel = nn.Parameter(kernel.reshape(before, after, 4, 4))
+        self.bias = nn.Parameter(torch.zeros(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.kernel.unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (before, after, 2, p, 2, q)
+        means = groups.mean((2, 4), keepdim=True)
+        weight = (groups - means + means.mean((3, 5), keepdim=True)).reshape(self.kernel.shape)
+        return functional.conv_transpose2d(x, weight, self.bias, stride=2, padding=1, output_padding=self._odd)
+
+
 def _initialize(layer: nn.Module) -> None:
     """Weights of variance 2 / fan-in and no bias (He et al., 2015).
 
     Torch's own variance is 1 / (3 fan-in): through five layers little of a code is left, and little of its gradient.
     """
-    if not isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-        return
-    fan_in = layer.weight[0].numel()
-    if isinstance(layer, nn.ConvTranspose2d):  # its weight is (in, out, height, width); a pixel sees kernel / stride
-        fan_in = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
-    nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_in))
-    nn.init.zeros_(layer.bias)
+    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.weight[0].numel()))
+        nn.init.zeros_(layer.bias)
 
 
 def _image_shape(name: str, value: Sequence[int], channels: tuple[int, ...]) -> tuple[int, int, int]:
