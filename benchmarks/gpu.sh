@@ -24,7 +24,7 @@ run() {
 }
 
 run "$python" -m pytest -n 0 --device cuda
-for benchmark in step scaling evaluation loading ensemble; do
+for benchmark in step scaling evaluation loading ensemble defaults; do
     run "$python" "benchmarks/$benchmark.py" --device cuda "$@"
 done
 exit $failed

@@ -47,12 +47,13 @@ class UnavailableError(Exception):
     """Why a contestant cannot take part here."""
 
 
-def parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def parser(description: str, rounds: int | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `rounds` is None for those that compare no times."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU where there is one")
     options.add_argument("--threads", type=whole, help="of torch; default: as it starts")
-    options.add_argument("--rounds", type=whole, help=f"of all contestants; default: {rounds}, with --quick 2")
+    if rounds is not None:
+        options.add_argument("--rounds", type=whole, help=f"of all contestants; default: {rounds}, with --quick 2")
     options.add_argument(
         "--data-root", type=expanded, help="folder that holds MNIST/raw; random pixels where it does not"
     )
@@ -60,7 +61,7 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     options.add_argument(
         "--output", type=expanded, help="JSON file; default: results/NAME-DEVICE.json here, with --quick none"
     )
-    options.set_defaults(full_rounds=rounds)
+    options.set_defaults(full_rounds=rounds, **({"rounds": None} if rounds is None else {}))
     return options
 
 
@@ -181,16 +182,17 @@ class Session:
             for name, found in result["contestants"].items()
         ]
         table(title, ["median (quartiles) of rounds", "ms", *(f"/ {name}" for name in baselines)], rows)
-        self._write()  # so that nothing is lost if a later comparison fails
+        self.write()  # so that nothing is lost if a later comparison fails
         return result
 
     def finish(self) -> dict[str, Any]:
         """Write what was found, and return it."""
-        if (output := self._write()) is not None:
+        if (output := self.write()) is not None:
             print(f"\nwritten: {output}")
         return self.record
 
-    def _write(self) -> Path | None:
+    def write(self) -> Path | None:
+        """Write what was found so far; returns the file, None with `--quick` and no `--output`."""
         self.record["environment"]["load_at_end"] = os.getloadavg()
         output = self._output
         if output is None and not self.quick:

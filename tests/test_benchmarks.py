@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import contestants
+import defaults
 import ensemble
 import evaluation
 import loading
@@ -118,7 +119,7 @@ def record(tmp_path):
         assert written["environment"].keys() >= ENVIRONMENT
         assert str(tmp_path) not in output.read_text()
         for result in written["results"]:
-            for found in result["contestants"].values():
+            for found in result.get("contestants", {}).values():
                 assert found["seconds"].keys() == {"median", "q1", "q3", "n"}
                 assert 0 < found["seconds"]["q1"] <= found["seconds"]["median"] <= found["seconds"]["q3"]
                 assert len(found["rounds"]) == found["seconds"]["n"]
@@ -154,7 +155,7 @@ def loaders():
 def test_one_command_for_a_gpu_says_where_there_is_none():
     script = Path(measure.__file__).with_name("gpu.sh")
     command = re.search(r"for benchmark in (.*); do", script.read_text())
-    everything = {path.stem for path in script.parent.glob("*.py")} - {"contestants", "measure"}
+    everything = {path.stem for path in script.parent.glob("*.py")} - {"contestants", "default_rows", "measure"}
     assert set(command[1].split()) == everything
     settings = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     run = subprocess.run(["bash", script], capture_output=True, text=True, env=settings)
@@ -190,6 +191,69 @@ def test_evaluation(record):
         draws = result["num_images"] * result["num_draws"]
         rates = [draws / seconds for seconds in found["rounds"]]
         assert found["draws_per_second"]["median"] == pytest.approx(sum(rates) / 2)
+
+
+def test_defaults(record, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    names = ["faces", "digits-standardised", "digits-bundled"]
+    written = record(defaults, "--rows", *names, "--seeds", "0", "1", "--data-root", str(tmp_path))
+    assert written["left_out"] == {"faces": ["needs more/olivetti.npz in the folder of --data-root"]}
+    assert [(result["title"], result["seed"]) for result in written["results"]] == [
+        (name, seed) for name in names[1:] for seed in (0, 1)
+    ]
+    for result in written["results"]:
+        found, is_binary = result["found"], result["title"] == "digits-bundled"
+        assert found.keys() == set(defaults.CONTESTANTS) - ({"nmf"} if not is_binary else set())
+        for values in found.values():
+            assert values["r2_mean"] < 1
+            assert ("explained_mean" in values) == is_binary
+        assert found["dense"]["hard_l0"] == result["latent_dim"]
+        assert 0 <= found["ours"]["expected_l0_used"] <= found["ours"]["expected_l0"] < result["latent_dim"]
+        assert found["pca"]["r2_mean"] > found["pca-l0"]["r2_mean"] > 0
+    assert "*** faces: needs more/olivetti.npz" in capsys.readouterr().out
+
+
+@pytest.fixture
+def wine():
+    pytest.importorskip("sklearn")
+    return defaults.ROWS["wine"].load(None)
+
+
+def test_defaults_are_measured_about_the_training_mean(wine):
+    baseline = defaults.Baseline(wine, seed=0)
+    mean = wine.train.images.double().mean(0).expand_as(wine.test.images)
+    assert baseline.r2(mean) == pytest.approx(0)
+    assert baseline.r2(wine.test.images.double()) == pytest.approx(1)
+    assert baseline.r2((mean + wine.test.images) / 2) == pytest.approx(0.75)
+
+
+def test_defaults_decode_the_mean_and_the_hard_code(wine):
+    row = defaults.ROWS["wine"]._replace(network="linear")
+    torch.manual_seed(0)
+    model = defaults.build(row, (13,), encoder_kwargs={"initial_inclusion": 0.5}, decoder_kwargs={"scale": 0.3})
+    assert float(model.decoder.scale) == pytest.approx(0.3)
+    x = wine.test.images
+    codes = defaults.codes_of(model, x)
+    with model.evaluating():
+        posterior = model.encoder(x).base_dist
+        weight, bias = model.decoder.network[0].weight, model.decoder.network[0].bias
+        torch.testing.assert_close(codes["decoded_mean"], posterior.mean @ weight.T + bias)
+        hard = posterior.slab.loc * (posterior.logits > 0)
+        torch.testing.assert_close(codes["decoded_hard"], hard @ weight.T + bias)
+        kl = torch.distributions.kl_divergence(model.encoder(x), model.prior(x))
+        torch.testing.assert_close(codes["kl"].sum(1), kl)
+    assert 0 < (codes["hard"] == 0).float().mean() < 1
+
+
+def test_defaults_count_a_latent_that_is_on_and_says_something():
+    gamma = torch.zeros(100, 5)
+    gamma[:, 1] = 0.9  # the same for all data
+    gamma[:1, 2] = 0.9  # on for one in a hundred
+    gamma[:50, 3] = 0.4  # never on
+    gamma[:, 4] = 0.9
+    kl = torch.zeros(100, 5)
+    kl[:, 4] = 0.02
+    assert defaults.used({"gamma": gamma, "kl": kl}).tolist() == [False, False, True, False, True]
 
 
 def test_loading(record):
