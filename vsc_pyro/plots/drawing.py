@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -89,13 +90,15 @@ class Drawing:
         return dataclasses.replace(self, limits=(low, high), cmap=cmap or self.cmap)
 
     def holding(self, rows: Sequence[Tensor]) -> Drawing:
-        """The same with room for rows of decoded vectors, up to three times the range of the data."""
+        """The same on the scale of the vectors shown, up to three times the range of the data."""
         if self.kind == "picture":
             return self
         low, high = self.limits
-        lows, highs = ([float(f(row[row.isfinite()])) for row in rows if row.isfinite().any()] for f in (_min, _max))
+        shown = torch.cat([row.flatten() for row in rows])
+        least, most = (float(end) for end in shown[shown.isfinite()].aminmax())
         room = high - low
-        return self.between(max(min([low, *lows]), low - room), min(max([high, *highs]), high + room))
+        least, most = max(min(least, 0.0), low - room), min(max(most, 0.0), high + room)
+        return self.between(least, most if most > least else least + 1.0)
 
     def draw(self, axes: Axes, datum: Tensor, first: bool = True, last: bool = True) -> Any:
         """Draw one datum in axes; of a row of vectors the `first` names values or features, the `last` row its scale.
@@ -115,7 +118,7 @@ class Drawing:
         axes.axvline(0, color="0.6", linewidth=0.6)
         axes.set(xlim=_with_margin(*self.limits), ylim=(len(values) - 0.4, -0.6))
         axes.set_yticks(at, self.feature_names)
-        axes.set_xticks(_ends(self.limits), [f"{end:.2g}" for end in _ends(self.limits)])
+        axes.set_xticks(self.limits, [f"{end:.2g}" for end in self.limits])
         axes.tick_params(labelsize=6, length=2, pad=1, labelleft=first, labelbottom=last)
         inches = axes.bbox.height / axes.get_figure(root=True).dpi
         if inches < 0.06 * len(values):  # the names would hide one another
@@ -129,7 +132,7 @@ class Drawing:
         (line,) = axes.plot(values, color=BLUE, linewidth=width, marker=marker, markersize=1.5)
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axes.set(ylim=_with_margin(*self.limits), xlim=(-0.5, len(values) - 0.5))
-        axes.set_yticks(_ends(self.limits), [f"{end:.2g}" for end in _ends(self.limits)])
+        axes.set_yticks(self.limits, [f"{end:.2g}" for end in self.limits])
         axes.set_xticks([0, len(values) - 1])
         axes.tick_params(labelsize=6, length=2, pad=1, labelleft=first, labelbottom=last)
         if self.names:
@@ -220,18 +223,6 @@ def _limits_of(x: Tensor) -> tuple[float, float]:
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1.0)
 
 
-def _min(x: Tensor) -> Tensor:
-    return x.min()
-
-
-def _max(x: Tensor) -> Tensor:
-    return x.max()
-
-
 def _with_margin(low: float, high: float) -> tuple[float, float]:
     margin = 0.05 * (high - low)
     return low - margin if low else 0.0, high + margin if high else 0.0
-
-
-def _ends(limits: tuple[float, float]) -> list[float]:
-    return sorted({*limits, 0.0}) if limits[0] < 0 < limits[1] else list(limits)

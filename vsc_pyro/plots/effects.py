@@ -43,8 +43,8 @@ def loadings(
     .. math:: \ell_{jd} = E[x_d | z = v_j e_j] - E[x_d | z = 0],
 
     at a typical value v of the latent. Of a linear decoder with the mean as its output this is v times the atom. With
-    data, v is the mean of the slab's centre where the latent is on, weighted by its inclusion, and latents come most
-    used first. Without, v is 1, a standard deviation of the standard slab, and latents come by the norm of their
+    data, v is the root mean square of the slab's centre where the latent is on, weighted by its inclusion, with the
+    sign of its mean, and latents come most used first. Without, v is 1, a standard deviation of the standard slab, and latents come by the norm of their
     loadings, largest first.
 
     Pictures are shown as such, all features of a latent, blue where it adds and red where it takes away.
@@ -68,26 +68,28 @@ def loadings(
         seen = data_for(model, data).draw(slice(None))
         usage = usage_of(model, seen)
         values, order = _typical_values(model, seen), usage.order[:num]
-        titles = {j: f", on {float(usage.inclusion[j]):.1%}, z = {float(values[j]):.2f}" for j in order.tolist()}
+        titles = {j: f"on {float(usage.inclusion[j]):.1%}, z = {float(values[j]):.2f}" for j in order.tolist()}
     effects, order = _strongest(model, values, order, num)
     if data is not None:
         effects = effects.reshape(-1, *seen.shape[1:])
     drawing = drawing_of(effects, names=names, **style)
-    labels = [f"latent {latent}{titles.get(latent, ', z = 1')}" for latent in order.tolist()]
+    labels = [f"latent {latent}\n{titles.get(latent, 'z = 1')}" for latent in order.tolist()]
     if drawing.kind == "picture":
         return _show_pictures(drawing, effects, labels)
     return _list_features(drawing, effects.flatten(1), labels, num_features)
 
 
 def _typical_values(model: VAE, seen: Tensor) -> Tensor:
-    """The mean of each latent given that it is on, shape ``(J,)``, on the CPU."""
-    sums = weights = 0.0
+    """The root mean square of each latent given that it is on, signed as its mean; shape ``(J,)``, on the CPU."""
+    sums, squares, weights = 0.0, 0.0, 0.0
     for x in seen.split(1000):
         posterior = model.encoder(x.to(model.reference))
-        inclusion = inclusion_of(posterior)
-        sums = sums + (inclusion * centre(slab_of(posterior))).sum(0).cpu()
+        inclusion, centres = inclusion_of(posterior), centre(slab_of(posterior))
+        sums = sums + (inclusion * centres).sum(0).cpu()
+        squares = squares + (inclusion * centres**2).sum(0).cpu()
         weights = weights + inclusion.sum(0).cpu()
-    return sums / weights.clamp(min=1e-12)
+    size = (squares / weights.clamp(min=1e-12)).sqrt()
+    return torch.where(sums < 0, -size, size)
 
 
 def _strongest(model: VAE, values: Tensor | None, order: Tensor | None, num: int) -> tuple[Tensor, Tensor]:
@@ -125,14 +127,14 @@ def _show_pictures(drawing: Drawing, effects: Tensor, labels: list[str]) -> Figu
     for axes, effect, label in zip(panels, effects.reshape(-1, *drawing.shape), labels, strict=False):
         limit = max(float(effect.abs().max()), 1e-12)
         drawing.between(-limit, limit, "RdBu").draw(axes, effect)
-        axes.set_title(label.replace(", ", "\n", 1), fontsize=8)
+        axes.set_title(label, fontsize=8)
     return figure
 
 
 def _list_features(drawing: Drawing, effects: Tensor, labels: list[str], num_features: int) -> Figure:
     num = min(num_features, effects.shape[1])
     names = drawing.feature_names if drawing.names else tuple(f"feature {name}" for name in drawing.feature_names)
-    figure, panels = _panels(len(labels), (2.5, 0.55 + 0.14 * num), "Strongest features of each latent")
+    figure, panels = _panels(len(labels), (2.5, 0.7 + 0.14 * num), "Strongest features of each latent")
     for axes, effect, label in zip(panels, effects, labels, strict=False):
         strongest = effect.abs().argsort(descending=True, stable=True)[:num].tolist()
         values = effect[strongest].tolist()

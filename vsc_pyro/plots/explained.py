@@ -180,7 +180,7 @@ def _explain_picture(drawing: Drawing, pair: Tensor, added: Tensor, names: list[
 def _explain_vector(drawing: Drawing, pair: Tensor, added: Tensor, names: list[str]) -> Figure:
     per_row = 1 if drawing.kind == "line" else _PER_ROW
     above, titles = in_rows(pair, _PAIR, min(per_row, 2))
-    below, more = in_rows(added, names, per_row)
+    below, more = in_rows(added, names, per_row) if names else ([], [])  # no data split into one row of none
     rows, titles = above + below, titles + more
     own = drawing.between(*_symmetric(added)) if names else drawing
     drawings = [drawing.holding([pair])] * len(above) + [own] * len(below)
