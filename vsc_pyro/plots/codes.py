@@ -154,12 +154,13 @@ def _draw_bars(axes: Axes, used: np.ndarray, expected: np.ndarray | None, order:
 
 def _draw_curve(axes: Axes, used: np.ndarray, expected: np.ndarray | None, order: list[int]) -> None:
     at = np.arange(1, len(order) + 1)
-    axes.fill_between(at, used.clip(_LEAST), _LEAST, color=BLUE, alpha=0.25, linewidth=0)
+    foot = max(_LEAST, 0.5 * float(used.min()))
+    axes.fill_between(at, used.clip(foot), foot, color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(at, used.clip(_LEAST), color=BLUE, label="posterior, mean over data")
     if expected is not None:
         axes.plot(at, expected.clip(_LEAST), linestyle="", marker=".", markersize=2, color=ORANGE, label="prior")
     # A few carry most of the use: on plain axes the curve would be a corner.
-    axes.set(yscale="log", ylim=(_LEAST, 1), xlim=(1, len(order)))
+    axes.set(yscale="log", ylim=(foot, 1), xlim=(1, len(order)))
     rare = int((used < _LEAST).sum())
     axes.set_xlabel(f"rank of the latent, most used first; {rare:,} are on in less than {_LEAST:.2%} of the data")
 

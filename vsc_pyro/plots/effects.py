@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _CODES_AT_ONCE = 256
-_PER_ROW = 4
+_WIDEST = 10.0  # inches
+_PANEL = 1.5  # inches of bars, without the features' names
 
 
 @looking
@@ -44,10 +45,11 @@ def loadings(
 
     at a typical value v of the latent. Of a linear decoder with the mean as its output this is v times the atom. With
     data, v is the root mean square of the slab's centre where the latent is on, weighted by its inclusion, with the
-    sign of its mean, and latents come most used first. Without, v is 1, a standard deviation of the standard slab, and latents come by the norm of their
-    loadings, largest first.
+    sign of its mean, and latents come most used first. Without, v is 1, a standard deviation of the standard slab, and
+    latents come by the norm of their loadings, largest first.
 
-    Pictures are shown as such, all features of a latent, blue where it adds and red where it takes away.
+    Pictures are shown as such, all features of a latent, blue where it adds and red where it takes away; of pictures
+    in colour grey is no change.
 
     Args:
         model: a `VAE`.
@@ -111,7 +113,7 @@ def _strongest(model: VAE, values: Tensor | None, order: Tensor | None, num: int
 
 
 def _panels(num: int, inches: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
-    columns = min(num, _PER_ROW)
+    columns = max(1, min(num, int(_WIDEST // inches[0])))
     num_rows = -(-num // columns)
     size = (max(inches[0] * columns, 4.0), inches[1] * num_rows + 0.4)
     figure = Figure(figsize=size, layout="constrained")
@@ -134,7 +136,9 @@ def _show_pictures(drawing: Drawing, effects: Tensor, labels: list[str]) -> Figu
 def _list_features(drawing: Drawing, effects: Tensor, labels: list[str], num_features: int) -> Figure:
     num = min(num_features, effects.shape[1])
     names = drawing.feature_names if drawing.names else tuple(f"feature {name}" for name in drawing.feature_names)
-    figure, panels = _panels(len(labels), (2.5, 0.7 + 0.14 * num), "Strongest features of each latent")
+    figure, panels = _panels(
+        len(labels), (_PANEL + 0.07 * max(map(len, names)), 0.7 + 0.14 * num), "Strongest features of each latent"
+    )
     for axes, effect, label in zip(panels, effects, labels, strict=False):
         strongest = effect.abs().argsort(descending=True, stable=True)[:num].tolist()
         values = effect[strongest].tolist()
@@ -144,6 +148,6 @@ def _list_features(drawing: Drawing, effects: Tensor, labels: list[str], num_fea
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7, length=2)
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_title(label, fontsize=8)
     return figure
