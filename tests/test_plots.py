@@ -200,7 +200,8 @@ def test_receptive_fields_are_the_atoms(trained):
         decoder.dictionary.copy_(torch.randn(5, 1, 6, 6) * torch.tensor([1.0, 9, 3, 0, 5]).reshape(5, 1, 1, 1))
     figure = plots.receptive_fields(model, num=4)
     largest = decoder.dictionary[1, 0].detach()
-    torch.testing.assert_close(shown_in(figure.axes[0]), 0.5 + 0.5 * largest / largest.abs().max())
+    torch.testing.assert_close(shown_in(figure.axes[0]), largest / largest.abs().max())
+    assert figure.axes[0].images[0].get_clim() == (-1, 1)
     assert len([axes for axes in figure.axes if axes.images]) == 4
     assert pixels(plots.receptive_fields(model)).std() > 0.02
     with pytest.raises(ValueError, match=r"only a linear decoder has a dictionary; build the decoder with hidden=\(\)"):

@@ -75,8 +75,20 @@ def decode(model, codes, shape):
 
 def as_shown(picture):
     if picture.ndim == 1:
-        return picture.reshape(8, 8)
+        return picture.reshape(8, 8) if len(picture) == 64 else picture
     return picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+
+
+def folded(x):
+    """Arguments by which flat data are drawn as the pictures that they are."""
+    return {"image_shape": (8, 8)} if x.ndim == 2 else {}
+
+
+def drawn_in(axes):
+    if axes.images:
+        return shown_in(axes)
+    values = [bar.get_width() for bar in axes.patches] or axes.lines[0].get_ydata()
+    return torch.as_tensor(np.asarray(values, dtype=np.float32))
 
 
 def shown_in(axes):
@@ -96,14 +108,14 @@ def rendered(figure):
 
 
 def assert_shows(axes, picture):
-    torch.testing.assert_close(shown_in(axes), as_shown(picture))
+    torch.testing.assert_close(shown_in(axes).flatten(), as_shown(picture).flatten())
 
 
 def test_code_shows_inclusion_and_quantiles_of_the_slab(model_and_data):
     model, x = model_and_data
     inclusion, slab, _ = code_of(model, x[:1])
     inclusion = inclusion[0]
-    figure = plots.code(model, x[0], num=4, coverage=0.8)
+    figure = plots.code(model, x[0], num=4, coverage=0.8, **folded(x))
     datum, above, below = figure.axes
     assert_shows(datum, x[0])
     latents = [int(text.get_text()) for text in above.get_xticklabels()]
@@ -131,7 +143,7 @@ def test_explanation_shows_what_the_picture_loses_without_a_latent(model_and_dat
     inclusion, _, z = code_of(model, x[:1])
     active = (inclusion[0] > 0.5).nonzero().flatten().tolist()
     assert len(active) >= 2
-    figure = plots.explanation(model, x[:1], num=2)
+    figure = plots.explanation(model, x[:1], num=2, **folded(x))
     datum, reconstruction, *contributions = pictures(figure)
     contributions = [axes for axes in contributions if axes.get_title()]
     whole = decode(model, z, shape)[0]
@@ -174,8 +186,8 @@ def assert_off_and_on(figure, model, x, latent, values):
 def test_traversal_passes_through_the_slab_of_the_prior(model_and_data):
     model, x = model_and_data
     for values in ([-1.0, 0.5], torch.tensor([2.0])):
-        assert_off_and_on(plots.traversal(model, x[:1], 2, values=values), model, x[:1], 2, values)
-    on = pictures(plots.traversal(model, x[0], 2, num=3))[3:]
+        assert_off_and_on(plots.traversal(model, x[:1], 2, values=values, **folded(x)), model, x[:1], 2, values)
+    on = pictures(plots.traversal(model, x[0], 2, num=3, **folded(x)))[3:]
     z = torch.tensor([float(axes.get_title().removeprefix("z = ")) for axes in on])
     torch.testing.assert_close(z.diff(), z.diff().mean().expand(2), atol=0.011, rtol=0)
     with model.evaluating(), seeded(0, x.device):
@@ -188,7 +200,7 @@ def test_conditional_samples_redraw_one_slab(kind):
     model, x = build(kind)
     x = x[:1]
     for slab, distribution in (("prior", model.marginal_prior), ("posterior", model.encoder)):
-        figure = plots.conditional_samples(model, x, 1, 3, slab)
+        figure = plots.conditional_samples(model, x, 1, 3, slab, **folded(x))
         with model.evaluating(), seeded(0, x.device):
             values = slab_draws(distribution(x), 1, 3)
         assert_off_and_on(figure, model, x, 1, values.tolist())
@@ -217,7 +229,7 @@ def test_draws_and_quantiles_of_slabs_are_those_of_codes_that_are_on(kind):
 def test_interpolation_goes_through_the_union_of_active_latents(model_and_data):
     model, x = model_and_data
     shape = x.shape[1:]
-    figure = plots.interpolation(model, x[:2], 3)
+    figure = plots.interpolation(model, x[:2], 3, **folded(x))
     shown = pictures(figure)
     inclusion, _, z = code_of(model, x[:2])
     active = inclusion > 0.5
@@ -272,7 +284,8 @@ def test_a_datum_is_known_with_and_without_its_first_dimension():
     flat, row = build("laplace")
     for one, data in ((model, (x[0], x[:1], x[0].numpy())), (flat, (row[0], row[:1]))):
         for datum in data:
-            assert_shows(plots.code(one, datum).axes[0], data[0])
+            axes = plots.code(one, datum, **folded(data[1])).axes[0]
+            assert_shows(axes, data[0])
     assert_shows(plots.code(flat, row[0].reshape(1, 8, 8)).axes[0], row[0].reshape(1, 8, 8))
     with pytest.raises(ValueError, match=r"x must be a tensor of one datum, got a Dataset; pass data.images"):
         plots.code(model, vsc.Dataset(x[:1]))
@@ -295,11 +308,31 @@ def test_arguments_that_make_no_picture():
         plots.code(model, x[:1], coverage=1.0)
     with pytest.raises(ValueError, match="num_steps must be at least 2, both ends being steps, got 1"):
         plots.interpolation(model, x[:2], 1)
-    off = vsc.VAE(vsc.SpikeSlabEncoder(GREY, J, (20,)), model.decoder, vsc.SpikeSlabPrior(J))
-    with pytest.raises(ValueError, match=r"no latent of x is active: the largest inclusion probability is 0\.1"):
-        plots.explanation(off, x[:1])
-    with pytest.raises(ValueError, match="no latent is active in either datum of x: the largest"):
-        plots.interpolation(off, x[:2])
+
+
+def nothing_on(shape):
+    torch.manual_seed(3)
+    encoder = vsc.SpikeSlabEncoder(shape, J, (20,), initial_inclusion=0.1)
+    return vsc.VAE(encoder, vsc.BernoulliDecoder(J, shape, (20,)), vsc.SpikeSlabPrior(J)), torch.rand(30, *shape)
+
+
+@pytest.mark.parametrize("shape", [GREY, COLOUR, (7,), (60,)])
+def test_data_of_which_nothing_is_on_are_drawn_as_that(shape):
+    model, x = nothing_on(shape)
+    inclusion, _, _ = code_of(model, x[:1])
+    assert inclusion.max() < 0.5
+    highest = f"the largest inclusion probability is {float(inclusion.max()):.2g}"
+    explained = plots.explanation(model, x[:1])
+    assert explained.get_suptitle() == f"No latent is on: {highest}"
+    assert any("nothing to explain" in text.get_text() for axes in explained.axes for text in axes.texts)
+    empty = decode(model, torch.zeros(1, J), shape)[0]
+    shown = [drawn_in(axes) for axes in explained.axes if axes.images or axes.patches or axes.lines]
+    for values, expected in zip(shown, (x[0], empty), strict=True):
+        torch.testing.assert_close(values.flatten(), as_shown(expected).flatten())
+    assert plots.code(model, x[0]).axes[1].get_title() == f"Code: none of {J} on"
+    assert "nothing is active in either datum" in plots.interpolation(model, x[:2]).get_suptitle()
+    (axes,) = plots.traversals(model, x).axes
+    assert axes.texts[0].get_text().startswith("No latent is on in any of 30 data: the largest inclusion probability")
 
 
 def test_a_flat_prior_has_no_slab():

@@ -12,13 +12,17 @@ from torch import Tensor
 from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of
-from vsc_pyro.plots.looking import batches, data_for, looking
-from vsc_pyro.plots.pictures import BLUE, GREEN, ORANGE, PURPLE, name_latents
+from vsc_pyro.plots.drawing import BLUE, GREEN, ORANGE, PURPLE
+from vsc_pyro.plots.looking import batches, data_for, looking, usage_of
+from vsc_pyro.plots.pictures import name_latents
 from vsc_pyro.vae import VAE
 
 # The eight hues of Okabe & Ito (2008), a grey and a wine; classes beyond take them again, with another marker.
 _HUES = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000", "#999999", "#F0E442", "#661100")
 _MARKERS = "o^sDv"
+_MOST_COLUMNS = 256  # latents of a map
+_MOST_BARS = 128  # latents that have a bar each
+_LEAST = 1e-4  # inclusion at the foot of a logarithmic axis
 
 
 @looking
@@ -31,7 +35,10 @@ def inclusion_map(
     *,
     seed: int = 0,
 ) -> Figure:
-    """Inclusion probability of every latent (columns, most used first), means of classes or of every datum (rows).
+    """Inclusion probability of latents (columns, most used first), means of classes or of every datum (rows).
+
+    Of more than 256 latents the most used are shown, and the title says so. Most used, here and in all pictures, is by
+    mean inclusion over all data passed, of equals by how much their centres vary.
 
     Args:
         model: a `VAE`.
@@ -56,17 +63,21 @@ def inclusion_map(
         low, high = (int(label) for label in data.labels.aminmax())
         if low < 0 or high >= positive_int("num_classes", num_classes):
             raise ValueError(f"num_classes={num_classes} rows do not hold labels from {low} to {high}; pass None")
-    if by == "datum":
-        data = Dataset(data.images[:num], None if data.labels is None else data.labels[:num], data.binarize)
-    inclusion = torch.cat([inclusion_of(model.encoder(x)).cpu() for x in batches(model, data)])
-    labels = None if data.labels is None else data.labels.cpu()
-    order = inclusion.mean(0).argsort(descending=True)
+    seen = data.draw(slice(None))
+    ranked = usage_of(model, seen).order
+    order = ranked[:_MOST_COLUMNS]
+    shown = slice(num if by == "datum" else None)
+    inclusion = torch.cat(
+        [inclusion_of(model.encoder(x.to(model.reference))).cpu()[:, order] for x in seen[shown].split(1000)]
+    )
+    labels = None if data.labels is None else data.labels[shown].cpu()
     figure = Figure(figsize=(10, 3.6 if by == "class" else 5.5), layout="constrained")
     axes = figure.subplots()
-    rows = show(axes, inclusion[:, order], labels, num_classes)
+    rows = show(axes, inclusion, labels, num_classes)
     image = axes.imshow(rows.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     name_latents(axes, order.tolist())
-    axes.set(xlabel="latent, most used first", title=f"Inclusion by {by}")
+    some = f", the {len(order)} most used of {len(ranked):,} latents" if len(order) < len(ranked) else ""
+    axes.set(xlabel="latent, most used first", title=f"Inclusion by {by}{some}")
     figure.colorbar(image, label="mean inclusion probability" if by == "class" else "inclusion probability")
     return figure
 
@@ -114,32 +125,44 @@ def inclusion_usage(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: in
             f"inclusion_usage needs spikes, and codes of {type(model.encoder).__name__} have none: every latent is "
             "always on; build the model with SpikeSlabEncoder or ThresholdEncoder"
         )
-    used = torch.cat([inclusion_of(model.encoder(x)).cpu() for x in batches(model, data)]).mean(0)
+    usage = usage_of(model, data.draw(slice(None)))
+    used, order = usage.inclusion, usage.order
     prior = inclusion_logits(model.marginal_prior(x).expand(posterior.batch_shape))
-    order = used.argsort(descending=True)
+    expected = None if prior is None else prior[0].sigmoid().cpu()[order].numpy()
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots()
-    at = np.arange(len(order))
-    axes.bar(at, used[order].numpy(), color=BLUE, label="posterior, mean over data")
-    if prior is not None:
-        expected = prior[0].sigmoid().cpu()[order].numpy()
-        size = min(5.0, 300 / len(order))
-        axes.plot(
-            at,
-            expected,
-            linestyle="",
-            marker="D",
-            color=ORANGE,
-            markeredgecolor="k",
-            label="prior",
-            markersize=size,
-            markeredgewidth=size / 5,
-        )
+    draw = _draw_bars if len(order) <= _MOST_BARS else _draw_curve
+    draw(axes, used[order].numpy(), expected, order.tolist())
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)  # beside the title
-    name_latents(axes, order.tolist())
-    axes.set(xlabel="latent, most used first", ylabel="inclusion probability", title="Use of latents", ylim=(0, None))
-    axes.set_xlim(-0.8, len(order) - 0.2)
+    on = int((usage.highest > 0.5).sum())
+    axes.set(ylabel="inclusion probability", title=f"Use of latents: {on:,} of {len(order):,} are ever on")
+    axes.title.set_ha("left")
+    axes.title.set_x(0)
     return figure
+
+
+def _draw_bars(axes: Axes, used: np.ndarray, expected: np.ndarray | None, order: list[int]) -> None:
+    at = np.arange(len(order))
+    axes.bar(at, used, color=BLUE, label="posterior, mean over data")
+    if expected is not None:
+        size = min(5.0, 300 / len(order))
+        style = {"markeredgecolor": "k", "markersize": size, "markeredgewidth": size / 5}
+        axes.plot(at, expected, linestyle="", marker="D", color=ORANGE, label="prior", **style)
+    name_latents(axes, order)
+    axes.set(xlabel="latent, most used first", xlim=(-0.8, len(order) - 0.2), ylim=(0, None))
+
+
+def _draw_curve(axes: Axes, used: np.ndarray, expected: np.ndarray | None, order: list[int]) -> None:
+    at = np.arange(1, len(order) + 1)
+    foot = max(_LEAST, 0.5 * float(used.min()))
+    axes.fill_between(at, used.clip(foot), foot, color=BLUE, alpha=0.25, linewidth=0)
+    axes.plot(at, used.clip(_LEAST), color=BLUE, label="posterior, mean over data")
+    if expected is not None:
+        axes.plot(at, expected.clip(_LEAST), linestyle="", marker=".", markersize=2, color=ORANGE, label="prior")
+    # A few carry most of the use: on plain axes the curve would be a corner.
+    axes.set(yscale="log", ylim=(foot, 1), xlim=(1, len(order)))
+    rare = int((used < _LEAST).sum())
+    axes.set_xlabel(f"rank of the latent, most used first; {rare:,} are on in less than {_LEAST:.2%} of the data")
 
 
 @looking

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from vsc_pyro.arguments import choice, positive_int
 from vsc_pyro.data_checks import in_memory
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_of
+from vsc_pyro.plots.drawing import Style, drawing_of
 from vsc_pyro.plots.looking import (
     latent_index,
     likely_code,
@@ -26,9 +28,13 @@ from vsc_pyro.plots.looking import (
     slab_draws,
     slab_quantiles,
     some_data,
+    usage_of,
 )
-from vsc_pyro.plots.pictures import grid, in_rows, limits_of
+from vsc_pyro.plots.pictures import grid, in_rows, say
 from vsc_pyro.vae import VAE
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _RANGE = (0.025, 0.975)  # of a slab, that a traversal passes through
 _PER_ROW = 10
@@ -37,9 +43,17 @@ _NAMED = 15  # latents that a title lists by number
 
 @looking
 def traversals(
-    model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 10, limit: float = 3.0, *, seed: int = 0
+    model: VAE,
+    data: Dataset | Tensor | np.ndarray,
+    num: int = 10,
+    limit: float = 3.0,
+    *,
+    seed: int = 0,
+    **style: Unpack[Style],
 ) -> Figure:
     """What single latents draw: a row for each of the most used, in a datum in which it is surely on.
+
+    Latents that are in no datum more likely on than off are left out: there is nothing to move.
 
     The first columns are the datum, its decoded code and the same code with this one latent off; in the others the
     latent goes from -limit to limit, all others as they are.
@@ -49,23 +63,31 @@ def traversals(
         num: number of latents, most used first.
         limit: range of the latent's value, in standard deviations of the standard slab.
         seed: of binarisation and draws.
+        style: `names`, `image_shape`, `ink`; see `Style`.
     """
-    data = in_memory(data)
-    x = data.draw(slice(2000)).to(model.reference)
-    posterior = model.encoder(x)
-    inclusion, centres, codes = inclusion_of(posterior), centre(posterior), likely_code(posterior)
-    # A latent is used where it is on and its value says something about the datum.
-    use = inclusion.mean(0) * centres.std(0, correction=0)
-    latents = use.argsort(descending=True)[: positive_int("num", num)].tolist()
+    num = positive_int("num", num)
+    seen = in_memory(data).draw(slice(None))
+    usage = usage_of(model, seen)
+    used = usage.order[usage.highest[usage.order] > 0.5]
+    latents = used[:num].tolist()
+    if not latents:
+        figure = Figure(figsize=(6, 1.5), layout="constrained")
+        say(figure, f"No latent is on in any of {len(seen)} data: {_is_not_on(usage.highest)}.")
+        return figure
+    x = seen[usage.datum[latents]].to(model.reference)
     values = torch.linspace(-limit, limit, 7).to(x)
     rows, names = [], []
-    for latent in latents:
-        datum = int((inclusion[:, latent] * centres[:, latent].abs()).argmax())
-        decoded = _decoded(model, codes[datum], latent, values).reshape(-1, *x.shape[1:])
-        rows.append(torch.cat([x[datum : datum + 1], decoded]).cpu())
-        names.append(f"latent {latent}\non {float(inclusion[:, latent].mean()):.0%}")
+    for place, (latent, code) in enumerate(zip(latents, likely_code(model.encoder(x)), strict=True)):
+        decoded = _decoded(model, code, latent, values).reshape(-1, *x.shape[1:])
+        rows.append(torch.cat([x[place : place + 1], decoded]).cpu())
+        names.append(f"latent {latent}\non {float(usage.inclusion[latent]):.0%}")
     columns = ["datum", "decoded", "off", *(f"z = {value:g}" for value in values.tolist())]
-    return grid(rows, names, "Traversals of single latents", [columns], limits_of(x))
+    title = f"Traversals of single latents: {len(latents)} of {len(used)} that are ever on, most used first"
+    return grid(rows, names, title, drawing_of(seen, **style), [columns])
+
+
+def _is_not_on(inclusion: Tensor) -> str:
+    return f"the largest inclusion probability is {float(inclusion.max()):.2g}, and on means above 0.5"
 
 
 @looking
@@ -77,6 +99,7 @@ def traversal(
     values: Sequence[float] | Tensor | None = None,
     *,
     seed: int = 0,
+    **style: Unpack[Style],
 ) -> Figure:
     """What one latent draws in one datum: with its spike off, and on at values through the prior's slab.
 
@@ -90,6 +113,7 @@ def traversal(
         num: how many values, evenly spaced between the 2.5 and the 97.5 per cent quantile of the prior's slab.
         values: these values of the latent instead.
         seed: of the draws that quantiles are taken from, where the slab has no formula for them (that of a mixture).
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: not one datum, or one that does not fit the model; a latent that there is not; no values, or values
@@ -105,12 +129,19 @@ def traversal(
     values = torch.as_tensor(values, dtype=x.dtype, device=x.device)
     if values.ndim != 1 or not len(values) or not values.isfinite().all():
         raise ValueError(f"values must be a sequence of finite numbers, at least one, got {values.tolist()!r}")
-    return _off_and_on(model, x, latent, values, f"Traversal of latent {latent}")
+    return _off_and_on(model, x, latent, values, f"Traversal of latent {latent}", style)
 
 
 @looking
 def conditional_samples(
-    model: VAE, x: Tensor | np.ndarray, latent: int, num: int = 10, slab: str = "prior", *, seed: int = 0
+    model: VAE,
+    x: Tensor | np.ndarray,
+    latent: int,
+    num: int = 10,
+    slab: str = "prior",
+    *,
+    seed: int = 0,
+    **style: Unpack[Style],
 ) -> Figure:
     """One spike of one datum switched off, and on with its slab redrawn; the rest of the code is kept.
 
@@ -125,6 +156,7 @@ def conditional_samples(
         slab: from ``"prior"``, what the latent may be where it is on, or ``"posterior"``, what it may be in this datum.
             Either without its atom at zero, if it has one.
         seed: of the draws.
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: not one datum, or one that does not fit the model; a latent that there is not; no draw; an unknown
@@ -136,21 +168,22 @@ def conditional_samples(
     remedy = "pass slab='posterior', or build the model with a proper prior"
     known = {"prior": lambda: proper_prior(model, x, remedy), "posterior": lambda: posterior}
     values = slab_draws(choice("slab", slab, known)(), latent, num)
-    return _off_and_on(model, x, latent, values, f"Latent {latent} redrawn from the {slab}'s slab")
+    return _off_and_on(model, x, latent, values, f"Latent {latent} redrawn from the {slab}'s slab", style)
 
 
-def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str) -> Figure:
+def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str, style: Style) -> Figure:
     posterior = model.encoder(x)
     decoded = _decoded(model, likely_code(posterior)[0], latent, values).reshape(-1, *x.shape[1:])
-    rows, titles = in_rows(decoded[2:], [f"z = {value:.2f}" for value in values.tolist()], _PER_ROW)
+    drawing = drawing_of(x, **style)
+    rows, titles = in_rows(decoded[2:], [f"z = {value:.2f}" for value in values.tolist()], drawing.per_row(_PER_ROW))
     names = ["", "spike on", *[""] * (len(rows) - 1)]
     probability = float(inclusion_of(posterior)[0, latent])
     return grid(
         [torch.cat([x, decoded[:2]]), *rows],
         names,
         f"{title}, on with probability {probability:.2f}",
+        drawing,
         [["datum", "decoded", "spike off"], *titles],
-        limits_of(x),
     )
 
 
@@ -162,7 +195,9 @@ def _decoded(model: VAE, code: Tensor, latent: int, values: Tensor) -> Tensor:
 
 
 @looking
-def interpolation(model: VAE, x: Tensor | np.ndarray, num_steps: int = 8, *, seed: int = 0) -> Figure:
+def interpolation(
+    model: VAE, x: Tensor | np.ndarray, num_steps: int = 8, *, seed: int = 0, **style: Unpack[Style]
+) -> Figure:
     """From one datum to another through the latents that are active in either (after Tonolini et al., 2020).
 
     Above, latents that are active in both data move in a straight line, those in one of them fade to or from zero, and
@@ -174,21 +209,16 @@ def interpolation(model: VAE, x: Tensor | np.ndarray, num_steps: int = 8, *, see
         x: two data, shape ``(2, ...)``, as the model is to see them.
         num_steps: codes from the first to the second, both included.
         seed: of nothing that is drawn here; taken as in every picture.
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: other than two data, or data that do not fit the model; fewer than two steps; data in neither of
-            which a latent is active.
+        ValueError: other than two data, or data that do not fit the model; fewer than two steps.
     """
     if positive_int("num_steps", num_steps) < 2:
         raise ValueError(f"num_steps must be at least 2, both ends being steps, got {num_steps}")
     x = some_data(model, x, 2)
     posterior = model.encoder(x)
     active = inclusion_of(posterior) > 0.5
-    if not active.any():
-        raise ValueError(
-            f"no latent is active in either datum of x: the largest inclusion probability is "
-            f"{float(inclusion_of(posterior).max()):.2g}, and active means above 0.5; take other data"
-        )
     rows = []
     share = torch.linspace(0, 1, num_steps).to(x).unsqueeze(-1)
     for first, second in (likely_code(posterior), centre(posterior)):
@@ -198,9 +228,11 @@ def interpolation(model: VAE, x: Tensor | np.ndarray, num_steps: int = 8, *, see
     union = f"{int(active.any(0).sum())} latents active; " + "; ".join(
         f"{name}: {_listed(part.nonzero().flatten().tolist())}" for name, part in parts.items()
     )
+    if not active.any():
+        union = f"nothing is active in either datum: {_is_not_on(inclusion_of(posterior))}"
     columns = ["first", *(f"{value:.2f}" for value in share.flatten().tolist()), "second"]
     title = "Interpolation of codes\n" + textwrap.fill(union, 100)
-    return grid(rows, ["active\nlatents", "all\nlatents"], title, [columns], limits_of(x))
+    return grid(rows, ["active\nlatents", "all\nlatents"], title, drawing_of(x, **style), [columns])
 
 
 def _listed(latents: list[int]) -> str:

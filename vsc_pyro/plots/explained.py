@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -10,15 +12,28 @@ from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.distributions import centre, inclusion_of, slab_of
+from vsc_pyro.plots.drawing import BLUE, Drawing, Style, drawing_of
 from vsc_pyro.plots.looking import likely_code, looking, quantiles, some_data
-from vsc_pyro.plots.pictures import BLUE, limits_of, name_latents, show
+from vsc_pyro.plots.pictures import draw_grid, in_rows, name_latents, say
 from vsc_pyro.vae import VAE
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _PER_ROW = 6
+_PAIR = ("datum", "reconstruction")
 
 
 @looking
-def code(model: VAE, x: Tensor | np.ndarray, num: int = 20, coverage: float = 0.9, *, seed: int = 0) -> Figure:
+def code(
+    model: VAE,
+    x: Tensor | np.ndarray,
+    num: int = 20,
+    coverage: float = 0.9,
+    *,
+    seed: int = 0,
+    **style: Unpack[Style],
+) -> Figure:
     """The code of one datum: how probably each latent is on, and what it is then.
 
     Beside the datum, stems of the inclusion probabilities of the most probable latents, and below them the centres and
@@ -31,6 +46,7 @@ def code(model: VAE, x: Tensor | np.ndarray, num: int = 20, coverage: float = 0.
         num: how many latents, most probable first.
         coverage: share of the slab that an interval holds, strictly between 0 and 1, as much beyond either end.
         seed: of the draws that intervals are taken from, where the slab has no formula for its quantiles.
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: not one datum, or one that does not fit the model; no latent; a coverage outside (0, 1).
@@ -48,17 +64,15 @@ def code(model: VAE, x: Tensor | np.ndarray, num: int = 20, coverage: float = 0.
     low, high = (end[0].cpu()[order].numpy() for end in quantiles(slab, levels))
     inclusion, centres = inclusion.cpu()[order].numpy(), centres.cpu()[order].numpy()
 
-    width = min(8.0, 2.8 + 0.2 * len(order))  # of all but the datum
-    figure = Figure(figsize=(2.0 + width, 3.8), layout="constrained")
-    panels = figure.subplot_mosaic([["datum", "inclusion"], ["datum", "slab"]], width_ratios=(2, width))
-    show(panels["datum"], x[0], limits_of(x))
+    panels = _panels_of_code(drawing_of(x, **style), x[0], len(order))
     panels["datum"].set_title("datum", fontsize=10)
     at = np.arange(len(order))
     above, below = panels["inclusion"], panels["slab"]
     above.vlines(at, 0, inclusion, color=BLUE)
     above.plot(at, inclusion, "o", color=BLUE, markersize=4)
     above.set(ylim=(0, 1.08), ylabel="P(on | x)")
-    above.set_title(f"Code: {int((inclusion_of(posterior) > 0.5).sum())} of {len(inclusion_of(posterior)[0])} on")
+    num_on = int((inclusion_of(posterior) > 0.5).sum())
+    above.set_title(f"Code: {num_on or 'none'} of {posterior.event_shape[-1]:,} on")
     below.axhline(0, color="0.7", linewidth=1)
     for likely, alpha in ((inclusion > 0.5, 1.0), (inclusion <= 0.5, 0.3)):
         ends = np.stack([centres - low, high - centres])[:, likely]
@@ -67,11 +81,27 @@ def code(model: VAE, x: Tensor | np.ndarray, num: int = 20, coverage: float = 0.
     for axes in (above, below):
         name_latents(axes, order.tolist())
         axes.set_xlim(-0.6, len(order) - 0.4)
-    return figure
+    return above.get_figure(root=True)
+
+
+def _panels_of_code(drawing: Drawing, datum: Tensor, num: int) -> dict[str, Axes]:
+    """Axes ``"datum"``, with the datum, ``"inclusion"`` and ``"slab"`` of a figure with room for `num` latents."""
+    width = min(8.0, 2.8 + 0.2 * num)  # of all but the datum
+    if drawing.kind == "line":
+        figure = Figure(figsize=(max(6.0, width), 5.2), layout="constrained")
+        panels = figure.subplot_mosaic([["datum"], ["inclusion"], ["slab"]], height_ratios=(1.2, 1.5, 1.5))
+    else:
+        left = 2.0 + drawing.width_of_names
+        size = (min(10.0, left + width), max(3.8, drawing.height + 0.5))
+        figure = Figure(figsize=size, layout="constrained")
+        mosaic = [["datum", "inclusion"], ["datum", "slab"]]
+        panels = figure.subplot_mosaic(mosaic, width_ratios=(2, size[0] - left))
+    drawing.draw(panels["datum"], datum)
+    return panels
 
 
 @looking
-def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int = 0) -> Figure:
+def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int = 0, **style: Unpack[Style]) -> Figure:
     r"""What each active latent adds to a picture: the datum, its reconstruction, and contributions, largest first.
 
     The contribution of latent j is what the picture loses without it,
@@ -83,63 +113,94 @@ def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int 
     less that of an empty code); for any other they do not, since what a latent adds depends on the others, and strokes
     that several latents draw belong to none of them. The size of a contribution is its Euclidean norm. All share one
     scale, symmetric about zero. Of pictures in colour the mean over channels is shown, in which a change of hue alone
-    cancels.
+    cancels. Of a datum with no active latent the picture says so.
 
     Args:
         model: a `VAE`.
         x: one datum, as the model is to see it, with or without a leading dimension of 1.
         num: how many contributions at most, largest first.
         seed: of nothing that is drawn here; taken as in every picture.
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: not one datum, or one that does not fit the model; no contribution to show; a datum with no active
-            latent.
+        ValueError: not one datum, or one that does not fit the model; no contribution to show.
     """
     num = positive_int("num", num)
     x = some_data(model, x, 1)
     posterior = model.encoder(x)
     inclusion, z = inclusion_of(posterior)[0], likely_code(posterior)[0]
     active = (inclusion > 0.5).nonzero().flatten()
-    if not len(active):
-        raise ValueError(
-            f"no latent of x is active: the largest inclusion probability is {float(inclusion.max()):.2g}, and active "
-            "means above 0.5; take another datum"
-        )
     without = z.repeat(len(active), 1)
     without[torch.arange(len(active)), active] = 0
     whole, *less = model.decoder(torch.cat([z[None], without])).mean.reshape(-1, *x.shape[1:])
-    added = whole - torch.stack(less)
+    added = torch.stack([whole - other for other in less]) if less else x.new_zeros(0, *x.shape[1:])
     order = added.flatten(1).norm(dim=1).argsort(descending=True)[:num]
-    maps = added[order].cpu()
-    if maps.ndim == 4:
-        maps = maps.mean(1)
     names = [
         f"latent {latent}\n$\\gamma$ {inclusion[latent]:.2f}, z {z[latent]:.2f}" for latent in active[order].tolist()
     ]
-
-    num_rows = -(-len(order) // _PER_ROW)
-    num_columns = min(len(order), _PER_ROW)
-    figure = Figure(figsize=(max(5.2, 3.4 + 1.1 * num_columns), 0.5 + 1.5 * max(2, num_rows)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1.1 * num_columns + 1.0))
-    for axes, picture, name in zip(left.subplots(2, 1), (x[0], whole), ("datum", "reconstruction"), strict=True):
-        show(axes, picture, limits_of(x))
-        axes.set_title(name, fontsize=8)
-    panels = right.subplots(num_rows, num_columns, squeeze=False)
-    _show_contributions(panels, maps, names)
-    figure.suptitle(
-        f"Explanation: {len(order)} of {len(active)} active latents, largest contribution first", fontsize=10
-    )
+    title = f"Explanation: {len(order)} of {len(active)} active latents, largest contribution first"
+    if not less:
+        title = f"No latent is on: the largest inclusion probability is {float(inclusion.max()):.2g}"
+    drawing = drawing_of(x, **style)
+    explain = _explain_picture if drawing.kind == "picture" else _explain_vector
+    figure = explain(drawing, torch.stack([x[0], whole]).cpu(), added[order].cpu(), names)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _show_contributions(panels: np.ndarray, maps: Tensor, names: list[str]) -> None:
-    limit = max(float(maps.abs().max()), 1e-12)
-    flat: list[Axes] = list(panels.flat)
-    for axes in flat[len(maps) :]:
-        axes.axis("off")
-    for axes, contribution, name in zip(flat, maps, names, strict=False):
-        image = show(axes, contribution, (-limit, limit), cmap="RdBu")
+_NOTHING = "nothing to explain:\nno latent is more likely on than off,\nand the decoded code is all zeros"
+
+
+def _explain_picture(drawing: Drawing, pair: Tensor, added: Tensor, names: list[str]) -> Figure:
+    num_rows, num_columns = max(1, -(-len(names) // _PER_ROW)), max(1, min(len(names), _PER_ROW))
+    figure = Figure(figsize=(max(5.2, 3.4 + 1.1 * num_columns), 0.5 + 1.5 * max(2, num_rows)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1.1 * num_columns + 1.0))
+    for axes, picture, name in zip(left.subplots(2, 1), pair, _PAIR, strict=True):
+        drawing.draw(axes, picture)
         axes.set_title(name, fontsize=8)
-    bar = flat[0].figure.colorbar(image, ax=panels, shrink=0.8)
+    if not names:
+        say(right, _NOTHING)
+        return figure
+    maps = added.reshape(-1, *drawing.shape)
+    if maps.ndim == 4:
+        maps = maps.mean(1)
+    own = Drawing(maps.shape[1:], _symmetric(maps), "RdBu")
+    panels = right.subplots(num_rows, num_columns, squeeze=False)
+    for axes in panels.flat[len(maps) :]:
+        axes.axis("off")
+    for axes, contribution, name in zip(panels.flat, maps, names, strict=False):
+        image = own.draw(axes, contribution)
+        axes.set_title(name, fontsize=8)
+    bar = right.colorbar(image, ax=panels, shrink=0.8)
     bar.set_label("decoded with it minus without", fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _explain_vector(drawing: Drawing, pair: Tensor, added: Tensor, names: list[str]) -> Figure:
+    per_row = 1 if drawing.kind == "line" else _PER_ROW
+    above, titles = in_rows(pair, _PAIR, min(per_row, 2))
+    below, more = in_rows(added, names, per_row) if names else ([], [])  # no data split into one row of none
+    rows, titles = above + below, titles + more
+    own = drawing.between(*_symmetric(added)) if names else drawing
+    drawings = [drawing.holding([pair])] * len(above) + [own] * len(below)
+    labels = ["", ""][: len(above)] + ["added"] * len(below)
+    if drawing.kind == "line":
+        labels, titles = [title for (title,) in titles], []
+    height = drawing.height + (0.25 if titles else 0.0)
+    columns = max(map(len, rows))
+    width = drawing.width_of_names + (8.0 if drawing.kind == "line" else 1.2 * max(columns, 3) + 0.8)
+    figure = Figure(
+        figsize=(min(10.0, max(width, 5.2)), height * len(rows) + 0.6 + 0.8 * (not names)), layout="constrained"
+    )
+    drawn = figure
+    if not names:
+        drawn, note = figure.subfigures(2, 1, height_ratios=(height * len(rows), 0.8))
+        say(note, _NOTHING)
+    draw_grid(drawn, rows, labels, drawings, titles)
+    return figure
+
+
+def _symmetric(values: Tensor) -> tuple[float, float]:
+    limit = max(float(values.abs().max()), 1e-12)
+    return -limit, limit

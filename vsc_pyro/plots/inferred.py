@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation import Bounds
+from vsc_pyro.plots.drawing import BLUE, GREEN, ORANGE, PURPLE, Style, drawing_of
 from vsc_pyro.plots.looking import data_for, looking
-from vsc_pyro.plots.pictures import BLUE, GREEN, ORANGE, PURPLE, grid, limits_of
+from vsc_pyro.plots.pictures import grid
 from vsc_pyro.vae import VAE
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _HIDDEN = 0.35  # grey of hidden pixels, between the limits: neither ink nor paper
 
@@ -28,16 +33,19 @@ def imputations(
     num_samples: int = 4,
     *,
     seed: int = 0,
+    **style: Unpack[Style],
 ) -> Figure:
     """Missing pixels as `vsc_pyro.VAE.impute` draws them: what is observed, the mean, draws, and the truth.
 
     Args:
         model: a `VAE`.
         data: data of shape ``(N, ...)``, whole.
-        mask: bool, True where a pixel is observed, of a shape that broadcasts to the data shown; others are shaded.
+        mask: bool, True where a pixel is observed, of a shape that broadcasts to the data shown; others are shaded,
+            of vectors left out.
         num: how many data, from the first on: a column each.
         num_samples: how many draws of each; the mean is of at least 20.
         seed: of binarisation and draws.
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: as `impute`.
@@ -47,12 +55,15 @@ def imputations(
     num_samples = positive_int("num_samples", num_samples)
     # Another seed than the data's: of one stream the pixels' noise would be that of the draws as well.
     found = model.impute(x, mask, num_samples=max(num_samples, 20), seed=seed + 1)
-    limits = low, high = limits_of(x)
+    drawing = drawing_of(x, **style)
+    low, high = drawing.limits
+    hidden = low + _HIDDEN * (high - low) if drawing.kind == "picture" else torch.nan
     observed = torch.as_tensor(mask, device=x.device).expand(x.shape)
-    shaded = torch.where(observed, x, low + _HIDDEN * (high - low))
+    shaded = torch.where(observed, x, hidden)
     rows = [shaded, found.mean, *found.samples[:num_samples], x]
     names = ["observed", "mean", *(f"draw {i}" for i in range(1, num_samples + 1)), "truth"]
-    return grid([row.cpu() for row in rows], names, "Missing pixels, given the others", limits=limits)
+    what = "pixels" if drawing.kind == "picture" else "features"
+    return grid([row.cpu() for row in rows], names, f"Missing {what}, given the others", drawing)
 
 
 def bound_histograms(bounds: Mapping[str, Bounds]) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor
 
 from vsc_pyro.arguments import positive_int
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.plots.drawing import BLUE, ORANGE, Style, drawing_of
 from vsc_pyro.plots.looking import batches, data_for, looking
-from vsc_pyro.plots.pictures import BLUE, ORANGE, draw_grid, grid, in_rows, limits_of, name_latents
+from vsc_pyro.plots.pictures import draw_grid, grid, in_rows, name_latents
 from vsc_pyro.training import History
 from vsc_pyro.vae import VAE
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 @looking
-def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0) -> Figure:
+def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0, **style: Unpack[Style]) -> Figure:
     """The learned pseudo-inputs of a `PseudoInputPrior`, most used first, and how often each is chosen.
 
     Above each picture its number and the share of data assigned to it, the mean of q(u | x); below, that share beside
@@ -28,6 +33,7 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
         model: a `VAE` with such a prior.
         data: data of shape ``(N, ...)``; gives the pictures their shape, and the shares.
         seed: of binarisation.
+        style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: a model without pseudo-inputs, or data that do not fit it.
@@ -44,10 +50,12 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
     order = shares.argsort(descending=True)
     inputs = model.prior.pseudo_inputs.cpu()[order].reshape(-1, *data.images.shape[1:])
     titles = [f"{u}: {shares[u]:.0%}" for u in order.tolist()]
-    rows, titles = in_rows(inputs, titles, 10)
-    figure = Figure(figsize=(8.5, 0.95 * len(rows) + 2.8), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(0.95 * len(rows), 2.4))
-    draw_grid(above, rows, [""] * len(rows), titles, limits_of(data.images))
+    drawing = drawing_of(data.images, **style)
+    rows, titles = in_rows(inputs, titles, drawing.per_row(10))
+    height = (drawing.height + 0.2) * len(rows)
+    figure = Figure(figsize=(8.5 + drawing.width_of_names, height + 2.8), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(height, 2.4))
+    draw_grid(above, rows, [""] * len(rows), drawing, titles)
     axes = below.subplots()
     at = np.arange(len(order))
     axes.bar(at - 0.2, shares[order].numpy(), 0.4, color=BLUE, label="mean assignment")
@@ -59,12 +67,14 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
     return figure
 
 
-def receptive_fields(model: VAE, num: int = 100) -> Figure:
+def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figure:
     """The atoms of a linear decoder, what each latent adds to the picture, largest norm first, each on its own scale.
 
     Args:
         model: a `VAE` whose decoder has a `dictionary` (``hidden=()``).
         num: how many atoms.
+        style: `names`, `image_shape`, `ink`; see `Style`. Without data, ``ink="auto"`` is False: what an atom adds is
+            bright.
 
     Raises:
         ValueError: a decoder that is not linear.
@@ -74,9 +84,11 @@ def receptive_fields(model: VAE, num: int = 100) -> Figure:
     atoms = atoms[order]
     # Zero is grey, whatever the sign of an atom.
     largest = atoms.flatten(1).abs().amax(1).clamp(min=1e-12)
-    shown = 0.5 + 0.5 * atoms / largest.reshape(-1, *[1] * (atoms.ndim - 1))
-    rows = list(shown.split(math.ceil(math.sqrt(len(order)))))
-    return grid(rows, [""] * len(rows), "Receptive fields: atoms of the linear decoder")
+    shown = atoms / largest.reshape(-1, *[1] * (atoms.ndim - 1))
+    drawing = drawing_of(shown, **style).between(-1.0, 1.0)
+    titles = [f"latent {latent}" for latent in order.tolist()] if drawing.kind != "picture" else []
+    rows, titles = in_rows(shown, titles, drawing.per_row(math.ceil(math.sqrt(len(order)))))
+    return grid(rows, [""] * len(rows), "Receptive fields: atoms of the linear decoder", drawing, titles)
 
 
 def training_curve(history: History) -> Figure:

@@ -1,20 +1,21 @@
-"""Many small pictures in one figure."""
+"""Many small drawings in one figure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
-# M. Okabe, K. Ito (2008), Color universal design: hues that differ for the colour-blind.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+from vsc_pyro.plots.drawing import Drawing
+
 _INCHES = 0.75  # of one small picture
 _WIDEST = 9.0  # of a row of them: with its name, a laptop's screen
+_BAR_PANEL = 1.5  # of one drawing as bars, where there is room
+_TALLEST = 30.0  # of a figure whose bars have names
 _CHARACTER = 0.075  # of a title's width
 
 
@@ -22,18 +23,45 @@ def grid(
     rows: Sequence[Tensor],
     names: Sequence[str],
     title: str,
+    drawing: Drawing,
     titles: Sequence[Sequence[str]] = (),
-    limits: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
-    """Rows of pictures ``(n, ...)``, a name beside each row, and above pictures `titles`, for the first rows or all."""
+    """Rows of data ``(n, ...)``, a name beside each row, and above data `titles`, for the first rows or all.
+
+    Lines lie on their side where that gives them more room: what were columns are rows.
+    """
+    rows, names, titles = _turned(rows, names, drawing, titles)
+    drawing = drawing.holding(rows)
     width = max(len(row) for row in rows)
-    inches = min(_INCHES, _WIDEST / width)
     needed = _CHARACTER * max(map(len, title.split("\n")))
     above = 0.5 + 0.2 * len(title.split("\n")) + 0.15 * max(0, sum(map(_lines, titles)) - 1)
-    figure = Figure(figsize=(max(inches * width + 1.0, needed), inches * len(rows) + above), layout="constrained")
-    draw_grid(figure, rows, names, titles, limits)
+    height = min(drawing.height, max(_INCHES, _TALLEST / len(rows)))
+    inches = _panel_width(drawing, width)
+    size = (max(inches * width + 1.0 + drawing.width_of_names, needed), height * len(rows) + above)
+    figure = Figure(figsize=size, layout="constrained")
+    draw_grid(figure, rows, names, drawing, titles)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _panel_width(drawing: Drawing, width: int) -> float:
+    room = _WIDEST - drawing.width_of_names
+    return {
+        "picture": min(_INCHES, room / width),
+        "bars": min(_BAR_PANEL, room / width),
+        "line": room / width,
+    }[drawing.kind]
+
+
+def _turned(
+    rows: Sequence[Tensor], names: Sequence[str], drawing: Drawing, titles: Sequence[Sequence[str]]
+) -> tuple[Sequence[Tensor], Sequence[str], Sequence[Sequence[str]]]:
+    lengths = {len(row) for row in rows}
+    if drawing.kind != "line" or len(lengths) > 1 or len(rows) >= max(lengths) or len(titles) > 1:
+        return rows, names, titles
+    (length,) = lengths
+    columns = [torch.stack([row[column] for row in rows]) for column in range(length)]
+    return columns, titles[0] if titles else [""] * length, [names]
 
 
 def _lines(titles: Sequence[str]) -> int:
@@ -44,17 +72,22 @@ def draw_grid(
     figure: FigureBase,
     rows: Sequence[Tensor],
     names: Sequence[str],
+    drawing: Drawing | Sequence[Drawing],
     titles: Sequence[Sequence[str]] = (),
-    limits: tuple[float, float] = (0.0, 1.0),
 ) -> None:
-    """What `grid` shows, in a figure that is there."""
+    """What `grid` shows, as it stands, in a figure that is there; each row by the drawing or by one of its own."""
     panels = figure.subplots(len(rows), max(len(row) for row in rows), squeeze=False)
-    for row, name, line in zip(rows, names, panels, strict=True):
-        for axes in line:
+    drawings = [drawing] * len(rows) if isinstance(drawing, Drawing) else drawing
+    for place, (row, name, line) in enumerate(zip(rows, names, panels, strict=True)):
+        for axes in line[len(row) :]:
             axes.axis("off")
-        for picture, axes in zip(row, line, strict=False):
-            show(axes, picture, limits)
-        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        last = place == len(rows) - 1 or drawings[place + 1] != drawings[place]
+        for column, (datum, axes) in enumerate(zip(row, line, strict=False)):
+            drawings[place].draw(axes, datum, first=not column, last=last)
+        if drawings[place].kind == "picture":
+            line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        else:
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for texts, line in zip(titles, panels, strict=False):
         for text, axes in zip(texts, line, strict=False):
             axes.set_title(text, fontsize=8)
@@ -66,31 +99,11 @@ def in_rows(pictures: Tensor, titles: Sequence[str], width: int) -> tuple[list[T
     return list(pictures.split(width)), [titles[start : start + width] for start in starts]
 
 
-def show(axes: Axes, picture: Tensor, limits: tuple[float, float] = (0.0, 1.0), **how: Any) -> Any:
-    """One picture, grey from white to black between the limits, in axes without a frame; returns the image."""
-    low, high = limits
-    pixels = as_pixels(picture)
-    if pixels.ndim == 3:  # of colours matplotlib takes no limits
-        pixels = ((pixels - low) / (high - low)).clip(0, 1)
+def say(figure: FigureBase, sentence: str) -> None:
+    """Write a sentence where there is nothing to draw."""
+    axes = figure.subplots()
     axes.axis("off")
-    how = {"cmap": "gray_r", "vmin": low, "vmax": high, "interpolation": "nearest"} | how
-    return axes.imshow(pixels, **how)
-
-
-def limits_of(x: Tensor) -> tuple[float, float]:
-    """From 0 to 1 for data within, and for others their range."""
-    low, high = float(x.min()), float(x.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1.0)
-
-
-def as_pixels(x: Tensor) -> np.ndarray:
-    """One datum ``(D,)``, ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)`` as pixels, of flat data a square if it is one."""
-    if x.ndim == 1:
-        side = math.isqrt(len(x))
-        x = x.reshape(side, side) if side * side == len(x) else x.reshape(1, -1)
-    elif x.ndim == 3:
-        x = x[0] if len(x) == 1 else x.permute(1, 2, 0)
-    return x.cpu().numpy()
+    axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", fontsize=9, wrap=True)
 
 
 def name_latents(axes: Axes, latents: Sequence[int]) -> None:

@@ -1,0 +1,153 @@
+"""The features that each latent turns on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vsc_pyro.arguments import positive_int
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions import centre, inclusion_of, slab_of
+from vsc_pyro.plots.drawing import BLUE, ORANGE, Drawing, Style, drawing_of
+from vsc_pyro.plots.looking import data_for, looking, usage_of
+from vsc_pyro.vae import VAE
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_CODES_AT_ONCE = 256
+_WIDEST = 10.0  # inches
+_PANEL = 1.5  # inches of bars, without the features' names
+
+
+@looking
+def loadings(
+    model: VAE,
+    names: Sequence[str] | None = None,
+    data: Dataset | Tensor | np.ndarray | None = None,
+    num: int = 12,
+    num_features: int = 8,
+    *,
+    seed: int = 0,
+    **style: Unpack[Style],
+) -> Figure:
+    r"""The strongest features of each latent: how much it moves each of them when it alone is turned on.
+
+    The loading of feature d on latent j is
+
+    .. math:: \ell_{jd} = E[x_d | z = v_j e_j] - E[x_d | z = 0],
+
+    at a typical value v of the latent. Of a linear decoder with the mean as its output this is v times the atom. With
+    data, v is the root mean square of the slab's centre where the latent is on, weighted by its inclusion, with the
+    sign of its mean, and latents come most used first. Without, v is 1, a standard deviation of the standard slab, and
+    latents come by the norm of their loadings, largest first.
+
+    Pictures are shown as such, all features of a latent, blue where it adds and red where it takes away; of pictures
+    in colour grey is no change.
+
+    Args:
+        model: a `VAE`.
+        names: D names of features; if None, their numbers.
+        data: data of shape ``(N, ...)`` that the model is of, or None.
+        num: how many latents.
+        num_features: how many features of each, largest absolute loading first.
+        seed: of binarisation.
+        style: `image_shape`; see `Style`.
+
+    Raises:
+        ValueError: another number of names than features, or data that do not fit the model.
+    """
+    num, num_features = positive_int("num", num), positive_int("num_features", num_features)
+    if data is None:
+        values, order, titles = None, None, {}
+    else:
+        seen = data_for(model, data).draw(slice(None))
+        usage = usage_of(model, seen)
+        values, order = _typical_values(model, seen), usage.order[:num]
+        titles = {j: f"on {float(usage.inclusion[j]):.1%}, z = {float(values[j]):.2f}" for j in order.tolist()}
+    effects, order = _strongest(model, values, order, num)
+    if data is not None:
+        effects = effects.reshape(-1, *seen.shape[1:])
+    drawing = drawing_of(effects, names=names, **style)
+    labels = [f"latent {latent}\n{titles.get(latent, 'z = 1')}" for latent in order.tolist()]
+    if drawing.kind == "picture":
+        return _show_pictures(drawing, effects, labels)
+    return _list_features(drawing, effects.flatten(1), labels, num_features)
+
+
+def _typical_values(model: VAE, seen: Tensor) -> Tensor:
+    """The root mean square of each latent given that it is on, signed as its mean; shape ``(J,)``, on the CPU."""
+    sums, squares, weights = 0.0, 0.0, 0.0
+    for x in seen.split(1000):
+        posterior = model.encoder(x.to(model.reference))
+        inclusion, centres = inclusion_of(posterior), centre(slab_of(posterior))
+        sums = sums + (inclusion * centres).sum(0).cpu()
+        squares = squares + (inclusion * centres**2).sum(0).cpu()
+        weights = weights + inclusion.sum(0).cpu()
+    size = (squares / weights.clamp(min=1e-12)).sqrt()
+    return torch.where(sums < 0, -size, size)
+
+
+def _strongest(model: VAE, values: Tensor | None, order: Tensor | None, num: int) -> tuple[Tensor, Tensor]:
+    """Loadings of the latents in `order`, or of the `num` with the largest, and these latents."""
+    zeros = model.reference.new_zeros(1, model.decoder.latent_dim)
+    empty = model.decoder(zeros).mean
+    latents = torch.arange(zeros.shape[-1]) if order is None else order
+    values = torch.ones(zeros.shape[-1]) if values is None else values
+
+    def effect(chunk: Tensor) -> Tensor:
+        codes = zeros.repeat(len(chunk), 1)
+        codes[torch.arange(len(chunk)), chunk] = values[chunk].to(codes)
+        return (model.decoder(codes).mean - empty).cpu()
+
+    if order is None:
+        norms = torch.cat([effect(chunk).flatten(1).norm(dim=1) for chunk in latents.split(_CODES_AT_ONCE)])
+        latents = norms.argsort(descending=True)[:num]
+    return torch.cat([effect(chunk) for chunk in latents.split(_CODES_AT_ONCE)]), latents
+
+
+def _panels(num: int, inches: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
+    columns = max(1, min(num, int(_WIDEST // inches[0])))
+    num_rows = -(-num // columns)
+    size = (max(inches[0] * columns, 4.0), inches[1] * num_rows + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(num_rows, columns, squeeze=False).flat)
+    for axes in panels[num:]:
+        axes.axis("off")
+    figure.suptitle(title, fontsize=10)
+    return figure, panels
+
+
+def _show_pictures(drawing: Drawing, effects: Tensor, labels: list[str]) -> Figure:
+    figure, panels = _panels(len(labels), (2.0, 2.0), "What each latent adds, each on a scale of its own")
+    for axes, effect, label in zip(panels, effects.reshape(-1, *drawing.shape), labels, strict=False):
+        limit = max(float(effect.abs().max()), 1e-12)
+        drawing.between(-limit, limit, "RdBu").draw(axes, effect)
+        axes.set_title(label, fontsize=8)
+    return figure
+
+
+def _list_features(drawing: Drawing, effects: Tensor, labels: list[str], num_features: int) -> Figure:
+    num = min(num_features, effects.shape[1])
+    names = drawing.feature_names if drawing.names else tuple(f"feature {name}" for name in drawing.feature_names)
+    figure, panels = _panels(
+        len(labels), (_PANEL + 0.07 * max(map(len, names)), 0.7 + 0.14 * num), "Strongest features of each latent"
+    )
+    for axes, effect, label in zip(panels, effects, labels, strict=False):
+        strongest = effect.abs().argsort(descending=True, stable=True)[:num].tolist()
+        values = effect[strongest].tolist()
+        axes.barh(range(num), values, 0.75, color=[BLUE if value >= 0 else ORANGE for value in values])
+        axes.set_yticks(range(num), [names[feature] for feature in strongest])
+        axes.axvline(0, color="0.6", linewidth=0.6)
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7, length=2)
+        axes.locator_params(axis="x", nbins=3)
+        axes.set_title(label, fontsize=8)
+    return figure
