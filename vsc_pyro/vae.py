@@ -28,7 +28,7 @@ from torch.distributions import Distribution, kl_divergence
 from vsc_pyro.arguments import positive_float, positive_int, sizes
 from vsc_pyro.data_checks import as_events, check_finite, check_layout, check_support, inner
 from vsc_pyro.decoders import BernoulliDecoder
-from vsc_pyro.distributions import has_mean
+from vsc_pyro.distributions import has_mean, inclusion_logits
 from vsc_pyro.encoders import SpikeSlabEncoder
 from vsc_pyro.gates import Gate
 from vsc_pyro.imputation import Imputation, impute
@@ -83,7 +83,18 @@ class VAE(nn.Module):
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
         if hasattr(encoder, "input_shape"):
-            self.check_parts(self.reference.new_zeros(1, *encoder.input_shape))
+            x = self.reference.new_zeros(1, *encoder.input_shape)
+            self.check_parts(x)
+            self._start_at_the_prior(x)
+
+    def _start_at_the_prior(self, x: Tensor) -> None:
+        """Let an encoder of spikes start from the prior's inclusion, unless the prior is made of the encoder itself."""
+        own = {id(parameter) for parameter in self.encoder.parameters()}
+        if hasattr(self.encoder, "follow") and own.isdisjoint(map(id, self.prior.parameters())):
+            with self.evaluating():
+                logits = inclusion_logits(self.prior(x))
+            if logits is not None:
+                self.encoder.follow(logits.sigmoid().reshape(-1, *logits.shape[-1:])[0])
 
     @property
     def reference(self) -> Tensor:

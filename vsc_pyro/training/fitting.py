@@ -26,7 +26,7 @@ from vsc_pyro.files import check_writable, destination
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.modes import in_mode
-from vsc_pyro.objectives import check_objective, get_objective
+from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
 from vsc_pyro.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
@@ -34,6 +34,9 @@ from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.training.run import Run
 from vsc_pyro.vae import VAE
+
+_EPOCHS = 50
+_STEPS = 2000
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -52,14 +55,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def default_epochs(num_steps: int) -> int:
+    """Passes over data of so many minibatches where nobody says: 50, or more where these would be few steps."""
+    return max(_EPOCHS, -(-_STEPS // num_steps))
+
+
 def fit(
     model: VAE,
     data: Dataset | Tensor | np.ndarray | DataLoader,
     *,
-    objective: str | ELBO = "analytic",
+    objective: str | ELBO = "auto",
     gate: str | Gate | None = None,
     num_draws: int | None = None,
-    epochs: int = 50,
+    epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
@@ -95,9 +103,11 @@ def fit(
         data: a `vsc_pyro.datasets.Dataset`, any array or tensor of shape ``(N, ...)``, or a `DataLoader`.
         objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
             normal decoders), ``"importance-weighted"`` (the bound of several draws), or any `pyro.infer.ELBO`.
+            ``"auto"`` is ``"exact"`` where the decoder is linear and normal, unless `gate` or `num_draws` ask for draws
+            of codes, and ``"analytic"`` elsewhere.
         gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
         num_draws: draws of each code per step, for a named objective; None for as few as objective and gate take.
-        epochs: passes over the data, those of a resumed run included.
+        epochs: passes over the data, those of a resumed run included; None for 50, or as many as make 2,000 steps.
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or for the loader's own.
         lr: learning rate of Adam.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
@@ -132,7 +142,7 @@ def fit(
             run, which is then saved beside it, under a name that the message tells.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
-    epochs = positive_int("epochs", epochs)
+    epochs = None if epochs is None else positive_int("epochs", epochs)
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
     seed = natural_int("seed", seed)
     compile = bool_or_auto("compile", compile)
@@ -154,11 +164,15 @@ def fit(
                 f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
             )
         gate = getattr(model.encoder, "get_gate", get_gate)(gate)
+    batches = get_batches(data, batch_size, seed)
+    batches.check(model)
+    epochs = default_epochs(batches.num_steps) if epochs is None else epochs
+    if objective == "auto":
+        x = batches.sample[:2].to(model.reference)
+        objective = "analytic" if gate is not None or num_draws is not None else exact_if_linear(model, x)
     used_gate = gate or gate_of(model.encoder)
     loss = get_objective(objective, num_draws, (used_gate or Gate()).draws_at_once)
     check_objective(loss, model, used_gate, schedules or ())
-    batches = get_batches(data, batch_size, seed)
-    batches.check(model)
     check_batch_norm(model, batches)
     warn_of_prior(model)
     if batches.smallest is not None and batches.smallest < num_processes():
