@@ -60,12 +60,15 @@ class VAE(nn.Module):
         num_data: size of the data that x is a minibatch of, which latent variables common to all data are weighed by;
             None if x is all of it. `vsc_pyro.fit` sets it.
 
+    Attributes:
+        warmup: what `beta` is multiplied by while `vsc_pyro.fit` lets the divergence rise, else 1.
+
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
             the prior is infinite. Checked at construction where the encoder has an `input_shape`.
     """
 
-    scheduled = ("beta",)
+    scheduled = ("beta", "warmup")
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.prior = prior
         self.beta = positive_float("beta", beta)
+        self.warmup = 1.0
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
         if hasattr(encoder, "input_shape"):
@@ -130,10 +134,11 @@ class VAE(nn.Module):
             return pyro.sample("z", self.encoder(x))
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
-        if isinstance(self.beta, Tensor):  # in a captured step, where nobody may look at it
-            return poutine.scale(scale=self.beta.clamp(min=_TINY))
+        weight = self.beta * self.warmup
+        if isinstance(weight, Tensor):  # in a captured step, where nobody may look at it
+            return poutine.scale(scale=weight.clamp(min=_TINY))
         # Pyro takes no zero.
-        return contextlib.nullcontext() if self.beta == 1 else poutine.scale(scale=self.beta or _TINY)
+        return contextlib.nullcontext() if weight == 1 else poutine.scale(scale=weight or _TINY)
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
         """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""

@@ -24,7 +24,7 @@ from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import num_processes
-from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values
+from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values, warmup_share
 from vsc_pyro.seeding import seeded
 from vsc_pyro.training.fitting import (
     check_batch_norm,
@@ -33,6 +33,7 @@ from vsc_pyro.training.fitting import (
     resolve_device,
     warn_of_prior,
     warn_of_warmup,
+    with_warmup,
 )
 from vsc_pyro.vae import VAE
 
@@ -48,6 +49,7 @@ def fit_ensemble(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
+    warmup: float | None = None,
     seeds: Sequence[int] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -73,8 +75,8 @@ def fit_ensemble(
     Args:
         models: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``; held in memory.
-        objective, epochs, batch_size, lr, device, progress: as of `fit`. The bar shows the least and the greatest
-            objective of the models.
+        objective, epochs, batch_size, lr, warmup, device, progress: as of `fit`. The bar shows the least and the
+            greatest objective of the models.
         seeds: one for each model; None for 0, 1, 2, ...
         schedules: of all models alike, as of `fit`; they come before numbers that differ.
         compile: compile the common step, which takes some 10 seconds; False runs its operations one by one, which for
@@ -117,7 +119,8 @@ def fit_ensemble(
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     epochs = default_epochs(num_steps) if epochs is None else epochs
-    schedules = dict(schedules or {})
+    share = warmup_share(warmup, loss, schedules)
+    schedules = with_warmup(schedules, int(share * epochs * num_steps))
     before = [_Before(model, schedules) for model in models]
     check_schedules(models[0], schedules, epochs * num_steps)
     for model in models:
@@ -151,6 +154,8 @@ def fit_ensemble(
             raise
         seconds = time.perf_counter() - start
         bar.set_description("fit_ensemble" + (", compiled" if ensemble.is_compiled else ""))
+        for model in models:
+            stack.callback(setattr, model, "warmup", 1.0)  # after what follows
         stack.callback(ensemble.hand_back)
         histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
         for _ in range(epochs):

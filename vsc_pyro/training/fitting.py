@@ -29,9 +29,10 @@ from vsc_pyro.modes import in_mode
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
-from vsc_pyro.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
+from vsc_pyro.schedules import Ramp, Schedule, check_schedules, set_values, unchanged_if_refused, warmup_share
 from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
+from vsc_pyro.training.resumption import saved_warmup
 from vsc_pyro.training.run import Run
 from vsc_pyro.vae import VAE
 
@@ -70,6 +71,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
+    warmup: float | None = None,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -110,6 +112,10 @@ def fit(
         epochs: passes over the data, those of a resumed run included; None for 50, or as many as make 2,000 steps.
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or for the loader's own.
         lr: learning rate of Adam.
+        warmup: share of the run, its first steps, in which the weight of the KL divergence rises from 0 to the model's
+            beta, so that latents can learn something before they are charged for it; None for a fifth, or none where
+            `schedules` move beta or the objective is one of unscaled densities, or of Pyro's. A resumed run keeps its
+            own.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
             `vsc_pyro.schedules`. The last value stays.
@@ -173,6 +179,10 @@ def fit(
     used_gate = gate or gate_of(model.encoder)
     loss = get_objective(objective, num_draws, (used_gate or Gate()).draws_at_once)
     check_objective(loss, model, used_gate, schedules or ())
+    warmup = warmup_share(warmup, loss, schedules)
+    warmup_steps = int(warmup * epochs * batches.num_steps)
+    if resume and checkpoint.is_file():
+        warmup_steps = saved_warmup(checkpoint)
     check_batch_norm(model, batches)
     warn_of_prior(model)
     if batches.smallest is not None and batches.smallest < num_processes():
@@ -185,9 +195,8 @@ def fit(
         torch.inference_mode(False),
         networks_in(model, precision),
         _gate_in_place(model.encoder, gate),
-        unchanged_if_refused(model, schedules),
+        unchanged_if_refused(model, schedules := with_warmup(schedules, warmup_steps)),
     ):
-        schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * batches.num_steps)
         warn_of_warmup(model, schedules)
         model.to(device)
@@ -207,10 +216,11 @@ def fit(
             + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
             "batch_size": batches.batch_size,
             "lr": lr,
+            "warmup": warmup,
             "seed": seed,
             "data": batches.describe(),
             "model": _without_addresses(repr(model)),
-            "schedules": _without_addresses(repr(schedules)),
+            "schedules": _without_addresses(repr({n: s for n, s in schedules.items() if n != "warmup"})),
             "precision": precision,
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
             "processes": num_processes(),
@@ -218,6 +228,7 @@ def fit(
         for name, value in {"epochs": epochs, **settings}.items():
             check_alike(name, value)
         run = Run(model, optimizer, schedule, schedules, batches, settings)
+        run.history.warmup_steps = warmup_steps
         if checkpoint is not None:
             run.plan(epochs)
         programs = model.model, model.guide, optimizer, loss
@@ -259,9 +270,16 @@ def fit(
                             and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
                         ):
                             run.save(checkpoint)
-            finally:  # else the first step of someone else's would add them to its own
+            finally:
+                model.warmup = 1.0
+                # Else the first step of someone else's would add them to its own.
                 optimizer.zero_grad(set_to_none=True)
         return run.history
+
+
+def with_warmup(schedules: Mapping[str, Schedule] | None, num_steps: int) -> dict[str, Schedule]:
+    """Add the rise of the divergence's weight over so many steps to the schedules of a run."""
+    return dict(schedules or {}) | ({"warmup": Ramp(0, 1, length=num_steps)} if num_steps else {})
 
 
 def check_batch_norm(model: VAE, batches: Batches) -> None:
