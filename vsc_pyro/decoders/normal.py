@@ -13,8 +13,8 @@ from vsc_pyro.arguments import choice, positive_float
 from vsc_pyro.decoders.base import PixelDecoder
 from vsc_pyro.distributions import LinearNormal
 
-# Of the data's standard deviation, where a learned scale starts: under all of it a small latent does not pay.
-_START = 0.5
+# Of the data's standard deviation: under all of it a latent that explains little does not pay for itself.
+_SHARE = 0.4
 
 
 def _amplitude(scale: float, floor: float) -> float:
@@ -28,10 +28,10 @@ class NormalDecoder(PixelDecoder):
     `vsc_pyro.distributions.LinearNormal`, which can be trained without sampling: ``fit(..., objective="exact")``.
 
     **The scale** decides what is worth coding: under one far above the data's spread no latent pays for itself, under
-    one far below all do. By default, ``scale="data"``, it is learned, one for all pixels, in units of the training
-    data's standard deviation s around their mean, from half of it on: :math:`f(z) = s\,g(z)` with a network g. Data in
-    other units, :math:`a x + b`, are then fitted alike. `prepare`, which `vsc_pyro.fit` calls, measures s; before, it
-    is 1.
+    one far below all do. By default, ``scale="data"``, it is four tenths of the training data's standard deviation s
+    around their mean, and learned from there on, one for all pixels, if the code has fewer latents than the datum
+    pixels. Of more latents it stays there: such a code can copy the datum, and no scale is identified. What the network puts out is in units of s, :math:`f(z) = s\,g(z)`: data in other units,
+    :math:`a x + b`, are fitted alike. `prepare`, which `vsc_pyro.fit` calls, measures s; before, it is 1.
 
     A learned scale needs a floor. On a pixel that is the same in all data (a border) the log-density
     :math:`-\log(\sigma\sqrt{2\pi})` grows without limit as :math:`\sigma \to 0`; the bound then measures how far the
@@ -55,7 +55,7 @@ class NormalDecoder(PixelDecoder):
         scale: standard deviation of the pixels given z, in units of the data: as it is or, if learned, to start from.
             ``"data"`` takes the unit from the training data.
         variance: ``"fixed"``; ``"shared"``, learned, one for all pixels; ``"per-pixel"``, learned, one for each; None
-            for ``"shared"`` if the scale is the data's, and ``"fixed"`` if it is a number.
+            for ``"shared"`` if the scale is the data's and there are fewer latents than pixels, else ``"fixed"``.
         min_scale: floor of a learned scale, in units of the data (of s, if the scale is the data's); None for a tenth
             of `scale`.
         trunk: module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``, instead of the MLP.
@@ -82,8 +82,12 @@ class NormalDecoder(PixelDecoder):
     ) -> None:
         super().__init__(latent_dim, output_shape, hidden, activation, trunk)
         self.follows_data = scale == "data"
-        scale = 1.0 if self.follows_data else positive_float("scale", scale)
-        self.variance = variance = variance or ("shared" if self.follows_data else "fixed")
+        if variance is None:
+            identified = self.latent_dim < math.prod(self.output_shape)
+            variance = "shared" if self.follows_data and identified else "fixed"
+        self.variance = variance
+        share = _SHARE if variance == "fixed" else 1.0
+        scale = share if self.follows_data else positive_float("scale", scale)
         amplitude_shape = choice("variance", variance, {"fixed": None, "shared": (), "per-pixel": self.output_shape})
         # Buffers, so that a checkpoint restores the scale whatever the decoder was built with.
         self.register_buffer("initial_scale", torch.tensor(scale))
@@ -98,7 +102,7 @@ class NormalDecoder(PixelDecoder):
         if min_scale >= scale:
             raise ValueError(f"min_scale must be below scale, from where learning starts, got {min_scale} and {scale}")
         self.register_buffer("min_scale", torch.tensor(min_scale))
-        start = _amplitude(max(_START, min_scale), min_scale) if self.follows_data else 1.0
+        start = _amplitude(max(_SHARE, min_scale), min_scale) if self.follows_data else 1.0
         self.amplitude = nn.Parameter(torch.full(amplitude_shape, start))
 
     def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
