@@ -119,7 +119,7 @@ def test_models_of_convolutions_train(cls, options, digits, device):
 
 
 def test_linear_decoders_have_a_dictionary():
-    decoder = NormalDecoder(3, (2, 4), hidden=())
+    decoder = NormalDecoder(3, (2, 4), hidden=(), scale=0.5)
     z = torch.randn(5, 6, 3)
     atoms = torch.einsum("kbj,jhw->kbhw", z, decoder.dictionary)
     torch.testing.assert_close(decoder(z).mean, atoms + decoder.network[0].bias.view(2, 4))
@@ -257,7 +257,7 @@ def test_bad_arguments_of_scales():
     with pytest.raises(ValueError, match=r"min_scale must be below scale, .* got 0\.5 and 0\.5"):
         NormalDecoder(5, 64, variance="shared", scale=0.5, min_scale=0.5)
     with pytest.raises(ValueError, match=r"min_scale=0\.1 is the floor of a learned scale, and variance='fixed'"):
-        NormalDecoder(5, 64, min_scale=0.1)
+        NormalDecoder(5, 64, scale=1.0, min_scale=0.1)
 
 
 def by_quadrature(logits):

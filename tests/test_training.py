@@ -22,12 +22,19 @@ def assert_same(a, b):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def far_off(model):
+    """A model whose decoder counts as trained, so that it does not start at the data's mean and has far to go."""
+    with torch.no_grad():
+        model.decoder.network[-1].bias.add_(0.01)
+    return model
+
+
 @pytest.mark.parametrize("objective", ["trace", "analytic"])
 @pytest.mark.parametrize("gate", ["straight-through", "concrete", "shifted-sigmoid", "score"])
 def test_every_gate_and_objective_trains(small_vae, digits, gate, objective, device):
-    model = small_vae(gate)
+    model = far_off(small_vae(gate))
     history = vsc.fit(
-        model, digits.train, objective=objective, epochs=4, batch_size=100, lr=3e-3, device=device, **QUIET
+        model, digits.train, objective=objective, epochs=4, batch_size=100, lr=3e-3, warmup=0, device=device, **QUIET
     )
     assert len(history) == 4
     assert np.isfinite(history.elbo).all()
@@ -87,9 +94,9 @@ def test_same_seed_same_weights_and_the_callers_state_is_untouched(small_vae, di
 
 def test_two_models_in_one_process_both_train(small_vae, digits):
     for seed in (0, 1):
-        model = small_vae(seed=seed)
+        model = far_off(small_vae(seed=seed))
         before = weights(model)
-        history = vsc.fit(model, digits.train, epochs=3, batch_size=50, device="cpu", **QUIET)
+        history = vsc.fit(model, digits.train, epochs=3, batch_size=50, warmup=0, device="cpu", **QUIET)
         assert history.elbo[-1] > history.elbo[0] + 5
         assert all(not torch.equal(before[n], p) for n, p in model.named_parameters())
 
@@ -164,7 +171,7 @@ def schedule(optimizer):
 
 
 def test_resuming_ends_in_the_same_weights(small_vae, digits, tmp_path):
-    settings = {"batch_size": 100, "lr_schedule": schedule, "device": "cpu", **QUIET}
+    settings = {"batch_size": 100, "lr_schedule": schedule, "device": "cpu", "warmup": 0.0, **QUIET}
     whole = small_vae()
     full_history = vsc.fit(whole, digits.train, epochs=6, **settings)
     path = tmp_path / "c.pt"
@@ -176,6 +183,43 @@ def test_resuming_ends_in_the_same_weights(small_vae, digits, tmp_path):
     again = small_vae(seed=98)
     assert vsc.fit(again, digits.train, epochs=6, checkpoint=path, resume=True, **settings).elbo == full_history.elbo
     assert_same(weights(whole), weights(again))
+
+
+def test_a_run_that_goes_on_keeps_the_warmup_it_began_with(small_vae, digits, tmp_path):
+    settings = {"batch_size": 100, "device": "cpu", "checkpoint": tmp_path / "c.pt", **QUIET}
+    first = vsc.fit(small_vae(), digits.train, epochs=5, warmup=0.5, **settings)
+    model = small_vae()
+    longer = vsc.fit(model, digits.train, epochs=8, warmup=0.5, resume=True, **settings)
+    assert longer.warmup_steps == first.warmup_steps == 5 * 15 // 2
+    assert longer.elbo[:5] == first.elbo
+    assert model.warmup == 1.0
+    with pytest.raises(ValueError, match=r"is of a run with warmup=0\.5 \(now 0\.2\)"):
+        vsc.fit(small_vae(), digits.train, epochs=9, resume=True, **settings)
+
+
+def test_the_divergence_counts_for_nothing_at_first_and_for_all_in_the_end(small_vae, digits):
+    # Of weights that do not move, the objective is that of beta = step / 10 in ten steps, and then of beta = 1.
+    def objective(beta, epochs, **settings):
+        model = small_vae()
+        model.beta = beta
+        return vsc.fit(model, digits.train, epochs=epochs, lr=1e-30, batch_size=2000, device="cpu", **settings).elbo
+
+    got = objective(1.0, 20, warmup=0.5, **QUIET)
+    free, full = (objective(beta, 20, warmup=0, **QUIET) for beta in (1e-9, 1.0))
+    kl = np.subtract(free, full)
+    assert kl.min() > 0.1
+    np.testing.assert_allclose((np.array(free) - got) / kl, np.minimum(np.arange(20) / 10, 1), atol=2e-3)
+
+
+def test_warmups_that_make_no_sense(small_vae, digits):
+    for settings, problem in (
+        ({"warmup": 1}, "warmup must be a share of the run, from 0 to below 1, got 1"),
+        ({"warmup": 0.1, "schedules": {"beta": vsc.Ramp(0, 1, length=3)}}, "both set the weight of the divergence"),
+        ({"warmup": 0.1, "objective": "importance-weighted", "gate": "score"}, "takes no warmup=0.1; pass 0"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            vsc.fit(small_vae(), digits.train, epochs=2, **settings, **QUIET)
+    assert vsc.fit(small_vae(), digits.train, epochs=1, objective=pyro.infer.Trace_ELBO(), **QUIET).warmup_steps == 0
 
 
 # Whoever is killed is a fork: one interpreter starts, and imports, for all of them. It has one thread, as forks must.

@@ -125,7 +125,7 @@ def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLi
     if "model" not in state:
         names = shortened(", ".join(sorted(name if isinstance(name, str) else shown(name) for name in state)))
         raise ValueError(f"checkpoint {path} holds no weights: it has {names}, not 'model'")
-    own, saved = model.state_dict(), state["model"]
+    own, saved = model.state_dict(), _completed(model, state["model"])
     if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
         raise ValueError(f"checkpoint {path} is damaged: 'model' must be tensors by name, got {shown(saved)}")
     for name in sorted(own.keys() | saved.keys()):
@@ -140,6 +140,18 @@ def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLi
                 f"checkpoint {path} is damaged: {name} is {shown(saved[name])}, with entries that are not finite or no "
                 f"{own[name].dtype}; train again"
             )
+
+
+def _completed(model: nn.Module, saved: Any) -> Any:
+    """Add to weights the `added_buffers` of modules, as they act where a file of an earlier version has none."""
+    if not isinstance(saved, dict):
+        return saved
+    added = {
+        f"{prefix}.{name}": torch.full_like(getattr(module, name), value)
+        for prefix, module in model.named_modules()
+        for name, value in getattr(module, "added_buffers", {}).items()
+    }
+    return {**added, **saved}
 
 
 def _kind(weights: dict[str, Any], name: str) -> object:
@@ -165,6 +177,6 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLik
     """Load ``state["model"]`` into `model`, in place; raises as `check_weights` does, before anything is changed."""
     check_weights(model, state, path)
     # What torch obeys beside the tensors, such as to put them in the place of parameters, is not taken from a file.
-    weights = OrderedDict(state["model"])
+    weights = OrderedDict(_completed(model, state["model"]))
     weights._metadata = model.state_dict()._metadata
     model.load_state_dict(weights)

@@ -20,6 +20,7 @@ from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, ThresholdedS
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
 from vsc_pyro.precision import run_network
+from vsc_pyro.starting import is_fresh, mean_and_scale, remember_start
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
@@ -28,7 +29,13 @@ _MIN_THRESHOLD = 1e-6
 
 
 class _Encoder(nn.Module):
-    """A network with `num_heads` outputs for each latent: an MLP on the flattened datum, or a linear map of a trunk."""
+    """A network with `num_heads` outputs for each latent: an MLP on the flattened datum, or a linear map of a trunk.
+
+    It reads data less `input_mean` and divided by `input_scale`, see `vsc_pyro.starting`.
+    """
+
+    # Of which checkpoints of earlier versions know nothing, and what they are there.
+    added_buffers: ClassVar[dict[str, float]] = {"input_mean": 0.0, "input_scale": 1.0}
 
     def __init__(
         self,
@@ -44,18 +51,35 @@ class _Encoder(nn.Module):
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.num_heads = num_heads
         self.network_precision = "float32"
+        self.register_buffer("input_mean", torch.zeros(self.input_shape))
+        self.register_buffer("input_scale", torch.ones(()))
         outputs = num_heads * self.latent_dim
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
             self.network = nn.Sequential(nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, hidden, activation))
+            remember_start(self)
             return
         if hidden is not None:
             raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")
         activation_class = choice("activation", activation, ACTIVATIONS)
         features = positive_int("trunk.out_features", getattr(trunk, "out_features", None))
         self.network = nn.Sequential(trunk, activation_class(), nn.Linear(features, outputs))
+        remember_start(self)
+
+    @property
+    def own_layer(self) -> nn.Linear:
+        """The last layer, which gives all heads."""
+        return self.network[-1]
+
+    def prepare(self, images: Tensor) -> None:
+        """Read data standardised by training data, shape ``(N, *input_shape)``; not if it has been trained before."""
+        if is_fresh(self):
+            mean, scale = mean_and_scale(images)
+            self.input_mean.copy_(mean.reshape(self.input_shape))
+            self.input_scale.copy_(scale)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = (x - self.input_mean.reshape(x.shape[1:])) / self.input_scale
         return run_network(self.network, x, self.network_precision).chunk(self.num_heads, -1)
 
 
@@ -81,6 +105,10 @@ def gate_of(encoder: nn.Module) -> Gate | None:
     """The gate of its spikes; None where it has no attribute `gate` that is one (a layer of that name is not)."""
     gate = getattr(encoder, "gate", None)
     return gate if isinstance(gate, Gate) else None
+
+
+# Of latents whose prior has no inclusion of its own.
+_DEFAULT_INCLUSION = 0.1
 
 
 def _inclusion(name: str, value: float) -> float:
@@ -183,7 +211,36 @@ class DeltaEncoder(_Encoder):
         return f"rectify={self.rectify}, corruption={self.corruption}"
 
 
-class SpikeSlabEncoder(_Encoder):
+class _SparseEncoder(_Encoder):
+    """An encoder of spikes: of every latent, the inclusion probability it starts from."""
+
+    def _start_inclusion(self, inclusion: float | None) -> None:
+        self.follows_prior = inclusion is None
+        inclusion = _DEFAULT_INCLUSION if inclusion is None else _inclusion("initial_inclusion", inclusion)
+        self._set_inclusion(torch.full((self.latent_dim,), inclusion))
+
+    def follow(self, inclusion: Tensor) -> None:
+        """Start from a prior's inclusion probabilities, shape ``(J,)``, unless others were asked for or learned."""
+        if self.follows_prior and is_fresh(self):
+            self._set_inclusion(inclusion)
+
+    @torch.no_grad()
+    def _set_inclusion(self, inclusion: Tensor) -> None:
+        offset = self._offset(inclusion).to(self._inclusion_bias)
+        self._inclusion_bias.add_(offset - self.offset if hasattr(self, "offset") else offset)
+        self.register_buffer("offset", offset, persistent=False)
+        remember_start(self)
+
+    @property
+    def _inclusion_bias(self) -> Tensor:
+        return self.own_layer.bias[2 * self.latent_dim :]
+
+    def _offset(self, inclusion: Tensor) -> Tensor:
+        """What the bias of the inclusion's head is raised by for it."""
+        raise NotImplementedError
+
+
+class SpikeSlabEncoder(_SparseEncoder):
     r"""Spike-and-slab posterior, :math:`q(z|x) = \prod_j \gamma_j F(z_j; \mu_j, \sigma_j) + (1-\gamma_j) \delta_0`.
 
     One network gives location, scale and the log-odds of the inclusion probability of every latent (Tonolini et al.,
@@ -202,7 +259,8 @@ class SpikeSlabEncoder(_Encoder):
         hidden: widths of the MLP's hidden layers; None for ``(400,)``.
         activation: name of the activation, see `vsc_pyro.networks.ACTIVATIONS`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
-        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
+        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1; None for the
+            prior's, which `vsc_pyro.VAE` hands on, and .1 until then or where it has none of its own.
         slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"`` (which needs a slab as heavy-tailed in the prior,
             and a decoder that saturates, see `CauchyEncoder`).
         trunk: a network instead of the MLP, see `NormalEncoder`.
@@ -223,7 +281,7 @@ class SpikeSlabEncoder(_Encoder):
         hidden: int | Sequence[int] | None = None,
         activation: str = "silu",
         gate: str | Gate = "concrete",
-        initial_inclusion: float = 0.1,
+        initial_inclusion: float | None = None,
         slab: str = "normal",
         trunk: nn.Module | None = None,
     ) -> None:
@@ -232,10 +290,10 @@ class SpikeSlabEncoder(_Encoder):
         self.slab = slab
         self._family = get_slab(slab)
         self.register_buffer("slab_weight", torch.ones(()))
-        initial_inclusion = _inclusion("initial_inclusion", initial_inclusion)
-        with torch.no_grad():
-            logits_bias = self.network[-1].bias[2 * self.latent_dim :]
-            logits_bias += math.log(initial_inclusion / (1 - initial_inclusion))
+        self._start_inclusion(initial_inclusion)
+
+    def _offset(self, inclusion: Tensor) -> Tensor:
+        return torch.logit(inclusion)
 
     def forward(self, x: Tensor) -> IndependentSpikeSlab:
         loc, log_squared_scale, logits = self.heads(x)
@@ -252,7 +310,7 @@ _BASES: dict[str, type[TorchDistribution]] = {"laplace": Laplace, "normal": Norm
 _THRESHOLDS = {"amortised": 3, "per-latent": 2}  # and the heads that the network then has for each latent
 
 
-class ThresholdEncoder(_Encoder):
+class ThresholdEncoder(_SparseEncoder):
     r"""Spike-and-slab posterior by a learned shifted soft threshold of a draw (Fallah & Rozell, 2022).
 
     .. math:: \zeta \sim \mathrm{base}(\mu, \sigma), \qquad
@@ -269,7 +327,8 @@ class ThresholdEncoder(_Encoder):
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`, or ``"threshold"``, the published
             one: the derivative of what is thresholded, also where that is within the threshold. It says nothing of what
             the step from 0 to :math:`\mu` is worth, so that under a divergence that charges for spikes codes empty.
-        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1.
+        initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1; None for the
+            prior's, which `vsc_pyro.VAE` hands on, and .1 until then or where it has none of its own.
         base: ``"laplace"`` or ``"normal"``.
         threshold: :math:`\lambda`, ``"amortised"``, from the network, or ``"per-latent"``, a parameter common to all
             data, the inclusion of which then differ by their scales.
@@ -291,7 +350,7 @@ class ThresholdEncoder(_Encoder):
         hidden: int | Sequence[int] | None = None,
         activation: str = "silu",
         gate: str | Gate = "concrete",
-        initial_inclusion: float = 0.1,
+        initial_inclusion: float | None = None,
         base: str = "laplace",
         threshold: str = "amortised",
         trunk: nn.Module | None = None,
@@ -302,15 +361,18 @@ class ThresholdEncoder(_Encoder):
         self.base = base
         self.threshold = threshold
         self._family = choice("base", base, _BASES)
-        # Scales start near 1: the base's own quantile leaves as much beyond it, in two tails, as asked.
-        tail = torch.tensor(_inclusion("initial_inclusion", initial_inclusion) / 2)
-        start = -self._family(0.0, 1.0).icdf(tail)
-        bias = start + torch.log(-torch.expm1(-start))  # softplus of which is the start
         if threshold == "per-latent":
-            self.unconstrained_threshold = nn.Parameter(bias.repeat(self.latent_dim))
-        else:
-            with torch.no_grad():
-                self.network[-1].bias[2 * self.latent_dim :] += bias
+            self.unconstrained_threshold = nn.Parameter(torch.zeros(self.latent_dim))
+        self._start_inclusion(initial_inclusion)
+
+    @property
+    def _inclusion_bias(self) -> Tensor:
+        return self.unconstrained_threshold if self.threshold == "per-latent" else super()._inclusion_bias
+
+    def _offset(self, inclusion: Tensor) -> Tensor:
+        # Scales start near 1: the base's own quantile leaves as much beyond it, in two tails, as asked.
+        start = -self._family(0.0, 1.0).icdf(inclusion / 2)
+        return start + torch.log(-torch.expm1(-start))  # softplus of which is the start
 
     def forward(self, x: Tensor) -> IndependentSpikeSlab:
         loc, log_squared_scale, *amortised = self.heads(x)

@@ -19,11 +19,12 @@ class History:
 
     Attributes:
         elbo: minus the training loss, nats per datum, mean over the epoch: the ELBO by the gate as trained (soft spikes
-            if it is soft), its KL part weighted by the model's beta, less any penalty; of the importance-weighted
-            objective, its bound of several draws. For models that have no bound (a
-            point for a posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
+            if it is soft), its KL part weighted by the model's beta and its warm-up, less any penalty; of the
+            importance-weighted objective, its bound of several draws. For models that have no bound (a point for a
+            posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
         seconds: duration of the epoch, compilation included.
         compiled: whether the steps were compiled, see `fit`'s `compile`.
+        warmup_steps: steps in which the weight of the KL divergence rose from 0.
         compile_seconds: how much of `seconds` went into capturing and compiling steps, all runs of a resumed one
             together.
     """
@@ -32,6 +33,7 @@ class History:
     seconds: list[float] = dataclasses.field(default_factory=list)
     compiled: bool = False
     compile_seconds: float = 0.0
+    warmup_steps: int = 0
 
     def __len__(self) -> int:
         return len(self.elbo)

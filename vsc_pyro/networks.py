@@ -22,6 +22,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
 # Of the encoders' and decoders' MLPs, where nothing else is said: those of the VSC paper and of its reproduction.
 DEFAULT_HIDDEN = (400,)
 
@@ -52,6 +54,12 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(before, after), activation_class()]
         layers.append(nn.Linear(widths[-1], positive_int("out_features", out_features)))
         super().__init__(*layers)
+
+
+def last_layer(network: nn.Module) -> nn.Module | None:
+    """Return the last layer with weights of `network`, linear or a convolution; None if there is none."""
+    layers = [layer for layer in network.modules() if isinstance(layer, _LAYERS)]
+    return layers[-1] if layers else None
 
 
 class ConvTrunk(nn.Module):

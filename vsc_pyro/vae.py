@@ -28,7 +28,7 @@ from torch.distributions import Distribution, kl_divergence
 from vsc_pyro.arguments import positive_float, positive_int, sizes
 from vsc_pyro.data_checks import as_events, check_finite, check_layout, check_support, inner
 from vsc_pyro.decoders import BernoulliDecoder
-from vsc_pyro.distributions import has_mean
+from vsc_pyro.distributions import has_mean, inclusion_logits
 from vsc_pyro.encoders import SpikeSlabEncoder
 from vsc_pyro.gates import Gate
 from vsc_pyro.imputation import Imputation, impute
@@ -70,12 +70,15 @@ class VAE(nn.Module):
         num_data: size of the data that x is a minibatch of, which latent variables common to all data are weighed by;
             None if x is all of it. `vsc_pyro.fit` sets it.
 
+    Attributes:
+        warmup: what `beta` is multiplied by while `vsc_pyro.fit` lets the divergence rise, else 1.
+
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
             the prior is infinite. Checked at construction where the encoder has an `input_shape`.
     """
 
-    scheduled = ("beta",)
+    scheduled = ("beta", "warmup")
 
     def __init__(
         self,
@@ -90,10 +93,22 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.prior = prior
         self.beta = positive_float("beta", beta)
+        self.warmup = 1.0
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
         if hasattr(encoder, "input_shape"):
-            self.check_parts(self.reference.new_zeros(1, *encoder.input_shape))
+            x = self.reference.new_zeros(1, *encoder.input_shape)
+            self.check_parts(x)
+            self._start_at_the_prior(x)
+
+    def _start_at_the_prior(self, x: Tensor) -> None:
+        """Let an encoder of spikes start from the prior's inclusion, unless the prior is made of the encoder itself."""
+        own = {id(parameter) for parameter in self.encoder.parameters()}
+        if hasattr(self.encoder, "follow") and own.isdisjoint(map(id, self.prior.parameters())):
+            with self.evaluating():
+                logits = inclusion_logits(self.prior(x))
+            if logits is not None:
+                self.encoder.follow(logits.sigmoid().reshape(-1, *logits.shape[-1:])[0])
 
     @property
     def reference(self) -> Tensor:
@@ -137,10 +152,11 @@ class VAE(nn.Module):
             return pyro.sample("z", self.encoder(x))
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
-        if isinstance(self.beta, Tensor):  # in a captured step, where nobody may look at it
-            return poutine.scale(scale=self.beta.clamp(min=_TINY))
+        weight = self.beta * self.warmup
+        if isinstance(weight, Tensor):  # in a captured step, where nobody may look at it
+            return poutine.scale(scale=weight.clamp(min=_TINY))
         # Pyro takes no zero.
-        return contextlib.nullcontext() if self.beta == 1 else poutine.scale(scale=self.beta or _TINY)
+        return contextlib.nullcontext() if weight == 1 else poutine.scale(scale=weight or _TINY)
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
         """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""

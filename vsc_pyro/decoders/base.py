@@ -1,4 +1,14 @@
-"""What all decoders share: a network from codes to one real number for each pixel."""
+r"""A network from codes to one real number for each pixel, and where it starts.
+
+A latent whose first effect on the data is large is switched off before its atom has learnt anything, for a wrong
+picture costs more than any code earns; one of next to no effect learns nothing. Weights are therefore scaled when a
+decoder is built, so that switching one latent on changes all outputs together by one unit:
+
+.. math:: \Big( \tfrac1J \sum_j \| f(e_j) - f(0) \|^2 \Big)^{1/2} = 1,
+
+a logit, or the noise scale of a `vsc_pyro.NormalDecoder`. `prepare` starts the last layer's bias at the mean of the
+training data, so that no latent is spent on that.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice, positive_int, sizes
-from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
+from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, last_layer
 from vsc_pyro.precision import run_network
+from vsc_pyro.starting import is_fresh, mean_and_scale, remember_start
+
+_LATENTS_TRIED = 64  # whose effects stand for those of all
+_ROUNDS = 4  # through a trunk, effects are only roughly in proportion to weights
 
 
 class PixelDecoder(nn.Module):
@@ -43,6 +57,7 @@ class PixelDecoder(nn.Module):
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
             self.network = MLP(self.latent_dim, math.prod(self.output_shape), hidden, activation)
+            self._start_effects(1.0)
             return
         if hidden is not None:
             raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")
@@ -50,6 +65,56 @@ class PixelDecoder(nn.Module):
         features = positive_int("trunk.in_features", getattr(trunk, "in_features", None))
         _check_trunk(trunk, features, self.output_shape)
         self.network = nn.Sequential(nn.Linear(self.latent_dim, features), activation_class(), trunk)
+        self._start_effects(1.0)
+
+    @property
+    def own_layer(self) -> nn.Linear:
+        """The MLP's last layer, or the one that feeds a trunk."""
+        return self.network[-1 if isinstance(self.network, MLP) else 0]
+
+    def _start_effects(self, size: float) -> None:
+        """Scale weights so that one latent that is on changes all outputs together by `size`.
+
+        The last layer's, or, before a trunk, those of the layer that feeds it: a trunk may have been trained elsewhere.
+        """
+        remember_start(self)
+        scaled = self.own_layer
+        codes = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)[:_LATENTS_TRIED]])
+        for _ in range(_ROUNDS):
+            with torch.no_grad():
+                # On a copy, for the statistics of batch norms are not ours.
+                outputs = copy.deepcopy(self.network).eval()(codes.to(scaled.weight)).flatten(1)
+                effect = (outputs[1:] - outputs[0]).square().sum(1).mean().sqrt()
+                if effect > 0:
+                    scaled.weight.mul_(size / effect)
+
+    def prepare(self, images: Tensor) -> None:
+        """Start at the mean of training data, shape ``(N, *output_shape)``; a trained or frozen decoder does not.
+
+        The last layer's bias is set, pixel by pixel; a trunk's only if it is zero, channel by channel.
+        """
+        if not is_fresh(self):
+            return
+        mean, scale = mean_and_scale(images.reshape(len(images), *self.output_shape))
+        outputs = self._outputs_of(mean, scale, len(images))
+        bias = getattr(last_layer(self.network), "bias", None)
+        if bias is None or not bias.requires_grad or (bias is not self.own_layer.bias and bias.any()):
+            return
+        with torch.no_grad():
+            if bias.numel() == outputs.numel():
+                bias.copy_(outputs.flatten())
+            elif bias.numel() == len(outputs):
+                bias.copy_(outputs.flatten(1).mean(1))
+
+    def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
+        """The network's outputs, shape `output_shape`, under which the likelihood has the mean of so many data.
+
+        Args:
+            mean: shape `output_shape`, float64.
+            scale: standard deviation of the data around it, one number.
+            num_data: how many data these are from; a probability is kept away from 0 and 1 by half a datum.
+        """
+        raise NotImplementedError
 
     @property
     def is_linear(self) -> bool:
@@ -60,7 +125,8 @@ class PixelDecoder(nn.Module):
     def dictionary(self) -> Tensor:
         """The atoms of a linear decoder (``hidden=()``), what each latent adds to the pixels: ``(J, *output_shape)``.
 
-        A view of ``network[0].weight``, of shape ``(D, J)``, so that it can be normalised in place.
+        A view of ``network[0].weight``, of shape ``(D, J)``, so that it can be normalised in place. Of a
+        `NormalDecoder` whose scale is the data's it is a copy, that weight times the data's unit.
 
         Raises:
             ValueError: a decoder that is not linear.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pyro.distributions import Bernoulli, Independent
 from torch import Tensor
 from torch.distributions import constraints
@@ -39,6 +40,9 @@ class BernoulliDecoder(PixelDecoder):
         ValueError: a size below 1, an unknown activation (the message lists the known ones), `hidden` beside a trunk,
             or a trunk whose output does not fit `output_shape`.
     """
+
+    def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
+        return torch.logit((mean * num_data + 0.5) / (num_data + 1))
 
     def forward(self, z: Tensor) -> Independent:
         return CrossEntropyBernoulli(logits=self.pixels(z)).to_event(len(self.output_shape))

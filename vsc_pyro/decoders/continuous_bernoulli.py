@@ -23,6 +23,9 @@ from vsc_pyro.decoders.base import PixelDecoder
 # Where series take over: the closed forms lose digits to cancellation as h goes to 0.
 _SMALL_H = 0.3
 _SMALL_LOGIT = 1e-3
+# No pixel starts further out: the density of one that is always black rises without limit, but slowly.
+_LARGEST_START = 12.0
+_HALVINGS = 50
 
 
 class StableContinuousBernoulli(ContinuousBernoulli):
@@ -113,6 +116,15 @@ class ContinuousBernoulliDecoder(PixelDecoder):
         ValueError: a size below 1, an unknown activation (the message lists the known ones), `hidden` beside a trunk,
             or a trunk whose output does not fit `output_shape`.
     """
+
+    def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
+        # The mean of the likelihood rises with the logit: halve an interval that holds the root.
+        low, high = torch.full_like(mean, -_LARGEST_START), torch.full_like(mean, _LARGEST_START)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            is_above = StableContinuousBernoulli(logits=middle).mean > mean
+            low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+        return (low + high) / 2
 
     def forward(self, z: Tensor) -> Independent:
         return StableContinuousBernoulli(logits=self.pixels(z)).to_event(len(self.output_shape))

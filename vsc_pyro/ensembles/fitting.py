@@ -22,11 +22,19 @@ from vsc_pyro.ensembles.alike import check_built_alike
 from vsc_pyro.ensembles.stacked import Ensemble
 from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
-from vsc_pyro.objectives import check_objective, get_objective
+from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import num_processes
-from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values
+from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values, warmup_share
 from vsc_pyro.seeding import seeded
-from vsc_pyro.training.fitting import check_batch_norm, private_state, resolve_device, warn_of_prior, warn_of_warmup
+from vsc_pyro.training.fitting import (
+    check_batch_norm,
+    default_epochs,
+    private_state,
+    resolve_device,
+    warn_of_prior,
+    warn_of_warmup,
+    with_warmup,
+)
 from vsc_pyro.vae import VAE
 
 # Losses stay on the device, and looking at them waits for it: often enough to stop a diverged run within seconds.
@@ -37,10 +45,11 @@ def fit_ensemble(
     models: Sequence[VAE],
     data: Dataset | Tensor | np.ndarray,
     *,
-    objective: str | ELBO = "analytic",
-    epochs: int = 50,
+    objective: str | ELBO = "auto",
+    epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
+    warmup: float | None = None,
     seeds: Sequence[int] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -66,8 +75,8 @@ def fit_ensemble(
     Args:
         models: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``; held in memory.
-        objective, epochs, batch_size, lr, device, progress: as of `fit`. The bar shows the least and the greatest
-            objective of the models.
+        objective, epochs, batch_size, lr, warmup, device, progress: as of `fit`. The bar shows the least and the
+            greatest objective of the models.
         seeds: one for each model; None for 0, 1, 2, ... As of `fit`, none of them settles the weights at the start.
         schedules: of all models alike, as of `fit`; they come before numbers that differ.
         compile: compile the common step, which takes some 10 seconds; False runs its operations one by one, which for
@@ -84,7 +93,8 @@ def fit_ensemble(
         NonFiniteLossError: a model's loss or weight became NaN or infinite; the message says which model's. The others
             keep what they have learned.
     """
-    models, epochs, lr = list(models), positive_int("epochs", epochs), positive_float("lr", lr)
+    models, lr = list(models), positive_float("lr", lr)
+    epochs = None if epochs is None else positive_int("epochs", epochs)
     seeds = _one_for_each(seeds, len(models))
     compile = bool_or_auto("compile", compile)
     if num_processes() > 1:
@@ -95,18 +105,22 @@ def fit_ensemble(
     if compile is True and (missing := missing_compiler(device)):
         raise ValueError(f"compile=True, and {missing}; compile=False needs none")
     check_built_alike(models)
+    data = as_dataset(data)
+    models[0].check_data(data.images)
+    if objective == "auto":
+        objective = exact_if_linear(models[0], data.images[:2].to(models[0].reference))
     draws_at_once = (gate_of(models[0].encoder) or Gate()).draws_at_once
     loss = get_objective(objective, draws_at_once=draws_at_once)
     for model in models:
         check_objective(loss, model, getattr(model.encoder, "gate", None))
-    data = as_dataset(data)
-    models[0].check_data(data.images)
     warn_of_prior(models[0])
     data = data.to(models[0].reference.to(device))  # once for all models
     batches = [get_batches(data, batch_size, seed) for seed in seeds]
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
-    schedules = dict(schedules or {})
+    epochs = default_epochs(num_steps) if epochs is None else epochs
+    share = warmup_share(warmup, loss, schedules)
+    schedules = with_warmup(schedules, int(share * epochs * num_steps))
     before = [_Before(model, schedules) for model in models]
     check_schedules(models[0], schedules, epochs * num_steps)
     for model in models:
@@ -140,6 +154,8 @@ def fit_ensemble(
             raise
         seconds = time.perf_counter() - start
         bar.set_description("fit_ensemble" + (", compiled" if ensemble.is_compiled else ""))
+        for model in models:
+            stack.callback(setattr, model, "warmup", 1.0)  # after what follows
         stack.callback(ensemble.hand_back)
         histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
         for _ in range(epochs):

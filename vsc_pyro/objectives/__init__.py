@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pyro
 from pyro.infer import ELBO
-from torch import nn
+from torch import Tensor, nn
 
 from vsc_pyro.arguments import choice, positive_int
-from vsc_pyro.distributions import WITHOUT_SCORES
+from vsc_pyro.distributions import WITHOUT_SCORES, LinearNormal
 from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
 from vsc_pyro.objectives.exact import ExactELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
+from vsc_pyro.seeding import seeded
 
 __all__ = [
     "OBJECTIVES",
@@ -21,6 +23,7 @@ __all__ = [
     "ImportanceWeightedELBO",
     "TraceELBO",
     "check_objective",
+    "exact_if_linear",
     "get_objective",
 ]
 
@@ -51,6 +54,26 @@ def check_objective(loss: ELBO, model: nn.Module, gate: Gate | None = None, sche
         )
     if isinstance(loss, TraceELBO):
         loss.check_model(model, scheduled)
+
+
+def exact_if_linear(model: nn.Module, x: Tensor) -> str:
+    """The name of the objective that suits a `vsc_pyro.VAE` best: nothing is sampled where nothing need be.
+
+    Args:
+        model: the autoencoder.
+        x: a few data, shape ``(B, ...)``, which the model is run on.
+
+    Returns:
+        ``"exact"`` for a linear normal decoder of codes whose posterior and divergence it knows, else ``"analytic"``.
+    """
+    if not isinstance(model.check_parts(x[:1]), LinearNormal):
+        return "analytic"
+    try:
+        with model.evaluating(), seeded(0, x.device), pyro.get_param_store().scope():
+            ExactELBO(max_plate_nesting=1).loss(model.model, model.guide, x)
+    except (ValueError, NotImplementedError):
+        return "analytic"
+    return "exact"
 
 
 def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_once: int = 1) -> ELBO:

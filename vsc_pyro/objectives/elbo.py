@@ -83,6 +83,7 @@ class TraceELBO(Trace_ELBO):
         draws_codes: whether the guide's latents are drawn.
         default_draws: how many particles there are where nobody says.
         independent_draws: whether these have to be independent of one another.
+        weighs_divergences: whether a scale of latent sites weighs their divergence, as beta does.
         looks_for_parameters: whether there is no gradient without sites of parameters in the traces, as in Pyro's. A
             subclass whose own `loss_and_grads` looks for them sets it to True.
     """
@@ -90,6 +91,7 @@ class TraceELBO(Trace_ELBO):
     draws_codes: ClassVar[bool] = True
     default_draws: ClassVar[int] = 1
     independent_draws: ClassVar[bool] = False
+    weighs_divergences: ClassVar[bool] = True
     looks_for_parameters: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

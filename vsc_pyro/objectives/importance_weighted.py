@@ -51,6 +51,7 @@ class ImportanceWeightedELBO(TraceELBO):
     is_linear: ClassVar[bool] = False
     default_draws: ClassVar[int] = 5
     independent_draws: ClassVar[bool] = True
+    weighs_divergences: ClassVar[bool] = False
 
     def __init__(
         self, num_particles: int = default_draws, *args: Any, vectorize_particles: bool = True, **kwargs: Any

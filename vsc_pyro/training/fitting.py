@@ -26,14 +26,18 @@ from vsc_pyro.files import check_writable, destination
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.modes import in_mode
-from vsc_pyro.objectives import check_objective, get_objective
+from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
-from vsc_pyro.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
+from vsc_pyro.schedules import Ramp, Schedule, check_schedules, set_values, unchanged_if_refused, warmup_share
 from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
+from vsc_pyro.training.resumption import saved_warmup
 from vsc_pyro.training.run import Run
 from vsc_pyro.vae import VAE
+
+_EPOCHS = 50
+_STEPS = 2000
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -52,16 +56,22 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def default_epochs(num_steps: int) -> int:
+    """Passes over data of so many minibatches where nobody says: 50, or more where these would be few steps."""
+    return max(_EPOCHS, -(-_STEPS // num_steps))
+
+
 def fit(
     model: VAE,
     data: Dataset | Tensor | np.ndarray | DataLoader,
     *,
-    objective: str | ELBO = "analytic",
+    objective: str | ELBO = "auto",
     gate: str | Gate | None = None,
     num_draws: int | None = None,
-    epochs: int = 50,
+    epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
+    warmup: float | None = None,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -95,11 +105,17 @@ def fit(
         data: a `vsc_pyro.datasets.Dataset`, any array or tensor of shape ``(N, ...)``, or a `DataLoader`.
         objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
             normal decoders), ``"importance-weighted"`` (the bound of several draws), or any `pyro.infer.ELBO`.
+            ``"auto"`` is ``"exact"`` where the decoder is linear and normal, unless `gate` or `num_draws` ask for draws
+            of codes, and ``"analytic"`` elsewhere.
         gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
         num_draws: draws of each code per step, for a named objective; None for as few as objective and gate take.
-        epochs: passes over the data, those of a resumed run included.
+        epochs: passes over the data, those of a resumed run included; None for 50, or as many as make 2,000 steps.
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or for the loader's own.
         lr: learning rate of Adam.
+        warmup: share of the run, its first steps, in which the weight of the KL divergence rises from 0 to the model's
+            beta, so that latents can learn something before they are charged for it; None for a fifth, or none where
+            `schedules` move beta or the objective is one of unscaled densities, or of Pyro's. A resumed run keeps its
+            own.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
             `vsc_pyro.schedules`. The last value stays.
@@ -133,7 +149,7 @@ def fit(
             run, which is then saved beside it, under a name that the message tells.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
-    epochs = positive_int("epochs", epochs)
+    epochs = None if epochs is None else positive_int("epochs", epochs)
     checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
     seed = natural_int("seed", seed)
     compile = bool_or_auto("compile", compile)
@@ -155,11 +171,19 @@ def fit(
                 f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
             )
         gate = getattr(model.encoder, "get_gate", get_gate)(gate)
+    batches = get_batches(data, batch_size, seed)
+    batches.check(model)
+    epochs = default_epochs(batches.num_steps) if epochs is None else epochs
+    if objective == "auto":
+        x = batches.sample[:2].to(model.reference)
+        objective = "analytic" if gate is not None or num_draws is not None else exact_if_linear(model, x)
     used_gate = gate or gate_of(model.encoder)
     loss = get_objective(objective, num_draws, (used_gate or Gate()).draws_at_once)
     check_objective(loss, model, used_gate, schedules or ())
-    batches = get_batches(data, batch_size, seed)
-    batches.check(model)
+    warmup = warmup_share(warmup, loss, schedules)
+    warmup_steps = int(warmup * epochs * batches.num_steps)
+    if resume and checkpoint.is_file():
+        warmup_steps = saved_warmup(checkpoint)
     check_batch_norm(model, batches)
     warn_of_prior(model)
     if batches.smallest is not None and batches.smallest < num_processes():
@@ -172,9 +196,8 @@ def fit(
         torch.inference_mode(False),
         networks_in(model, precision),
         _gate_in_place(model.encoder, gate),
-        unchanged_if_refused(model, schedules),
+        unchanged_if_refused(model, schedules := with_warmup(schedules, warmup_steps)),
     ):
-        schedules = dict(schedules or {})
         check_schedules(model, schedules, epochs * batches.num_steps)
         warn_of_warmup(model, schedules)
         model.to(device)
@@ -194,10 +217,11 @@ def fit(
             + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
             "batch_size": batches.batch_size,
             "lr": lr,
+            "warmup": warmup,
             "seed": seed,
             "data": batches.describe(),
             "model": _without_addresses(repr(model)),
-            "schedules": _without_addresses(repr(schedules)),
+            "schedules": _without_addresses(repr({n: s for n, s in schedules.items() if n != "warmup"})),
             "precision": precision,
             "trained": [name for name, p in model.named_parameters() if p.requires_grad],
             "processes": num_processes(),
@@ -205,6 +229,7 @@ def fit(
         for name, value in {"epochs": epochs, **settings}.items():
             check_alike(name, value)
         run = Run(model, optimizer, schedule, schedules, batches, settings)
+        run.history.warmup_steps = warmup_steps
         if checkpoint is not None:
             run.plan(epochs)
         programs = model.model, model.guide, optimizer, loss
@@ -246,9 +271,16 @@ def fit(
                             and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
                         ):
                             run.save(checkpoint)
-            finally:  # else the first step of someone else's would add them to its own
+            finally:
+                model.warmup = 1.0
+                # Else the first step of someone else's would add them to its own.
                 optimizer.zero_grad(set_to_none=True)
         return run.history
+
+
+def with_warmup(schedules: Mapping[str, Schedule] | None, num_steps: int) -> dict[str, Schedule]:
+    """Add the rise of the divergence's weight over so many steps to the schedules of a run."""
+    return dict(schedules or {}) | ({"warmup": Ramp(0, 1, length=num_steps)} if num_steps else {})
 
 
 def check_batch_norm(model: VAE, batches: Batches) -> None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.checkpoints import is_plain, shortened, shown
+from vsc_pyro.checkpoints import is_plain, load_checkpoint, shortened, shown
 from vsc_pyro.history import History
 
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
-_ONCE_ALWAYS = {"precision": "float32", "processes": 1}  # settings that earlier checkpoints do not name
+_ONCE_ALWAYS = {"precision": "float32", "processes": 1, "warmup": 0.0}  # settings that earlier checkpoints do not name
 _LENGTH = 160  # characters of what has changed in a setting
 
 
@@ -56,9 +57,18 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
         if type(values) is not list or len(values) != epoch or not all(map(_is_finite, values)):
             raise _damaged(f"history.{name} must be {epoch} finite numbers, one for each epoch", values)
     history = History(**saved)
+    if type(history.warmup_steps) is not int or history.warmup_steps < 0:
+        raise _damaged("history.warmup_steps must be a whole number", history.warmup_steps)
     if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
         raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
     return epoch, history
+
+
+def saved_warmup(path: Path) -> int:
+    """Return the steps of warm-up that a checkpoint's run has; 0 for what `check_history` refuses."""
+    history = load_checkpoint(path).get("history")
+    steps = history.get("warmup_steps") if type(history) is dict else None
+    return steps if type(steps) is int and steps > 0 else 0
 
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
