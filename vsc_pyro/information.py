@@ -9,8 +9,8 @@ more (Hoffman & Johnson, 2016),
 
 and the second term says how well the prior describes the latent, nothing of whether it tells data apart. A latent that
 idles at a rate of its own, with a slab of its own, has :math:`I_j = 0` and a divergence above 0 from any prior that
-does not know them; under a prior that is a mixture over whole codes, or has no density, a latent has no divergence of its
-own. :math:`I_j` needs the posterior alone. It is 0 exactly where the posterior is the same for all data, and has no
+does not know them; under a prior that is a mixture over whole codes, or has no density, a latent has no divergence of
+its own. :math:`I_j` needs the posterior alone. It is 0 exactly where the posterior is the same for all data, and has no
 upward bias: posteriors are known, not sampled. It never exceeds :math:`\log N`.
 
 **How it is computed.** Of a spike-and-slab it is the information of the spike and that of the slab where it is on:
@@ -22,10 +22,21 @@ The first part is exact. In the second each slab is looked at through 32 interva
 that is a lower bound, still 0 only where nothing differs between intervals, and some percent below the truth where the
 truth is small; of a slab much narrower than the spread of all of them it cannot exceed :math:`\log 32 = 3.5` nats.
 
+**Which latents are informative.** Those with
+
+.. math:: I_j > .01\, \bar\gamma_j + .1\, H(\bar\gamma_j).
+
+A dense latent (:math:`\bar\gamma_j = 1`) has to carry a hundredth of a nat, which is what Lucas et al. (2019) call not
+collapsed. Of a spike the datum has to decide at least a tenth: an idle one is a coin that is tossed without looking at
+the datum, whatever the coin's odds, and while training goes on it is not quite still. A bound in nats alone would take
+the trembling of a latent that is on for a tenth of the data for information, or else miss a feature that is on for one
+datum of a thousand and then with certainty, which carries .008 nats by its spike.
+
 A point has no width, and two values of a latent are taken for one if they differ by less than a ten-thousandth of
 themselves.
 
 References
+    J. Lucas, G. Tucker, R. Grosse, M. Norouzi (2019), Don't blame the ELBO!
     M. D. Hoffman, M. J. Johnson (2016), ELBO surgery: yet another way to carve up the variational evidence lower bound.
 """
 
@@ -38,9 +49,8 @@ from torch.distributions import Distribution, Normal
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, slab_of
 from vsc_pyro.distributions.spikes import spike_entropy
 
-# A latent below it carries no information, by convention: what Lucas et al. (2019) call collapsed. A spike that is on
-# for one datum of a thousand carries .008 nats, and about as much again by its slab.
-INFORMATIVE = 0.01
+_OF_SLAB = 0.01
+_OF_SPIKE = 0.1
 _INTERVALS = 32
 _RESOLUTION = 1e-4
 _QUARTILE = 0.6745  # of a standard normal
@@ -105,6 +115,17 @@ class Information:
         total = sum(torch.xlogy(mass, mass) for mass in self._mass)
         slab = (self._log_mass - total + torch.xlogy(self._on, self._on)) / self._num_data
         return (spike.clamp(min=0) + slab.clamp(min=0)).flatten()
+
+
+def is_informative(nats: Tensor, usage: Tensor) -> Tensor:
+    """Which latents carry information about the data; see the module's docstring. Bool, shape ``(J,)``.
+
+    Args:
+        nats: information of each latent, shape ``(J,)``.
+        usage: mean inclusion probability of each latent, likewise.
+    """
+    usage = usage.double().clamp(0, 1)
+    return nats > _OF_SLAB * usage + _OF_SPIKE * _entropy(usage)
 
 
 def _sum(values: Tensor) -> Tensor:

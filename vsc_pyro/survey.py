@@ -1,7 +1,7 @@
 r"""`survey`: whether a model works, in two passes over data without a draw: what codes tell, and what they explain.
 
 * Which latents carry information, see `vsc_pyro.information`; how many of them a datum uses,
-  :math:`\sum_{j\,:\,I_j \ge .01} \gamma_j`, mean over data.
+  :math:`\sum_j \gamma_j` over these, mean over data.
 * The share of the data's squared deviation from their per-pixel mean that a decoded code explains,
 
   .. math:: R^2 = 1 - \frac{\sum_n \|x_n - \hat x_n\|^2}{\sum_n \|x_n - \bar x\|^2},
@@ -27,7 +27,7 @@ from torch.distributions import Distribution
 from vsc_pyro.data_checks import as_events
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of, is_bernoulli, noise_scale
-from vsc_pyro.information import INFORMATIVE, Information
+from vsc_pyro.information import Information, is_informative
 from vsc_pyro.seeding import seeded
 from vsc_pyro.vae import VAE
 
@@ -72,7 +72,7 @@ class Survey:
     @property
     def is_informative(self) -> Tensor:
         """Which latents carry information, bool, shape ``(J,)``."""
-        return self.information >= INFORMATIVE
+        return is_informative(self.information, self.usage)
 
     @property
     def deviation(self) -> float:
