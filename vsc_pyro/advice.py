@@ -1,10 +1,10 @@
 r"""`advise`: one line for each thing that looks wrong with a model, and what to try; `NothingExplainedWarning`.
 
 The rules read a `vsc_pyro.survey.Survey` and, where that shows a failure, the model and a few data. Whether there was
-anything to explain is told by principal components: as many of them as there are latents (at most 50), of at most 1,000
-data. Of noise, too, the first components explain a share of the very data that they were found in, so it is compared
-with the share that is left when each pixel is shuffled among the data (J. L. Horn, 1965): what is above it is structure
-of several pixels, and pure noise has none.
+anything to explain is told by principal components: as many of them as there are latents (at most 50, and a quarter of
+the pixels and of the data), of at most 1,000 data. Of noise, too, the first components explain a share of the very data
+that they were found in, so theirs is compared with the share that is left when each pixel is shuffled among the data
+(J. L. Horn, 1965). What is above that is structure of several pixels, and pure noise has none.
 
 References
     J. L. Horn (1965), A rationale and test for the number of factors in factor analysis.
@@ -50,10 +50,11 @@ def advise(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> tuple[s
         seen: what `vsc_pyro.survey.survey` returned.
         seed: of what is drawn.
     """
+    first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen)
     lines = [
-        nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen),
+        first,
         _all_on(seen),
-        _noise(seen),
+        None if first and seen.noise > seen.residual else _noise(seen),  # it has been said
         _units(seen),
         _prior(seen),
     ]
@@ -70,13 +71,15 @@ def nothing_explained(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0)
     """Say that the code explains nothing, and the likely cause; None where it does, or where there is no structure."""
     if math.isnan(seen.r2) or seen.r2 >= NOTHING:
         return None
-    num = min(_COMPONENTS, len(seen.usage))
+    # More would leave out little even of noise, and tell nothing.
+    num = max(1, min(_COMPONENTS, len(seen.usage), len(seen.mean) // 4, min(seen.num_data, _DATA) // 4))
     components, chance = principal_components(model, data, num, seed)
     if components - chance < _STRUCTURE:
         return None
+    unused = "" if seen.is_informative.all() else f"{_count(seen)}; "
     return (
         f"the code explains nothing: R2 {as_share(seen.r2)}, where {num} principal components reach "
-        f"{as_share(components)}; {_count(seen)} unused; {_remedy(model, data, seen)}"
+        f"{as_share(components)}; {unused}{_remedy(model, data, seen)}"
     )
 
 
@@ -103,15 +106,17 @@ def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
     """The likely cause of latents that are not used, and what to try."""
     # Where nothing is explained the residuals are the data, and no scale is too large for them.
     if seen.r2 < NOTHING and _WRONG * seen.noise > seen.deviation:
-        return f"{_scales(seen, seen.deviation, 'data')}; try NormalDecoder(scale='data') or a smaller number"
+        return f"{_scales(seen)}; try NormalDecoder(scale='data') or a smaller number"
     if seen.noise > _WRONG * seen.residual:
-        return f"{_scales(seen, seen.residual, 'residuals')}; try NormalDecoder(scale='data') or a smaller number"
-    jump = _jump(model, data, (~seen.is_informative).nonzero()[:_LATENTS, 0])
+        return f"{_scales(seen, of_residuals=True)}; try NormalDecoder(scale='data') or a smaller number"
+    # Where nothing is explained, what some latents tell of the data is of no use to the decoder.
+    idle = ~seen.is_informative if seen.r2 >= NOTHING else torch.ones_like(seen.is_informative)
+    jump = _jump(model, data, idle.nonzero()[:_LATENTS, 0])
     if jump > _JUMP:
         factor = math.sqrt(0.5 / jump)
         return (
             f"a latent that goes from 0 to 1 moves the output by {jump:.0f} nats, so that it is shut before it has "
-            f"learnt what to add; build the model anew with a decoder whose first weights are {factor:.1g} times these"
+            f"learnt what to add; build the model anew, its decoder.network[0].weight times {factor:.1g}"
         )
     return f"{_WARM_UP}, raise the encoder's initial_inclusion, or train for longer"
 
@@ -127,11 +132,11 @@ def _jump(model: VAE, data: Dataset, latents: Tensor) -> float:
             moved = kl_divergence(*(model.decoder(code.reshape(-1, *shape)) for code in (off, on)))
         except NotImplementedError:
             return 0.0
-    return float(moved.median()) if len(latents) else 0.0
+    return float(moved.median())
 
 
 def _count(seen: Survey) -> str:
-    return f"{int((~seen.is_informative).sum())} of {len(seen.usage)} latents"
+    return f"{int((~seen.is_informative).sum())} of {len(seen.usage)} latents unused"
 
 
 def _unused(model: VAE, data: Dataset, seen: Survey) -> str | None:
@@ -139,7 +144,7 @@ def _unused(model: VAE, data: Dataset, seen: Survey) -> str | None:
         return None
     # Less is explained than would show in principal components.
     remedy = "the data have little structure" if seen.r2 < NOTHING else _remedy(model, data, seen)
-    return f"{_count(seen)} unused; {remedy}"
+    return f"{_count(seen)}; {remedy}"
 
 
 def _all_on(seen: Survey) -> str | None:
@@ -148,7 +153,7 @@ def _all_on(seen: Survey) -> str | None:
         return None
     remedy = "take a smaller inclusion for the prior, or a larger beta"
     if not math.isnan(seen.noise) and _WRONG * seen.noise < seen.deviation:
-        remedy = f"{_scales(seen, seen.deviation, 'data')}; try a larger one"
+        remedy = f"{_scales(seen)}; try a larger one"
     return f"all latents are on, {as_share(on)} of them for a datum: codes are not sparse; {remedy}"
 
 
@@ -156,10 +161,8 @@ def _noise(seen: Survey) -> str | None:
     """A scale that is not that of what is left unexplained, where something is explained."""
     if seen.r2 < NOTHING or 1 / _WRONG <= seen.noise / seen.residual <= _WRONG or math.isnan(seen.noise):
         return None
-    verdict = (
-        "so that smaller structure counts as noise" if seen.noise > seen.residual else "so that noise is coded as well"
-    )
-    return f"{_scales(seen, seen.residual, 'residuals')}, {verdict}; try NormalDecoder(scale='data', variance='shared')"
+    harm = "smaller structure counts as noise" if seen.noise > seen.residual else "noise is coded as well"
+    return f"{_scales(seen, of_residuals=True)}, so that {harm}; try NormalDecoder(scale='data', variance='shared')"
 
 
 def _units(seen: Survey) -> str | None:
@@ -179,7 +182,7 @@ def _units(seen: Survey) -> str | None:
 
 def _prior(seen: Survey) -> str | None:
     on, before = float(seen.usage.sum()), seen.prior_inclusion * len(seen.usage)
-    if not seen.has_atom or math.isnan(before) or 1 / _UNLIKE <= on / before <= _UNLIKE:
+    if seen.r2 < NOTHING or not seen.has_atom or math.isnan(before) or 1 / _UNLIKE <= on / before <= _UNLIKE:
         return None
     return (
         f"the prior expects {before:.3g} latents on for a datum, and {on:.3g} are; "
@@ -187,5 +190,6 @@ def _prior(seen: Survey) -> str | None:
     )
 
 
-def _scales(seen: Survey, other: float, name: str) -> str:
-    return f"scale {seen.noise:.2g} against the {name}' {other:.2g}"
+def _scales(seen: Survey, of_residuals: bool = False) -> str:
+    name, other = ("residuals'", seen.residual) if of_residuals else ("data's", seen.deviation)
+    return f"scale {seen.noise:.2g} against the {name} {other:.2g}"

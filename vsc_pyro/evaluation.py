@@ -9,7 +9,8 @@ r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes. 
   draws of that posterior, by the same random numbers. A large gap means that the objective measured a code that is not
   the one the model has;
 * older counts of sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior
-  above prior odds; Hoyer's measure :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
+  above prior odds; Hoyer's measure
+  :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
   (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016; the median
   where a family need not have a mean, see `vsc_pyro.distributions.centre`);
 * against the truth, where it can be had (a linear decoder with Gaussian noise): the evidence itself and the error of

@@ -14,8 +14,8 @@ WORDS: dict[str, str] = {
     "latents. This is the one number for sparsity. A dense latent is always on; a point's is on where it is not 0.",
     "latents used": "How many of the J latents carry information about the data. The information of a latent is its "
     "mean divergence from its own average over the data, KL(q(z_j | datum) || mean of q(z_j | any datum)), in nats. A "
-    "latent carries some if that is above .01 of its mean rate plus .1 of the entropy of that rate: a dense latent "
-    "carries a hundredth of a nat, and of a spike the datum decides a tenth at least. A latent that idles at a rate "
+    "latent carries some if that is above .01 of its mean rate plus .15 of the entropy of that rate: a dense latent "
+    "carries a hundredth of a nat, and of a spike the datum decides 15% at least. A latent that idles at a rate "
     "of its own, whatever the datum, carries none and is unused.",
     "R2": "Share of the data's squared deviation from their per-pixel mean that the decoded mean code explains: 1 for "
     "a perfect copy, 0 for what the mean alone explains, below 0 for worse. The mean code is the posterior mean (of "

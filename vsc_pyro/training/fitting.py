@@ -78,8 +78,8 @@ def fit(
 
     Data in memory are moved to the device once and minibatches gathered there; no step waits for the device. The
     caller's random state and Pyro's parameter store are left as they were. Another thread that trains or evaluates
-    waits until this is done. Gradients are taken under a caller's ``torch.no_grad()`` as well. A run of 200 steps or
-    more whose codes explain nothing of data that a linear code would explain ends with a
+    waits until this is done. Gradients are taken under a caller's ``torch.no_grad()`` as well. A run of 20 epochs or
+    1,000 steps whose codes explain nothing of data that a linear code would explain ends with a
     `vsc_pyro.NothingExplainedWarning`, which says what to try.
 
     **A `torch.utils.data.DataLoader`** serves for data larger than memory, or a pipeline of your own. Its batches are
@@ -244,7 +244,7 @@ def fit(
                         if schedule is not None:
                             schedule.step()
                         if epoch + 1 == epochs:
-                            run.history.summary = summarize(model, batches, seed, epochs * steps, bar)
+                            run.history.summary = summarize(model, batches, seed, epochs, bar)
                         if (
                             checkpoint is not None
                             and rank() == 0

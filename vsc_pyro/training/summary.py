@@ -13,27 +13,29 @@ from vsc_pyro.precision import networks_in
 from vsc_pyro.survey import survey
 from vsc_pyro.vae import VAE
 
-# Fewer are no reason to blame a model for what it has not learnt.
-_STEPS_TO_JUDGE = 200
+# A run that is shorter than either is a trial, and no reason to blame a model for what it has not learnt.
+_ENOUGH_STEPS, _ENOUGH_EPOCHS = 1000, 20
 
 
-def summarize(model: VAE, batches: Batches, seed: int, num_steps: int, bar: tqdm) -> dict[str, float] | None:
+def summarize(model: VAE, batches: Batches, seed: int, epochs: int, bar: tqdm) -> dict[str, float] | None:
     """The `History.summary` of a trained model, in the first process; shown beside a bar that is.
 
-    Warns the caller's caller where a run of so many steps explains nothing. No random number of the run is used.
+    Warns the caller's caller where a run of so many epochs, unless it was a short one, explains nothing. No random
+    number of the run is used.
 
     Returns:
         None in other processes, and where codes have neither mean nor median.
     """
     if rank() > 0:
         return None
-    data = batches.some()
+    data, num_steps = batches.some(), epochs * batches.num_steps
+    is_long = num_steps >= _ENOUGH_STEPS or epochs >= _ENOUGH_EPOCHS
     with networks_in(model, "float32"):
         try:
             seen = survey(model, data, seed=seed)
         except NotImplementedError:
             return None
-        line = nothing_explained(model, data, seen, seed=seed) if num_steps >= _STEPS_TO_JUDGE else None
+        line = nothing_explained(model, data, seen, seed=seed) if is_long else None
     if not bar.disable:
         bar.write(str(seen), file=bar.fp)
     if line:
