@@ -28,7 +28,7 @@ from vsc_pyro.vae import VAE
 NOTHING = 0.05  # what explains less explains nothing
 _STRUCTURE = 0.1  # by how much principal components must explain more than those of shuffled data
 _COMPONENTS, _DATA = 50, 1000
-_WRONG = 1.5  # times: a noise scale that is off by it has less than half, or more than twice, the right variance
+_WRONG = 1.4  # times: a noise scale that is off by it has half, or twice, the right variance
 _UNLIKE = 4.0  # times that a prior's and a posterior's number of latents may differ
 _OFF_CENTRE, _DOMINANT = 10.0, 0.5
 _JUMP, _LATENTS = 5.0, 32
