@@ -80,7 +80,7 @@ def trained(digits):
         vsc.BernoulliDecoder(6, (1, 8, 8), hidden=(32,)),
         vsc.SpikeSlabPrior(6, inclusion=0.3),
     )
-    vsc.fit(model, digits.train, epochs=60, progress=False)
+    vsc.fit(model, digits.train, epochs=60, lr=4e-3, progress=False)
     return model
 
 

@@ -1,6 +1,7 @@
 """Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro."""
 
-from vsc_pyro import datasets, gates, parallel, schedules
+from vsc_pyro import datasets, gates, glossary, parallel, schedules
+from vsc_pyro.advice import NothingExplainedWarning
 from vsc_pyro.calibration import Calibration, check_calibration
 from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.compiled import CompiledSVI
@@ -17,8 +18,9 @@ from vsc_pyro.encoders import (
     ThresholdEncoder,
 )
 from vsc_pyro.ensembles import fit_ensemble
-from vsc_pyro.evaluation import Bounds, Evaluation, bounds, evaluate
+from vsc_pyro.evaluation import Bounds, bounds, evaluate
 from vsc_pyro.exact import ExactPosterior, exact_posterior
+from vsc_pyro.figures import Evaluation
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.imputation import Imputation
 from vsc_pyro.networks import ConvTrunk, DeconvTrunk
@@ -76,6 +78,7 @@ __all__ = [
     "NormalEncoder",
     "NormalMixturePrior",
     "NormalPrior",
+    "NothingExplainedWarning",
     "Prior",
     "PseudoInputPrior",
     "Ramp",
@@ -98,6 +101,7 @@ __all__ = [
     "fit_ensemble",
     "gates",
     "gibbs_posterior",
+    "glossary",
     "linear_probe",
     "load_checkpoint",
     "load_weights",

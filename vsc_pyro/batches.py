@@ -77,6 +77,10 @@ class Batches:
         """What a resumed run must have in common with the one that it goes on with."""
         raise NotImplementedError
 
+    def some(self) -> Dataset:
+        """At most 1,000 of the data, or a loader's first, on the model's device; as `Dataset.draw` shows them."""
+        return Dataset(self.sample[:_LOOKED_AT])
+
     @contextlib.contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
         """Its generators seeded within, and afterwards as they were."""
@@ -130,6 +134,11 @@ class MemoryBatches(Batches):
 
     def gather(self, source: Tensor) -> Tensor:
         return self.data.draw(source, *self.generators)
+
+    def some(self) -> Dataset:
+        # From all over the data, which may be in the order of their labels.
+        rows = torch.linspace(0, self.num_data - 1, min(self.num_data, _LOOKED_AT)).long()
+        return Dataset(self.data.images[rows.to(self.data.images.device)], binarize=self.data.binarize)
 
     def describe(self) -> str:
         images = self.data.images

@@ -1,13 +1,16 @@
 r"""`evaluate`: what a trained `VAE` is worth on data, always with hard spikes. `bounds`: datum by datum.
 
+* whether it works: how many latents a datum uses, and how much of the data its code explains, see `vsc_pyro.survey`;
+  what looks wrong and what to try, see `vsc_pyro.advice`;
 * ELBO :math:`= E_q[\log p(x|z)] - KL(q \| p)`, its two parts apart, at beta = 1;
 * importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), from the exact
   mixture densities. Where the prior is a mixture that training assigns data to, p(z) is the mixture itself;
 * relaxation gap: the objective as trained (soft spikes, if the posterior's draws are soft) minus the same of exact
   draws of that posterior, by the same random numbers. A large gap means that the objective measured a code that is not
   the one the model has;
-* sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior above prior
-  odds; Hoyer's measure :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
+* older counts of sparsity: expected L0 :math:`\sum_j \gamma_j`; hard L0, counting :math:`\gamma_j > 1/2` or posterior
+  above prior odds; Hoyer's measure
+  :math:`(\sqrt J - |z|_1/|z|_2)/(\sqrt J - 1)` of codes divided by their standard deviation
   (Hoyer, 2004; Mathieu et al., 2019); active units, :math:`Var_x E_q[z_j|x] > 0.01` (Burda et al., 2016; the median
   where a family need not have a mean, see `vsc_pyro.distributions.centre`);
 * against the truth, where it can be had (a linear decoder with Gaussian noise): the evidence itself and the error of
@@ -21,7 +24,6 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyro
@@ -29,15 +31,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vsc_pyro.advice import advise, warn_of_nothing
 from vsc_pyro.arguments import bool_or_auto, choice, natural_int, positive_int
 from vsc_pyro.data_checks import check_figure, in_memory
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
 from vsc_pyro.exact import exact_posterior, linear_gaussian
+from vsc_pyro.figures import Evaluation
 from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.importance import Weighing, are_worth_compiling, chunk_of, codes_of
 from vsc_pyro.relaxation import GAP_DRAWS, relaxation_gap
 from vsc_pyro.seeding import seeded
+from vsc_pyro.survey import survey
 from vsc_pyro.vae import VAE
 
 _POINT, _DEPENDS = "the posterior is a point", "the prior depends on the datum"
@@ -52,99 +57,6 @@ _REFERENCES = {
     "exact": (exact_posterior, lambda model, x, seed, progress: exact_posterior(model, x)),
     "gibbs": (linear_gaussian, _gibbs),
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Means over data; nats per datum where they are log-probabilities.
-
-    Attributes:
-        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none, for the reason
-            that `no_bound` gives. A latent variable common to all data (a learned inclusion's posterior) is held at
-            its mean: the bound is of the model with that inclusion.
-        objective: what training maximises at beta = 1, hard spikes, without penalty and divergences common to all data.
-            The same as `elbo` but for objectives that are not bounds: points, and priors that depend on the datum, see
-            `vsc_pyro.VAE.is_bound` (the `elbo` of pseudo-inputs assigned without charge is that of the mixture,
-            sampled).
-        reconstruction: :math:`E_q[\\log p(x|z)]`.
-        kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
-        iwae: importance-weighted bound of `num_draws` draws; NaN where there is none.
-        relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
-            NaN where there is none, for the reason that `no_gap` gives.
-        expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
-        hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
-        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (a mixture's: those of its
-            mean), NaN where a spike-and-slab posterior meets a prior that has no odds for each latent.
-        hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
-        active_units: latents whose posterior mean (`centre`) varies over data by more than 0.01 (variance).
-        used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
-        usage: mean inclusion probability of each latent, shape ``(J,)``, on the CPU.
-        num_draws, num_data, binarize: the protocol.
-        reference: ``"exact"`` or ``"gibbs"``, what the following were measured by; None if that was not asked for, and
-            they are NaN then.
-        no_bound: why there is no bound, or None.
-        no_gap: why there is no relaxation gap, or None.
-        evidence: mean :math:`\\log p(x)`, by enumeration only.
-        gap: `evidence` minus `elbo`.
-        inclusion_error: mean of :math:`|\\gamma_j - P(z_j \\neq 0 | x)|` over data and latents; NaN for posteriors
-            without an atom.
-    """
-
-    elbo: float
-    objective: float
-    reconstruction: float
-    kl: float
-    kl_is_exact: bool
-    iwae: float
-    relaxation_gap: float
-    expected_l0: float
-    hard_l0: float
-    hard_l0_odds: float
-    hoyer: float
-    active_units: int
-    used_latents: int
-    usage: Tensor
-    num_draws: int
-    num_data: int
-    binarize: str | None
-    reference: str | None = None
-    no_bound: str | None = None
-    no_gap: str | None = None
-    evidence: float = math.nan
-    gap: float = math.nan
-    inclusion_error: float = math.nan
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain numbers, strings and lists, ready for JSON (what is not defined is None)."""
-        fields = {**dataclasses.asdict(self), "usage": self.usage.tolist()}
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
-
-    def __str__(self) -> str:
-        latents = len(self.usage)
-        kl = "closed form" if self.kl_is_exact else "sampled"
-        none = f"none: {self.no_bound}" if self.no_bound else ""
-        no_gap = f"none: {self.no_gap}" if self.no_gap else "objective as trained minus hard"
-        rows = [
-            ("ELBO", f"{self.elbo:.2f}", none or "nats, hard spikes"),
-            ("  reconstruction", f"{self.reconstruction:.2f}", ""),
-            ("  KL", f"{self.kl:.2f}", kl),
-            (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", none or "importance-weighted"),
-            ("relaxation gap", f"{self.relaxation_gap:.2f}", no_gap),
-            ("expected L0", f"{self.expected_l0:.2f}", f"of {latents} latents"),
-            ("hard L0", f"{self.hard_l0:.2f}", f"by 1/2; {self.hard_l0_odds:.2f} by prior odds"),
-            ("Hoyer", f"{self.hoyer:.3f}", "standardised codes"),
-            ("active units", f"{self.active_units}", f"{self.used_latents} latents ever on"),
-        ]
-        if self.objective != self.elbo:
-            rows.insert(4, ("objective", f"{self.objective:.2f}", "what was trained; NOT a bound"))
-        if not math.isnan(self.evidence):
-            rows.append(("evidence", f"{self.evidence:.2f}", f"exact; {self.gap:.2f} above the ELBO"))
-        if not math.isnan(self.inclusion_error):
-            rows.append(
-                ("inclusion error", f"{self.inclusion_error:.4f}", f"mean distance, {self.reference} posterior")
-            )
-        head = f"{self.num_data} data, binarisation: {self.binarize or 'none'}"
-        return "\n".join([head, *(f"{name:<22}{value:>10}  {note}".rstrip() for name, value, note in rows)])
 
 
 def evaluate(
@@ -163,6 +75,8 @@ def evaluate(
     reduced in chunks, see `vsc_pyro.importance`; of each datum only its figures and a code are kept. (How large chunks
     are decides which random numbers a draw is made of, so that another type of device gives other draws.) The caller's
     random state and the model's mode are left as they were.
+
+    Where codes explain nothing of data that a linear code would explain, a `vsc_pyro.NothingExplainedWarning` says so.
 
     Args:
         model: a `VAE`.
@@ -207,6 +121,7 @@ def evaluate(
     if not math.isfinite(result.relaxation_gap):
         reason = no_gap[0] if no_gap else f"that of datum {int((~fields[-1].isfinite()).nonzero()[0, 0])} is not finite"
         result = dataclasses.replace(result, relaxation_gap=math.nan, no_gap=reason)
+    result = _with_survey(result, model, data, seed)
     if reference is None:
         return result
     truth = infer(model, torch.cat(seen), seed, progress)
@@ -376,6 +291,24 @@ def _summary(fields: list[Tensor], num_draws: int, binarize: str | None, missing
         num_data=len(kl),
         binarize=binarize,
         no_bound=missing,
+    )
+
+
+def _with_survey(result: Evaluation, model: VAE, data: Dataset, seed: int) -> Evaluation:
+    seen = survey(model, data, seed=seed)
+    warn_of_nothing(model, data, seen, seed=seed, stacklevel=4)
+    return dataclasses.replace(
+        result,
+        # Of the draws of the data that the other counts are of.
+        used_per_datum=float(result.usage.double()[seen.is_informative].sum()),
+        informative_latents=int(seen.is_informative.sum()),
+        information=seen.information.float(),
+        r2=seen.r2,
+        hard_r2=seen.hard_r2,
+        entropy_explained=seen.entropy_explained,
+        hard_entropy_explained=seen.hard_entropy_explained,
+        baseline=seen.baseline,
+        advice=advise(model, data, seen, seed=seed),
     )
 
 

@@ -27,6 +27,10 @@ class History:
         warmup_steps: steps in which the weight of the KL divergence rose from 0.
         compile_seconds: how much of `seconds` went into capturing and compiling steps, all runs of a resumed one
             together.
+        summary: whether the run has worked, as `vsc_pyro.evaluate` says it of data to be evaluated on: of at most 1,000
+            of the training data ``latents``, ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and
+            of Bernoulli data ``entropy_explained`` and ``hard_entropy_explained``. None before the end of the run, and
+            where codes have neither mean nor median.
     """
 
     elbo: list[float] = dataclasses.field(default_factory=list)
@@ -34,6 +38,7 @@ class History:
     compiled: bool = False
     compile_seconds: float = 0.0
     warmup_steps: int = 0
+    summary: dict[str, float] | None = None
 
     def __len__(self) -> int:
         return len(self.elbo)

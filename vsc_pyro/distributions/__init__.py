@@ -11,7 +11,17 @@ from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
-from vsc_pyro.distributions.summaries import centre, has_mean, inclusion_logits, inclusion_of, is_point, slab_of
+from vsc_pyro.distributions.summaries import (
+    centre,
+    hard_code,
+    has_mean,
+    inclusion_logits,
+    inclusion_of,
+    is_bernoulli,
+    is_point,
+    noise_scale,
+    slab_of,
+)
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
@@ -29,11 +39,14 @@ __all__ = [
     "centre",
     "get_slab",
     "get_threshold_gate",
+    "hard_code",
     "has_mean",
     "inclusion_logits",
     "inclusion_of",
     "is_atom_free",
+    "is_bernoulli",
     "is_point",
+    "noise_scale",
     "slab_of",
     "structure",
     "why_infinite",

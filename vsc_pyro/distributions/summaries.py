@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Cauchy, Distribution, Independent, MixtureSameFamily, StudentT
+from torch.distributions import Bernoulli, Cauchy, Distribution, Independent, MixtureSameFamily, StudentT
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro.distributions.spike_slab import SpikeSlab
@@ -78,3 +78,28 @@ def centre(distribution: Distribution) -> Tensor:
     if isinstance(distribution, SpikeSlab):
         return distribution.probs * centre(distribution.slab)
     return distribution.loc if isinstance(distribution, (Cauchy, StudentT)) else distribution.mean
+
+
+def hard_code(distribution: Distribution) -> Tensor:
+    r"""The code with exact zeros: the slab's centre where :math:`\gamma > 1/2`, else 0; shape as of `centre`.
+
+    Of a distribution without an atom at zero, and of a point, it is the `centre`.
+    """
+    logits = inclusion_logits(distribution)
+    if logits is None:
+        return centre(distribution)
+    return torch.where(logits > 0, centre(slab_of(distribution)), torch.zeros_like(logits))
+
+
+def is_bernoulli(distribution: Distribution) -> bool:
+    """Whether data are distributed as independent Bernoullis, so that their cross-entropy is at least 0."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Bernoulli)
+
+
+def noise_scale(distribution: Distribution) -> Tensor | None:
+    """The parameter `scale` of the data's family, in units of the data; None where it has none."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return getattr(distribution, "scale", None)

@@ -34,6 +34,7 @@ from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.training.resumption import saved_warmup
 from vsc_pyro.training.run import Run
+from vsc_pyro.training.summary import summarize
 from vsc_pyro.vae import VAE
 
 _EPOCHS = 50
@@ -87,7 +88,9 @@ def fit(
 
     Data in memory are moved to the device once and minibatches gathered there; no step waits for the device. The
     caller's random state and Pyro's parameter store are left as they were. Another thread that trains or evaluates
-    waits until this is done. Gradients are taken under a caller's ``torch.no_grad()`` as well.
+    waits until this is done. Gradients are taken under a caller's ``torch.no_grad()`` as well. A run of 20 epochs or
+    1,000 steps whose codes explain nothing of data that a linear code would explain ends with a
+    `vsc_pyro.NothingExplainedWarning`, which says what to try.
 
     **A `torch.utils.data.DataLoader`** serves for data larger than memory, or a pipeline of your own. Its batches are
     tensors, or tuples or lists of which the first is the data (labels are not looked at); they are trained on as they
@@ -127,7 +130,8 @@ def fit(
         resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
             the CPU, same thread count). Settings and schedules have to be the same, functions among these as far as
             their values at the ends of epochs tell. Where it does not exist, training starts from the beginning.
-        progress: show a bar with the running ELBO.
+        progress: show a bar with the running ELBO, and at the end a line that says how many latents the data use and
+            how much the codes explain: `History.summary`.
         compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
             does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
             for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
@@ -265,6 +269,8 @@ def fit(
                             run.history.compile_seconds = compiled_before + compiled.capture_seconds
                         if schedule is not None:
                             schedule.step()
+                        if epoch + 1 == epochs:
+                            run.history.summary = summarize(model, batches, seed, epochs, bar)
                         if (
                             checkpoint is not None
                             and rank() == 0

@@ -61,6 +61,11 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
         raise _damaged("history.warmup_steps must be a whole number", history.warmup_steps)
     if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
         raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
+    summary = history.summary  # which earlier checkpoints do not have
+    if summary is not None and not (
+        type(summary) is dict and all(type(name) is str and _is_finite(value) for name, value in summary.items())
+    ):
+        raise _damaged("history.summary must be finite numbers by name, or None", summary)
     return epoch, history
 
 
