@@ -31,7 +31,7 @@ LAYERS = [
     {"svi", "gibbs"},
     {"batches", "compiled"},
     {"importance"},
-    {"relaxation"},
+    {"relaxation", "sparse_codes"},
     {"training", "evaluation", "probes", "refinement"},
     {"calibration", "ensembles", "posterior"},
     {"criticism"},

@@ -37,6 +37,7 @@ from vsc_pyro.priors import (
 from vsc_pyro.probes import FactorAUROC, encode, factor_auroc, linear_probe
 from vsc_pyro.refinement import Refinement, refine
 from vsc_pyro.schedules import Ramp
+from vsc_pyro.sparse_codes import Codes, codes
 from vsc_pyro.svi import SVI
 from vsc_pyro.training import History, NonFiniteLossError, fit
 from vsc_pyro.vae import VAE, VSC
@@ -53,6 +54,7 @@ __all__ = [
     "Calibration",
     "CauchyEncoder",
     "CauchyPrior",
+    "Codes",
     "CompiledSVI",
     "ContinuousBernoulliDecoder",
     "ConvTrunk",
@@ -88,6 +90,7 @@ __all__ = [
     "TraceELBO",
     "bounds",
     "check_calibration",
+    "codes",
     "datasets",
     "elpd",
     "encode",

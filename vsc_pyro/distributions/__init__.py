@@ -11,7 +11,15 @@ from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
-from vsc_pyro.distributions.summaries import centre, has_mean, inclusion_logits, inclusion_of, is_point, slab_of
+from vsc_pyro.distributions.summaries import (
+    centre,
+    has_mean,
+    inclusion_logits,
+    inclusion_of,
+    is_point,
+    scale_of,
+    slab_of,
+)
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "inclusion_of",
     "is_atom_free",
     "is_point",
+    "scale_of",
     "slab_of",
     "structure",
     "why_infinite",
