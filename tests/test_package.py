@@ -36,6 +36,7 @@ LAYERS = [
     {"calibration", "ensembles", "posterior"},
     {"criticism"},
     {"plots"},
+    {"pages"},
 ]
 
 

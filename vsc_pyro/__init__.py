@@ -23,6 +23,7 @@ from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.imputation import Imputation
 from vsc_pyro.networks import ConvTrunk, DeconvTrunk
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
+from vsc_pyro.pages import explore, report
 from vsc_pyro.posterior import to_arviz
 from vsc_pyro.priors import (
     CauchyPrior,
@@ -96,6 +97,7 @@ __all__ = [
     "encode",
     "evaluate",
     "exact_posterior",
+    "explore",
     "factor_auroc",
     "fit",
     "fit_ensemble",
@@ -107,6 +109,7 @@ __all__ = [
     "parallel",
     "predictive_check",
     "refine",
+    "report",
     "save_checkpoint",
     "schedules",
     "to_arviz",
