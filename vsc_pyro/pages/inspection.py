@@ -21,7 +21,7 @@ from vsc_pyro.evaluation import evaluate
 from vsc_pyro.files import replacing
 from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.files import new_file
-from vsc_pyro.posterior import to_arviz
+from vsc_pyro.posterior import has_proper_prior, to_arviz
 from vsc_pyro.sparse_codes import Codes, codes
 from vsc_pyro.vae import VAE
 
@@ -32,12 +32,13 @@ NUM_EXPLAINED = 3
 NUM_IMPUTED = 100
 NUM_BOUNDED = 1000
 BOUND_DRAWS = 20
-FIGURES = (
+_FIGURES = (
     *(f"{name}_{i}" for i in range(NUM_EXPLAINED) for name in ("code", "explanation")),
     *("latents_on", "inclusion_by_class", "inclusion_by_datum", "inclusion_usage"),
     *("traversals", "traversal", "conditional_samples", "interpolation", "embedding", "manifold", "pseudo_inputs"),
     *("receptive_fields", "predictive_check", "prior_samples", "reliability", "ranks", "imputations", "bounds"),
 )
+REPORT_FILES = ("posterior.nc", *(f"{name}.png" for name in _FIGURES))  # what a folder of files may get
 
 
 def report(
@@ -99,12 +100,15 @@ def report(
     subject = Subject(model, data, in_memory(train), dict(unseen or {}), dict(compare or {}), names, seed)
     subject.name = title or f"{data.name}, {subject.codes.centre.shape[1]} latents"
     document = Document(subject.name, folder)
-    subject.inference = to_arviz(model, data[:num_data], num_samples, predictive=folder is not None, seed=seed)
-    if folder is not None:
-        with replacing(folder / "posterior.nc") as temporary:
-            subject.inference.to_netcdf(temporary)
     if settings:
         document.table(subject.frame([dict(settings)]), "Of this model:", index=False)
+    with document.unless_refused("The draws of the posterior are"):
+        subject.inference = to_arviz(
+            model, data[:num_data], num_samples, predictive=folder is not None, prior=subject.has_prior, seed=seed
+        )
+        if folder is not None:
+            with replacing(folder / "posterior.nc") as temporary:
+                subject.inference.to_netcdf(temporary)
     with document.unless_refused("The evaluation is"):
         document.plain(str(evaluate(model, data[:NUM_BOUNDED], num_draws=BOUND_DRAWS, seed=seed)))
     for section in sections.SECTIONS:
@@ -142,6 +146,11 @@ class Subject:
         with self.model.evaluating():
             return inclusion_logits(self.model.encoder(self.x[:1].to(self.model.reference))) is not None
 
+    @functools.cached_property
+    def has_prior(self) -> bool:
+        """Whether codes can be drawn before any datum is seen."""
+        return has_proper_prior(self.model, self.data)
+
     @property
     def latent(self) -> int:
         """The latent that says most about the first datum: surely on, and large."""
@@ -165,7 +174,7 @@ class Subject:
 
 def _folder(files: str | os.PathLike, overwrite: bool) -> Path:
     folder = Path(files).expanduser()
-    there = [name for name in ("posterior.nc", *(f"{figure}.png" for figure in FIGURES)) if (folder / name).exists()]
+    there = [name for name in REPORT_FILES if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
             f"files={str(files)!r} holds a report's files ({there[0]}); pass overwrite=True to replace them, or "

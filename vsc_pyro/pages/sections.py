@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from matplotlib import pyplot
 from torch import Tensor
 
 from vsc_pyro import criticism, plots
-from vsc_pyro.arviz_versions import compare_models, group_names, plot_statistics
+from vsc_pyro.arviz_versions import compare_models, plot_statistics
 from vsc_pyro.calibration import check_calibration
 from vsc_pyro.data_checks import in_memory
 from vsc_pyro.datasets import Dataset
@@ -49,13 +51,27 @@ def believes(document: Document, subject: Subject) -> None:
 
 def is_sure(document: Document, subject: Subject) -> None:
     """Which latents are on."""
-    import arviz
-
     document.heading("Which latents are on, and how sure is it?")
     if not subject.has_spikes:
         document.text("This posterior has no spikes: every latent is always on.")
         return
-    inference, model, data, seed = subject.inference, subject.model, subject.data, subject.seed
+    model, data, seed = subject.model, subject.data, subject.seed
+    if subject.inference is not None:
+        _shows_draws(document, subject)
+    if data.labels is not None:
+        document.figure("inclusion_by_class", plots.inclusion_map(model, data, seed=seed), "Latents by class.")
+    by_datum = plots.inclusion_map(model, data, by="datum", seed=seed)
+    sorted_by = ", sorted by class" if data.labels is not None else ""
+    document.figure("inclusion_by_datum", by_datum, f"Latents by datum{sorted_by}.")
+    with document.unless_refused("The use of latents is"):
+        usage = plots.inclusion_usage(model, data, seed=seed)
+        document.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
+
+
+def _shows_draws(document: Document, subject: Subject) -> None:
+    import arviz
+
+    inference = subject.inference
     active = inference["posterior"]["active"]
     on = active.sum("latent").astype(float).to_dataset(name="on")
     caption = f"How many latents are on in each of the first {on.sizes['datum']} data, on[datum]."
@@ -67,13 +83,6 @@ def is_sure(document: Document, subject: Subject) -> None:
     document.table(
         least_sure, "The latents that it is least sure of, [datum, latent], drawn and exact (inclusion_prob):"
     )
-    if data.labels is not None:
-        document.figure("inclusion_by_class", plots.inclusion_map(model, data, seed=seed), "Latents by class.")
-    by_datum = plots.inclusion_map(model, data, by="datum", seed=seed)
-    sorted_by = ", sorted by class" if data.labels is not None else ""
-    document.figure("inclusion_by_datum", by_datum, f"Latents by datum{sorted_by}.")
-    usage = plots.inclusion_usage(model, data, seed=seed)
-    document.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
 
 
 def means(document: Document, subject: Subject) -> None:
@@ -137,14 +146,22 @@ def explains(document: Document, subject: Subject) -> None:
 def generates(document: Document, subject: Subject) -> None:
     """Predictive checks, and samples."""
     document.heading("Does it make such data?")
+    with document.unless_refused("Predictions are"):
+        _checks_predictions(document, subject)
+    with document.unless_refused("Samples of the prior are"):
+        samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed)
+        document.figure("prior_samples", samples, "Data made from codes of the prior.")
+
+
+def _checks_predictions(document: Document, subject: Subject) -> None:
     numbers = _CHECK_DRAWS * subject.x[0].numel()
     some = subject.data[: max(8, min(_NUM_CHECKED, _NUMBERS_CHECKED // numbers))]
-    inference = to_arviz(subject.model, some, _CHECK_DRAWS, log_likelihood=False, seed=subject.seed)
+    prior, seed = subject.has_prior, subject.seed
+    inference = to_arviz(subject.model, some, _CHECK_DRAWS, prior=prior, log_likelihood=False, seed=seed)
     statistics = dict(criticism.STATISTICS if subject.is_image and subject.is_binary else _STATISTICS)
     if subject.has_spikes:
         statistics["active_latents"] = criticism.active_latents(subject.model)
-    has_prior = "prior_predictive" in group_names(inference)
-    groups = ("posterior", "prior") if has_prior else ("posterior",)
+    groups = ("posterior", "prior") if prior else ("posterior",)
     checks = {group: criticism.predictive_check(inference, statistics, group) for group in groups}
     rows = []
     for name in statistics:
@@ -160,11 +177,9 @@ def generates(document: Document, subject: Subject) -> None:
     )
     document.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
     caption = "Means over data, of the data and of predictions given their codes (bpv: how often these are lower)."
-    with pyplot.ioff():
+    with pyplot.ioff(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your data appears to have a single value")  # as the smallest of binary data
         document.arviz_figure("predictive_check", plot_statistics(checks["posterior"]), "mean over data", caption)
-    with document.unless_refused("Samples of the prior are"):
-        samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed)
-        document.figure("prior_samples", samples, "Data made from codes of the prior.")
 
 
 def is_calibrated(document: Document, subject: Subject) -> None:
@@ -232,7 +247,8 @@ def is_surprised(document: Document, subject: Subject) -> None:
     shuffled = data.images.flatten(1)[:, order].reshape(data.images.shape)
     others = {name: in_memory(other) for name, other in subject.unseen.items()}
     everything = {data.name: data, "the same, values shuffled": Dataset(shuffled, binarize=data.binarize), **others}
-    with document.unless_refused("Bounds are"):
+    with document.unless_refused("Bounds are"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "all bounds are NaN")  # it is said below
         found = {
             name: bounds(subject.model, some[:NUM_BOUNDED], num_draws=BOUND_DRAWS, seed=subject.seed)
             for name, some in everything.items()
