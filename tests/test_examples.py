@@ -178,48 +178,21 @@ def test_inspect_posterior(finished, tmp_path):
     assert "{{" not in page
     loaded = arviz.from_netcdf(folder / "posterior.nc")
     assert loaded["posterior"]["active"].shape == (1, 20, 3, 6)
+    missing = run("inspect_posterior.py", tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: {tmp_path} holds no finished run of mnist_vsc.py")
+
+
+def test_inspect_posterior_replaces_a_report_only_on_demand(finished, tmp_path):
+    folder = tmp_path / "inspection"
+    folder.mkdir()
+    (folder / "report.html").write_text("mine")
     before = {file: file.read_bytes() for file in folder.iterdir()}
     refused = run("inspect_posterior.py", finished[1], "--output", folder)
     assert f"{folder} holds a report (report.html); pass --overwrite" in refused.stderr
     itself = run("inspect_posterior.py", finished[1], "--output", folder, "--overwrite", "--compare", finished[1])
     assert f"--compare {finished[1]} is the run itself" in itself.stderr
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
-
-
-def test_inspect_posterior_of_one_latent_and_then_of_another_model(tmp_path):
-    folder = tmp_path / "run"
-    options = (*SMALL, "--latent-dim", 1, "--quiet", "--output", folder)
-    assert run("mnist_vsc.py", *options, "--prior", "pseudo-input", "--num-pseudo-inputs", 4).returncode == 0
-    first = run("inspect_posterior.py", folder)
-    assert first.returncode == 0, first.stderr
-    assert (folder / "inspection" / "pseudo_inputs.png").is_file()
-    replaced = run("mnist_vsc.py", *options, "--overwrite")
-    assert f"{folder / 'inspection' / 'report.html'} is of the run as it was" in replaced.stderr
-    (folder / "inspection" / "mine.png").touch()
-    second = run("inspect_posterior.py", folder, "--overwrite")
-    assert second.returncode == 0, second.stderr
-    assert (folder / "inspection" / "mine.png").is_file()
-    assert not (folder / "inspection" / "pseudo_inputs.png").is_file()  # which this model has none of
-    metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"epochs": 1}))
-    unfinished = run("inspect_posterior.py", folder, "--overwrite")
-    assert "was measured after 1 epochs and has since been trained to 2; let mnist_vsc.py --resume" in unfinished.stderr
-    assert (folder / "inspection" / "report.html").is_file()
-
-
-def test_inspect_posterior_of_dense_codes_of_two_latents_beside_another_run(finished, tmp_path):
-    dense = run("mnist_vsc.py", *SMALL, "--latent-dim", 2, "--prior", "normal", "--output", tmp_path / "two", "--quiet")
-    assert dense.returncode == 0, dense.stderr
-    result = run("inspect_posterior.py", tmp_path / "two", "--compare", finished[1])
-    assert result.returncode == 0, result.stderr
-    page = (tmp_path / "two" / "inspection" / "report.html").read_text(encoding="utf-8")
-    assert "has no spikes" in page
-    assert "Is another model better?" in page
-    assert str(finished[1]) in page
-    assert (tmp_path / "two" / "inspection" / "manifold.png").is_file()
-    missing = run("inspect_posterior.py", tmp_path)
-    assert missing.returncode == 1
-    assert missing.stderr.startswith(f"error: {tmp_path} holds no finished run of mnist_vsc.py")
 
 
 def test_compare_gates(tmp_path):

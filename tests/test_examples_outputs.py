@@ -125,7 +125,7 @@ def test_a_report_that_fails_leaves_the_one_it_was_to_replace(a_copy, monkeypatc
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(inspect_posterior, "is_sure", full)
+    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (full,))
     with pytest.raises(OSError, match="No space"):
         inspect_posterior.main([str(a_copy), "--num-samples", "5", "--overwrite"])
     assert content(folder) == before

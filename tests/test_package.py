@@ -32,11 +32,12 @@ LAYERS = [
     {"svi", "gibbs", "advice", "figures"},
     {"batches", "compiled"},
     {"importance"},
-    {"relaxation"},
+    {"relaxation", "sparse_codes"},
     {"training", "evaluation", "probes", "refinement"},
     {"calibration", "ensembles", "posterior"},
     {"criticism"},
     {"plots"},
+    {"pages"},
 ]
 
 

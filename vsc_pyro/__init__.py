@@ -25,6 +25,7 @@ from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.imputation import Imputation
 from vsc_pyro.networks import ConvTrunk, DeconvTrunk
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
+from vsc_pyro.pages import explore, report
 from vsc_pyro.posterior import to_arviz
 from vsc_pyro.priors import (
     CauchyPrior,
@@ -39,6 +40,7 @@ from vsc_pyro.priors import (
 from vsc_pyro.probes import FactorAUROC, encode, factor_auroc, linear_probe
 from vsc_pyro.refinement import Refinement, refine
 from vsc_pyro.schedules import Ramp
+from vsc_pyro.sparse_codes import Codes, codes
 from vsc_pyro.svi import SVI
 from vsc_pyro.training import History, NonFiniteLossError, fit
 from vsc_pyro.vae import VAE, VSC
@@ -55,6 +57,7 @@ __all__ = [
     "Calibration",
     "CauchyEncoder",
     "CauchyPrior",
+    "Codes",
     "CompiledSVI",
     "ContinuousBernoulliDecoder",
     "ConvTrunk",
@@ -91,11 +94,13 @@ __all__ = [
     "TraceELBO",
     "bounds",
     "check_calibration",
+    "codes",
     "datasets",
     "elpd",
     "encode",
     "evaluate",
     "exact_posterior",
+    "explore",
     "factor_auroc",
     "fit",
     "fit_ensemble",
@@ -108,6 +113,7 @@ __all__ = [
     "parallel",
     "predictive_check",
     "refine",
+    "report",
     "save_checkpoint",
     "schedules",
     "to_arviz",

@@ -68,9 +68,10 @@ def plot_statistics(check: arviz.InferenceData | xarray.DataTree) -> Any:
     """ArviZ's plot of means over data, replicated and observed, of what `vsc_pyro.predictive_check` returned."""
     import arviz
 
+    size = (10, 3 * math.ceil(len(check["observed_data"].data_vars) / 4))
     if _is_first_line():
-        return arviz.plot_bpv(check, kind="t_stat", t_stat="mean", figsize=(10, 3), textsize=9)
-    return arviz.plot_ppc_tstat(check, t_stat="mean", backend="matplotlib", figure_kwargs={"figsize": (10, 3)})
+        return arviz.plot_bpv(check, kind="t_stat", t_stat="mean", figsize=size, textsize=9)
+    return arviz.plot_ppc_tstat(check, t_stat="mean", backend="matplotlib", figure_kwargs={"figsize": size})
 
 
 def matplotlib_figure(shown: Any) -> Figure:

@@ -220,8 +220,8 @@ class LoaderBatches(Batches):
                 sampler.set_epoch(number)
         given, seen = 0, _Seen(self._model, self.sample) if self._model is not None else None
         for given, batch in enumerate(self.loader, start=1):
-            x = _data_of(batch)
-            with _named(f"batch {given} of epoch {number + 1}"):
+            x = data_of(batch)
+            with naming_batch(f"{given} of epoch {number + 1}"):
                 self._check_kind(x)
                 if seen is not None and not x.is_cuda:
                     check_finite(x, self._like.dtype)  # before the copy, which the host does not wait for
@@ -282,7 +282,8 @@ def get_batches(data: Dataset | Tensor | np.ndarray | DataLoader, batch_size: in
     return LoaderBatches(data, seed)
 
 
-def _data_of(batch: object) -> Tensor:
+def data_of(batch: object) -> Tensor:
+    """The data of a batch of a loader: the batch itself, or the first entry of a tuple or list."""
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
         got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(batch).__name__}"
@@ -294,12 +295,12 @@ def _data_of(batch: object) -> Tensor:
 
 
 @contextlib.contextmanager
-def _named(batch: str) -> Iterator[None]:
-    """Errors within are those of that batch."""
+def naming_batch(which: str) -> Iterator[None]:
+    """Errors within are those of that batch of a loader."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{batch} of the DataLoader: {error}") from error
+        raise ValueError(f"batch {which} of the DataLoader: {error}") from error
 
 
 class _Seen:
@@ -328,7 +329,7 @@ class _Seen:
         """Raise `ValueError` for the first batch that was outside the support."""
         are_inside = torch.stack(self._are_inside).tolist() if self._are_inside else []
         if not all(are_inside):
-            with _named(f"batch {are_inside.index(False) + 1} of epoch {number + 1}"):
+            with naming_batch(f"{are_inside.index(False) + 1} of epoch {number + 1}"):
                 raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; rescale them")
 
     def check_range(self) -> None:

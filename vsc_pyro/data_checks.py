@@ -31,8 +31,8 @@ def in_memory(data: Dataset | Tensor | np.ndarray) -> Dataset:
     """
     if isinstance(data, DataLoader):
         raise ValueError(
-            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only fit takes; "
-            "pass torch.cat of its batches, or part of them"
+            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only "
+            "fit, codes and encode take; pass torch.cat of its batches, or part of them"
         )
     return as_dataset(data)
 

@@ -244,17 +244,26 @@ def _models(model: VAE | Sequence[VAE]) -> list[VAE]:
     return models
 
 
-def _has_prior(model: VAE, data: Dataset) -> bool:
-    """Whether there is a prior to draw from; says so if there is not."""
+def has_proper_prior(model: VAE, data: Dataset) -> bool:
+    """Whether there is a prior to draw from before any datum is seen.
+
+    Raises:
+        ValueError: a prior that depends on the datum.
+    """
     with model.evaluating():
-        flat = isinstance(model.marginal_prior(data.images[:1].to(model.reference)), ImproperUniform)
-    if flat:
+        return not isinstance(model.marginal_prior(data.images[:1].to(model.reference)), ImproperUniform)
+
+
+def _has_prior(model: VAE, data: Dataset) -> bool:
+    """As `has_proper_prior`; says so if there is none."""
+    proper = has_proper_prior(model, data)
+    if not proper:
         warnings.warn(
             "the prior is flat, and there is nothing to draw from: the groups prior and prior_predictive are left "
             "out; pass prior=False to be asked no more",
             stacklevel=3,
         )
-    return not flat
+    return proper
 
 
 def _length(part: slice) -> int:

@@ -19,25 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils.data import DataLoader
 
 from vsc_pyro.arguments import choice, natural_int, positive_int
 from vsc_pyro.data_checks import in_memory
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits
+from vsc_pyro.sparse_codes import checked_codes, in_batches
 from vsc_pyro.vae import VAE
 
-_ROWS_AT_ONCE = 1000
 
-
-def encode(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0) -> Tensor:
-    """Posterior means of the codes of `data`, shape ``(N, J)``, on the CPU.
+def encode(model: VAE, data: Dataset | Tensor | np.ndarray | DataLoader, *, seed: int = 0) -> Tensor:
+    """Posterior means of the codes of `data`, shape ``(N, J)``, on the CPU; for sparse codes see `vsc_pyro.codes`.
 
     The caller's random state and the model's mode are left as they were.
 
     Args:
         model: a `VAE`.
-        data: a `Dataset`, or any array or tensor of shape ``(N, ...)``.
-        seed: of dynamic binarisation.
+        data, seed: as of `vsc_pyro.codes`.
 
     Raises:
         ValueError: data that do not fit the model, or codes that are not finite.
@@ -172,20 +171,9 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
 
 
 def _encode(
-    model: VAE, data: Dataset | Tensor | np.ndarray, summary: Callable[[Distribution], Tensor], seed: int
+    model: VAE, data: Dataset | Tensor | np.ndarray | DataLoader, summary: Callable[[Distribution], Tensor], seed: int
 ) -> Tensor:
-    data = in_memory(data)
-    model.check_data(data.images)
-    generator = torch.Generator(data.images.device).manual_seed(natural_int("seed", seed))
-    with model.evaluating():
-        chunks = [
-            summary(model.encoder(data.draw(rows, generator).to(model.reference))).cpu()
-            for rows in torch.arange(len(data)).split(_ROWS_AT_ONCE)
-        ]
-    codes = torch.cat(chunks).flatten(1)
-    if not torch.isfinite(codes).all():
-        raise ValueError("the encoder gives codes that are NaN or infinite; the model has diverged, train it anew")
-    return codes
+    return torch.cat(in_batches(model, data, lambda posterior: checked_codes(summary(posterior)), seed))
 
 
 def _signed(posterior: Distribution) -> Tensor:

@@ -20,6 +20,7 @@ from vsc_pyro.distributions.summaries import (
     is_bernoulli,
     is_point,
     noise_scale,
+    scale_of,
     slab_of,
 )
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
@@ -47,6 +48,7 @@ __all__ = [
     "is_bernoulli",
     "is_point",
     "noise_scale",
+    "scale_of",
     "slab_of",
     "structure",
     "why_infinite",

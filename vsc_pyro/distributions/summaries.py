@@ -103,3 +103,20 @@ def noise_scale(distribution: Distribution) -> Tensor | None:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return getattr(distribution, "scale", None)
+
+
+def scale_of(distribution: Distribution) -> Tensor:
+    """How wide the distribution of every coordinate is, of the shape of `centre`.
+
+    The parameter `scale` of a family that has one, 0 of a point, and the standard deviation of any other.
+
+    Raises:
+        NotImplementedError: a distribution that gives neither.
+    """
+    if is_point(distribution):
+        return torch.zeros_like(centre(distribution))
+    if isinstance(distribution, Independent):
+        return scale_of(distribution.base_dist)
+    if hasattr(distribution, "scale"):
+        return distribution.scale.expand(distribution.batch_shape + distribution.event_shape)
+    return distribution.stddev

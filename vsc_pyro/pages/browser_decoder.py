@@ -1,0 +1,145 @@
+"""Decoders that a page can run in a browser: linear maps and MLPs, with what their outputs say of data.
+
+JavaScript for each activation, likelihood and slab that the page knows, in float64 from float32 weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from vsc_pyro.networks import ACTIVATIONS
+from vsc_pyro.vae import VAE
+
+# With the settings that they have in `vsc_pyro.networks.ACTIVATIONS`.
+ACTIVATION_SOURCES = {
+    "relu": "x => Math.max(x, 0)",
+    "leaky-relu": "x => (x > 0 ? x : 0.01 * x)",
+    "elu": "x => (x > 0 ? x : Math.expm1(x))",
+    "gelu": "x => (x / 2) * (1 + erf(x / Math.SQRT2))",
+    "silu": "x => x * sigmoid(x)",
+    "softplus": "softplus",
+    "tanh": "Math.tanh",
+}
+# One draw of the slab's family, of location 0 and scale 1.
+DRAW_SOURCES = {
+    "Normal": "() => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform())",
+    "Laplace": "() => Math.log(uniform()) - Math.log(uniform())",
+    "Cauchy": "() => Math.tan(Math.PI * (uniform() - 0.5))",
+}
+
+
+class Likelihood(NamedTuple):
+    """A likelihood of independent values, as the page computes it.
+
+    Attributes:
+        parameter: its attribute that the network gives.
+        mean: JavaScript, the mean of that output.
+        log_density: JavaScript, of a value x under the output y and a scale s.
+        of_binary: whether it is one of binary values only, and on others minus a cross-entropy.
+    """
+
+    parameter: str
+    mean: str
+    log_density: str
+    of_binary: bool = False
+
+
+LIKELIHOODS = {
+    "CrossEntropyBernoulli": Likelihood("logits", "sigmoid", "(x, y) => x * y - softplus(y)", of_binary=True),
+    "StableContinuousBernoulli": Likelihood(
+        "logits",
+        "y => (1 + y / 2 * langevinRatio(y / 2)) / 2",
+        "(x, y) => x * y - softplus(y) + Math.LN2 + Math.log1p(y * y / 4 * langevinRatio(y / 2))",
+    ),
+    "Normal": Likelihood(
+        "loc", "y => y", "(x, y, s) => -0.5 * ((x - y) / s) ** 2 - Math.log(s) - 0.5 * Math.log(2 * Math.PI)"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BrowserDecoder:
+    """A decoder as a page runs it.
+
+    Attributes:
+        layers: the linear ones, first to last.
+        activation: its name; of a linear map None.
+        likelihood: what the outputs say of data.
+        scale: of the likelihood, one number for each value, or None.
+    """
+
+    layers: list[nn.Linear]
+    activation: str | None
+    likelihood: Likelihood
+    scale: Tensor | None
+
+    @property
+    def description(self) -> str:
+        """The sizes of its layers, and its activation."""
+        sizes = "–".join(map(str, [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]))
+        return f"decoder {sizes} ({self.activation or 'linear'})"
+
+    def as_json(self) -> dict[str, object]:
+        """Weights and scales, packed."""
+        layers = [{"weight": packed(layer.weight), "bias": packed(layer.bias)} for layer in self.layers]
+        return {"layers": layers, "noise": None if self.scale is None else packed(self.scale)}
+
+
+def browser_decoder(model: VAE, z: Tensor) -> BrowserDecoder:
+    """The model's decoder as a page runs it, checked to compute the same of codes z, shape ``(B, J)``.
+
+    Raises:
+        ValueError: a decoder that no page can run; the message says why, and what draws it instead.
+    """
+    remedy = (
+        "vsc_pyro.explore runs the decoder in the page, and can carry a linear map, or linear layers with one of the "
+        f"activations {', '.join(map(repr, ACTIVATION_SOURCES))} between them, under a BernoulliDecoder, "
+        "ContinuousBernoulliDecoder or NormalDecoder; vsc_pyro.report draws what any decoder makes of codes"
+    )
+    layers, activation = _layers(model.decoder, remedy)
+    with model.evaluating():
+        expected = _scalars(model.decoder(z))
+        family = type(expected).__name__
+        if family not in LIKELIHOODS:
+            raise ValueError(f"decoder gives a likelihood, {family}, that the page does not know: {remedy}")
+        likelihood = LIKELIHOODS[family]
+        outputs = z
+        for place, layer in enumerate(layers):
+            outputs = layer(outputs if not place else ACTIVATIONS[activation]()(outputs))
+        own = getattr(expected, likelihood.parameter).reshape(outputs.shape)
+        scale = expected.scale.reshape(outputs.shape) if hasattr(expected, "scale") else None
+        if not torch.allclose(outputs, own, rtol=1e-4, atol=1e-4 * float(own.abs().max())):
+            raise ValueError(f"decoder computes something else than its layers do one after the other: {remedy}")
+        if scale is not None and not torch.allclose(scale, scale[:1].expand_as(scale)):
+            raise ValueError(f"decoder has a scale that depends on the code: {remedy}")
+    return BrowserDecoder(layers, activation, likelihood, None if scale is None else scale[0])
+
+
+def _layers(decoder: nn.Module, remedy: str) -> tuple[list[nn.Linear], str | None]:
+    modules = list(getattr(decoder, "network", None) or [])
+    linear, between = modules[::2], modules[1::2]
+    known = {kind: name for name, kind in ACTIVATIONS.items() if name in ACTIVATION_SOURCES}
+    kinds = {type(module) for module in between}
+    strange = [module for module in linear if type(module) is not nn.Linear or module.bias is None]
+    strange += [module for module in between if type(module) not in known]
+    if not modules or strange or len(kinds) > 1 or len(linear) == len(between):
+        what = type(strange[0] if strange else decoder).__name__
+        raise ValueError(f"decoder is not one that a browser can run, got {what}: {remedy}")
+    return linear, known[kinds.pop()] if kinds else None
+
+
+def _scalars(distribution: Distribution) -> Distribution:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def packed(tensor: Tensor) -> str:
+    """The tensor's numbers as base64 of little-endian float32."""
+    return base64.b64encode(tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()

@@ -1,0 +1,287 @@
+"""The sections of a report on a trained model, each a question."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from matplotlib import pyplot
+from torch import Tensor
+
+from vsc_pyro import criticism, plots
+from vsc_pyro.arviz_versions import compare_models, plot_statistics
+from vsc_pyro.calibration import check_calibration
+from vsc_pyro.data_checks import in_memory
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.evaluation import bounds
+from vsc_pyro.pages.document import Document
+from vsc_pyro.pages.inspection import BOUND_DRAWS, NUM_BOUNDED, NUM_EXPLAINED, NUM_IMPUTED, Subject
+from vsc_pyro.posterior import to_arviz
+from vsc_pyro.probes import auroc
+
+_NUM_CHECKED = 200  # data that replicated data are held against, fewer of large ones
+_CHECK_DRAWS = 50
+_NUMBERS_CHECKED = 20_000_000  # of values in their predictions
+_MOST_ROWS = 40
+# Statistics of data that are no pictures of ink.
+_STATISTICS = {
+    "mean": lambda x: x.reshape(len(x), -1).mean(1),
+    "standard deviation": lambda x: x.reshape(len(x), -1).std(1),
+    "smallest": lambda x: x.reshape(len(x), -1).min(1),
+    "largest": lambda x: x.reshape(len(x), -1).max(1),
+}
+
+
+def believes(document: Document, subject: Subject) -> None:
+    """Codes of single data, and what each latent adds to them."""
+    document.heading("What does it believe about this datum?")
+    document.text(
+        "For each datum the encoder says with what probability each latent is on, and about which value it then has. "
+        "What a latent contributes is what the decoded datum loses without it."
+    )
+    for i, x in enumerate(subject.x[:NUM_EXPLAINED]):
+        document.figure(f"code_{i}", plots.code(subject.model, x), f"Datum {i} and its code.")
+        if not (subject.codes.inclusion[i] > 0.5).any():
+            document.text(f"No latent of datum {i} is more likely on than off.")
+            continue
+        caption = f"Datum {i} explained: what each active latent adds (and takes away), largest first."
+        document.figure(f"explanation_{i}", plots.explanation(subject.model, x), caption)
+
+
+def is_sure(document: Document, subject: Subject) -> None:
+    """Which latents are on."""
+    document.heading("Which latents are on, and how sure is it?")
+    if not subject.has_spikes:
+        document.text("This posterior has no spikes: every latent is always on.")
+        return
+    model, data, seed = subject.model, subject.data, subject.seed
+    if subject.inference is not None:
+        _shows_draws(document, subject)
+    if data.labels is not None:
+        document.figure("inclusion_by_class", plots.inclusion_map(model, data, seed=seed), "Latents by class.")
+    by_datum = plots.inclusion_map(model, data, by="datum", seed=seed)
+    sorted_by = ", sorted by class" if data.labels is not None else ""
+    document.figure("inclusion_by_datum", by_datum, f"Latents by datum{sorted_by}.")
+    with document.unless_refused("The use of latents is"):
+        usage = plots.inclusion_usage(model, data, seed=seed)
+        document.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
+
+
+def _shows_draws(document: Document, subject: Subject) -> None:
+    import arviz
+
+    inference = subject.inference
+    active = inference["posterior"]["active"]
+    on = active.sum("latent").astype(float).to_dataset(name="on")
+    caption = f"How many latents are on in each of the first {on.sizes['datum']} data, on[datum]."
+    with pyplot.ioff():
+        document.arviz_figure("latents_on", arviz.plot_forest(on, combined=True), "latents on", caption)
+    summary = arviz.summary(inference, var_names=["active"], kind="stats", round_to=4)[["mean", "sd"]]
+    summary.insert(0, "inclusion_prob", inference["constant_data"]["inclusion_prob"].values.flatten())
+    least_sure = summary.iloc[(summary["inclusion_prob"] - 0.5).abs().argsort()[:12]]
+    document.table(
+        least_sure, "The latents that it is least sure of, [datum, latent], drawn and exact (inclusion_prob):"
+    )
+
+
+def means(document: Document, subject: Subject) -> None:
+    """What latents draw, and where codes lie."""
+    model, data, x, latent, seed = subject.model, subject.data, subject.x, subject.latent, subject.seed
+    document.heading("What does each latent mean?")
+    document.figure("traversals", plots.traversals(model, data, seed=seed), "The most used latents, moved.")
+    with document.unless_refused("One latent moved, and drawn anew, is"):
+        document.figure("traversal", plots.traversal(model, x[0], latent), f"Latent {latent} of datum 0, off and on.")
+        redrawn = plots.conditional_samples(model, x[0], latent)
+        caption = "The same latent off, and on with its value drawn anew from the prior."
+        document.figure("conditional_samples", redrawn, caption)
+    if pair := _pair(subject):
+        between = plots.interpolation(model, x[pair])
+        document.figure("interpolation", between, "From one datum to another, by the latents that are on in either.")
+    if getattr(model.decoder, "is_linear", False):
+        document.figure("receptive_fields", plots.receptive_fields(model), "Atoms of the linear decoder.")
+    num_latents = subject.codes.centre.shape[1]
+    if num_latents > 1 and len(data) > 1:
+        document.figure("embedding", plots.embedding(model, data, seed=seed), "Codes of the data.")
+    if num_latents == 2:
+        with document.unless_refused("The plane of the two latents is"):
+            plane = plots.manifold(model, data, seed=seed)
+            document.figure("manifold", plane, "What the two latents draw, over the prior's range.")
+    if hasattr(model.prior, "pseudo_inputs"):
+        document.figure("pseudo_inputs", plots.pseudo_inputs(model, data, seed=seed), "Pseudo-inputs.")
+
+
+def _pair(subject: Subject) -> list[int]:
+    """Two data with latents on, of different classes where there are some."""
+    first, *others = (subject.codes.inclusion > 0.5).any(1).nonzero().flatten().tolist() or [None]
+    labels = subject.data.labels
+    if labels is not None:
+        others = [i for i in others if labels[i] != labels[first]]
+    return [first, others[0]] if others else []
+
+
+def explains(document: Document, subject: Subject) -> None:
+    """How well single features are decoded, of data that are no images."""
+    if subject.is_image:
+        return
+    document.heading("Which features does it explain?")
+    model, x = subject.model, subject.x
+    with model.evaluating():
+        decoded = model.decoder(subject.codes.hard.to(model.reference)).mean.reshape(x.shape).cpu()
+    truth, decoded = x.cpu().flatten(1), decoded.flatten(1)
+    errors, spread = (truth - decoded).square().mean(0), truth.var(0, correction=0)
+    share = 1 - errors / spread.clamp(min=1e-30)
+    order = share.argsort(descending=True)
+    named = range(truth.shape[1]) if subject.names is None else subject.names
+    rows = [
+        {"feature": named[i], "mean": float(truth[:, i].mean()), "sd": float(spread[i].sqrt()), "R2": float(share[i])}
+        for i in order[:_MOST_ROWS].tolist()
+        if spread[i] > 0
+    ]
+    which = f"the {len(rows)} best" if len(order) > _MOST_ROWS else "all"
+    caption = f"Share of the variance of each feature over {len(truth)} data that the decoded hard code explains, "
+    document.table(subject.frame(rows), f"{caption}{which} of {len(order)} features:", index=False)
+
+
+def generates(document: Document, subject: Subject) -> None:
+    """Predictive checks, and samples."""
+    document.heading("Does it make such data?")
+    with document.unless_refused("Predictions are"):
+        _checks_predictions(document, subject)
+    with document.unless_refused("Samples of the prior are"):
+        samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed)
+        document.figure("prior_samples", samples, "Data made from codes of the prior.")
+
+
+def _checks_predictions(document: Document, subject: Subject) -> None:
+    numbers = _CHECK_DRAWS * subject.x[0].numel()
+    some = subject.data[: max(8, min(_NUM_CHECKED, _NUMBERS_CHECKED // numbers))]
+    prior, seed = subject.has_prior, subject.seed
+    inference = to_arviz(subject.model, some, _CHECK_DRAWS, prior=prior, log_likelihood=False, seed=seed)
+    statistics = dict(criticism.STATISTICS if subject.is_image and subject.is_binary else _STATISTICS)
+    if subject.has_spikes:
+        statistics["active_latents"] = criticism.active_latents(subject.model)
+    groups = ("posterior", "prior") if prior else ("posterior",)
+    checks = {group: criticism.predictive_check(inference, statistics, group) for group in groups}
+    rows = []
+    for name in statistics:
+        for group, check in checks.items():
+            observed = float(check["observed_data"][name].mean())
+            mean = check["posterior_predictive"][name].mean("datum")
+            low, high = mean.quantile([0.03, 0.97]).values
+            values = {"observed": observed, "predicted": float(mean.mean()), "3 %": low, "97 %": high}
+            rows.append({"statistic": name, "by": group} | values | {"share above": float((mean > observed).mean())})
+    caption = (
+        f"Mean over {len(some)} data, and over as many that the model makes: given the code of each (posterior) or "
+        f"from codes of the prior; {_CHECK_DRAWS} times, their interval, and how often they exceed the data's."
+    )
+    document.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
+    caption = "Means over data, of the data and of predictions given their codes (bpv: how often these are lower)."
+    with pyplot.ioff(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your data appears to have a single value")  # as the smallest of binary data
+        document.arviz_figure("predictive_check", plot_statistics(checks["posterior"]), "mean over data", caption)
+
+
+def is_calibrated(document: Document, subject: Subject) -> None:
+    """Codes inferred from data that the model made."""
+    document.heading("Can its probabilities be trusted?")
+    with document.unless_refused("Calibration is"):
+        result = check_calibration(subject.model, seed=subject.seed)
+        document.text(
+            "Codes are drawn from the prior, data from the decoder, and the encoder is asked for the codes, whose "
+            "truth is then known: this tests the encoder, on the model's own data."
+        )
+        found = {name: value for name, value in result.as_dict().items() if isinstance(value, (int, float))}
+        caption = "Calibration, by the measures of vsc_pyro.check_calibration:"
+        document.table(subject.frame([found]), caption, index=False)
+        if subject.has_spikes:
+            curve = plots.reliability({"encoder": result})
+            document.figure("reliability", curve, "Probability that is said, share that is on.")
+        ranks = plots.rank_histograms({"encoder": result})
+        document.figure("ranks", ranks, "Ranks of true codes among draws; flat is right.")
+
+
+def imputes(document: Document, subject: Subject) -> None:
+    """Half of each datum hidden and drawn."""
+    x = subject.x[:NUM_IMPUTED]
+    if x[0].numel() < 2:
+        return
+    document.heading("What if half of the datum is missing?")
+    mask, hidden = _half(subject, x)
+    with document.unless_refused("Missing values are"):
+        found = subject.model.impute(x, mask, num_samples=10, seed=subject.seed + 1)  # not the stream of x
+        missing = ~mask.expand(x.shape)
+        guesses = {"impute": found.mean.cpu(), "mean of the data": subject.train.images.mean(0).cpu().expand(x.shape)}
+        rows = []
+        for name, guess in guesses.items():
+            guess, truth = guess[missing], x.cpu()[missing]
+            row = {"by": name, "squared error": float((guess - truth).square().mean())}
+            if subject.is_binary:
+                p = guess.clamp(1e-4, 1 - 1e-4)
+                row["cross-entropy"] = float(-(truth * p.log() + (1 - truth) * (1 - p).log()).mean())
+            rows.append(row)
+        units = " (as the model saw them, nats)" if subject.is_binary else ""
+        caption = f"{hidden} of {len(x)} data hidden; means per hidden value{units}:"
+        document.table(subject.frame(rows).set_index("by"), caption)
+        figure = plots.imputations(subject.model, subject.data, mask, seed=subject.seed)
+        caption = "What is observed, the mean of what may be missing, draws of it, and the whole."
+        document.figure("imputations", figure, caption)
+
+
+def _half(subject: Subject, x: Tensor) -> tuple[Tensor, str]:
+    mask = torch.ones(x.shape[1:], dtype=torch.bool)
+    if subject.is_image:
+        mask[..., x.shape[-2] // 2 :, :] = False
+        return mask, "Lower half"
+    hidden = torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(subject.seed))[: mask.numel() // 2]
+    mask.view(-1)[hidden] = False
+    return mask, "The same random half of the features"
+
+
+def is_surprised(document: Document, subject: Subject) -> None:
+    """Bounds of the data and of others."""
+    document.heading("Does it notice what it has not seen?")
+    data = subject.data[:NUM_BOUNDED]
+    generator = torch.Generator().manual_seed(subject.seed)
+    order = torch.randperm(data.images[0].numel(), generator=generator)
+    shuffled = data.images.flatten(1)[:, order].reshape(data.images.shape)
+    others = {name: in_memory(other) for name, other in subject.unseen.items()}
+    everything = {data.name: data, "the same, values shuffled": Dataset(shuffled, binarize=data.binarize), **others}
+    with document.unless_refused("Bounds are"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "all bounds are NaN")  # it is said below
+        found = {
+            name: bounds(subject.model, some[:NUM_BOUNDED], num_draws=BOUND_DRAWS, seed=subject.seed)
+            for name, some in everything.items()
+        }
+        inside, *_ = found.values()
+        if inside.no_bound:
+            raise ValueError(f"there are none, for {inside.no_bound}")
+        rows = []
+        for name, result in found.items():
+            scores = -torch.cat([inside.iwae, result.iwae])
+            outside = np.arange(len(scores)) >= len(inside.iwae)
+            area = None if result is inside else float(auroc(scores[:, None], outside[:, None].astype(float))[0, 0])
+            rows.append({"data": name, "mean bound": float(result.iwae.mean()), "AUROC of minus the bound": area})
+        caption = (
+            f"Bound of {BOUND_DRAWS} draws for each of {len(data)} data. AUROC: how often unseen data are lower; 0.5 "
+            "is chance, 1 always. A high bound is no proof of having been seen: simpler data often have a higher one."
+        )
+        document.table(subject.frame(rows).set_index("data"), caption)
+        document.figure("bounds", plots.bound_histograms(found), "The bound of each datum.")
+
+
+def compares(document: Document, subject: Subject) -> None:
+    """Importance-weighted likelihoods of several models."""
+    if not subject.compare:
+        return
+    document.heading("Is another model better?")
+    with document.unless_refused("The comparison is"):
+        data, found = subject.data[:NUM_BOUNDED], {}
+        for name, model in {subject.name: subject.model, **subject.compare}.items():
+            draws = to_arviz(model, data, 100, predictive=False, prior=False, seed=subject.seed)
+            found[name] = criticism.elpd(draws)
+        caption = f"Log-likelihood of {len(data)} data, importance-weighted, 100 draws (elpd):"
+        document.table(compare_models(found), caption)
+
+
+SECTIONS = (believes, is_sure, means, explains, generates, is_calibrated, imputes, is_surprised, compares)
