@@ -21,6 +21,7 @@ LAYERS = [
         "parallel",
         "registration",
         "seeding",
+        "starting",
     },
     {"history"},
     {"gates", "networks", "checkpoints", "datasets", "precision", "schedules"},

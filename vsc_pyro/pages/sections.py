@@ -9,7 +9,8 @@ import torch
 from matplotlib import pyplot
 from torch import Tensor
 
-from vsc_pyro import criticism, plots
+import vsc_pyro.criticism as criticism
+import vsc_pyro.plots as plots
 from vsc_pyro.arviz_versions import compare_models, plot_statistics
 from vsc_pyro.calibration import check_calibration
 from vsc_pyro.data_checks import in_memory
