@@ -34,7 +34,7 @@ def far_off(model):
 def test_every_gate_and_objective_trains(small_vae, digits, gate, objective, device):
     model = far_off(small_vae(gate))
     history = vsc.fit(
-        model, digits.train, objective=objective, epochs=4, batch_size=100, lr=3e-3, warmup=0, device=device, **QUIET
+        model, digits.train, objective=objective, epochs=4, batch_size=100, lr=3e-3, device=device, **QUIET
     )
     assert len(history) == 4
     assert np.isfinite(history.elbo).all()
@@ -96,7 +96,7 @@ def test_two_models_in_one_process_both_train(small_vae, digits):
     for seed in (0, 1):
         model = far_off(small_vae(seed=seed))
         before = weights(model)
-        history = vsc.fit(model, digits.train, epochs=3, batch_size=50, warmup=0, device="cpu", **QUIET)
+        history = vsc.fit(model, digits.train, epochs=3, batch_size=50, device="cpu", **QUIET)
         assert history.elbo[-1] > history.elbo[0] + 5
         assert all(not torch.equal(before[n], p) for n, p in model.named_parameters())
 
@@ -171,7 +171,7 @@ def schedule(optimizer):
 
 
 def test_resuming_ends_in_the_same_weights(small_vae, digits, tmp_path):
-    settings = {"batch_size": 100, "lr_schedule": schedule, "device": "cpu", "warmup": 0.0, **QUIET}
+    settings = {"batch_size": 100, "lr_schedule": schedule, "device": "cpu", **QUIET}
     whole = small_vae()
     full_history = vsc.fit(whole, digits.train, epochs=6, **settings)
     path = tmp_path / "c.pt"
@@ -193,10 +193,11 @@ def test_a_run_that_goes_on_keeps_the_warmup_it_began_with(small_vae, digits, tm
     assert longer.warmup_steps == first.warmup_steps == 5 * 15 // 2
     assert longer.elbo[:5] == first.elbo
     assert model.warmup == 1.0
-    with pytest.raises(ValueError, match=r"is of a run with warmup=0\.5 \(now 0\.2\)"):
+    with pytest.raises(ValueError, match=r"is of a run with warmup=0\.5 \(now 0\.0\)"):
         vsc.fit(small_vae(), digits.train, epochs=9, resume=True, **settings)
 
 
+@pytest.mark.filterwarnings("ignore:after 20 steps the code explains nothing")
 def test_the_divergence_counts_for_nothing_at_first_and_for_all_in_the_end(small_vae, digits):
     # Of weights that do not move, the objective is that of beta = step / 10 in ten steps, and then of beta = 1.
     def objective(beta, epochs, **settings):
@@ -219,7 +220,6 @@ def test_warmups_that_make_no_sense(small_vae, digits):
     ):
         with pytest.raises(ValueError, match=problem):
             vsc.fit(small_vae(), digits.train, epochs=2, **settings, **QUIET)
-    assert vsc.fit(small_vae(), digits.train, epochs=1, objective=pyro.infer.Trace_ELBO(), **QUIET).warmup_steps == 0
 
 
 # Whoever is killed is a fork: one interpreter starts, and imports, for all of them. It has one thread, as forks must.

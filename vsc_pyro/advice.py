@@ -32,7 +32,7 @@ _WRONG = 1.4  # times: a noise scale that is off by it has half, or twice, the r
 _UNLIKE = 4.0  # times that a prior's and a posterior's number of latents may differ
 _OFF_CENTRE, _DOMINANT = 10.0, 0.5
 _JUMP, _LATENTS = 5.0, 32
-_WARM_UP = "raise the divergence's weight from 0 (schedules={'beta': vsc.Ramp(0, 1, length=num_steps)})"
+_WARM_UP = "let the divergence's weight rise (fit(..., warmup=0.2))"
 
 
 class NothingExplainedWarning(UserWarning):

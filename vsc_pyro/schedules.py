@@ -27,7 +27,6 @@ from vsc_pyro.history import NonFiniteLossError
 from vsc_pyro.seeding import own_random_numbers
 
 Schedule = Callable[[int], float]
-_WARMUP = 0.2
 _TRIED = 8  # steps, evenly over a run, at which a schedule is tried before it starts
 
 
@@ -73,24 +72,20 @@ def slab_warmup(num_steps: int = 70_000) -> dict[str, Schedule]:
     return {"encoder.slab_weight": Ramp(0.0, 1.0, num_steps * 15 // 70, num_steps * 5 // 70)}
 
 
-def warmup_share(warmup: float | None, loss: ELBO, schedules: Mapping[str, Schedule] | None) -> float:
-    """Share of a run, its first steps, in which the weight of the KL divergence rises from 0.
+def check_warmup(warmup: float, loss: ELBO, schedules: Mapping[str, Schedule] | None) -> float:
+    """Return the share of a run, its first steps, in which the weight of the KL divergence rises from 0.
 
     Args:
-        warmup: that share, from 0 to below 1; None for a fifth, or 0 where something else sets the weight (a schedule
-            of beta) or nothing can (an objective of unscaled densities).
+        warmup: that share, from 0 to below 1.
         loss: the objective.
         schedules: of the run.
 
     Raises:
-        ValueError: a share outside [0, 1), or one beside a schedule of beta or an objective that takes none.
+        ValueError: a share outside [0, 1), or one beside a schedule of beta or an objective of unscaled densities.
     """
-    moves_beta = "beta" in (schedules or {})
-    if warmup is None:
-        return 0.0 if moves_beta or not getattr(loss, "weighs_divergences", False) else _WARMUP
     if isinstance(warmup, bool) or not isinstance(warmup, numbers.Real) or not 0 <= warmup < 1:
         raise ValueError(f"warmup must be a share of the run, from 0 to below 1, got {warmup!r}")
-    if warmup and moves_beta:
+    if warmup and "beta" in (schedules or {}):
         raise ValueError(f"warmup={warmup!r} and schedules['beta'] both set the weight of the divergence; pass one")
     if warmup and not getattr(loss, "weighs_divergences", True):
         raise ValueError(f"{type(loss).__name__} is of unscaled densities and takes no warmup={warmup!r}; pass 0")

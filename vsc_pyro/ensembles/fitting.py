@@ -24,7 +24,7 @@ from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import num_processes
-from vsc_pyro.schedules import Schedule, Setting, check_schedules, set_values, warmup_share
+from vsc_pyro.schedules import Schedule, Setting, check_schedules, check_warmup, set_values
 from vsc_pyro.seeding import seeded
 from vsc_pyro.training.fitting import (
     check_batch_norm,
@@ -49,7 +49,7 @@ def fit_ensemble(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
-    warmup: float | None = None,
+    warmup: float = 0.0,
     seeds: Sequence[int] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -119,7 +119,7 @@ def fit_ensemble(
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     epochs = default_epochs(num_steps) if epochs is None else epochs
-    share = warmup_share(warmup, loss, schedules)
+    share = check_warmup(warmup, loss, schedules)
     schedules = with_warmup(schedules, int(share * epochs * num_steps))
     before = [_Before(model, schedules) for model in models]
     check_schedules(models[0], schedules, epochs * num_steps)

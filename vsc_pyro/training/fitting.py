@@ -29,7 +29,7 @@ from vsc_pyro.modes import in_mode
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
-from vsc_pyro.schedules import Ramp, Schedule, check_schedules, set_values, unchanged_if_refused, warmup_share
+from vsc_pyro.schedules import Ramp, Schedule, check_schedules, check_warmup, set_values, unchanged_if_refused
 from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
 from vsc_pyro.training.resumption import saved_warmup
@@ -72,7 +72,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
-    warmup: float | None = None,
+    warmup: float = 0.0,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -116,9 +116,7 @@ def fit(
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or for the loader's own.
         lr: learning rate of Adam.
         warmup: share of the run, its first steps, in which the weight of the KL divergence rises from 0 to the model's
-            beta, so that latents can learn something before they are charged for it; None for a fifth, or none where
-            `schedules` move beta or the objective is one of unscaled densities, or of Pyro's. A resumed run keeps its
-            own.
+            beta, so that latents learn something before they are charged for it. A resumed run keeps its own.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
             `vsc_pyro.schedules`. The last value stays.
@@ -184,7 +182,7 @@ def fit(
     used_gate = gate or gate_of(model.encoder)
     loss = get_objective(objective, num_draws, (used_gate or Gate()).draws_at_once)
     check_objective(loss, model, used_gate, schedules or ())
-    warmup = warmup_share(warmup, loss, schedules)
+    warmup = check_warmup(warmup, loss, schedules)
     warmup_steps = int(warmup * epochs * batches.num_steps)
     if resume and checkpoint.is_file():
         warmup_steps = saved_warmup(checkpoint)
