@@ -322,6 +322,13 @@ def metrics_of(args, model, test, history, result, device):
         "iwae_draws": result.num_draws,
         "relaxation_gap": result.relaxation_gap,
         "test_soft_objective": result.objective + result.relaxation_gap,
+        "used_per_datum": result.used_per_datum,
+        "informative_latents": result.informative_latents,
+        "r2": result.r2,
+        "hard_r2": result.hard_r2,
+        "entropy_explained": result.entropy_explained,
+        "hard_entropy_explained": result.hard_entropy_explained,
+        "advice": list(result.advice),
         "expected_l0": result.expected_l0,
         "hard_l0": result.hard_l0,
         "hard_l0_odds": result.hard_l0_odds,
@@ -329,6 +336,7 @@ def metrics_of(args, model, test, history, result, device):
         "active_units": result.active_units,
         "used_latents": result.used_latents,
         "usage": result.usage.tolist(),
+        "information": result.information.tolist(),
         "num_test": result.num_data,
     }
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
