@@ -63,7 +63,7 @@ def with_scalars(seed=0):
 
 
 def assert_like_single_fits(make, data, seeds=(0, 1), **settings):
-    """`make` of each position is trained by `fit` to the weights that it is trained to with the others."""
+    """`make` of each position is trained by `fit` to the weights that it is trained to with the others, returned."""
     settings = {"epochs": 3, "batch_size": 100, "lr": 3e-3, "compile": False} | settings | QUIET
     together, alone = ([make(index) for index in range(len(seeds))] for _ in range(2))
     histories = fit_ensemble(together, data, seeds=seeds, **settings)
@@ -77,6 +77,7 @@ def assert_like_single_fits(make, data, seeds=(0, 1), **settings):
         assert history.compiled == settings["compile"]
         assert model.num_data == len(data)
     assert len({history.elbo[-1] for history in histories}) == len(seeds)
+    return together
 
 
 # The same as single fits ----------------------------------------------------------------------------------------------
@@ -123,13 +124,9 @@ def test_numbers_and_buffers_of_its_own_and_schedules_of_all(some):
 
 
 def test_parameters_of_dimension_0(some):
-    models = [with_scalars(seed) for seed in range(2)]
-    assert_like_single_fits(with_scalars, some, objective="exact")
-    histories = fit_ensemble(models, some, epochs=3, batch_size=100, objective="exact", lr=0.1, compile=False, **QUIET)
-    for model, history in zip(models, histories, strict=True):
+    for model in assert_like_single_fits(with_scalars, some, objective="exact", lr=0.1):
         moved = (model.decoder.amplitude - 1, model.encoder.gain - 1, model.prior.inclusion_logits + np.log(9))
         assert all(parameter.shape == () and parameter.abs() > 0.05 for parameter in moved)
-        assert history.elbo[-1] > history.elbo[0]
 
 
 def test_a_parameter_of_dimension_0_that_is_not_finite_is_named_with_its_model(some):

@@ -239,7 +239,8 @@ def run(name):
     encoder, decoder = vsc.SpikeSlabEncoder((1, 8, 8), 8, (40,)), vsc.BernoulliDecoder(8, (1, 8, 8), (40,))
     model = vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(8, learn_inclusion=True))
     checkpoint = folder / f"{name}.pt"
-    vsc.fit(model, train, epochs=30, batch_size=20, checkpoint=checkpoint, resume=True, progress=False, device="cpu")
+    settings = {"epochs": 40, "batch_size": 20, "progress": False, "device": "cpu"}
+    vsc.fit(model, train[:720], checkpoint=checkpoint, resume=True, **settings)
     torch.save(model.state_dict(), folder / f"{name}-end.pt")
 
 
@@ -262,7 +263,7 @@ for kill in range(3):
     time.sleep(0.03 * kill)  # another moment of an epoch each time
     os.kill(child, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert 0 < vsc.load_checkpoint(checkpoint)["epoch"] < 30
+    assert 0 < vsc.load_checkpoint(checkpoint)["epoch"] < 40
 for name in ("killed", "whole"):
     assert os.waitpid(start(name), 0)[1] == 0
 """
