@@ -3,10 +3,14 @@
     python examples/mnist_vsc.py
 
 takes MNIST from --data-root, $VSC_PYRO_DATA or the user's cache, tries to download it, and falls back on the small
-digits that scikit-learn bundles. It prints a table and leaves in --output: metrics.json, history.csv, checkpoint.pt,
-config.json and the figures. `torchrun --nproc-per-node=2 examples/mnist_vsc.py` trains by two processes.
+digits that scikit-learn bundles. On those, few and small as they are, what is not said is other than on MNIST: fewer
+latents, pixels binarised once for all, inclusion learned. --latent-dim, --binarize and --learn-inclusion say otherwise.
+
+It prints a table and leaves in --output: metrics.json, history.csv, checkpoint.pt, config.json and the figures.
+`torchrun --nproc-per-node=2 examples/mnist_vsc.py` trains by two processes.
 """
 
+import argparse
 import contextlib
 import math
 import sys
@@ -30,7 +34,15 @@ from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
 COMPILE = {"auto": "auto", "yes": True, "no": False}
-EPOCHS = {"digits": 500}  # of 8 steps each; an epoch of MNIST has 300
+# What settings are where nobody says, and what else on some data. An epoch of the digits has 8 steps, of MNIST 300.
+UNSAID = {"latent_dim": 50, "binarize": "auto", "learn_inclusion": "fixed", "epochs": 50}
+UNSAID_ON = {"digits": {"latent_dim": 20, "binarize": "static", "learn_inclusion": "per-latent", "epochs": 500}}
+IN_WORDS = {
+    "latent_dim": "{} latents",
+    "binarize": "{} binarisation",
+    "learn_inclusion": "inclusion learned {}",
+    "epochs": "{} epochs",
+}
 DATASETS = ("mnist", "fashion-mnist", "digits", "smiley", "cifar10-grey")  # one channel, pixels from 0 to 1
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
 FILES = (
@@ -47,7 +59,8 @@ def spike_slab_encoder(args, shape):
 
 
 def spike_slab(args, shape):
-    prior = vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, args.learn_inclusion, args.hyperprior, args.slab)
+    learned = args.learn_inclusion != "fixed" and args.learn_inclusion
+    prior = vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, learned, args.hyperprior, args.slab)
     return spike_slab_encoder(args, shape), prior
 
 
@@ -77,17 +90,25 @@ PRIORS = {
 }
 
 
+def by_default(name):
+    """What --help says of a setting that differs between data sets."""
+    return f"{UNSAID[name]}, and {UNSAID_ON['digits'][name]} on the small digits"
+
+
 def parse(argv):
-    parser = run_options(__doc__, "runs/mnist_vsc", "50, and 500 on the small digits", DATASETS)
+    own = "the data set's own, and static on the small digits"
+    parser = run_options(__doc__, "runs/mnist_vsc", by_default("epochs"), DATASETS, by_default("latent_dim"), own)
+    parser.set_defaults(latent_dim=None)
     add = parser.add_argument
     add("--prior", default="spike-slab", choices=PRIORS)
     add(
         "--learn-inclusion",
         nargs="?",
         const="per-latent",
-        default=False,
-        choices=["per-latent", "global"],
-        help="learn that probability, for every latent (the default) or one for all",
+        default="auto",
+        choices=["auto", "fixed", "per-latent", "global"],
+        help="learn that probability, from there, for every latent (without a word behind) or one for all; "
+        f"auto: {by_default('learn_inclusion')}",
     )
     add("--hyperprior", type=positive, nargs=2, metavar=("A", "B"), help="Beta(A, B) of a learned inclusion")
     add("--slab", default="normal", choices=SLABS, help="family of the slab, posterior and prior")
@@ -134,16 +155,36 @@ def free_to_change(lr_decay):
     return [name for name in FREE_TO_CHANGE if not (lr_decay and name == "epochs")]
 
 
-def load_data(args):
-    """The data set that was asked for; for "auto", MNIST or else, after saying so, the digits."""
-    binarize = None if args.binarize == "none" else args.binarize
+def settled(args, dataset):
+    """The settings `args` with what they leave open as it is on a data set."""
+    given = UNSAID | UNSAID_ON.get(dataset, {})
+    if "learn_inclusion" not in PRIORS[args.prior][1]:
+        del given["learn_inclusion"]
+    open_ones = {name: value for name, value in given.items() if getattr(args, name) in (None, "auto")}
+    return argparse.Namespace(**(vars(args) | open_ones))
+
+
+def load_data(args, settled=lambda args, dataset: args):
+    """The data set that was asked for; for "auto", MNIST or else, after saying so, the digits.
+
+    Settings may depend on which it is: `settled(args, dataset)` are those that it is loaded with.
+    """
     if args.dataset != "auto":
-        return vsc.datasets.load(args.dataset, args.data_root, binarize, args.seed)
+        return load_as(settled(args, args.dataset), args.dataset)
     try:
-        return vsc.datasets.load("mnist", args.data_root, binarize, args.seed)
+        return load_as(settled(args, "mnist"), "mnist")
     except (FileNotFoundError, ImportError) as error:
-        print(f"MNIST is not at hand, training on scikit-learn's bundled 8x8 digits instead ({error})", file=sys.stderr)
-        return vsc.datasets.load("digits", None, binarize, args.seed)
+        own = settled(args, "digits")
+        words = [how.format(getattr(own, k)) for k, how in IN_WORDS.items() if vars(own).get(k) != vars(args).get(k)]
+        instead = ", ".join(["instead", *words]).replace(",", ", with", 1)
+        print(
+            f"MNIST is not at hand, training on scikit-learn's bundled 8x8 digits {instead} ({error})", file=sys.stderr
+        )
+        return load_as(own, "digits")
+
+
+def load_as(args, dataset):
+    return vsc.datasets.load(dataset, args.data_root, None if args.binarize == "none" else args.binarize, args.seed)
 
 
 def build_model(args, shape):
@@ -166,13 +207,14 @@ def load_run(directory, data_root=None):
     needed = set(PRIORS[args.prior][1])
     if not args.sparsity_weight and args.prior == "pseudo-input":
         needed.discard("inclusion")
-    found = read_metrics(metrics, args, config, needed)
+    found = read_metrics(metrics, args, config, needed, settled)
     state = load_checkpoint(checkpoint)
     if state.get("epoch") != found["epochs"]:
         raise ValueError(
             f"{directory} was measured after {found['epochs']} epochs and has since been trained to "
             f"{shown(state.get('epoch'))}; let mnist_vsc.py --resume finish it"
         )
+    args = settled(args, found["dataset"])
     args.dataset, args.data_root = found["dataset"], data_root
     train, test = load_data(args)
     model = build_model(args, tuple(train.images.shape[1:]))
@@ -189,10 +231,10 @@ def warmup(args, num_steps):
     return {"encoder.slab_weight": vsc.Ramp(0, 1, *args.warmup)} if args.warmup else slab_warmup(num_steps)
 
 
-def lr_schedule(args, epochs):
+def lr_schedule(args):
     if args.lr_decay:
         return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: min(1, 2 - 2 * epoch / epochs)
+            optimizer, lambda epoch: min(1, 2 - 2 * epoch / args.epochs)
         )
     if args.lr_drop is None:
         return None
@@ -210,7 +252,8 @@ def train_and_measure(args, device):
     free = free_to_change(args.lr_decay)
     check_output(args, FILES, "metrics.json", free)
     with parallel.first_process_first():  # which downloads
-        train, test = load_data(args)
+        train, test = load_data(args, settled)
+    asked, args = args, settled(args, train.name)
     torch.manual_seed(args.seed)
     model = build_model(args, tuple(train.images.shape[1:]))
     model.check_data(train.images)
@@ -225,7 +268,7 @@ def train_and_measure(args, device):
         if is_first:
             for file in (args.output / name for name in DERIVED if (args.output / name).exists()):
                 print(f"{file} is of the run as it was; make it anew when this one is finished", file=sys.stderr)
-            write_json(args.output / "config.json", settings(args, free))
+            write_json(args.output / "config.json", settings(asked, free))
         parallel.wait_for_all()  # before anyone looks for a checkpoint
         try:
             history = trained(args, model, train, device)
@@ -241,18 +284,17 @@ def train_and_measure(args, device):
 
 def trained(args, model, train, device):
     """The history of the run, of which `model` is left as it is at the end."""
-    epochs = args.epochs or EPOCHS.get(train.name, 50)
     return vsc.fit(
         model,
         train,
         objective=args.objective,
         num_draws=args.num_draws,
         compile=COMPILE[args.compile],
-        epochs=epochs,
+        epochs=args.epochs,
         batch_size=args.batch_size,
         lr=args.lr,
-        lr_schedule=lr_schedule(args, epochs),
-        schedules=warmup(args, epochs * -(-len(train) // args.batch_size)),
+        lr_schedule=lr_schedule(args),
+        schedules=warmup(args, args.epochs * -(-len(train) // args.batch_size)),
         device=device,
         seed=args.seed,
         checkpoint=args.output / "checkpoint.pt",
@@ -288,7 +330,7 @@ def metrics_of(args, model, test, history, result, device):
         "prior": args.prior,
         "latent_dim": args.latent_dim,
         "inclusion": getattr(prior, "inclusion", None),
-        "learn_inclusion": args.learn_inclusion,
+        "learn_inclusion": args.learn_inclusion if hasattr(prior, "learn_inclusion") else None,
         "hyperprior": args.hyperprior,
         "slab": getattr(encoder, "slab", None),
         "warmup": args.warmup,

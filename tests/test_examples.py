@@ -243,11 +243,14 @@ def test_mnist_vsc_falls_back_loudly_and_only_on_auto(tmp_path):
         "http_proxy": "http://127.0.0.1:9",
         "https_proxy": "http://127.0.0.1:9",  # no network, whatever machine this is
     }
-    small = (*SMALL[2:], "--data-root", tmp_path / "empty", "--quiet")
+    small = (*"--epochs 2 --hidden 20 --iwae-draws 5 --device cpu --quiet --data-root".split(), tmp_path / "empty")
     fallback = run("mnist_vsc.py", *small, "--output", tmp_path / "a", env=environment)
     assert fallback.returncode == 0, fallback.stderr
     assert fallback.stderr.count("\n") == 1
-    assert "MNIST is not at hand, training on scikit-learn's bundled 8x8 digits instead" in fallback.stderr
+    assert (
+        "MNIST is not at hand, training on scikit-learn's bundled 8x8 digits instead, with 20 latents, "
+        in fallback.stderr
+    )
     assert json.loads((tmp_path / "a" / "metrics.json").read_text())["dataset"] == "digits"
     strict = run("mnist_vsc.py", *small, "--dataset", "mnist", "--output", tmp_path / "b", env=environment)
     assert strict.returncode != 0
@@ -259,7 +262,9 @@ def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
     small = "--epochs 1 --batch-size 1000 --hidden 20 --iwae-draws 2 --device cpu --quiet".split()
     result = run("mnist_vsc.py", *small, "--output", tmp_path, env=os.environ | {"VSC_PYRO_DATA": str(mnist_root)})
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "metrics.json").read_text())["dataset"] == "mnist"
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    settings = ("dataset", "latent_dim", "binarize", "learn_inclusion")
+    assert [metrics[name] for name in settings] == ["mnist", 50, "dynamic", "fixed"]
 
 
 def test_a_warmup_in_proportion_to_the_run_is_not_extended_and_nothing_is_lost(tmp_path):
@@ -400,7 +405,10 @@ def test_linear_rate_distortion(tmp_path):
             "sparsity_weight must be a finite number of at least 0",
         ),
         (("--prior", "pseudo-input", "--inclusion", "0.3"), "only as the target of --sparsity-weight, which is 0"),
-        (("--hyperprior", "1", "2"), "is a prior of inclusions that are learned; pass learn_inclusion="),
+        (
+            ("--hyperprior", "1", "2", "--learn-inclusion", "fixed"),
+            "is a prior of inclusions that are learned; pass learn_inclusion=",
+        ),
         (("--resume", "--overwrite"), "--resume and --overwrite contradict each other"),
         (("--gate", "hard"), "invalid choice: 'hard'"),
         (("--iwae-draws", "0"), "--iwae-draws: must be a whole number of at least 1"),

@@ -15,6 +15,8 @@ import mnist_vsc
 from common import finished as finished_run
 from common import outputs, running
 
+import vsc_pyro as vsc
+
 SMALL = "--dataset digits --epochs 1 --latent-dim 3 --hidden 5 --iwae-draws 2 --device cpu --quiet --output".split()
 
 
@@ -177,3 +179,56 @@ def test_paths_of_examples_may_begin_in_the_home_folder(tmp_path, monkeypatch, f
     with pytest.raises(SystemExit):
         mnist_vsc.parse(["--output=~nobody-here/run"])
     assert torch.is_tensor(mnist_vsc.load_run(finished)[0].reference)
+
+
+def without_mnist(monkeypatch):
+    load = vsc.datasets.load
+
+    def offline(name, *args, **kwargs):
+        if name == "mnist":
+            raise FileNotFoundError("no network")
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr("vsc_pyro.datasets.load", offline)
+    monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "latent_dim", "binarize", "learned"),
+    [
+        ("", "instead, with 20 latents, static binarisation, inclusion learned per-latent, 500 ", 20, "static", True),
+        ("--binarize dynamic", "with 20 latents, inclusion learned per-latent, 500 ", 20, "dynamic", True),
+        ("--latent-dim 4 --binarize none --learn-inclusion fixed --epochs 1", "digits instead (no ", 4, None, False),
+        ("--prior normal --latent-dim 4", "instead, with static binarisation, 500 epochs (no ", 4, "static", None),
+    ],
+)
+def test_what_nobody_says_is_as_the_data_want_it(
+    tmp_path, monkeypatch, capsys, said, told, latent_dim, binarize, learned
+):
+    without_mnist(monkeypatch)
+    monkeypatch.setitem(mnist_vsc.UNSAID_ON["digits"], "epochs", 1)
+    told = told.replace("500", "1")
+    command = [*"--hidden 5 --iwae-draws 2 --device cpu --quiet".split(), *said.split(), "--output", str(tmp_path)]
+    mnist_vsc.main(command)
+    assert told in capsys.readouterr().err
+    config = json.loads((tmp_path / "config.json").read_text())
+    asked = vars(mnist_vsc.parse(command))
+    assert config == {name: asked[name] for name in config}  # what is open stays open
+    mnist_vsc.main([*command, "--resume", "--epochs", "2"])
+    model, args, found, train, _ = mnist_vsc.load_run(tmp_path)
+    assert found["epochs"] == 2
+    assert (train.name, train.binarize, args.latent_dim) == ("digits", binarize, latent_dim)
+    assert model.encoder.latent_dim == found["latent_dim"] == latent_dim
+    assert (None if learned is None else bool(model.prior.learn_inclusion)) == learned
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({**found, "latent_dim": 50}))
+    with pytest.raises(ValueError, match=r"of a run with latent_dim=50, and .*config\.json of one with"):
+        mnist_vsc.load_run(tmp_path)
+
+
+def test_what_nobody_says_on_other_data_is_the_same_for_all():
+    for dataset in ("mnist", "fashion-mnist", "smiley"):
+        args = mnist_vsc.settled(mnist_vsc.parse([]), dataset)
+        assert (args.latent_dim, args.binarize, args.learn_inclusion, args.epochs) == (50, "auto", "fixed", 50)
+    asked = mnist_vsc.parse("--latent-dim 7 --binarize static --learn-inclusion global --epochs 3".split())
+    assert mnist_vsc.settled(asked, "mnist") == mnist_vsc.settled(asked, "digits") == asked

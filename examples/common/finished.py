@@ -21,9 +21,9 @@ from vsc_pyro.checkpoints import shortened, shown
 from vsc_pyro.datasets import DATASETS
 
 # In metrics.json: settings, as in config.json or null with a prior that does without, and figures, of these kinds.
-ONLY_WITH_SOME = ("inclusion", "slab", "num_pseudo_inputs", "assignment", "sparsity_weight", "gate")
+ONLY_WITH_SOME = ("inclusion", "learn_inclusion", "slab", "num_pseudo_inputs", "assignment", "sparsity_weight", "gate")
 SETTINGS = (
-    *("prior", "latent_dim", "learn_inclusion", "hyperprior", "warmup", "hidden", "encoder_activation"),
+    *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation"),
     *("decoder_activation", "objective", "num_draws", "beta", "batch_size", "lr", "lr_drop", "lr_decay", "seed"),
     *ONLY_WITH_SOME,
 )
@@ -75,17 +75,20 @@ def words(name, value):
     return [flag, *map(str, value)] if name in LISTS and numbers(value) else [f"{flag}={value}"]
 
 
-def read_metrics(file, args, config, needed):
-    """Figures of a run with the settings `args`, which stand in `config`; its prior takes `needed`."""
+def read_metrics(file, args, config, needed, settled):
+    """Figures of a run with the settings `args`, which stand in `config`; its prior takes `needed`.
+
+    `settled(args, dataset)` are these settings on a data set.
+    """
     metrics, known = read_json(file), {**KINDS, **dict.fromkeys(SETTINGS, lambda value: True)}
     check_known(file, metrics, known)
     check_entries(file, metrics, known)
-    given = {name: getattr(args, name) if name in needed or name not in ONLY_WITH_SOME else None for name in SETTINGS}
-    if args.dataset == "auto" and metrics["dataset"] in ("mnist", "digits"):
-        given["dataset"] = metrics["dataset"]
-    else:
-        given["dataset"] = args.dataset
-    own = {"auto": DATASETS[given["dataset"]].binarize} if given["dataset"] in DATASETS else {}
+    is_found = args.dataset == "auto" and metrics["dataset"] in ("mnist", "digits")
+    dataset = metrics["dataset"] if is_found else args.dataset
+    args = settled(args, dataset)
+    asked = {name: getattr(args, name) if name in needed or name not in ONLY_WITH_SOME else None for name in SETTINGS}
+    given = {"dataset": dataset, **asked}
+    own = {"auto": DATASETS[dataset].binarize} if dataset in DATASETS else {}
     given["binarize"] = {"none": None, **own}.get(args.binarize, args.binarize)
     for name, value in given.items():
         if metrics[name] != value:

@@ -35,15 +35,18 @@ def path(text):
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def run_options(description, output, epochs, datasets):
-    """A parser of the options that a run on any of `datasets` has; `epochs` says how many it takes by default."""
+def run_options(description, output, epochs, datasets, latent_dim="50", binarize="the data set's own"):
+    """A parser of the options that a run on any of `datasets` has.
+
+    `epochs`, `latent_dim` and `binarize` say in words what it takes by default.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="auto", choices=["auto", *datasets], help="auto: MNIST, or else digits")
     add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
-    add("--binarize", default="auto", choices=["auto", "dynamic", "static", "none"], help="auto: the data set's own")
+    add("--binarize", default="auto", choices=["auto", "dynamic", "static", "none"], help=f"auto: {binarize}")
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
-    add("--latent-dim", type=whole, default=50)
+    add("--latent-dim", type=whole, default=50, help=f"default: {latent_dim}")
     add(
         "--hidden",
         type=whole,
