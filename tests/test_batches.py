@@ -193,13 +193,13 @@ def test_numbers_of_data_and_losses_are_per_datum(small_vae, images):
         batches = get_batches(loader, None, 0)
         assert (model.num_data, batches.num_data, batches.num_steps) == (num_data, num_data, num_steps)
         assert batches.full_size == len(next(iter(loader)))
-        # What an untrained model makes of whichever images these were: 64 binary pixels are about 64 log 2 nats.
-        assert -60 < history.elbo[0] < -35
+        # What an untrained model, which starts at the mean image, makes of whichever images these were.
+        assert -35 < history.elbo[0] < -20
 
 
 def test_a_stream_that_ends_early_is_an_epoch(small_vae, images, capsys):
     history = vsc.fit(small_vae(), DataLoader(Stream(images[:120], 230), 50), epochs=2, device="cpu")
-    assert -60 < history.elbo[0] < -35
+    assert -35 < history.elbo[0] < -20
     assert "6/10" in capsys.readouterr().err
 
 

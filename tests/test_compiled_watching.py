@@ -119,7 +119,7 @@ def test_data_that_do_not_fit_raise_their_own_error_and_graphs_stay(small_vae, d
     vae, x = small_vae(), digits.train.images[:20].round()
     svi = CAPTURED(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3), vsc.AnalyticELBO())
     svi.step(x)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match=r"shape .* is invalid for input of size 64"):
         svi.step(x[..., :7])
     assert not svi.is_eager
     assert svi.graph_for((x,), {})[0] is not None

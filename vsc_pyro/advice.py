@@ -124,7 +124,7 @@ def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
 def _jump(model: VAE, data: Dataset, latents: Tensor) -> float:
     """By how many nats the output moves when one of the latents goes from 0 to 1, their median; 0 where not known."""
     with model.evaluating(), pyro.validation_enabled(False):
-        shape = model.encoder(data.draw(slice(0, 1)).to(model.reference)).event_shape
+        shape = model.encoder(data.images[:1].to(model.reference)).event_shape
         off = model.reference.new_zeros(len(latents), shape.numel())
         on = off.clone()
         on[torch.arange(len(latents)), latents] = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 import warnings
@@ -237,11 +238,12 @@ def fit(
         programs = model.model, model.guide, optimizer, loss
         svi = SVI(*programs)
 
-        with private_state(model, device, seed), batches.seeded(seed):
+        with private_state(model, device, seed), batches.seeded(seed), contextlib.ExitStack() as stack:
             steps = batches.num_steps
             if resume and checkpoint.is_file():
                 run.restore(checkpoint, device, epochs)
             else:
+                stack.enter_context(_unprepared_if_refused(model, optimizer))
                 model.prepare(batches.sample)
                 run.history.compiled = is_worth_compiling(epochs * steps, device) if compile == "auto" else False
             if compile != "auto":
@@ -352,6 +354,18 @@ def _step(
 
 def _without_addresses(text: str) -> str:
     return re.sub(" at 0x[0-9a-f]+", "", text)
+
+
+@contextlib.contextmanager
+def _unprepared_if_refused(model: VAE, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put back what `VAE.prepare` sets where an error comes before the first step has been taken."""
+    before = copy.deepcopy(model.state_dict())
+    try:
+        yield
+    except Exception:
+        if not optimizer.state:
+            model.load_state_dict(before)
+        raise
 
 
 @contextlib.contextmanager
