@@ -312,6 +312,7 @@ def test_vsc_is_the_papers_assembly(digits):
     assert vsc.VSC(64, hidden=30).decoder.network[0].out_features == 30
 
 
+@pytest.mark.filterwarnings("ignore:after 450 steps the code explains nothing")  # the warm-up is all of the run
 def test_vsc_with_warmup_ends_with_slabs_of_its_own(digits):
     vae = vsc.VSC((1, 8, 8), latent_dim=12, inclusion=0.2, num_pseudo_inputs=6, sparsity_weight=1 / len(digits.train))
     steps = 30 * 15

@@ -42,6 +42,7 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.sort_values")  # ArviZ 0.23 with pandas 3.1
+@pytest.mark.filterwarnings("ignore:after 160 steps the code explains nothing")
 def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monkeypatch, capsys):
     _, _, program, _ = blocks("python")
     model = small_vae(inclusion=0.6)  # of both images some latents are active

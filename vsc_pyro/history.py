@@ -29,8 +29,8 @@ class History:
             together.
         summary: whether the run has worked, as `vsc_pyro.evaluate` says it of data to be evaluated on: of at most 1,000
             of the training data ``latents``, ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and
-            of Bernoulli data ``entropy_explained`` and ``hard_entropy_explained``. None before the end of the run, and
-            where codes have neither mean nor median.
+            of Bernoulli data ``entropy_explained`` and ``hard_entropy_explained``. None before the end of the run, of
+            `fit_ensemble`, and where codes have neither mean nor median.
     """
 
     elbo: list[float] = dataclasses.field(default_factory=list)
