@@ -32,9 +32,14 @@ REFITTED = {"posterior mean": "refitted", "LASSO": "LASSO, refitted"}
 SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu".split()
 
 
-def run(name, *arguments, **settings):
+# What has been trained for two epochs explains nothing, and is warned of.
+TRAINED_BRIEFLY = "ignore:the code explains nothing,ignore:after"
+
+
+def run(name, *arguments, env=None, **settings):
     command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **settings)
+    env = {"PYTHONWARNINGS": TRAINED_BRIEFLY, **(env or os.environ)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, **settings)
 
 
 def test_every_example_has_a_test():

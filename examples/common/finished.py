@@ -15,6 +15,7 @@ from common.outputs import (
     settings,
     text,
     text_or_none,
+    texts,
     truth,
 )
 from vsc_pyro.checkpoints import shortened, shown
@@ -30,9 +31,10 @@ SETTINGS = (
 FIGURES_OF_MERIT = (
     *("train_objective", "test_elbo", "test_objective", "test_reconstruction", "test_kl", "test_iwae"),
     *("relaxation_gap", "test_soft_objective", "expected_l0", "hard_l0", "hard_l0_odds", "hoyer"),
+    *("used_per_datum", "r2", "hard_r2", "entropy_explained", "hard_entropy_explained"),
 )
 LISTS = ("hidden", "hyperprior", "warmup")
-COUNTS = ("epochs", "processes", "iwae_draws", "active_units", "used_latents", "num_test")
+COUNTS = ("epochs", "processes", "iwae_draws", "active_units", "used_latents", "informative_latents", "num_test")
 KINDS = {
     **dict.fromkeys(FIGURES_OF_MERIT, number_or_none),
     **dict.fromkeys(COUNTS, count),
@@ -42,6 +44,8 @@ KINDS = {
     "device": text,
     "compiled": truth,
     "usage": numbers,
+    "information": numbers,
+    "advice": texts,
 }
 
 

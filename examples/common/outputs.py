@@ -149,6 +149,11 @@ def text(value):
     return isinstance(value, str)
 
 
+def texts(value):
+    """a list of texts"""
+    return isinstance(value, list) and all(map(text, value))
+
+
 def text_or_none(value):
     """a text or null"""
     return value is None or text(value)
