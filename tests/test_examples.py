@@ -183,9 +183,9 @@ def test_inspect_posterior(finished, tmp_path):
     assert "{{" not in page
     loaded = arviz.from_netcdf(folder / "posterior.nc")
     assert loaded["posterior"]["active"].shape == (1, 20, 3, 6)
-    missing = run("inspect_posterior.py", tmp_path)
+    missing = run("inspect_posterior.py", tmp_path / "missing")
     assert missing.returncode == 1
-    assert missing.stderr.startswith(f"error: {tmp_path} holds no finished run of mnist_vsc.py")
+    assert missing.stderr.startswith(f"error: {tmp_path / 'missing'} holds no finished run of mnist_vsc.py")
 
 
 def test_inspect_posterior_replaces_a_report_only_on_demand(finished, tmp_path):
