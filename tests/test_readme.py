@@ -1,5 +1,6 @@
 """What the README tells a newcomer to type is run, not believed."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -30,8 +31,21 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"vsc.pt", "traversals.png", "inclusion_map.png"}
 
 
-def test_a_prior_of_ones_own_is_the_class_that_is_shown():
+def test_a_table_of_ones_own_is_coded_as_shown(tmp_path, monkeypatch, capsys):
     _, program, *_ = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False))
+    torch.manual_seed(0)
+    names = {"vsc": vsc, "plots": plots}
+    exec(compile(program, "README.md", "exec"), names)
+    assert {file.name for file in tmp_path.iterdir()} == {"loadings.png"}
+    assert names["codes"].hard.shape == (569, 10)
+    assert vsc.evaluate(names["small"], names["features"], num_draws=5).r2 > 0.5
+    assert "latents a datum uses" in capsys.readouterr().out
+
+
+def test_a_prior_of_ones_own_is_the_class_that_is_shown():
+    _, _, program, *_ = blocks("python")
     names = {"torch": torch, "pyro": pyro}
     exec(compile(program, "README.md", "exec"), names)
     model = vsc.VAE(vsc.NormalEncoder(64, 50), vsc.BernoulliDecoder(50, 64), names["StudentPrior"]())
@@ -44,7 +58,7 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.sort_values")  # ArviZ 0.23 with pandas 3.1
 @pytest.mark.filterwarnings("ignore:after 160 steps the code explains nothing")
 def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monkeypatch, capsys):
-    _, _, program, _ = blocks("python")
+    _, _, _, program, _ = blocks("python")
     model = small_vae(inclusion=0.6)  # of both images some latents are active
     vsc.fit(model, digits.train, epochs=20, progress=False)
     for here, there in {"arange(28)": "arange(8)", "< 14": "< 4"}.items():

@@ -42,12 +42,12 @@ def believes(document: Document, subject: Subject) -> None:
         "What a latent contributes is what the decoded datum loses without it."
     )
     for i, x in enumerate(subject.x[:NUM_EXPLAINED]):
-        document.figure(f"code_{i}", plots.code(subject.model, x), f"Datum {i} and its code.")
+        document.figure(f"code_{i}", plots.code(subject.model, x, names=subject.names), f"Datum {i} and its code.")
         if not (subject.codes.inclusion[i] > 0.5).any():
             document.text(f"No latent of datum {i} is more likely on than off.")
             continue
         caption = f"Datum {i} explained: what each active latent adds (and takes away), largest first."
-        document.figure(f"explanation_{i}", plots.explanation(subject.model, x), caption)
+        document.figure(f"explanation_{i}", plots.explanation(subject.model, x, names=subject.names), caption)
 
 
 def is_sure(document: Document, subject: Subject) -> None:
@@ -90,26 +90,38 @@ def means(document: Document, subject: Subject) -> None:
     """What latents draw, and where codes lie."""
     model, data, x, latent, seed = subject.model, subject.data, subject.x, subject.latent, subject.seed
     document.heading("What does each latent mean?")
-    document.figure("traversals", plots.traversals(model, data, seed=seed), "The most used latents, moved.")
+    document.figure(
+        "traversals", plots.traversals(model, data, seed=seed, names=subject.names), "The most used latents, moved."
+    )
     with document.unless_refused("One latent moved, and drawn anew, is"):
-        document.figure("traversal", plots.traversal(model, x[0], latent), f"Latent {latent} of datum 0, off and on.")
-        redrawn = plots.conditional_samples(model, x[0], latent)
+        document.figure(
+            "traversal",
+            plots.traversal(model, x[0], latent, names=subject.names),
+            f"Latent {latent} of datum 0, off and on.",
+        )
+        redrawn = plots.conditional_samples(model, x[0], latent, names=subject.names)
         caption = "The same latent off, and on with its value drawn anew from the prior."
         document.figure("conditional_samples", redrawn, caption)
+    loadings = plots.loadings(model, subject.names, data, seed=seed)
+    document.figure("loadings", loadings, "The features that each of the most used latents changes most.")
     if pair := _pair(subject):
-        between = plots.interpolation(model, x[pair])
+        between = plots.interpolation(model, x[pair], names=subject.names)
         document.figure("interpolation", between, "From one datum to another, by the latents that are on in either.")
     if getattr(model.decoder, "is_linear", False):
-        document.figure("receptive_fields", plots.receptive_fields(model), "Atoms of the linear decoder.")
+        document.figure(
+            "receptive_fields", plots.receptive_fields(model, names=subject.names), "Atoms of the linear decoder."
+        )
     num_latents = subject.codes.centre.shape[1]
     if num_latents > 1 and len(data) > 1:
         document.figure("embedding", plots.embedding(model, data, seed=seed), "Codes of the data.")
     if num_latents == 2:
         with document.unless_refused("The plane of the two latents is"):
-            plane = plots.manifold(model, data, seed=seed)
+            plane = plots.manifold(model, data, seed=seed, names=subject.names)
             document.figure("manifold", plane, "What the two latents draw, over the prior's range.")
     if hasattr(model.prior, "pseudo_inputs"):
-        document.figure("pseudo_inputs", plots.pseudo_inputs(model, data, seed=seed), "Pseudo-inputs.")
+        document.figure(
+            "pseudo_inputs", plots.pseudo_inputs(model, data, seed=seed, names=subject.names), "Pseudo-inputs."
+        )
 
 
 def _pair(subject: Subject) -> list[int]:
@@ -150,7 +162,7 @@ def generates(document: Document, subject: Subject) -> None:
     with document.unless_refused("Predictions are"):
         _checks_predictions(document, subject)
     with document.unless_refused("Samples of the prior are"):
-        samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed)
+        samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed, names=subject.names)
         document.figure("prior_samples", samples, "Data made from codes of the prior.")
 
 
@@ -224,7 +236,7 @@ def imputes(document: Document, subject: Subject) -> None:
         units = " (as the model saw them, nats)" if subject.is_binary else ""
         caption = f"{hidden} of {len(x)} data hidden; means per hidden value{units}:"
         document.table(subject.frame(rows).set_index("by"), caption)
-        figure = plots.imputations(subject.model, subject.data, mask, seed=subject.seed)
+        figure = plots.imputations(subject.model, subject.data, mask, seed=subject.seed, names=subject.names)
         caption = "What is observed, the mean of what may be missing, draws of it, and the whole."
         document.figure("imputations", figure, caption)
 
