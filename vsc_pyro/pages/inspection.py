@@ -35,7 +35,16 @@ BOUND_DRAWS = 20
 _FIGURES = (
     *(f"{name}_{i}" for i in range(NUM_EXPLAINED) for name in ("code", "explanation")),
     *("latents_on", "inclusion_by_class", "inclusion_by_datum", "inclusion_usage"),
-    *("traversals", "traversal", "conditional_samples", "loadings", "interpolation", "embedding", "manifold", "pseudo_inputs"),
+    *(
+        "traversals",
+        "traversal",
+        "conditional_samples",
+        "loadings",
+        "interpolation",
+        "embedding",
+        "manifold",
+        "pseudo_inputs",
+    ),
     *("receptive_fields", "predictive_check", "prior_samples", "reliability", "ranks", "imputations", "bounds"),
 )
 REPORT_FILES = ("posterior.nc", *(f"{name}.png" for name in _FIGURES))  # what a folder of files may get
