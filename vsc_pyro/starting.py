@@ -1,9 +1,9 @@
 r"""Where networks start: standardised by training data, unless they have been trained before.
 
 Optimisers take steps of a fixed size, so a network learns well if what it reads and what it puts out do not depend on
-the data's units. Encoders read :math:`0.3 (x - m) / s`, with the training data's mean m, pixel by pixel, and one scale s
-for all pixels, the standard deviation around m. A network that has been trained, or is not to be, is left alone: another m or s would
-undo what it has learnt.
+the data's units. Encoders read :math:`0.3 (x - m) / s`, with the training data's mean m, pixel by pixel, and one scale
+s for all pixels, the standard deviation around m. A network that has been trained, or is not to be, is left alone:
+another m or s would undo what it has learnt.
 """
 
 from __future__ import annotations
