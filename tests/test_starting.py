@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
+import pyro
 import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.starting import is_fresh, mean_and_scale
+from vsc_pyro.starting import mean_and_scale
 
 QUIET = {"progress": False, "device": "cpu", "compile": False}
 DECODERS = {
@@ -111,22 +113,90 @@ def test_data_in_other_units_are_fitted_alike():
         torch.testing.assert_close(other, found[0], atol=0.02, rtol=0)
 
 
-def test_what_has_been_trained_or_frozen_is_not_prepared_again():
+def buffers(model):
+    names = ("encoder.input_mean", "encoder.input_scale", "decoder.unit")
+    return {name: value.clone() for name, value in model.named_buffers() if name in names}
+
+
+def test_models_start_from_the_first_data_that_they_are_shown():
     x = low_rank()
     model = linear_vae()
-    assert is_fresh(model.encoder)
-    vsc.fit(model, x, epochs=1, **QUIET)
-    assert not is_fresh(model.encoder)
-    assert not is_fresh(model.decoder)
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    assert model.encoder.is_fresh
+    model.prepare(x)
+    before = buffers(model)
+    assert float(before["decoder.unit"]) != 1
     vsc.fit(model, 7 * x + 3, epochs=1, **QUIET)
-    for name in ("encoder.input_mean", "encoder.input_scale", "decoder.unit"):
-        assert torch.equal(dict(model.named_buffers())[name], buffers[name]), name
+    torch.testing.assert_close(buffers(model), before, rtol=0, atol=0)
+
+
+def test_what_has_been_trained_or_frozen_is_left_as_it_is():
+    x = low_rank()
+    bare = linear_vae()
+    svi = pyro.infer.SVI(bare.model, bare.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+    with pyro.get_param_store().scope():
+        svi.step(x)
+    before = buffers(bare)
+    bare.prepare(x)
+    torch.testing.assert_close(buffers(bare), before, rtol=0, atol=0)
     frozen = linear_vae()
     frozen.encoder.requires_grad_(False)
     frozen.prepare(x)
-    assert float(frozen.encoder.input_scale) == 1
     assert float(frozen.decoder.unit) != 1
+    frozen.encoder.requires_grad_(True)  # a second stage: what the decoder has learnt to read stays
+    frozen.prepare(x)
+    assert float(frozen.encoder.input_scale) == 1
+
+
+def test_weights_of_ones_own_choice_are_no_training():
+    x = low_rank()
+    model = linear_vae()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    model.prepare(x)
+    assert float(model.decoder.unit) == pytest.approx(float((x - x.mean(0)).square().mean().sqrt()), rel=1e-4)
+
+
+@pytest.mark.parametrize("channels", [(64, 32), (16, 8)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), 784])
+def test_deconvolutional_decoders_start_at_the_mean_of_the_data(channels, shape):
+    decoder = vsc.NormalDecoder(8, shape, trunk=vsc.DeconvTrunk((1, 28, 28), channels))
+    x = 5 + 0.1 * torch.randn(60, *decoder.output_shape, generator=torch.Generator().manual_seed(0))
+    decoder.prepare(x)
+    assert float(decoder(torch.zeros(1, 8)).mean.detach().mean()) == pytest.approx(5, abs=0.2)
+
+
+class OwnTrunk(torch.nn.Module):
+    """Takes counts as they are; has no bias, and numbers of double precision."""
+
+    out_features = in_features = 12
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(12, 12, bias=False).double()
+
+    def forward(self, x):
+        return self.layer(torch.log1p(x)) if x.min() >= 0 else self.layer(x)
+
+
+def test_trunks_of_ones_own_get_the_data_as_they_are():
+    encoder = vsc.SpikeSlabEncoder(12, 3, trunk=OwnTrunk()).double()
+    decoder = vsc.NormalDecoder(3, 12, trunk=OwnTrunk()).double()
+    model = vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(3, 0.3).double())
+    history = vsc.fit(model, torch.poisson(torch.full((50, 12), 4.0)).double(), epochs=2, **QUIET)
+    assert np.isfinite(history.elbo).all()
+    assert float(encoder.input_scale) == 1
+    assert float(decoder.unit) > 1
+
+
+def test_a_decoder_without_bias_and_a_bounded_trunk():
+    decoder = vsc.BernoulliDecoder(3, 12, hidden=())
+    decoder.network[0].bias = None
+    decoder.prepare(torch.rand(20, 12))
+    trunk = torch.nn.Sequential(torch.nn.Linear(12, 2), torch.nn.Sigmoid())
+    trunk.in_features = 12
+    assert vsc.NormalDecoder(3, 2, trunk=trunk, scale=10.0).own_layer.weight.abs().max() < 100
 
 
 def test_scales_are_learned_where_the_code_is_smaller_than_the_datum():
@@ -163,10 +233,9 @@ def test_an_encoder_that_is_its_priors_own_or_trained_follows_nothing():
     before = encoder.own_layer.bias.clone()
     vsc.VAE(encoder, vsc.BernoulliDecoder(4, 6), vsc.PseudoInputPrior(encoder, 3))
     assert torch.equal(encoder.own_layer.bias, before)
-    with torch.no_grad():
-        encoder.own_layer.bias.add_(0.1)
+    encoder.prepared.fill_(True)
     vsc.VAE(encoder, vsc.BernoulliDecoder(4, 6), vsc.SpikeSlabPrior(4, 0.7))
-    torch.testing.assert_close(encoder.own_layer.bias, before + 0.1)
+    assert torch.equal(encoder.own_layer.bias, before)
 
 
 # Defaults of a run ----------------------------------------------------------------------------------------------------
@@ -201,12 +270,17 @@ def test_runs_of_few_minibatches_have_more_epochs():
 
 def test_checkpoints_of_encoders_without_standardisation_are_read(tmp_path):
     model, path = linear_vae(), tmp_path / "c.pt"
-    vsc.save_checkpoint(path, {"model": {n: v for n, v in model.state_dict().items() if "input_" not in n}})
+    old = {n: v for n, v in model.state_dict().items() if "input_" not in n and not n.endswith("prepared")}
+    vsc.save_checkpoint(path, {"model": old})
     other = linear_vae()
     other.prepare(5 + 3 * low_rank())
     vsc.load_weights(other, vsc.load_checkpoint(path), path)
+    assert other.encoder.prepared
+    plain = linear_vae()
+    plain.load_state_dict(old)
     x = low_rank()
-    torch.testing.assert_close(vsc.codes(other, x).inclusion, vsc.codes(model, x).inclusion)
+    for copy in (other, plain):
+        torch.testing.assert_close(vsc.codes(copy, x).inclusion, vsc.codes(model, x).inclusion)
 
 
 # Real data ------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from vsc_pyro.vae import VAE
 NOTHING = 0.05  # what explains less explains nothing
 _STRUCTURE = 0.1  # by how much principal components must explain more than those of shuffled data
 _COMPONENTS, _DATA = 50, 1000
+_SHUFFLES, _DEVIATIONS = 8, 3.0
 _WRONG = 1.4  # times: a noise scale that is off by it has half, or twice, the right variance
 _UNLIKE = 4.0  # times that a prior's and a posterior's number of latents may differ
 _OFF_CENTRE, _DOMINANT = 10.0, 0.5
@@ -51,12 +52,13 @@ def advise(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> tuple[s
         seed: of what is drawn.
     """
     first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen)
+    all_on = _all_on(seen)
     lines = [
         first,
-        _all_on(seen),
-        None if first and seen.noise > seen.residual else _noise(seen),  # it has been said
+        all_on,
+        None if first and seen.noise > seen.residual else _noise(model, seen),  # it has been said
         _units(seen),
-        _prior(seen),
+        None if all_on else _prior(seen),  # which would ask for the opposite
     ]
     return tuple(line for line in lines if line)
 
@@ -84,9 +86,10 @@ def nothing_explained(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0)
 
 
 def principal_components(model: VAE, data: Dataset, num: int, seed: int) -> tuple[float, float]:
-    """The share of squared deviation explained by `num` principal components, and by those of shuffled data.
+    """The share of squared deviation explained by `num` principal components, and by those of shuffled data at most.
 
-    In shuffled data each pixel has been permuted among the data by itself, so that no two have anything in common.
+    In shuffled data each pixel has been permuted among the data by itself, so that no two have anything in common. The
+    most is three standard deviations above the mean of several shuffles.
     """
     like = model.reference
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
@@ -94,7 +97,11 @@ def principal_components(model: VAE, data: Dataset, num: int, seed: int) -> tupl
         x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like).flatten(1)
         x = x - x.mean(0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
-        return _explained(x, num), _explained(x.gather(0, torch.rand_like(x).argsort(0)), num)
+        # A few data of large norm would be components of their own, whatever else there is.
+        norms = x.norm(dim=1, keepdim=True)
+        x = x * (norms.median() / norms.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+        shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])
+        return _explained(x, num), float(shuffled.mean() + _DEVIATIONS * shuffled.std())
 
 
 def _explained(x: Tensor, num: int) -> float:
@@ -105,9 +112,10 @@ def _explained(x: Tensor, num: int) -> float:
 def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
     """The likely cause of latents that are not used, and what to try."""
     # Where nothing is explained the residuals are the data, and no scale is too large for them.
-    if seen.r2 < NOTHING and _WRONG * seen.noise > seen.deviation:
+    follows = getattr(model.decoder, "follows_data", False)
+    if seen.r2 < NOTHING and _WRONG * seen.noise > seen.deviation and not follows:
         return f"{_scales(seen)}; try NormalDecoder(scale='data') or a smaller number"
-    if seen.noise > _WRONG * seen.residual:
+    if seen.noise > _WRONG * seen.residual and not follows:
         return f"{_scales(seen, of_residuals=True)}; try NormalDecoder(scale='data') or a smaller number"
     # Where nothing is explained, what some latents tell of the data is of no use to the decoder.
     idle = ~seen.is_informative if seen.r2 >= NOTHING else torch.ones_like(seen.is_informative)
@@ -118,6 +126,8 @@ def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
             f"a latent that goes from 0 to 1 moves the output by {jump:.0f} nats, so that it is shut before it has "
             f"learnt what to add; build the model anew, its decoder.network[0].weight times {factor:.1g}"
         )
+    if model.beta > 1:
+        return f"lower beta, {model.beta:g}, which weighs what codes cost"
     return f"{_WARM_UP}, raise the encoder's initial_inclusion, or train for longer"
 
 
@@ -157,9 +167,11 @@ def _all_on(seen: Survey) -> str | None:
     return f"all latents are on, {as_share(on)} of them for a datum: codes are not sparse; {remedy}"
 
 
-def _noise(seen: Survey) -> str | None:
+def _noise(model: VAE, seen: Survey) -> str | None:
     """A scale that is not that of what is left unexplained, where something is explained."""
-    if seen.r2 < NOTHING or 1 / _WRONG <= seen.noise / seen.residual <= _WRONG or math.isnan(seen.noise):
+    if seen.r2 < NOTHING or math.isnan(seen.noise) or not seen.residual > 0:
+        return None
+    if getattr(model.decoder, "follows_data", False) or 1 / _WRONG <= seen.noise / seen.residual <= _WRONG:
         return None
     harm = "smaller structure counts as noise" if seen.noise > seen.residual else "noise is coded as well"
     return f"{_scales(seen, of_residuals=True)}, so that {harm}; try NormalDecoder(scale='data', variance='shared')"

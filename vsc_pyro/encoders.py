@@ -18,9 +18,9 @@ from torch.nn.functional import elu, softplus
 from vsc_pyro.arguments import choice, positive_int, sizes
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, ThresholdedSpikeSlab, get_slab, get_threshold_gate
 from vsc_pyro.gates import Gate, get_gate
-from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP
+from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk
 from vsc_pyro.precision import run_network
-from vsc_pyro.starting import is_fresh, mean_and_scale, remember_start
+from vsc_pyro.starting import Prepared, mean_and_scale
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
@@ -30,14 +30,13 @@ _INPUT_DEVIATION = 0.3
 _MIN_THRESHOLD = 1e-6
 
 
-class _Encoder(nn.Module):
+class _Encoder(Prepared):
     """A network with `num_heads` outputs for each latent: an MLP on the flattened datum, or a linear map of a trunk.
 
     It reads data less `input_mean` and divided by `input_scale`, see `vsc_pyro.starting`.
     """
 
-    # Of which checkpoints of earlier versions know nothing, and what they are there.
-    added_buffers: ClassVar[dict[str, float]] = {"input_mean": 0.0, "input_scale": 1.0}
+    added_buffers: ClassVar[dict[str, float]] = {**Prepared.added_buffers, "input_mean": 0.0, "input_scale": 1.0}
 
     def __init__(
         self,
@@ -56,17 +55,16 @@ class _Encoder(nn.Module):
         self.register_buffer("input_mean", torch.zeros(self.input_shape))
         self.register_buffer("input_scale", torch.ones(()))
         outputs = num_heads * self.latent_dim
+        self.has_trunk = trunk is not None
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
             self.network = nn.Sequential(nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, hidden, activation))
-            remember_start(self)
             return
         if hidden is not None:
             raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")
         activation_class = choice("activation", activation, ACTIVATIONS)
         features = positive_int("trunk.out_features", getattr(trunk, "out_features", None))
         self.network = nn.Sequential(trunk, activation_class(), nn.Linear(features, outputs))
-        remember_start(self)
 
     @property
     def own_layer(self) -> nn.Linear:
@@ -74,11 +72,20 @@ class _Encoder(nn.Module):
         return self.network[-1]
 
     def prepare(self, images: Tensor) -> None:
-        """Read data standardised by training data, shape ``(N, *input_shape)``; not if it has been trained before."""
-        if is_fresh(self):
+        """Read data standardised by training data, shape ``(N, *input_shape)``: the first time, if it is to be trained.
+
+        In front of a trunk of your own nothing is standardised.
+        """
+        # A trunk of a user's own may know the data as they are: counts, or what it has been trained on.
+        if self.begins() and (self.trunk is None or isinstance(self.trunk, ConvTrunk)):
             mean, scale = mean_and_scale(images)
             self.input_mean.copy_(mean.reshape(self.input_shape))
             self.input_scale.copy_(scale / _INPUT_DEVIATION)
+
+    @property
+    def trunk(self) -> nn.Module | None:
+        """What it was built with, instead of an MLP."""
+        return self.network[0] if self.has_trunk else None
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         x = (x - self.input_mean.reshape(x.shape[1:])) / self.input_scale
@@ -223,7 +230,7 @@ class _SparseEncoder(_Encoder):
 
     def follow(self, inclusion: Tensor) -> None:
         """Start from a prior's inclusion probabilities, shape ``(J,)``, unless others were asked for or learned."""
-        if self.follows_prior and is_fresh(self):
+        if self.follows_prior and self.is_fresh:
             self._set_inclusion(inclusion)
 
     @torch.no_grad()
@@ -231,7 +238,6 @@ class _SparseEncoder(_Encoder):
         offset = self._offset(inclusion).to(self._inclusion_bias)
         self._inclusion_bias.add_(offset - self.offset if hasattr(self, "offset") else offset)
         self.register_buffer("offset", offset, persistent=False)
-        remember_start(self)
 
     @property
     def _inclusion_bias(self) -> Tensor:

@@ -58,7 +58,7 @@ class MLP(nn.Sequential):
 
 def last_layer(network: nn.Module) -> nn.Module | None:
     """Return the last layer with weights of `network`, linear or a convolution; None if there is none."""
-    layers = [layer for layer in network.modules() if isinstance(layer, _LAYERS)]
+    layers = [layer for layer in network.modules() if isinstance(layer, (*_LAYERS, _Doubling))]
     return layers[-1] if layers else None
 
 

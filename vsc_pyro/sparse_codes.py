@@ -73,6 +73,11 @@ class Codes:
     def __len__(self) -> int:
         return len(self.inclusion)
 
+    def __repr__(self) -> str:
+        num, latents = self.inclusion.shape
+        on = float((self.inclusion > self.threshold).sum(1).double().mean()) if num else 0.0
+        return f"Codes({num} data, {latents} latents, {on:.2f} on a datum at threshold {self.threshold:g})"
+
 
 @overload
 def codes(

@@ -8,6 +8,8 @@ another m or s would undo what it has learnt.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -15,18 +17,41 @@ _ROWS_AT_ONCE = 1000
 _SMALLEST = 1e-12
 
 
-def remember_start(module: nn.Module) -> None:
-    """Note the bias that the layer ``module.own_layer`` starts from, for `is_fresh`."""
-    module.register_buffer("initial_bias", module.own_layer.bias.detach().clone(), persistent=False)
+class Prepared(nn.Module):
+    """A module that starts from training data once: the first time that it is shown some, and not if it is trained.
 
-
-def is_fresh(module: nn.Module) -> bool:
-    """Whether ``module.own_layer`` still has the bias that `remember_start` noted, and is to be trained.
-
-    Training moves a bias in its first step, and so do weights that are loaded.
+    Buffers:
+        prepared: whether that has been decided. A frozen module is left as it is for good.
     """
-    bias = module.own_layer.bias
-    return bias.requires_grad and torch.equal(bias, module.initial_bias)
+
+    # What buffers are in files of earlier versions, which do not have them.
+    added_buffers: ClassVar[dict[str, float]] = {"prepared": True}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("prepared", torch.tensor(False))
+
+    @property
+    def own_layer(self) -> nn.Module:
+        """The layer by which to tell whether the module is to be trained, and has been."""
+        raise NotImplementedError
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing has been decided and no gradient has reached the module yet."""
+        return not self.prepared and self.own_layer.weight.grad is None
+
+    def begins(self) -> bool:
+        """Whether to start from the data at hand; that is decided by the first call."""
+        begins = self.is_fresh and self.own_layer.weight.requires_grad
+        self.prepared.fill_(True)
+        return begins
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, value in self.added_buffers.items():
+            if f"{prefix}{name}" not in state_dict and any(key.startswith(prefix) for key in state_dict):
+                state_dict[f"{prefix}{name}"] = torch.full_like(getattr(self, name), value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @torch.no_grad()

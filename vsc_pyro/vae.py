@@ -50,6 +50,7 @@ class VAE(nn.Module):
 
     Trained by `vsc_pyro.fit`, or by bare Pyro, any number of models beside one another::
 
+        vae.prepare(data)  # what `fit` does first: scale and mean are those of the data
         svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
         svi.step(x)
 

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from vsc_pyro.arguments import choice, positive_int, sizes
 from vsc_pyro.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, last_layer
 from vsc_pyro.precision import run_network
-from vsc_pyro.starting import is_fresh, mean_and_scale, remember_start
+from vsc_pyro.starting import Prepared, mean_and_scale
 
 _LATENTS_TRIED = 64  # whose effects stand for those of all
+_MOST_GROWTH = 10.0
 _ROUNDS = 4  # through a trunk, effects are only roughly in proportion to weights
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(Prepared):
     """A network of one output for each pixel: an MLP, or a linear layer, an activation and a trunk.
 
     Args:
@@ -77,29 +78,35 @@ class PixelDecoder(nn.Module):
 
         The last layer's, or, before a trunk, those of the layer that feeds it: a trunk may have been trained elsewhere.
         """
-        remember_start(self)
         scaled = self.own_layer
-        codes = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)[:_LATENTS_TRIED]])
-        for _ in range(_ROUNDS):
+        codes = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)[:_LATENTS_TRIED]]).to(
+            scaled.weight
+        )
+        growth = _MOST_GROWTH
+        for _ in range(1 if isinstance(self.network, MLP) else _ROUNDS):
             with torch.no_grad():
-                # On a copy, for the statistics of batch norms are not ours.
-                outputs = copy.deepcopy(self.network).eval()(codes.to(scaled.weight)).flatten(1)
+                # On a copy, for the statistics of batch norms are not ours, and a trunk may be elsewhere.
+                outputs = copy.deepcopy(self.network).eval().to(scaled.weight)(codes).flatten(1)
                 effect = (outputs[1:] - outputs[0]).square().sum(1).mean().sqrt()
                 if effect > 0:
-                    scaled.weight.mul_(size / effect)
+                    # A trunk that is bounded, or answers weakly, has no weights for such an effect.
+                    factor = size / effect if isinstance(self.network, MLP) else (size / effect).clamp(max=growth)
+                    scaled.weight.mul_(factor)
+                    growth = growth / float(factor)
 
     def prepare(self, images: Tensor) -> None:
-        """Start at the mean of training data, shape ``(N, *output_shape)``; a trained or frozen decoder does not.
+        """Start at the mean of training data, shape ``(N, *output_shape)``: the first time, if it is to be trained.
 
         The last layer's bias is set, pixel by pixel; a trunk's only if it is zero, channel by channel.
         """
-        if not is_fresh(self):
+        if not self.begins():
             return
         mean, scale = mean_and_scale(images.reshape(len(images), *self.output_shape))
         outputs = self._outputs_of(mean, scale, len(images))
         bias = getattr(last_layer(self.network), "bias", None)
-        if bias is None or not bias.requires_grad or (bias is not self.own_layer.bias and bias.any()):
+        if bias is None or not bias.requires_grad or (bias is not getattr(self.own_layer, "bias", None) and bias.any()):
             return
+        outputs = outputs.reshape(getattr(self.network[-1], "output_shape", outputs.shape))
         with torch.no_grad():
             if bias.numel() == outputs.numel():
                 bias.copy_(outputs.flatten())

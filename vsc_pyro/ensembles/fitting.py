@@ -35,6 +35,7 @@ from vsc_pyro.training.fitting import (
     warn_of_warmup,
     with_warmup,
 )
+from vsc_pyro.training.summary import summarize
 from vsc_pyro.vae import VAE
 
 # Losses stay on the device, and looking at them waits for it: often enough to stop a diverged run within seconds.
@@ -160,6 +161,8 @@ def fit_ensemble(
         histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
         for _ in range(epochs):
             _epoch(ensemble, batches, seeds, histories, bar)
+    for model, own, seed, history in zip(models, batches, seeds, histories, strict=True):
+        history.summary = summarize(model, own, seed, epochs, bar)
     return histories
 
 

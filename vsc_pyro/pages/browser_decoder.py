@@ -72,12 +72,14 @@ class BrowserDecoder:
         activation: its name; of a linear map None.
         likelihood: what the outputs say of data.
         scale: of the likelihood, one number for each value, or None.
+        unit: what the last layer's outputs are multiplied by.
     """
 
     layers: list[nn.Linear]
     activation: str | None
     likelihood: Likelihood
     scale: Tensor | None
+    unit: Tensor
 
     @property
     def description(self) -> str:
@@ -87,7 +89,11 @@ class BrowserDecoder:
 
     def as_json(self) -> dict[str, object]:
         """Weights and scales, packed."""
-        layers = [{"weight": packed(layer.weight), "bias": packed(layer.bias)} for layer in self.layers]
+        units = [*[torch.ones_like(self.unit)] * (len(self.layers) - 1), self.unit]
+        layers = [
+            {"weight": packed(unit * layer.weight), "bias": packed(unit * layer.bias)}
+            for layer, unit in zip(self.layers, units, strict=True)
+        ]
         return {"layers": layers, "noise": None if self.scale is None else packed(self.scale)}
 
 
@@ -112,13 +118,16 @@ def browser_decoder(model: VAE, z: Tensor) -> BrowserDecoder:
         outputs = z
         for place, layer in enumerate(layers):
             outputs = layer(outputs if not place else ACTIVATIONS[activation]()(outputs))
+        unit = getattr(model.decoder, "unit", None)
+        unit = outputs.new_ones(()) if unit is None else unit
+        outputs = unit * outputs
         own = getattr(expected, likelihood.parameter).reshape(outputs.shape)
         scale = expected.scale.reshape(outputs.shape) if hasattr(expected, "scale") else None
         if not torch.allclose(outputs, own, rtol=1e-4, atol=1e-4 * float(own.abs().max())):
             raise ValueError(f"decoder computes something else than its layers do one after the other: {remedy}")
         if scale is not None and not torch.allclose(scale, scale[:1].expand_as(scale)):
             raise ValueError(f"decoder has a scale that depends on the code: {remedy}")
-    return BrowserDecoder(layers, activation, likelihood, None if scale is None else scale[0])
+    return BrowserDecoder(layers, activation, likelihood, None if scale is None else scale[0], unit)
 
 
 def _layers(decoder: nn.Module, remedy: str) -> tuple[list[nn.Linear], str | None]:

@@ -6,7 +6,7 @@ import warnings
 
 from tqdm.auto import tqdm
 
-from vsc_pyro.advice import NothingExplainedWarning, nothing_explained
+from vsc_pyro.advice import NothingExplainedWarning, advise, nothing_explained
 from vsc_pyro.batches import Batches
 from vsc_pyro.parallel import rank
 from vsc_pyro.precision import networks_in
@@ -37,7 +37,8 @@ def summarize(model: VAE, batches: Batches, seed: int, epochs: int, bar: tqdm) -
             return None
         line = nothing_explained(model, data, seen, seed=seed) if is_long else None
     if not bar.disable:
-        bar.write(str(seen), file=bar.fp)
+        for text in (str(seen), *(advise(model, data, seen, seed=seed) if is_long and not line else ())):
+            bar.write(text, file=bar.fp)
     if line:
         warnings.warn(f"after {num_steps} steps {line}", NothingExplainedWarning, stacklevel=3)
     return seen.as_dict()
