@@ -154,3 +154,28 @@ def test_bernoulli_data_and_loaders(digits):
     loader = DataLoader(digits.train.images.flatten(1)[:400].round(), batch_size=20)
     with pytest.warns(vsc.NothingExplainedWarning, match=r"after 400 steps the code explains nothing.*let the diverg"):
         vsc.fit(model, loader, epochs=20, lr=1e-5, progress=False)
+
+
+def test_the_callers_random_state_and_mode_are_left(small_vae, digits):
+    model = small_vae()
+    seen = survey(model, digits.test)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert advise(model, digits.test, seen) == advise(model, digits.test, seen) != ()
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training
+
+
+def test_structure_is_not_seen_in_normal_noise():
+    # Of 200 small samples none: the limit is .1 above three standard deviations above the mean of shuffles.
+    model = vsc.VAE(vsc.NormalEncoder(5, 2, (4,)), vsc.NormalDecoder(2, 5, (4,)), vsc.NormalPrior(2))
+    random = torch.Generator().manual_seed(0)
+    excess = [
+        found - chance
+        for found, chance in (
+            principal_components(model, vsc.Dataset(torch.randn(20, 5, generator=random)), 1, seed)
+            for seed in range(200)
+        )
+    ]
+    assert max(excess) < 0.1

@@ -97,9 +97,6 @@ def principal_components(model: VAE, data: Dataset, num: int, seed: int) -> tupl
         x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like).flatten(1)
         x = x - x.mean(0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
-        # A few data of large norm would be components of their own, whatever else there is.
-        norms = x.norm(dim=1, keepdim=True)
-        x = x * (norms.median() / norms.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
         shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])
         return _explained(x, num), float(shuffled.mean() + _DEVIATIONS * shuffled.std())
 

@@ -157,7 +157,7 @@ def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
 
 def _rows(model: VAE, data: Dataset) -> int:
     """How many data to take at once, so that memory does not depend on the sizes of data and codes."""
-    x = data.draw(slice(0, 1)).to(model.reference)
+    x = data.images[:1].to(model.reference)
     numbers = max(x.numel(), model.encoder(x).event_shape.numel())
     return min(max(1, _ELEMENTS_AT_ONCE // numbers), _ROWS_AT_ONCE)
 
