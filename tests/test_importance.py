@@ -46,8 +46,10 @@ def both(model, data, **settings):
 
 def assert_equal_but_for_rounding(eager, compiled):
     for name, value in eager.items():
-        close = pytest.approx(value, rel=1e-5, abs=1e-5) if isinstance(value, (float, list)) else value
-        assert compiled[name] == close, name
+        is_number = isinstance(value, float) or (isinstance(value, list) and all(isinstance(v, float) for v in value))
+        close = pytest.approx(value, rel=1e-5, abs=1e-5) if is_number else value
+        if name != "advice":  # which says numbers
+            assert compiled[name] == close, name
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -125,7 +127,7 @@ def test_what_cannot_be_captured_is_eager_and_says_why(how, reason, some, capsys
     model = vsc.VAE(vsc.SpikeSlabEncoder((1, 8, 8), 8, (16,)), Wrong(how), vsc.SpikeSlabPrior(8))
     with pytest.warns(UserWarning, match=f"evaluate is not compiled: {reason}") as caught:
         eager, compiled = both(model, some, num_draws=50, progress=True)
-    assert len(caught) == 1
+    assert sum("not compiled" in str(warning.message) for warning in caught) == 1
     assert "compiled: 100%" not in capsys.readouterr().err
     if how == "looks":
         assert compiled == eager
@@ -187,6 +189,7 @@ def of_wide_layers():
 def test_no_tensor_outgrows_its_bound(make, elements, num_draws, digits, monkeypatch):
     bound = 150_000  # above the weights of the wide layers, 128,000 elements
     monkeypatch.setattr(importance, "_ELEMENTS_AT_ONCE", {"cpu": bound})
+    monkeypatch.setattr("vsc_pyro.evaluation._with_survey", lambda result, *_, **__: result)  # has a bound of its own
     model = make()
     with Largest() as largest:
         vsc.evaluate(model, digits.test, num_draws=num_draws)

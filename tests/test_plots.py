@@ -194,7 +194,7 @@ def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
 
 
 def test_receptive_fields_are_the_atoms(trained):
-    decoder = vsc.NormalDecoder(5, (1, 6, 6), hidden=())
+    decoder = vsc.NormalDecoder(5, (1, 6, 6), hidden=(), scale=1.0)
     model = vsc.VAE(vsc.NormalEncoder((1, 6, 6), 5), decoder, vsc.NormalPrior(5))
     with torch.no_grad():
         decoder.dictionary.copy_(torch.randn(5, 1, 6, 6) * torch.tensor([1.0, 9, 3, 0, 5]).reshape(5, 1, 1, 1))

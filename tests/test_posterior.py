@@ -146,14 +146,21 @@ def test_log_densities_are_those_of_the_draws(trained, digits):
     assert set(x.unique().tolist()) == {0, 1}  # binarised as the data set says
 
 
+def assert_mean_is_zero(drawn, mean):
+    """Of pixels' noise, but for those so rarely on that their own draws do not tell how far off a mean may be."""
+    common = (mean[0].mean(0) > 0.01) & (mean[0].mean(0) < 0.99)
+    assert common.double().mean() > 0.3
+    assert_mean_equals((drawn - mean)[0][:, common], torch.zeros(()))
+
+
 def test_predictions_have_the_decoders_mean(trained, digits):
     inference = vsc.to_arviz(trained, digits.test[:3], 4000)
     z, x = values(inference, "posterior", "z"), values(inference, "posterior_predictive", "x")
     with trained.evaluating():
         # Given the codes the pixels are independent, so that only the last draw's noise is left.
-        assert_mean_equals((x - trained.decoder(z).mean)[0], torch.zeros(()))
+        assert_mean_is_zero(x, trained.decoder(z).mean)
         prior, drawn = values(inference, "prior", "z"), values(inference, "prior_predictive", "x")
-        assert_mean_equals((drawn - trained.decoder(prior).mean)[0], torch.zeros(()))
+        assert_mean_is_zero(drawn, trained.decoder(prior).mean)
     assert_mean_equals((prior[0] != 0).double(), 0.3)
     # A draw has as many data as there are, each with a code of its own.
     assert not torch.equal(prior[0, :, 0], prior[0, :, 1])

@@ -60,7 +60,7 @@ def test_networks_alone_run_in_bfloat16(make, digits):
         others = [z, posterior.log_prob(z), vae.decoder(z).log_prob(x), loss]
         others += [p.grad for p in vae.parameters() if p.grad is not None]
     assert types == {torch.bfloat16}
-    assert {tensor.dtype for tensor in others} == {torch.float32}
+    assert {tensor.dtype for tensor in others if tensor.dtype != torch.bool} == {torch.float32}
     # The same random numbers: what is left is the rounding of activations, to one part in 256.
     assert loss != expected
     assert abs(loss - expected) < 0.01 * abs(expected)
@@ -95,7 +95,9 @@ def test_fit_trains_in_bfloat16_and_leaves_the_model_in_float32(small_vae, digit
     assert torch.bfloat16 in types
     state = vsc.load_checkpoint(path)
     moments = [value for values in state["optimizer"]["state"].values() for value in values.values()]
-    assert {tensor.dtype for tensor in (*moments, *state["model"].values())} == {torch.float32}
+    assert {tensor.dtype for tensor in (*moments, *state["model"].values()) if tensor.dtype != torch.bool} == {
+        torch.float32
+    }
     types.clear()
     vsc.evaluate(vae, digits.test[:50], num_draws=2)
     assert types == {torch.float32}

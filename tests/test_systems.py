@@ -298,6 +298,8 @@ def test_pseudo_inputs_refuse_an_elbo_without_an_estimator_for_the_score_functio
 @pytest.mark.parametrize("prior_name", ["beta", "global-beta", "pseudo-input"])
 def test_several_draws(prior_name, objective_name, num_draws, digits):
     model = build("spike-slab", prior_name)
+    for part in (model.encoder, model.decoder):  # so that it does not start at the data's mean, and has far to go
+        part.prepared.fill_(True)
     history = vsc.fit(
         model, digits.train, objective=objective_name, num_draws=num_draws, epochs=2, batch_size=100, progress=False
     )

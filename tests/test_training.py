@@ -24,6 +24,7 @@ def assert_same(a, b):
 
 def far_off(model):
     """A model that does not start at the data's mean, and has far to go."""
+    model.encoder.prepared.fill_(True)
     model.decoder.prepared.fill_(True)
     return model
 
@@ -201,6 +202,7 @@ def test_the_divergence_counts_for_nothing_at_first_and_for_all_in_the_end(small
     # Of weights that do not move, the objective is that of beta = step / 10 in ten steps, and then of beta = 1.
     def objective(beta, epochs, **settings):
         model = small_vae()
+        model.encoder.own_layer.bias.data += 1  # away from the prior
         model.beta = beta
         return vsc.fit(model, digits.train, epochs=epochs, lr=1e-30, batch_size=2000, device="cpu", **settings).elbo
 
