@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
 import vsc_pyro as vsc
-from vsc_pyro.distributions import centre
-from vsc_pyro.distributions.summaries import inclusion_of, slab_of
+from vsc_pyro.distributions import centre, hard_code
+from vsc_pyro.distributions.summaries import inclusion_of
 
 try:
     import measure
@@ -127,7 +127,7 @@ class Baseline:
         self.mean = self.train.mean(0)
 
     def r2(self, reconstruction: Tensor) -> float:
-        """Of reconstructions of the test data, relative to the training data's mean."""
+        """R2 of reconstructions of the test data, relative to the training data's mean."""
         left = (self.test - reconstruction.flatten(1)).square().sum()
         return float(1 - left / (self.test - self.mean).square().sum())
 
@@ -144,7 +144,7 @@ class Baseline:
 
 
 def codes_of(model: vsc.VAE, images: Tensor) -> dict[str, Tensor]:
-    """Of each datum: gamma, the mean and the hard code, both decoded, and each latent's divergence if it has one."""
+    """Gamma, the mean and the hard code of each datum, both decoded, and each latent's divergence if it has one."""
     parts: list[dict[str, Tensor]] = []
     with model.evaluating():
         for x in images.split(_ROWS_AT_ONCE):
@@ -152,7 +152,7 @@ def codes_of(model: vsc.VAE, images: Tensor) -> dict[str, Tensor]:
             posterior, prior = model.encoder(x), model.prior(x)
             gamma = inclusion_of(posterior)
             mean = centre(posterior)
-            hard = torch.where(gamma > 0.5, centre(slab_of(posterior)), 0.0)
+            hard = hard_code(posterior)
             part = {"gamma": gamma, "mean": mean, "hard": hard}
             part |= {f"decoded_{name}": model.decoder(z).mean for name, z in (("mean", mean), ("hard", hard))}
             if isinstance(posterior, Independent) and isinstance(prior, Independent):
@@ -162,7 +162,7 @@ def codes_of(model: vsc.VAE, images: Tensor) -> dict[str, Tensor]:
 
 
 def used(codes: Mapping[str, Tensor]) -> Tensor:
-    """Whether each latent is on for 1 % of the data, and carries information; shape ``(J,)``."""
+    """Tell of each latent if it is on for 1 % of the data and carries information; bool, shape ``(J,)``."""
     gamma = codes["gamma"]
     informed = gamma.std(0, correction=0) > 0.01
     informed |= codes["kl"].mean(0) > 0.01 if "kl" in codes else codes["mean"].var(0, correction=0) > 0.01
@@ -170,7 +170,7 @@ def used(codes: Mapping[str, Tensor]) -> Tensor:
 
 
 def measured(model: vsc.VAE, data: Data, baseline: Baseline, is_binary: bool, seed: int) -> dict[str, Any]:
-    """What is reported of a trained model."""
+    """The figures reported of a trained model."""
     codes = codes_of(model, baseline.test_images)
     gamma, is_used = codes["gamma"], used(codes)
     found = {

@@ -34,7 +34,7 @@ from vsc_pyro.schedules import slab_warmup
 from vsc_pyro.training import resolve_device
 
 COMPILE = {"auto": "auto", "yes": True, "no": False}
-# What settings are where nobody says, and what else on some data. An epoch of the digits has 8 steps, of MNIST 300.
+# Settings where nobody says, and those that differ on some data. An epoch of the digits has 8 steps, of MNIST 300.
 UNSAID = {"latent_dim": 50, "binarize": "auto", "learn_inclusion": "fixed", "epochs": 50}
 UNSAID_ON = {"digits": {"latent_dim": 20, "binarize": "static", "learn_inclusion": "per-latent", "epochs": 500}}
 IN_WORDS = {
@@ -91,7 +91,7 @@ PRIORS = {
 
 
 def by_default(name):
-    """What --help says of a setting that differs between data sets."""
+    """The words of --help for a setting that differs between data sets."""
     return f"{UNSAID[name]}, and {UNSAID_ON['digits'][name]} on the small digits"
 
 

@@ -142,10 +142,6 @@ def test_one_line_for_each_thing_that_is_wrong(seen, changed, line):
         assert any(re.search(line, said) for said in lines)
 
 
-def test_a_warm_up_that_is_advised_can_be_built():
-    assert vsc.Ramp(0, 1, length=10)(5) == 0.5
-
-
 def test_bernoulli_data_and_loaders(digits):
     torch.manual_seed(0)
     model = vsc.VAE(

@@ -177,6 +177,6 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLik
     """Load ``state["model"]`` into `model`, in place; raises as `check_weights` does, before anything is changed."""
     check_weights(model, state, path)
     # What torch obeys beside the tensors, such as to put them in the place of parameters, is not taken from a file.
-    weights = OrderedDict(_completed(model, state["model"]))
+    weights = OrderedDict(state["model"])
     weights._metadata = model.state_dict()._metadata
     model.load_state_dict(weights)

@@ -24,7 +24,7 @@ from vsc_pyro.starting import Prepared, mean_and_scale
 
 # Keeps the log-density finite however sure the network is.
 _MIN_SCALE = 1e-4
-# Of what networks read: at a deviation of 1 the first layer's steps are so large that few data are learnt by heart.
+# Of what networks read: the larger it is, the sooner a network learns few data by heart.
 _INPUT_DEVIATION = 0.3
 # Keeps an inclusion probability below one.
 _MIN_THRESHOLD = 1e-6
@@ -55,7 +55,6 @@ class _Encoder(Prepared):
         self.register_buffer("input_mean", torch.zeros(self.input_shape))
         self.register_buffer("input_scale", torch.ones(()))
         outputs = num_heads * self.latent_dim
-        self.has_trunk = trunk is not None
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
             self.network = nn.Sequential(nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, hidden, activation))
@@ -77,15 +76,10 @@ class _Encoder(Prepared):
         In front of a trunk of your own nothing is standardised.
         """
         # A trunk of a user's own may know the data as they are: counts, or what it has been trained on.
-        if self.begins() and (self.trunk is None or isinstance(self.trunk, ConvTrunk)):
+        if self.begins() and isinstance(self.network[0], (nn.Flatten, ConvTrunk)):
             mean, scale = mean_and_scale(images)
             self.input_mean.copy_(mean.reshape(self.input_shape))
             self.input_scale.copy_(scale / _INPUT_DEVIATION)
-
-    @property
-    def trunk(self) -> nn.Module | None:
-        """What it was built with, instead of an MLP."""
-        return self.network[0] if self.has_trunk else None
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         x = (x - self.input_mean.reshape(x.shape[1:])) / self.input_scale

@@ -2,7 +2,7 @@ r"""A network from codes to one real number for each pixel, and where it starts.
 
 A latent whose first effect on the data is large is switched off before its atom has learnt anything, for a wrong
 picture costs more than any code earns; one of next to no effect learns nothing. Weights are therefore scaled when a
-decoder is built, so that switching one latent on changes all outputs together by one unit:
+decoder is built, so that switching one latent on changes the outputs by a vector of length 1:
 
 .. math:: \Big( \tfrac1J \sum_j \| f(e_j) - f(0) \|^2 \Big)^{1/2} = 1,
 
@@ -74,7 +74,7 @@ class PixelDecoder(Prepared):
         return self.network[-1 if isinstance(self.network, MLP) else 0]
 
     def _start_effects(self, size: float) -> None:
-        """Scale weights so that one latent that is on changes all outputs together by `size`.
+        """Scale weights so that one latent that is on changes the outputs by a vector of length `size`.
 
         The last layer's, or, before a trunk, those of the layer that feeds it: a trunk may have been trained elsewhere.
         """
@@ -82,17 +82,17 @@ class PixelDecoder(Prepared):
         codes = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)[:_LATENTS_TRIED]]).to(
             scaled.weight
         )
-        growth = _MOST_GROWTH
-        for _ in range(1 if isinstance(self.network, MLP) else _ROUNDS):
+        # A trunk that is bounded, or answers weakly, has no weights for such an effect.
+        rounds, growth = (1, math.inf) if isinstance(self.network, MLP) else (_ROUNDS, _MOST_GROWTH)
+        for _ in range(rounds):
             with torch.no_grad():
                 # On a copy, for the statistics of batch norms are not ours, and a trunk may be elsewhere.
                 outputs = copy.deepcopy(self.network).eval().to(scaled.weight)(codes).flatten(1)
                 effect = (outputs[1:] - outputs[0]).square().sum(1).mean().sqrt()
                 if effect > 0:
-                    # A trunk that is bounded, or answers weakly, has no weights for such an effect.
-                    factor = size / effect if isinstance(self.network, MLP) else (size / effect).clamp(max=growth)
+                    factor = min(size / float(effect), growth)
                     scaled.weight.mul_(factor)
-                    growth = growth / float(factor)
+                    growth /= factor
 
     def prepare(self, images: Tensor) -> None:
         """Start at the mean of training data, shape ``(N, *output_shape)``: the first time, if it is to be trained.

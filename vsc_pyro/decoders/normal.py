@@ -31,8 +31,8 @@ class NormalDecoder(PixelDecoder):
     one far below all do. By default, ``scale="data"``, it is four tenths of the training data's standard deviation s
     around their mean, and learned from there on, one for all pixels, if the code has fewer latents than the datum
     pixels. Of more latents it stays there: such a code can copy the datum, and no scale is identified. What the network
-    puts out is in units of s, :math:`f(z) = s\,g(z)`: data in other units,
-    :math:`a x + b`, are fitted alike. `prepare`, which `vsc_pyro.fit` calls, measures s; before, it is 1.
+    puts out is in units of s, :math:`f(z) = s\,g(z)`: data in other units, :math:`a x + b`, are fitted alike.
+    `prepare`, which `vsc_pyro.fit` calls, measures s; before, it is 1.
 
     A learned scale needs a floor. On a pixel that is the same in all data (a border) the log-density
     :math:`-\log(\sigma\sqrt{2\pi})` grows without limit as :math:`\sigma \to 0`; the bound then measures how far the
