@@ -99,14 +99,25 @@ def library(setting: Setting, place: Place) -> Contestant:
     return Contestant(svi.step, own_store(validate=False))
 
 
-def library_compiled(setting: Setting, place: Place, precision: str = "float32") -> Contestant:
+def library_compiled(
+    setting: Setting, place: Place, precision: str = "float32", is_replayed: bool = True
+) -> Contestant:
     """`CompiledSVI`, likewise, and on a GPU replayed as `fit` does, with Adam's update in the CUDA graph."""
-    model = library_model(setting, place)
     check_compiler(place)
-    backend = "inductor" if place.inductor else "eager"
-    svi = CompiledSVI(model.model, model.guide, _fused_adam(model), vsc.AnalyticELBO(), backend=backend)
+    return compiled_steps(library_model(setting, place), vsc.AnalyticELBO(), place, precision, is_replayed)
 
-    capture = capture_on(place.device)
+
+def compiled_steps(
+    model: vsc.VAE,
+    objective: pyro.infer.ELBO,
+    place: Place,
+    precision: str = "float32",
+    is_replayed: bool = True,
+) -> Contestant:
+    """Steps of `model` by a `CompiledSVI`; on a GPU, if `is_replayed`, as CUDA graphs of whole steps."""
+    backend = "inductor" if place.inductor else "eager"
+    svi = CompiledSVI(model.model, model.guide, _fused_adam(model), objective, backend=backend)
+    capture = capture_on(place.device) if is_replayed else None
     replay = None if capture is None else Replay(svi, capture)
 
     def step(x: Tensor) -> Tensor:
@@ -123,6 +134,17 @@ def library_compiled(setting: Setting, place: Place, precision: str = "float32")
             yield
 
     return Contestant(step, scope)
+
+
+def library_launched(setting: Setting, place: Place) -> Contestant:
+    """Compiled on a GPU, and every kernel launched in every step."""
+    _check_cuda(place)
+    return library_compiled(setting, place, is_replayed=False)
+
+
+def _check_cuda(place: Place) -> None:
+    if place.device.type != "cuda":
+        raise UnavailableError("needs a CUDA device")
 
 
 # Stock Pyro -----------------------------------------------------------------------------------------------------------
@@ -232,8 +254,7 @@ def pytorch(setting: Setting, place: Place, compiled: bool = False) -> Contestan
 
 def pytorch_graph(setting: Setting, place: Place) -> Contestant:
     """The hand-written step captured as a CUDA graph, random numbers and Adam included."""
-    if place.device.type != "cuda":
-        raise UnavailableError("needs a CUDA device")
+    _check_cuda(place)
     net = hand_written(setting, place)
     optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True, capturable=True)
     images = torch.zeros(setting.batch_size, *SHAPE, device=place.device)
@@ -266,6 +287,7 @@ def pytorch_graph(setting: Setting, place: Place) -> Contestant:
         graph.replay()
         return loss
 
+    step.held = net, optimizer  # the graph writes into their memory, and does not hold it
     return Contestant(step)
 
 
@@ -352,6 +374,7 @@ CONTESTANTS: dict[str, Callable[[Setting, Place], Contestant]] = {
     "vsc_pyro": library,
     "vsc_pyro, compiled": library_compiled,
     "vsc_pyro, bfloat16": functools.partial(library_compiled, precision="bfloat16"),
+    "vsc_pyro, compiled, launched": library_launched,
     STOCK: stock_pyro,
     "Pyro, unchecked": functools.partial(stock_pyro, validate=False),
     BY_HAND: pytorch,

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = options.parse_args(argv)
     if args.quick:
         args.images, args.draws = 10, [20]
+    warnings.filterwarnings("ignore", "the code explains nothing")  # of weights that have not been trained
     session = measure.Session("evaluation", args)
     _, (_, test) = session.mnist()
     data = test[: args.images]

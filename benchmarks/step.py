@@ -173,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = measure.parser(__doc__, rounds=40)
     options.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     options.add_argument("--parts", nargs="+", choices=("step", "epoch"), default=["step", "epoch"])
+    options.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="of a step")
     options.add_argument("--epoch-rounds", type=measure.whole, default=5)
     args = options.parse_args(argv)
     if args.quick:
@@ -187,10 +188,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             continue
         generator = torch.Generator(session.device).manual_seed(0)
         batches = list(from_memory(data, setting.batch_size, generator))[:_BATCHES]
-        repeats = 1 if args.quick else steps_per_turn(setting)
+        repeats = 1 if args.quick else steps_per_turn(setting) * (10 if session.device.type == "cuda" else 1)
         about = {"setting": setting._asdict(), "baselines": [STOCK, BY_HAND, GRAPH]}
         if "step" in args.parts:
-            built = session.available({key: partial(build, setting, place) for key, build in CONTESTANTS.items()})
+            built = session.available({key: partial(CONTESTANTS[key], setting, place) for key in args.contestants})
             session.compare(
                 f"one step, {setting} ({repeats} a round)",
                 {key: turn(session, contestant, batches, repeats) for key, contestant in built.items()},

@@ -1,6 +1,8 @@
 """Fixtures: real data, a clean Pyro, and a device chosen on the command line."""
 
+import contextlib
 import os
+import warnings
 from pathlib import Path
 
 import pyro
@@ -28,6 +30,9 @@ def device(request):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "device" in item.fixturenames:
+            item.add_marker("device")
     if not config.getoption("--device").startswith("cuda"):
         skip = pytest.mark.skip(reason="needs a CUDA device: run with --device cuda")
         for item in items:
@@ -82,6 +87,18 @@ def trained(digits):
     )
     vsc.fit(model, digits.train, epochs=60, lr=4e-3, progress=False)
     return model
+
+
+@contextlib.contextmanager
+def waiting_is_an_error():
+    """Within, whatever would wait for the GPU raises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def assert_mean_equals(samples, expected, z_bound=Z_BOUND):

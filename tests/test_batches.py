@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from conftest import waiting_is_an_error
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -342,10 +343,7 @@ def test_copies_to_a_gpu_do_not_wait(small_vae, images, device, pin_memory):
     batches = LoaderBatches(DataLoader(dataset, 50, pin_memory=pin_memory), seed=0)
     batches.to(torch.empty(0, device=device))
     next(batches.epoch(0))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         got = list(batches.epoch(0))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(torch.cat(got).cpu(), 255 * images)
     vsc.fit(small_vae(), DataLoader(images, 50, pin_memory=pin_memory), epochs=2, device=device, progress=False)

@@ -152,16 +152,30 @@ def loaders():
     return f"{step.EXAMPLE}, 0 workers", f"{step.EXAMPLE}, 1 worker"
 
 
-def test_one_command_for_a_gpu_says_where_there_is_none():
-    script = Path(measure.__file__).with_name("gpu.sh")
-    command = re.search(r"for benchmark in (.*); do", script.read_text())
-    everything = {path.stem for path in script.parent.glob("*.py")} - {"contestants", "default_rows", "measure"}
-    assert set(command[1].split()) == everything
+GPU = Path(measure.__file__).with_name("gpu.sh")
+
+
+def test_the_command_for_a_gpu_says_where_there_is_none():
     settings = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
-    run = subprocess.run(["bash", script], capture_output=True, text=True, env=settings)
+    run = subprocess.run(["bash", GPU], capture_output=True, text=True, env=settings)
     assert run.returncode == 1
     assert "finds no CUDA device here" in run.stderr
     assert run.stdout == ""
+
+
+def test_the_command_for_a_gpu_takes_less_than_eight_minutes():
+    limits = re.findall(r"^(?:run|benchmark) (\d+) ", GPU.read_text(), re.MULTILINE)
+    assert len(limits) == 6
+    assert sum(map(int, limits)) < 480
+
+
+def test_every_part_for_a_gpu_runs_on_the_cpu(tmp_path):
+    settings = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", GPU, "--quick", "--output", tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True, env=settings)
+    assert run.returncode == 0, run.stdout + run.stderr
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {f"{name}-quick.json" for name in ("step", "dictionary", "evaluation", "epoch")}
 
 
 def test_scaling(record):

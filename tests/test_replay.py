@@ -1,11 +1,13 @@
 """Whole steps replayed: on the CPU from a tape, which has a CUDA graph's rules, and on a GPU as CUDA graphs."""
 
+import contextlib
 import functools
 import itertools
 
 import pyro
 import pytest
 import torch
+from conftest import waiting_is_an_error
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -321,19 +323,26 @@ def test_an_epoch_on_a_gpu_waits_for_nothing_and_ends_as_without_graphs(small_va
     def watched(step):
         """A schedule, called before each step: errors where the second epoch would wait."""
         if step == steps + 1:
-            torch.cuda.set_sync_debug_mode("error")
+            watch.enter_context(waiting_is_an_error())
         if step == 2 * steps - 1:
-            torch.cuda.set_sync_debug_mode("default")
+            watch.close()
+        return cooling(step)
+
+    def cooling(step):
         return 1 - step / (8 * steps)
 
-    settings = {"device": device, "epochs": 3, "lr_schedule": functools.partial(CosineAnnealingLR, T_max=3)}
+    schedules = SCHEDULES | {"encoder.gate.temperature": cooling}
+    settings = {
+        "schedules": schedules,
+        "device": device,
+        "epochs": 3,
+        "lr_schedule": functools.partial(CosineAnnealingLR, T_max=3),
+    }
     settings |= {} if loader else {"batch_size": 20}
     plain = fitted(small_vae, data, compile=False, **settings)
-    schedules = SCHEDULES | {"encoder.gate.temperature": watched}
-    try:
-        fitted(small_vae, data, compile=True, schedules=schedules, progress=True, **settings)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with contextlib.ExitStack() as watch:
+        watched_settings = settings | {"schedules": schedules | {"encoder.gate.temperature": watched}}
+        fitted(small_vae, data, compile=True, progress=True, **watched_settings)
     history, weights = fitted(small_vae, data, compile=True, **settings)
     assert not [str(w.message) for w in recwarn if "not replayed" in str(w.message)]
     torch.testing.assert_close(history.elbo, plain[0].elbo, rtol=1e-3, atol=0)

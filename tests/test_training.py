@@ -5,6 +5,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from conftest import waiting_is_an_error
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import vsc_pyro as vsc
@@ -415,11 +416,8 @@ def test_cuda_runs_without_synchronising(small_vae, digits, device):
     x = digits.train.images[:100].round().to(device)
     with pyro.validation_enabled(False):
         svi.step(x)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error():
             svi.step(x)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

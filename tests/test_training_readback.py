@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from conftest import waiting_is_an_error
 
 import vsc_pyro as vsc
 from vsc_pyro.training.readback import Copy, Losses
@@ -98,12 +99,9 @@ def test_fit_is_the_same_and_stops_at_the_step_that_failed(small_vae, digits, la
 @pytest.mark.cuda
 def test_from_a_gpu_they_come_without_waiting(device):
     values = torch.arange(5.0, device=device)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         copy = Copy(values)
         copy.is_here()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     copy.wait()
     assert copy.is_here()
     assert copy.values.is_pinned()

@@ -27,7 +27,9 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
     try:
         # Without such a context inductor does not look into its cache of graphs on disk.
         context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True))
-        with tracing(context), torch.no_grad():
+        with tracing(context), torch.no_grad(), warnings.catch_warnings():
+            # Whether float32 products may be of TF32 is for whoever calls to set: inductor urges it.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
     except Exception as error:
         raise NotCapturedError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, same, undisturbed
+from vsc_pyro.compiled.comparing import COMPARISONS, alike, forked, same, tolerance_of, undisturbed
 from vsc_pyro.compiled.memento import Memento
 from vsc_pyro.compiled.recording import NotCapturedError
 from vsc_pyro.schedules import Setting
@@ -164,12 +164,13 @@ def hold_against_eager(graph: Graph, arguments: list[Tensor], rehearsal: Rehears
 def hold_against_recorded(graph: Graph, arguments: list[Tensor], memento: Memento) -> None:
     """Raise unless the compiled graph is the recorded one, but for rounding."""
     inputs = [*arguments, *graph.inputs]
+    tolerance = tolerance_of(graph.recorded)
     for _ in range(COMPARISONS):
         with forked(inputs):
             got = [value.clone() for value in undisturbed(graph.run, inputs)]
         memento.put_back_values()
         expected = undisturbed(graph.recorded, inputs)  # which leaves other random numbers for the next time
         memento.put_back_values()
-        if alike(expected, got):
+        if alike(expected, got, tolerance):
             return
     raise NotCapturedError("compiled, it gives something else than as it was recorded")

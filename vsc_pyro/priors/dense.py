@@ -76,6 +76,13 @@ class CauchyPrior(_FactorialPrior):
     family = Cauchy
 
 
+class _Flat(ImproperUniform):
+    """Pyro's puts the logarithm of its density, 0, on the CPU."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(()).expand(super().log_prob(value).shape)
+
+
 class FlatPrior(Prior):
     """The improper uniform prior: none at all, for the plain autoencoder of a `DeltaEncoder`.
 
@@ -91,7 +98,7 @@ class FlatPrior(Prior):
         self.latent_dim = positive_int("latent_dim", latent_dim)
 
     def forward(self, x: Tensor) -> ImproperUniform:
-        return ImproperUniform(constraints.real_vector, (), (self.latent_dim,))
+        return _Flat(constraints.real_vector, (), (self.latent_dim,))
 
     def extra_repr(self) -> str:
         return f"{self.latent_dim}"
