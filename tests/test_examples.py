@@ -1,17 +1,23 @@
 """Every example runs as a user runs it, on real data, and leaves what it promises."""
 
 import base64
+import contextlib
 import csv
 import functools
+import importlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import arviz
+import pyro
 import pytest
 import torch
 from conftest import assert_mean_equals
@@ -20,6 +26,9 @@ from matplotlib.image import imread
 from vsc_pyro.objectives import AnalyticELBO
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+from common import running  # noqa: E402
+
 METRICS = """dataset binarize latent_dim inclusion gate objective epochs seed device seconds
 test_elbo test_reconstruction test_kl test_iwae iwae_draws relaxation_gap
 expected_l0 hard_l0 hoyer active_units num_test""".split()
@@ -40,6 +49,37 @@ def run(name, *arguments, env=None, **settings):
     command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
     env = {"PYTHONWARNINGS": TRAINED_BRIEFLY, **(env or os.environ)}
     return subprocess.run(command, capture_output=True, text=True, env=env, **settings)
+
+
+class Ended(NamedTuple):
+    """What a script has left when it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(name, *arguments):
+    """An example in this process, where `run` starts one that needs seconds to import what is here already."""
+    main = importlib.import_module(name.removesuffix(".py")).main
+    out, error, status = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        warnings.catch_warnings(),
+        pyro.get_param_store().scope(),
+    ):
+        warnings.resetwarnings()
+        for message in ("the code explains nothing", "after"):
+            warnings.filterwarnings("ignore", message)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        try:
+            running.run(lambda: main(list(map(str, arguments))))
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+            if isinstance(end.code, str):
+                print(end.code, file=error)
+    return Ended(status, out.getvalue(), error.getvalue())
 
 
 def test_every_example_has_a_test():
@@ -80,29 +120,29 @@ def test_mnist_vsc_writes_what_it_promises(finished):
 
 def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
     arguments = (*SMALL, "--output", tmp_path, "--quiet")
-    assert run("mnist_vsc.py", *arguments).returncode == 0
+    assert call("mnist_vsc.py", *arguments).returncode == 0
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    refused = run("mnist_vsc.py", *arguments)
+    refused = call("mnist_vsc.py", *arguments)
     assert refused.returncode != 0
     assert "holds a finished run; pass --resume to go on with it, --overwrite to replace it" in refused.stderr
-    other = run("mnist_vsc.py", *arguments, "--resume", "--gate", "score")
+    other = call("mnist_vsc.py", *arguments, "--resume", "--gate", "score")
     assert "holds a run with gate='concrete' (now 'score'); resume with the same settings" in other.stderr
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-    typo = run("mnist_vsc.py", *arguments, "--overwrite", "--device", "tpu9")
+    typo = call("mnist_vsc.py", *arguments, "--overwrite", "--device", "tpu9")
     assert typo.returncode != 0
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-    too_many = run("mnist_vsc.py", *arguments, "--overwrite", "--prior", "pseudo-input", "--num-pseudo-inputs", 3000)
+    too_many = call("mnist_vsc.py", *arguments, "--overwrite", "--prior", "pseudo-input", "--num-pseudo-inputs", 3000)
     assert (
         "num_pseudo_inputs=3000 pseudo-inputs start at as many different data, got 1437; take fewer" in too_many.stderr
     )
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-    odd = run("mnist_vsc.py", *arguments, "--overwrite", "--gate", "disarm", "--num-draws", 3)
+    odd = call("mnist_vsc.py", *arguments, "--overwrite", "--gate", "disarm", "--num-draws", 3)
     assert "the gate draws codes 2 at a time, got num_draws=3" in odd.stderr
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-    longer = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
+    longer = call("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert longer.returncode == 0, longer.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
-    anew = run("mnist_vsc.py", *arguments, "--overwrite")
+    anew = call("mnist_vsc.py", *arguments, "--overwrite")
     assert anew.returncode == 0, anew.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 2
 
@@ -151,7 +191,7 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
     ids=lambda arguments: arguments[1],
 )
 def test_mnist_vsc_takes_every_system(tmp_path, arguments):
-    result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, *arguments)
+    result = call("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "pseudo_inputs.png").exists() == ("pseudo-input" in arguments)
 
@@ -161,7 +201,7 @@ def test_explore(finished, tmp_path):
     assert missing.returncode == 1
     assert missing.stderr.startswith(f"error: {tmp_path} holds no finished run of mnist_vsc.py: config.json")
     assert "Traceback" not in missing.stderr
-    result = run("explore.py", finished[1], "--num-data", 4, "--output", tmp_path / "page.html")
+    result = call("explore.py", finished[1], "--num-data", 4, "--output", tmp_path / "page.html")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout.startswith(f"{tmp_path / 'page.html'}, 0.0")
@@ -183,7 +223,7 @@ def test_inspect_posterior(finished, tmp_path):
     assert "{{" not in page
     loaded = arviz.from_netcdf(folder / "posterior.nc")
     assert loaded["posterior"]["active"].shape == (1, 20, 3, 6)
-    missing = run("inspect_posterior.py", tmp_path / "missing")
+    missing = call("inspect_posterior.py", tmp_path / "missing")
     assert missing.returncode == 1
     assert missing.stderr.startswith(f"error: {tmp_path / 'missing'} holds no finished run of mnist_vsc.py")
 
@@ -193,9 +233,9 @@ def test_inspect_posterior_replaces_a_report_only_on_demand(finished, tmp_path):
     folder.mkdir()
     (folder / "report.html").write_text("mine")
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    refused = run("inspect_posterior.py", finished[1], "--output", folder)
+    refused = call("inspect_posterior.py", finished[1], "--output", folder)
     assert f"{folder} holds a report (report.html); pass --overwrite" in refused.stderr
-    itself = run("inspect_posterior.py", finished[1], "--output", folder, "--overwrite", "--compare", finished[1])
+    itself = call("inspect_posterior.py", finished[1], "--output", folder, "--overwrite", "--compare", finished[1])
     assert f"--compare {finished[1]} is the run itself" in itself.stderr
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -206,7 +246,7 @@ def test_compare_gates(tmp_path):
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     before = (tmp_path / "disarm" / "curve.json").read_bytes()
-    more = run("compare_gates.py", *small, "--gates", "importance-weighted", "--resume")
+    more = call("compare_gates.py", *small, "--gates", "importance-weighted", "--resume")
     assert more.returncode == 0, more.stderr
     assert (tmp_path / "disarm" / "curve.json").read_bytes() == before
     with open(tmp_path / "curves.csv", newline="") as file:
@@ -217,13 +257,13 @@ def test_compare_gates(tmp_path):
     assert all(float(row["iwae"]) > float(row["elbo"]) for row in rows)
     assert imread(tmp_path / "curves.png").std() > 0.02
     assert (tmp_path / "table.md").read_text() in more.stdout
-    unknown = run("compare_gates.py", *small, "--gates", "hard", "--overwrite")
+    unknown = call("compare_gates.py", *small, "--gates", "hard", "--overwrite")
     assert "--gates: unknown gate 'hard'" in unknown.stderr
     assert (tmp_path / "disarm" / "curve.json").read_bytes() == before
 
 
 def test_mnist_vsc_says_that_a_divergence_is_sampled(tmp_path):
-    result = run("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, "--prior", "normal-mixture")
+    result = call("mnist_vsc.py", *SMALL, "--quiet", "--output", tmp_path, "--prior", "normal-mixture")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("the KL divergence at site 'z' has no closed form and is sampled") == 1
     assert "sampled" in result.stdout
@@ -238,7 +278,7 @@ def test_recover_factors(tmp_path):
     assert [row["system"] for row in rows] == ["vae", "spike-slab-learned"]
     assert float(rows[1]["auroc_inclusion"]) > 0.6
     assert rows[0]["auroc_inclusion"] == ""
-    refused = run("recover_factors.py", "--dataset", "linear-5x5", *small)
+    refused = call("recover_factors.py", "--dataset", "linear-5x5", *small)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
 
@@ -274,9 +314,9 @@ def test_mnist_vsc_reads_real_mnist_from_the_environment(mnist_root, tmp_path):
 
 def test_a_warmup_in_proportion_to_the_run_is_not_extended_and_nothing_is_lost(tmp_path):
     arguments = (*SMALL, "--output", tmp_path, "--quiet", "--warmup")
-    assert run("mnist_vsc.py", *arguments).returncode == 0
+    assert call("mnist_vsc.py", *arguments).returncode == 0
     before = (tmp_path / "metrics.json").read_bytes()
-    refused = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
+    refused = call("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert refused.returncode != 0
     assert "is of a run with schedules=" in refused.stderr
     assert (tmp_path / "metrics.json").read_bytes() == before
@@ -284,9 +324,9 @@ def test_a_warmup_in_proportion_to_the_run_is_not_extended_and_nothing_is_lost(t
 
 def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
     arguments = (*SMALL, "--output", tmp_path, "--quiet", "--lr-decay")
-    assert run("mnist_vsc.py", *arguments).returncode == 0
+    assert call("mnist_vsc.py", *arguments).returncode == 0
     before = (tmp_path / "metrics.json").read_bytes()
-    refused = run("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
+    refused = call("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert "holds a run with epochs=2 (now 3)" in refused.stderr
     assert (tmp_path / "metrics.json").read_bytes() == before
 
@@ -306,7 +346,7 @@ def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
     ],
 )
 def test_other_examples_refuse_bad_arguments_before_any_training(tmp_path, command, message):
-    result = run(*command, "--quiet", "--output", tmp_path / "run")
+    result = call(*command, "--quiet", "--output", tmp_path / "run")
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -322,7 +362,7 @@ def test_sparse_patches(tmp_path):
     for name in results:
         assert imread(tmp_path / f"receptive_fields_{name}.png").std() > 0.02
         assert 0 < results[name]["orientation"] < 1
-    refused = run("sparse_patches.py", *small)
+    refused = call("sparse_patches.py", *small)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
 
@@ -343,7 +383,7 @@ def test_exact_inference(tmp_path):
         for kind in ("reliability", "ranks"):
             assert imread(tmp_path / f"{kind}_{name}.png").std() > 0.01
     assert (tmp_path / "table.md").read_text() in result.stdout
-    refused = run("exact_inference.py", *data, *small, "--output", tmp_path)
+    refused = call("exact_inference.py", *data, *small, "--output", tmp_path)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
 
@@ -387,7 +427,7 @@ def test_linear_rate_distortion(tmp_path):
         # No setting of a number for all does better than its own number for each.
         for gain, (l0, error) in zip((1, 4), errors[f"{coder} by gain"], strict=True):
             assert error + gain * l0 <= min(e + gain * n for n, e in errors[coder])
-    refused = run("linear_rate_distortion.py", *arguments)
+    refused = call("linear_rate_distortion.py", *arguments)
     assert refused.returncode != 0
     assert "exists; pass --overwrite to replace it" in refused.stderr
 
@@ -421,7 +461,7 @@ def test_linear_rate_distortion(tmp_path):
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_mnist_vsc_refuses_bad_arguments_before_any_work(tmp_path, arguments, message):
-    result = run("mnist_vsc.py", *SMALL, *arguments, "--quiet", "--output", tmp_path / "run")
+    result = call("mnist_vsc.py", *SMALL, *arguments, "--quiet", "--output", tmp_path / "run")
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -459,11 +499,11 @@ def test_swap_prior_compares_and_goes_on_with_more_systems(tmp_path):
     assert (metrics["num_data"], metrics["num_draws"], metrics["epochs"], metrics["probe_labels"]) == (360, 5, 2, 1437)
     assert [head for head, cell in table["autoencoder"].items() if not cell] == ["-ELBO", "-IW bound", "KL", "KL is"]
 
-    other = run("swap_prior.py", *arguments, "--resume", "--epochs", 3)
+    other = call("swap_prior.py", *arguments, "--resume", "--epochs", 3)
     assert "holds a run with epochs=2 (now 3); resume with the same settings" in other.stderr
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.glob("*/*")}
     (tmp_path / "table.md").unlink()
-    more = run("swap_prior.py", *arguments, "--resume", "--systems", "vsc-published")
+    more = call("swap_prior.py", *arguments, "--resume", "--systems", "vsc-published")
     assert more.returncode == 0, more.stderr
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in before} == before  # nothing trained anew
     longer = table_of(tmp_path)
@@ -474,12 +514,12 @@ def test_swap_prior_compares_and_goes_on_with_more_systems(tmp_path):
 
 
 def test_swap_prior_trains_every_system_it_lists(tmp_path):
-    listed = run("swap_prior.py", "--list", "--output", tmp_path / "none")
+    listed = call("swap_prior.py", "--list", "--output", tmp_path / "none")
     systems = [line.split()[0] for line in listed.stdout.splitlines()]
     assert len(systems) == 17
     assert not (tmp_path / "none").exists()
     small = ("--epochs", 1, "--iwae-draws", 2, "--probe-labels", 100, "--quiet")
-    result = run("swap_prior.py", *SMALL, *small, "--output", tmp_path)
+    result = call("swap_prior.py", *SMALL, *small, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     table = table_of(tmp_path)
     assert list(table) == systems
@@ -490,7 +530,7 @@ def test_swap_prior_trains_every_system_it_lists(tmp_path):
 
 
 def test_swap_prior_refuses_unknown_systems_and_names_the_known(tmp_path):
-    result = run("swap_prior.py", *SMALL, "--systems", "vae,vsk", "--quiet", "--output", tmp_path / "run")
+    result = call("swap_prior.py", *SMALL, "--systems", "vae,vsk", "--quiet", "--output", tmp_path / "run")
     assert result.returncode != 0
     assert "--systems: unknown system 'vsk'; known are 'autoencoder', 'beta-vae', 'cauchy'" in result.stderr
     assert "Traceback" not in result.stderr
