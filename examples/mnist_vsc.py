@@ -60,7 +60,7 @@ def spike_slab_encoder(args, shape):
 
 def spike_slab(args, shape):
     learned = args.learn_inclusion != "fixed" and args.learn_inclusion
-    prior = vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, learned, args.hyperprior, args.slab)
+    prior = vsc.SpikeSlabPrior(args.latent_dim, args.inclusion, learned, args.hyperprior, args.slab, args.learn_slab)
     return spike_slab_encoder(args, shape), prior
 
 
@@ -81,7 +81,7 @@ def dense(encoder, prior):
 # Name: how to build encoder and prior, and the options that only some priors take.
 SPIKES = ("gate", "inclusion", "slab", "warmup")
 PRIORS = {
-    "spike-slab": (spike_slab, (*SPIKES, "learn_inclusion", "hyperprior")),
+    "spike-slab": (spike_slab, (*SPIKES, "learn_inclusion", "hyperprior", "learn_slab")),
     "pseudo-input": (pseudo_input, (*SPIKES, "num_pseudo_inputs", "assignment", "sparsity_weight")),
     "normal": (dense(vsc.NormalEncoder, vsc.NormalPrior), ()),
     "laplace": (dense(vsc.LaplaceEncoder, vsc.LaplacePrior), ()),
@@ -112,6 +112,7 @@ def parse(argv):
     )
     add("--hyperprior", type=positive, nargs=2, metavar=("A", "B"), help="Beta(A, B) of a learned inclusion")
     add("--slab", default="normal", choices=SLABS, help="family of the slab, posterior and prior")
+    add("--learn-slab", action="store_true", help="learn location and scale of every latent's slab in the prior")
     add("--num-pseudo-inputs", type=whole, default=20)
     add("--assignment", default="bound", choices=["bound", "paper"], help="of data to pseudo-inputs; paper: no bound")
     add("--sparsity-weight", type=float, default=0.0, help="of the pseudo-inputs' aggregate sparsity term")
@@ -333,6 +334,7 @@ def metrics_of(args, model, test, history, result, device):
         "learn_inclusion": args.learn_inclusion if hasattr(prior, "learn_inclusion") else None,
         "hyperprior": args.hyperprior,
         "slab": getattr(encoder, "slab", None),
+        "learn_slab": getattr(prior, "learn_slab", None),
         "warmup": args.warmup,
         "num_pseudo_inputs": getattr(prior, "num_pseudo_inputs", None),
         "assignment": getattr(prior, "assignment", None),

@@ -176,7 +176,7 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
     "arguments",
     [
         ("--prior", "normal", "--objective", "trace"),
-        ("--learn-inclusion", "--gate", "score", "--inclusion", "0.3", "--beta", "2"),
+        ("--learn-slab", "--learn-inclusion", "--gate", "score", "--inclusion", "0.3", "--beta", "2"),
         ("--gate", "shifted-sigmoid", "--binarize", "none", "--encoder-activation", "tanh"),
         ("--gate", "straight-through", "--binarize", "static", "--hidden", "20", "10"),
         ("--prior", "laplace", "--lr-drop", "1"),

@@ -35,6 +35,26 @@ def test_learned_inclusion_is_a_parameter_and_fixed_is_not():
     assert "inclusion=0.2, learn_inclusion='per-latent'" in repr(learned)
 
 
+def test_learned_slabs_start_as_fixed_ones_and_find_those_of_the_codes():
+    prior = vsc.SpikeSlabPrior(2, 0.5, learn_slab=True)
+    start, fixed = prior(torch.zeros(1)), vsc.SpikeSlabPrior(2, 0.5)(torch.zeros(1))
+    torch.testing.assert_close(kl_divergence(start, fixed), torch.zeros(()))
+    assert "learn_slab=True" in repr(prior)
+    torch.manual_seed(0)
+    codes = torch.tensor([[2.0, -1.0]]) + torch.tensor([0.5, 3.0]) * torch.randn(4000, 2)
+    optimizer = torch.optim.LBFGS(prior.parameters(), max_iter=100)
+
+    def loss():
+        optimizer.zero_grad()
+        total = -prior(codes).expand((len(codes),)).log_prob(codes).sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    torch.testing.assert_close(prior.slab_loc.detach(), codes.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(prior.slab_log_scale.exp().detach(), codes.std(0, correction=0), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("inclusion", [0, 1, -0.1, 1.5, float("nan"), torch.tensor([0.5, 0.0, 0.5])])
 def test_inclusion_outside_the_unit_interval(inclusion):
     with pytest.raises(ValueError, match=r"inclusion must lie strictly between 0 and 1, got"):

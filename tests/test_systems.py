@@ -54,6 +54,7 @@ PRIORS = {
     "flat": prior(vsc.FlatPrior),
     "spike-slab": prior(vsc.SpikeSlabPrior, inclusion=0.2),
     "learned": prior(vsc.SpikeSlabPrior, learn_inclusion="per-latent"),
+    "learned-slab": prior(vsc.SpikeSlabPrior, learn_slab=True),
     "global": prior(vsc.SpikeSlabPrior, learn_inclusion="global"),
     "beta": prior(vsc.SpikeSlabPrior, learn_inclusion="per-latent", hyperprior=(1, 4)),
     "global-beta": prior(vsc.SpikeSlabPrior, learn_inclusion="global", hyperprior=(1, 4)),
@@ -62,7 +63,7 @@ PRIORS = {
     "pseudo-input": pseudo_input(),
     "pseudo-input-paper": pseudo_input(assignment="paper"),
 }
-SPIKES = ("spike-slab", "learned", "global", "beta", "global-beta")
+SPIKES = ("spike-slab", "learned", "learned-slab", "global", "beta", "global-beta")
 PSEUDO = ("pseudo-input", "pseudo-input-paper")
 LIGHT = ("normal", "laplace", "spike-slab-laplace", *SPIKES)
 

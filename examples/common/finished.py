@@ -22,7 +22,16 @@ from vsc_pyro.checkpoints import shortened, shown
 from vsc_pyro.datasets import DATASETS
 
 # In metrics.json: settings, as in config.json or null with a prior that does without, and figures, of these kinds.
-ONLY_WITH_SOME = ("inclusion", "learn_inclusion", "slab", "num_pseudo_inputs", "assignment", "sparsity_weight", "gate")
+ONLY_WITH_SOME = (
+    "inclusion",
+    "learn_inclusion",
+    "slab",
+    "learn_slab",
+    "num_pseudo_inputs",
+    "assignment",
+    "sparsity_weight",
+    "gate",
+)
 SETTINGS = (
     *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation"),
     *("decoder_activation", "objective", "num_draws", "beta", "batch_size", "lr", "lr_drop", "lr_decay", "seed"),

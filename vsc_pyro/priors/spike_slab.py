@@ -19,7 +19,7 @@ _INITIAL_CONCENTRATION = 20.0
 
 
 class SpikeSlabPrior(Prior):
-    r"""Spike-and-slab prior, :math:`p(z) = \prod_j \alpha_j F(z_j; 0, 1) + (1 - \alpha_j) \delta_0`.
+    r"""Spike-and-slab prior, :math:`p(z) = \prod_j \alpha_j F(z_j; m_j, s_j) + (1 - \alpha_j) \delta_0`.
 
     Args:
         latent_dim: number of latents J.
@@ -30,6 +30,8 @@ class SpikeSlabPrior(Prior):
             :math:`q(\alpha) = \mathrm{Beta}`, and the model has a site ``"inclusion"``, outside the plate over data
             (Ishwaran & Rao, 2005). Evaluation takes its mean.
         slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``.
+        learn_slab: learn every slab's location and scale from 0 and 1, where they stay otherwise. A latent that is on
+            can then be on by a typical amount: under a slab about 0 it is as likely to take away as to add.
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
@@ -46,6 +48,7 @@ class SpikeSlabPrior(Prior):
         learn_inclusion: bool | str = False,
         hyperprior: tuple[float, float] | None = None,
         slab: str = "normal",
+        learn_slab: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
@@ -59,12 +62,16 @@ class SpikeSlabPrior(Prior):
         self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
         self.slab = slab
         self._family = get_slab(slab)
+        self.learn_slab = bool(learn_slab)
         logits = self._checked_logits(inclusion)
         self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
         if self.learn_inclusion:
             self.inclusion_logits = nn.Parameter(logits)
         else:
             self.register_buffer("inclusion_logits", logits)
+        if learn_slab:
+            self.slab_loc = nn.Parameter(torch.zeros_like(logits.expand(self.latent_dim)))
+            self.slab_log_scale = nn.Parameter(torch.zeros_like(self.slab_loc))
         if self.hyperprior is not None:
             # Mean and concentration apart: in Beta's own parameters the noise of the mean would drown the width.
             self.log_concentration = nn.Parameter(torch.full_like(logits, math.log(_INITIAL_CONCENTRATION)))
@@ -110,13 +117,17 @@ class SpikeSlabPrior(Prior):
     def forward(self, x: Tensor, inclusion: Tensor | None = None) -> IndependentSpikeSlab:
         logits = self._logits(inclusion)
         logits = logits.expand(torch.broadcast_shapes(logits.shape, (self.latent_dim,)))
-        slab = self._family(torch.zeros_like(logits), torch.ones_like(logits))
-        return SpikeSlab(slab, logits=logits).to_event(1)
+        return SpikeSlab(self._slab(logits), logits=logits).to_event(1)
+
+    def _slab(self, logits: Tensor) -> Distribution:
+        if not self.learn_slab:
+            return self._family(torch.zeros_like(logits), torch.ones_like(logits))
+        return self._family(self.slab_loc.expand_as(logits), self.slab_log_scale.exp().expand_as(logits))
 
     def extra_repr(self) -> str:
         return (
             f"{self.latent_dim}, inclusion={self.inclusion}, learn_inclusion={self.learn_inclusion!r}, "
-            f"hyperprior={self.hyperprior}, slab={self.slab!r}"
+            f"hyperprior={self.hyperprior}, slab={self.slab!r}" + (", learn_slab=True" if self.learn_slab else "")
         )
 
 
