@@ -134,6 +134,7 @@ def train_and_watch(model, estimator, train, test, epochs, args, folder):
                 epochs=epoch,
                 batch_size=args.batch_size,
                 lr=args.lr,
+                cooldown=0,  # the next stretch goes on
                 schedules=estimator.schedules(epochs * steps_per_epoch),
                 device=args.device,
                 seed=args.seed,

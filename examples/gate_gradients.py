@@ -283,7 +283,8 @@ def trained(args, train, num_latents, epochs):
     model.check_data(train.images)
     yield 0, model
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"batch_size": args.batch_size, "device": "cpu", "seed": args.seed, "progress": not args.quiet}
+        settings = {"batch_size": args.batch_size, "cooldown": 0, "device": "cpu", "seed": args.seed}
+        settings["progress"] = not args.quiet
         for so_far in (epochs // 2, epochs):
             vsc.fit(model, train, epochs=so_far, checkpoint=Path(folder) / "checkpoint.pt", resume=True, **settings)
             yield so_far, model

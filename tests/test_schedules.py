@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.schedules import Ramp, set_values, slab_warmup
+from vsc_pyro.schedules import Cooldown, Ramp, set_values, slab_warmup
 
 QUIET = {"progress": False, "device": "cpu", "batch_size": 200}
 
@@ -13,6 +13,14 @@ def test_a_ramp_holds_rises_and_stays():
     assert [Ramp(2.0, 0.5)(step) for step in (0, 10)] == [0.5, 0.5]
     assert slab_warmup() == {"encoder.slab_weight": Ramp(0, 1, 15_000, 5_000)}
     assert slab_warmup(700) == {"encoder.slab_weight": Ramp(0, 1, 150, 50)}
+
+
+def test_a_rate_is_steady_and_then_falls_in_proportion():
+    assert [Cooldown(0.5, 8).factor(epoch) for epoch in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert [Cooldown(share, 1).factor(0) for share in (0, 0.25, 1)] == [1, 1, 1]
+    for share in (-0.1, 1.5, float("nan"), True, "a quarter"):
+        with pytest.raises(ValueError, match="cooldown must be a share of the run, from 0 to 1, got"):
+            Cooldown(share, 3)
 
 
 def test_numbers_buffers_and_gates_are_set(small_vae):

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from conftest import waiting_is_an_error
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import vsc_pyro as vsc
 from vsc_pyro.training import resolve_device
@@ -71,7 +71,7 @@ def test_trace_and_analytic_reach_the_same_bound(small_vae, digits, device):
 def _fitted_bounds(small_vae, digits, objective, device):
     """Of three seeds, trained together, which takes a third of the time."""
     models = [small_vae(seed=seed) for seed in range(3)]
-    settings = {"epochs": 60, "batch_size": 50, "lr": 4e-3, "device": device, "compile": False}
+    settings = {"epochs": 60, "batch_size": 50, "lr": 4e-3, "cooldown": 0, "device": device, "compile": False}
     vsc.fit_ensemble(models, digits.train, objective=objective, **settings, **QUIET)
     return torch.tensor([vsc.evaluate(model, digits.test, num_draws=20).elbo for model in models])
 
@@ -196,6 +196,36 @@ def test_a_run_that_goes_on_keeps_the_warmup_it_began_with(small_vae, digits, tm
     assert model.warmup == 1.0
     with pytest.raises(ValueError, match=r"is of a run with warmup=0\.5 \(now 0\.0\)"):
         vsc.fit(small_vae(), digits.train, epochs=9, resume=True, **settings)
+
+
+def falling_over_the_last_quarter(optimizer):
+    return LambdaLR(optimizer, lambda epoch: min(1.0, (8 - epoch) / 2))
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_the_rate_falls_over_the_last_quarter_of_a_run(small_vae, digits, share):
+    settings = {"epochs": 8, "batch_size": 100, "device": "cpu", **QUIET}
+    cooled, scheduled, steady = small_vae(), small_vae(), small_vae()
+    vsc.fit(cooled, digits.train, cooldown=share, **settings)
+    vsc.fit(scheduled, digits.train, lr_schedule=falling_over_the_last_quarter, **settings)
+    vsc.fit(steady, digits.train, cooldown=0, **settings)
+    assert_same(weights(cooled), weights(scheduled))
+    with pytest.raises(AssertionError):
+        assert_same(weights(cooled), weights(steady))
+
+
+def test_a_run_that_goes_on_cools_down_as_it_was_begun(small_vae, digits, tmp_path):
+    settings = {"batch_size": 100, "device": "cpu", **QUIET}
+    steady = {"checkpoint": tmp_path / "steady.pt", **settings}
+    vsc.fit(small_vae(), digits.train, epochs=3, cooldown=0, **steady)
+    longer, whole = small_vae(), small_vae()
+    vsc.fit(longer, digits.train, epochs=6, resume=True, **steady)
+    vsc.fit(whole, digits.train, epochs=6, cooldown=0, **settings)
+    assert_same(weights(longer), weights(whole))
+    with pytest.raises(ValueError, match=r"is of a run with cooldown=0\.0 \(now 0\.5\)"):
+        vsc.fit(small_vae(), digits.train, epochs=6, cooldown=0.5, resume=True, **steady)
+    with pytest.raises(ValueError, match=r"cooldown=0\.5 and lr_schedule both set the learning rate; pass one"):
+        vsc.fit(small_vae(), digits.train, cooldown=0.5, lr_schedule=falling_over_the_last_quarter, **settings)
 
 
 @pytest.mark.filterwarnings("ignore:after 20 steps the code explains nothing")

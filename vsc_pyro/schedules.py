@@ -92,6 +92,42 @@ def check_warmup(warmup: float, loss: ELBO, schedules: Mapping[str, Schedule] | 
     return float(warmup)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cooldown:
+    """The learning rate of a run: as it is, and over the last `share` of the epochs falling in proportion.
+
+    In epoch e, counted from 0, of E it is multiplied by min(1, (E - e) / (share E)). Steady first and falling last, a
+    run can be gone on with from any checkpoint (S. Hu et al., 2024, MiniCPM, who call it warm-up, stable, decay).
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+
+    share: float
+    epochs: int
+
+    def __post_init__(self) -> None:
+        share = self.share
+        if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 <= share <= 1:
+            raise ValueError(f"cooldown must be a share of the run, from 0 to 1, got {share!r}")
+
+    def factor(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in that epoch."""
+        return min(1.0, (self.epochs - epoch) / (self.share * self.epochs)) if self.share else 1.0
+
+    @contextlib.contextmanager
+    def of_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Let `optimizer` step at the rate of that epoch within."""
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * self.factor(epoch)
+        try:
+            yield
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+
 def check_schedules(model: nn.Module, schedules: Mapping[str, Schedule], num_steps: int) -> None:
     """Try schedules out over a run of `num_steps`, and leave the model at step 0.
 

@@ -24,10 +24,11 @@ from vsc_pyro.gates import Gate
 from vsc_pyro.history import History, NonFiniteLossError
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import num_processes
-from vsc_pyro.schedules import Schedule, Setting, check_schedules, check_warmup, set_values
+from vsc_pyro.schedules import Cooldown, Schedule, Setting, check_schedules, check_warmup, set_values
 from vsc_pyro.seeding import seeded
 from vsc_pyro.training.fitting import (
     check_batch_norm,
+    default_cooldown,
     default_epochs,
     private_state,
     resolve_device,
@@ -51,6 +52,7 @@ def fit_ensemble(
     batch_size: int | None = None,
     lr: float = 1e-3,
     warmup: float = 0.0,
+    cooldown: float | None = None,
     seeds: Sequence[int] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -76,8 +78,8 @@ def fit_ensemble(
     Args:
         models: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``; held in memory.
-        objective, epochs, batch_size, lr, warmup, device, progress: as of `fit`. The bar shows the least and the
-            greatest objective of the models.
+        objective, epochs, batch_size, lr, warmup, cooldown, device, progress: as of `fit`. The bar shows the least and
+            the greatest objective of the models.
         seeds: one for each model; None for 0, 1, 2, ... As of `fit`, none of them settles the weights at the start.
         schedules: of all models alike, as of `fit`; they come before numbers that differ.
         compile: compile the common step, which takes some 10 seconds; False runs its operations one by one, which for
@@ -120,6 +122,7 @@ def fit_ensemble(
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     epochs = default_epochs(num_steps) if epochs is None else epochs
+    cooling = Cooldown(default_cooldown(cooldown), epochs)
     share = check_warmup(warmup, loss, schedules)
     schedules = with_warmup(schedules, int(share * epochs * num_steps))
     before = [_Before(model, schedules) for model in models]
@@ -159,8 +162,9 @@ def fit_ensemble(
             stack.callback(setattr, model, "warmup", 1.0)  # after what follows
         stack.callback(ensemble.hand_back)
         histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
-        for _ in range(epochs):
-            _epoch(ensemble, batches, seeds, histories, bar)
+        for epoch in range(epochs):
+            with cooling.of_epoch(epoch, ensemble.optimizer):
+                _epoch(ensemble, batches, seeds, histories, bar)
     for model, own, seed, history in zip(models, batches, seeds, histories, strict=True):
         history.summary = summarize(model, own, seed, epochs, bar)
     return histories

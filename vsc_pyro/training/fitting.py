@@ -30,15 +30,24 @@ from vsc_pyro.modes import in_mode
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.precision import networks_in
-from vsc_pyro.schedules import Ramp, Schedule, check_schedules, check_warmup, set_values, unchanged_if_refused
+from vsc_pyro.schedules import (
+    Cooldown,
+    Ramp,
+    Schedule,
+    check_schedules,
+    check_warmup,
+    set_values,
+    unchanged_if_refused,
+)
 from vsc_pyro.seeding import alone, seeded
 from vsc_pyro.svi import SVI
-from vsc_pyro.training.resumption import saved_warmup
+from vsc_pyro.training.resumption import saved_cooldown, saved_warmup
 from vsc_pyro.training.run import Run
 from vsc_pyro.training.summary import summarize
 from vsc_pyro.vae import VAE
 
 _EPOCHS = 50
+_COOLDOWN = 0.25
 _STEPS = 2000
 
 
@@ -63,6 +72,11 @@ def default_epochs(num_steps: int) -> int:
     return max(_EPOCHS, -(-_STEPS // num_steps))
 
 
+def default_cooldown(cooldown: float | None) -> float:
+    """The share of a run in which the learning rate falls: a quarter where nobody says."""
+    return _COOLDOWN if cooldown is None else cooldown
+
+
 def fit(
     model: VAE,
     data: Dataset | Tensor | np.ndarray | DataLoader,
@@ -74,6 +88,7 @@ def fit(
     batch_size: int | None = None,
     lr: float = 1e-3,
     warmup: float = 0.0,
+    cooldown: float | None = None,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
     device: str | torch.device = "auto",
@@ -118,6 +133,10 @@ def fit(
         lr: learning rate of Adam.
         warmup: share of the run, its first steps, in which the weight of the KL divergence rises from 0 to the model's
             beta, so that latents learn something before they are charged for it. A resumed run keeps its own.
+        cooldown: share of the run, its last epochs, in which the learning rate falls in proportion; None for .25, for
+            0 beside an `lr_schedule`, and for a resumed run's own. A run that is gone on with for more epochs than it
+            was begun with has cooled down once before, unlike one of so many epochs from the start; with 0 the two end
+            in the same weights.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
             `vsc_pyro.schedules`. The last value stays.
@@ -185,8 +204,12 @@ def fit(
     check_objective(loss, model, used_gate, schedules or ())
     warmup = check_warmup(warmup, loss, schedules)
     warmup_steps = int(warmup * epochs * batches.num_steps)
+    if cooldown and lr_schedule is not None:
+        raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
     if resume and checkpoint.is_file():
         warmup_steps = saved_warmup(checkpoint)
+        cooldown = saved_cooldown(checkpoint) if cooldown is None else cooldown
+    cooling = Cooldown(default_cooldown(cooldown) if lr_schedule is None else 0.0, epochs)
     check_batch_norm(model, batches)
     warn_of_prior(model)
     if batches.smallest is not None and batches.smallest < num_processes():
@@ -221,6 +244,7 @@ def fit(
             "batch_size": batches.batch_size,
             "lr": lr,
             "warmup": warmup,
+            "cooldown": float(cooling.share),
             "seed": seed,
             "data": batches.describe(),
             "model": _without_addresses(repr(model)),
@@ -263,7 +287,8 @@ def fit(
                 ) as bar:
                     step = _step(svi, compiled, batches, device, bar)
                     for epoch in range(first_epoch, epochs):
-                        run.epoch(step, bar)
+                        with cooling.of_epoch(epoch, optimizer):
+                            run.epoch(step, bar)
                         if compiled is not None:
                             run.history.compiled = not compiled.is_eager
                             run.history.compile_seconds = compiled_before + compiled.capture_seconds

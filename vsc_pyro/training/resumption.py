@@ -21,7 +21,8 @@ from vsc_pyro.checkpoints import is_plain, load_checkpoint, shortened, shown
 from vsc_pyro.history import History
 
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
-_ONCE_ALWAYS = {"precision": "float32", "processes": 1, "warmup": 0.0}  # settings that earlier checkpoints do not name
+# Of settings that earlier checkpoints do not name.
+_ONCE_ALWAYS = {"precision": "float32", "processes": 1, "warmup": 0.0, "cooldown": 0.0}
 _LENGTH = 160  # characters of what has changed in a setting
 
 
@@ -74,6 +75,13 @@ def saved_warmup(path: Path) -> int:
     history = load_checkpoint(path).get("history")
     steps = history.get("warmup_steps") if type(history) is dict else None
     return steps if type(steps) is int and steps > 0 else 0
+
+
+def saved_cooldown(path: Path) -> float:
+    """Return the share of a checkpoint's run in which its learning rate falls; 0 where `check_settings` refuses it."""
+    settings = load_checkpoint(path).get("settings")
+    share = settings.get("cooldown", 0.0) if type(settings) is dict else 0.0
+    return share if type(share) is float and 0 <= share <= 1 else 0.0
 
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
