@@ -95,11 +95,12 @@ def trained(
     dense: bool = False,
     fit_kwargs: Kwargs = None,
     after_build: Callable[[vsc.VAE, Tensor], object] | None = None,
+    fit: Callable[..., object] = vsc.fit,
     **overrides: Kwargs,
 ) -> tuple[vsc.VAE, float]:
     """The row's model, trained, and the seconds of processor time that took.
 
-    `after_build` may change the model before, given the training data.
+    `after_build` may change the model before, given the training data; `fit` may train it in another way.
     """
     torch.manual_seed(seed)
     model = build(row, data.train.images.shape[1:], dense=dense, **overrides)
@@ -109,7 +110,7 @@ def trained(
     if dense and settings.get("objective") == "exact":
         settings["objective"] = "analytic"
     start = time.process_time()
-    vsc.fit(model, data.train, **settings)
+    fit(model, data.train, **settings)
     return model, time.process_time() - start
 
 
@@ -240,8 +241,8 @@ def run_row(
         root: folder of the data.
         seed: of weights, training and binarisation.
         contestants: some of `CONTESTANTS`; ``"pca-l0"`` is a PCA of as many components as `ours` has latents on.
-        overrides: `fit_kwargs`, `encoder_kwargs`, `prior_kwargs` and `after_build` of ours, `decoder_kwargs` of either
-            model, see `build` and `trained`.
+        overrides: `fit_kwargs`, `encoder_kwargs`, `prior_kwargs`, `after_build` and `fit` of ours, `decoder_kwargs` of
+            either model, see `build` and `trained`.
 
     Raises:
         UnavailableError: no data.
@@ -287,7 +288,7 @@ def _told() -> Iterator[list[str]]:
 
 # The command ----------------------------------------------------------------------------------------------------------
 
-_HEAD = ("R2 mean", "hard", "E[L0]", "of used", "hard L0", "used", "ELBO", "explained", "CPU s")
+HEAD = ("R2 mean", "hard", "E[L0]", "of used", "hard L0", "used", "ELBO", "explained", "CPU s")
 _FIELDS = (
     *(
         "r2_mean",
@@ -303,7 +304,7 @@ _FIELDS = (
 )
 
 
-def _cells(name: str, found: Mapping[str, Any], latent_dim: int) -> list[str]:
+def cells(name: str, found: Mapping[str, Any], latent_dim: int) -> list[str]:
     cells = [f"{name} ({found['components']})" if "components" in found else name]
     for field in _FIELDS:
         value = found.get(field)
@@ -364,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def _report(session: measure.Session, row: Row, data: Data, seed: int, found: dict[str, dict[str, Any]]) -> None:
     sizes = f"{len(data.train)} x {num_features(data)}, J = {row.latent_dim}, {row.epochs} epochs, seed {seed}"
     measure.table(
-        f"{row.name}: {data.source}; {sizes}", ["", *_HEAD], [_cells(k, v, row.latent_dim) for k, v in found.items()]
+        f"{row.name}: {data.source}; {sizes}", ["", *HEAD], [cells(k, v, row.latent_dim) for k, v in found.items()]
     )
     for name, values in found.items():
         for warning in values.get("warnings", ()):

@@ -14,6 +14,7 @@ import evaluation
 import loading
 import measure
 import pytest
+import recipes
 import scaling
 import step
 import torch
@@ -176,6 +177,33 @@ def test_every_part_for_a_gpu_runs_on_the_cpu(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"{name}-quick.json" for name in ("step", "dictionary", "evaluation", "epoch")}
+
+
+def test_recipes(record):
+    results = record(recipes, "--rows", "digits-bundled")["results"]
+    assert [result["recipe"] for result in results] == list(recipes.RECIPES)
+    row = recipes.ROWS["fashion-vsc"]
+    left = [recipe for recipe in recipes.RECIPES if recipes.admits(row, recipe)]
+    assert left == ["plain", "cooldown 1/4", "cooldown 1/2", "warm-up", "late DisARM"]
+
+
+def test_recipes_do_what_they_say():
+    torch.manual_seed(0)
+    row, x = recipes.ROWS["digits-bundled"], torch.rand(9, 1, 8, 8).round()
+    encoder = vsc.SpikeSlabEncoder((1, 8, 8), 4, initial_inclusion=0.3)
+    model = vsc.VAE(encoder, vsc.BernoulliDecoder(4, (1, 8, 8)), vsc.SpikeSlabPrior(4, 0.3))
+    encoder.own_layer.bias.data += torch.linspace(-1, 1, 12)
+    posterior, prior = encoder(x), model.prior(x)
+    divergence = recipes.kl_divergence(posterior, prior)
+    free, aggregate = recipes._elbo(row, recipes.FreeBits), recipes.aggregate(row, 20)
+    each = recipes.kl_divergence(posterior.base_dist, prior.base_dist).mean(0)
+    charged = free.charge(posterior, prior, divergence)
+    torch.testing.assert_close(charged[0], each.clamp(min=0.05).sum())
+    assert charged.sum() >= divergence.sum()
+    charges = [aggregate.charge(posterior, prior, divergence).mean() for _ in range(12)]
+    assert charges[0] <= charges[5] <= charges[10]  # the divergence is convex
+    torch.testing.assert_close(charges[10], divergence.mean())
+    torch.testing.assert_close(charges[11], divergence.mean())
 
 
 def test_scaling(record):

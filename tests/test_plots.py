@@ -112,6 +112,17 @@ def test_traversals_move_the_one_latent(trained):
     assert abs(row[3] - row[-1]).max() > 0.05
 
 
+def test_traversals_go_as_far_as_the_codes_do(trained):
+    model, test, _ = trained
+    hard = vsc.codes(model, test.images.round()).hard
+    used = (hard != 0).float().mean(0).argsort(descending=True)[:2]
+    figure = plots.traversals(model, vsc.Dataset(test.images.round()), num=2)
+    titles = [axes.get_title() for axes in figure.axes[3:10]]
+    farthest = float(hard[:, used].abs().max())
+    assert titles == [f"z = {farthest * i / 3:.2g}" for i in range(-3, 4)]
+    assert figure.axes[9].get_title() != plots.traversals(model, test, num=2, limit=1.0).axes[9].get_title() == "z = 1"
+
+
 def test_inclusion_map_is_the_mean_by_class(trained):
     model, test, _ = trained
     grey = vsc.Dataset(test.images, test.labels)

@@ -194,7 +194,8 @@ def test_all_pictures_agree_about_which_latents_are_used_most():
     assert "4 of 5 are ever on" in plots.inclusion_usage(model, x).axes[0].get_title()
     figure = plots.traversals(model, x)
     names = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
-    assert names == ["latent 1\non 90%", "latent 4\non 60%", "latent 0\non 60%", "latent 2\non 14%"]
+    shares = ["latent 1\nmean P(on) 0.90", "latent 4\nmean P(on) 0.60", "latent 0\nmean P(on) 0.60"]
+    assert names == [*shares, "latent 2\nmean P(on) 0.14"]
     listed = [axes.get_title().split("\n")[0] for axes in plots.loadings(model, data=x, num=5).axes if axes.patches]
     assert listed == [f"latent {latent}" for latent in expected]
     # The datum of a row is the one in which its latent is on and farthest from zero.

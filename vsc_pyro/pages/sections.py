@@ -20,10 +20,12 @@ from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.inspection import BOUND_DRAWS, NUM_BOUNDED, NUM_EXPLAINED, NUM_IMPUTED, Subject
 from vsc_pyro.posterior import to_arviz
 from vsc_pyro.probes import auroc
+from vsc_pyro.sparse_codes import codes
 
 _NUM_CHECKED = 200  # data that replicated data are held against, fewer of large ones
 _CHECK_DRAWS = 50
 _NUMBERS_CHECKED = 20_000_000  # of values in their predictions
+_NUM_EXPLAINED_BY_FEATURE = 1000  # data
 _MOST_ROWS = 40
 # Statistics of data that are no pictures of ink.
 _STATISTICS = {
@@ -138,10 +140,12 @@ def explains(document: Document, subject: Subject) -> None:
     if subject.is_image:
         return
     document.heading("Which features does it explain?")
-    model, x = subject.model, subject.x
+    model = subject.model
+    generator = torch.Generator().manual_seed(subject.seed)
+    x = subject.data[:_NUM_EXPLAINED_BY_FEATURE].draw(slice(None), generator)
     with model.evaluating():
-        decoded = model.decoder(subject.codes.hard.to(model.reference)).mean.reshape(x.shape).cpu()
-    truth, decoded = x.cpu().flatten(1), decoded.flatten(1)
+        decoded = model.decoder(codes(model, x).hard.to(model.reference)).mean
+    truth, decoded = x.cpu().flatten(1), decoded.cpu().flatten(1)
     errors, spread = (truth - decoded).square().mean(0), truth.var(0, correction=0)
     share = 1 - errors / spread.clamp(min=1e-30)
     order = share.argsort(descending=True)

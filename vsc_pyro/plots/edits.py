@@ -46,7 +46,7 @@ def traversals(
     model: VAE,
     data: Dataset | Tensor | np.ndarray,
     num: int = 10,
-    limit: float = 3.0,
+    limit: float | None = None,
     *,
     seed: int = 0,
     **style: Unpack[Style],
@@ -61,7 +61,7 @@ def traversals(
     Args:
         model, data: a `VAE` and data of shape ``(N, ...)``.
         num: number of latents, most used first.
-        limit: range of the latent's value, in standard deviations of the standard slab.
+        limit: range of the latent's value; None for as far from zero as the codes of the data go in these latents.
         seed: of binarisation and draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
     """
@@ -75,13 +75,15 @@ def traversals(
         say(figure, f"No latent is on in any of {len(seen)} data: {_is_not_on(usage.highest)}.")
         return figure
     x = seen[usage.datum[latents]].to(model.reference)
-    values = torch.linspace(-limit, limit, 7).to(x)
+    if limit is None:
+        limit = max(float(usage.farthest[latents].max()), 0.1)
+    values = (limit / 3 * torch.arange(-3.0, 4.0)).to(x)
     rows, names = [], []
     for place, (latent, code) in enumerate(zip(latents, likely_code(model.encoder(x)), strict=True)):
         decoded = _decoded(model, code, latent, values).reshape(-1, *x.shape[1:])
         rows.append(torch.cat([x[place : place + 1], decoded]).cpu())
-        names.append(f"latent {latent}\non {float(usage.inclusion[latent]):.0%}")
-    columns = ["datum", "decoded", "off", *(f"z = {value:g}" for value in values.tolist())]
+        names.append(f"latent {latent}\nmean P(on) {float(usage.inclusion[latent]):.2f}")
+    columns = ["datum", "decoded", "off", *(f"z = {value:.2g}" for value in values.tolist())]
     title = f"Traversals of single latents: {len(latents)} of {len(used)} that are ever on, most used first"
     return grid(rows, names, title, drawing_of(seen, **style), [columns])
 

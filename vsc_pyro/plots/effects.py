@@ -70,7 +70,7 @@ def loadings(
         seen = data_for(model, data).draw(slice(None))
         usage = usage_of(model, seen)
         values, order = _typical_values(model, seen), usage.order[:num]
-        titles = {j: f"on {float(usage.inclusion[j]):.1%}, z = {float(values[j]):.2f}" for j in order.tolist()}
+        titles = {j: f"mean P(on) {float(usage.inclusion[j]):.2g}, z = {float(values[j]):.2f}" for j in order.tolist()}
     effects, order = _strongest(model, values, order, num)
     if data is not None:
         effects = effects.reshape(-1, *seen.shape[1:])
