@@ -114,11 +114,11 @@ def test_traversals_move_the_one_latent(trained):
 
 def test_traversals_go_as_far_as_the_codes_do(trained):
     model, test, _ = trained
-    hard = vsc.codes(model, test.images.round()).hard
-    used = (hard != 0).float().mean(0).argsort(descending=True)[:2]
+    codes = vsc.codes(model, test.images.round())
+    used = codes.inclusion.mean(0).argsort(descending=True)[:2]
     figure = plots.traversals(model, vsc.Dataset(test.images.round()), num=2)
     titles = [axes.get_title() for axes in figure.axes[3:10]]
-    farthest = float(hard[:, used].abs().max())
+    farthest = float(codes.hard[:, used].abs().max())
     assert titles == [f"z = {farthest * i / 3:.2g}" for i in range(-3, 4)]
     assert figure.axes[9].get_title() != plots.traversals(model, test, num=2, limit=1.0).axes[9].get_title() == "z = 1"
 
