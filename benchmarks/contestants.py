@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, elu, logsigmoid
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import CompiledSVI, Replay, capture_on, missing_compiler
-from vsc_pyro.precision import networks_in
-from vsc_pyro.registration import unwatched
+from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on, missing_compiler
+from vsc_pyro.models.param_store import unwatched
+from vsc_pyro.models.precision import networks_in
 
 SHAPE = (1, 28, 28)
 PIXELS = math.prod(SHAPE)

@@ -19,7 +19,7 @@ from contestants import INCLUSION, LR, Place, check_compiler, own_store
 
 import vsc_pyro as vsc
 from vsc_pyro import CompiledSVI
-from vsc_pyro.ensembles import Ensemble
+from vsc_pyro.acceleration.ensemble import Ensemble
 
 EAGER, COMPILED = "one model, eager", "one model, compiled"
 COUNTS = (1, 2, 4, 8, 16)

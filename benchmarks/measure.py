@@ -29,10 +29,10 @@ import pyro
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.arguments import positive_int
+from vsc_pyro._arguments import positive_int
+from vsc_pyro._files import expanded, replacing
 from vsc_pyro.datasets import Split, default_root
-from vsc_pyro.files import expanded, replacing
-from vsc_pyro.training import resolve_device
+from vsc_pyro.training.fit import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
 _MNIST_SIZES, _QUICK_SIZES = (60_000, 10_000), (120, 120)

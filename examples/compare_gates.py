@@ -27,12 +27,12 @@ from mnist_vsc import DATASETS, load_data
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
-from vsc_pyro.arguments import choice
-from vsc_pyro.checkpoints import shown
+from vsc_pyro._arguments import choice
+from vsc_pyro._files import replacing
 from vsc_pyro.distributions import StraightThroughThreshold
-from vsc_pyro.files import replacing
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
-from vsc_pyro.training import resolve_device
+from vsc_pyro.training.checkpoints import shown
+from vsc_pyro.training.fit import resolve_device
 
 EPOCHS = {"digits": 100}
 FREE_TO_CHANGE = ("gates", "device", "output", "data_root", "resume", "overwrite", "quiet")

@@ -22,11 +22,11 @@ from torch.nn.functional import normalize
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.calibration import check_calibration
-from vsc_pyro.exact import exact_posterior
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
+from vsc_pyro.evaluation.calibration import check_calibration
+from vsc_pyro.inference.linear_exact import exact_posterior
+from vsc_pyro.inference.refine import refine
 from vsc_pyro.objectives import OBJECTIVES, get_objective
-from vsc_pyro.refinement import refine
 
 # Name: how to load so many training data, and a standard deviation of the noise to start from, in units of the data.
 DATASETS = {

@@ -15,7 +15,7 @@ from common.running import run
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
 
 TARGETS = "logits", "weights"
 MARKERS = "osD^vP*X"

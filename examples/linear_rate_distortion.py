@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
 from vsc_pyro.objectives import ExactELBO, get_objective
 
 # Name: objective, gate, draws of each code.

@@ -24,14 +24,14 @@ from common.running import run
 
 import vsc_pyro as vsc
 from vsc_pyro import load_checkpoint, load_weights, parallel, plots
-from vsc_pyro.checkpoints import shown
+from vsc_pyro._files import replacing
 from vsc_pyro.distributions import SLABS
-from vsc_pyro.files import replacing
 from vsc_pyro.gates import GATES, Gate
-from vsc_pyro.networks import ACTIVATIONS
+from vsc_pyro.models.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES, get_objective
-from vsc_pyro.schedules import slab_warmup
-from vsc_pyro.training import resolve_device
+from vsc_pyro.training.checkpoints import shown
+from vsc_pyro.training.fit import resolve_device
+from vsc_pyro.training.schedules import slab_warmup
 
 COMPILE = {"auto": "auto", "yes": True, "no": False}
 # Settings where nobody says, and those that differ on some data. An epoch of the digits has 8 steps, of MNIST 300.

@@ -17,7 +17,7 @@ from common.outputs import in_place_of, refuse_to_replace, write_json
 from common.running import run
 
 import vsc_pyro as vsc
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
 
 
 def dense(args, shape):

@@ -19,7 +19,7 @@ from common.running import run
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
 
 
 def laplace(args, shape):

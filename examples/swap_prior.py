@@ -32,10 +32,10 @@ from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.arguments import choice
-from vsc_pyro.files import replacing
-from vsc_pyro.schedules import slab_warmup
-from vsc_pyro.training import resolve_device
+from vsc_pyro._arguments import choice
+from vsc_pyro._files import replacing
+from vsc_pyro.training.fit import resolve_device
+from vsc_pyro.training.schedules import slab_warmup
 
 EPOCHS = {"digits": 100}  # of 8 steps each; an epoch of MNIST has 300, and 10 are taken
 # Settings that may differ between a run and its resumption; the epochs may not: all systems get the same budget.

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
-from vsc_pyro.advice import advise, nothing_explained, principal_components
-from vsc_pyro.survey import survey
+from vsc_pyro.evaluation.advice import advise, nothing_explained, principal_components
+from vsc_pyro.evaluation.survey import survey
 
 
 def low_rank(num, pixels, rank, deviation):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vsc_pyro.arguments import bool_or_auto, choice, natural_int, positive_float, positive_int, sizes
+from vsc_pyro._arguments import bool_or_auto, choice, natural_int, positive_float, positive_int, sizes
 
 
 def test_good_values_pass_through():

@@ -23,7 +23,7 @@ from contestants import CONTESTANTS, Place, Setting, hand_written, library_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import BACKENDS
+from vsc_pyro.acceleration import BACKENDS
 
 SPIKES = Setting(latent_dim=4, hidden=12, batch_size=16)
 DENSE = SPIKES._replace(dense=True)

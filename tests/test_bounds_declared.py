@@ -43,7 +43,7 @@ class Derived(vsc.NormalPrior):
         return normal(x[:, :J])
 
 
-class Base(vsc.priors.Prior):
+class Base(vsc.Prior):
     def forward(self, x):
         return normal(x[:, :J])
 

@@ -6,12 +6,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
-from test_exact import linear_model
+from test_linear_exact import linear_model
 
 import vsc_pyro as vsc
-from vsc_pyro.calibration import check_calibration
-from vsc_pyro.exact import exact_posterior
-from vsc_pyro.gibbs import gibbs_posterior
+from vsc_pyro.evaluation.calibration import check_calibration
+from vsc_pyro.inference.linear_exact import exact_posterior
+from vsc_pyro.inference.linear_gibbs import gibbs_posterior
 
 
 class Distorted:

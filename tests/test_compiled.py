@@ -19,12 +19,11 @@ from test_systems import ADMISSIBLE, build
 from torch import nn
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import CompiledSVI, backends, missing_compiler
-from vsc_pyro.compiled import svi as compiled_svi
+from vsc_pyro.acceleration import CompiledSVI, backends, compiled_svi, missing_compiler
 from vsc_pyro.gates import GATES, BinaryConcrete
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.schedules import Ramp, set_values
-from vsc_pyro.svi import SVI
+from vsc_pyro.training.schedules import Ramp, set_values
+from vsc_pyro.training.svi import SVI
 
 QUIET = {"progress": False, "device": "cpu"}
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -465,7 +464,7 @@ def test_compiled_steps_are_the_eager_ones(line):
 
 def test_nothing_is_said_of_a_gpu_that_is_not_asked_for():
     program = (
-        "import logging; from vsc_pyro.compiled.backends import load_quietly; load_quietly();"
+        "import logging; from vsc_pyro.acceleration.backends import load_quietly; load_quietly();"
         "print(logging.getLogger('torch.utils.cpp_extension').filters)"
     )
     # A CUDA build of torch would say on stderr what it has found there, and missed.

@@ -8,8 +8,8 @@ from test_compiled import compiler, covering  # noqa: F401 - a fixture
 from test_systems import ADMISSIBLE, build
 from torch import nn
 
-from vsc_pyro.compiled import BACKENDS, CompiledFunction
-from vsc_pyro.compiled.flattening import flatten, rebuild
+from vsc_pyro.acceleration import BACKENDS, CompiledFunction
+from vsc_pyro.acceleration.flat_arguments import flatten, rebuild
 
 
 class Scaling(nn.Module):

@@ -12,8 +12,8 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import CompiledSVI
-from vsc_pyro.compiled.memento import Memento
+from vsc_pyro.acceleration import CompiledSVI
+from vsc_pyro.acceleration.saved_state import Memento
 
 CAPTURED = functools.partial(CompiledSVI, backend="eager")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.data_checks import as_events, check_figure, check_finite, check_support
+from vsc_pyro.models.data_checks import as_events, check_figure, check_finite, check_support
 
 
 def test_data_are_judged_in_the_models_precision():
@@ -44,7 +44,7 @@ def test_events_have_the_likelihoods_shape():
 
 
 def test_data_beyond_the_first_chunk_are_looked_at(monkeypatch):
-    monkeypatch.setattr("vsc_pyro.data_checks._ROWS_AT_ONCE", 10)
+    monkeypatch.setattr("vsc_pyro.models.data_checks._ROWS_AT_ONCE", 10)
     likelihood = dist.Bernoulli(0.5 * torch.ones(1, 3)).to_event(1)
     x = torch.rand(25, 3)
     check_support(torch.tensor([[0.5, 1.5, 2.5]]), dist.Uniform(torch.zeros(3), torch.arange(1.0, 4)).to_event(1), x)

@@ -9,14 +9,14 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
-from vsc_pyro.decoders import (
+from vsc_pyro.models.decoders import (
     BernoulliDecoder,
     ContinuousBernoulliDecoder,
     CrossEntropyBernoulli,
     NormalDecoder,
     StableContinuousBernoulli,
 )
-from vsc_pyro.networks import ConvTrunk, DeconvTrunk
+from vsc_pyro.models.networks import ConvTrunk, DeconvTrunk
 
 DECODERS = [
     (BernoulliDecoder, {}),

@@ -7,8 +7,8 @@ from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import SLABS, ShiftedNormalTails, StraightThroughThreshold
-from vsc_pyro.encoders import ThresholdEncoder
 from vsc_pyro.gates import GATES, BinaryConcrete, ShiftedSigmoid
+from vsc_pyro.models.encoders import ThresholdEncoder
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -9,13 +9,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import BACKENDS, missing_compiler
-from vsc_pyro.compiled.recording import NotCapturedError
-from vsc_pyro.compiled.stacking import StepRecorder, record_stacked
-from vsc_pyro.ensembles import fit_ensemble
+from vsc_pyro.acceleration import BACKENDS, missing_compiler
+from vsc_pyro.acceleration.fit_ensemble import fit_ensemble
+from vsc_pyro.acceleration.mapped_graph import StepRecorder, record_stacked
+from vsc_pyro.acceleration.recorder import NotCapturedError
 from vsc_pyro.gates import BinaryConcrete
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.schedules import Ramp
+from vsc_pyro.training.schedules import Ramp
 
 QUIET = {"progress": False, "device": "cpu"}
 
@@ -380,7 +380,9 @@ def test_what_fit_looks_at_beforehand(small_vae, some):
 
 
 def test_without_a_compiler(small_vae, some, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.ensembles.fitting.missing_compiler", lambda device: "there is no C++ compiler")
+    monkeypatch.setattr(
+        "vsc_pyro.acceleration.fit_ensemble.missing_compiler", lambda device: "there is no C++ compiler"
+    )
     with pytest.raises(ValueError, match="compile=True, and there is no C\\+\\+ compiler; compile=False needs none"):
         fit_ensemble([small_vae()], some, compile=True, **QUIET)
 

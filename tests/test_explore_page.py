@@ -16,9 +16,9 @@ from pyro.distributions import Normal
 from sklearn.datasets import load_breast_cancer
 
 import vsc_pyro as vsc
-from vsc_pyro.decoders import CrossEntropyBernoulli, StableContinuousBernoulli
 from vsc_pyro.distributions import get_slab
-from vsc_pyro.networks import ACTIVATIONS
+from vsc_pyro.models.decoders import CrossEntropyBernoulli, StableContinuousBernoulli
+from vsc_pyro.models.networks import ACTIVATIONS
 from vsc_pyro.pages.browser_decoder import ACTIVATION_SOURCES, DRAW_SOURCES, LIKELIHOODS
 
 ARROW_RIGHT = "\ue014"

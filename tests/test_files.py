@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
 
 
 def test_writes_whole_files_and_makes_folders(tmp_path):

@@ -9,7 +9,9 @@ from vsc_pyro import glossary
 
 def test_the_file_says_what_python_says():
     path = Path(__file__).parent.parent / "docs" / "glossary.md"
-    assert path.read_text() == glossary.text(), "python -m vsc_pyro.glossary > docs/glossary.md writes it anew"
+    assert path.read_text() == glossary.text(), (
+        "python -m vsc_pyro.evaluation.glossary > docs/glossary.md writes it anew"
+    )
 
 
 def word(line):

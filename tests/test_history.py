@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
-from vsc_pyro.survey import survey
+from vsc_pyro.evaluation.survey import survey
 
 
 def test_history_as_csv(tmp_path):

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vsc_pyro as vsc
-from vsc_pyro import importance
-from vsc_pyro.compiled import BACKENDS, backends
-from vsc_pyro.importance import Chunk, are_worth_compiling, chunk_of, codes_of, log_likelihood_of
+from vsc_pyro.acceleration import BACKENDS, backends
+from vsc_pyro.evaluation import importance
+from vsc_pyro.evaluation.importance import Chunk, are_worth_compiling, chunk_of, codes_of, log_likelihood_of
 
 CPU = torch.device("cpu")
 
@@ -189,7 +189,9 @@ def of_wide_layers():
 def test_no_tensor_outgrows_its_bound(make, elements, num_draws, digits, monkeypatch):
     bound = 150_000  # above the weights of the wide layers, 128,000 elements
     monkeypatch.setattr(importance, "_ELEMENTS_AT_ONCE", {"cpu": bound})
-    monkeypatch.setattr("vsc_pyro.evaluation._with_survey", lambda result, *_, **__: result)  # has a bound of its own
+    monkeypatch.setattr(
+        "vsc_pyro.evaluation.evaluate._with_survey", lambda result, *_, **__: result
+    )  # has a bound of its own
     model = make()
     with Largest() as largest:
         vsc.evaluate(model, digits.test, num_draws=num_draws)

@@ -8,7 +8,7 @@ import torch
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import ThresholdedSpikeSlab, inclusion_of
-from vsc_pyro.information import Information, is_informative
+from vsc_pyro.evaluation.information import Information, is_informative
 
 
 def nats(posterior, parts=1):

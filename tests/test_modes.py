@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from vsc_pyro.modes import in_mode
+from vsc_pyro.models.modes import in_mode
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from vsc_pyro.checkpoints import load_weights
-from vsc_pyro.networks import ACTIVATIONS, MLP, ConvTrunk, DeconvTrunk
+from vsc_pyro.models.networks import ACTIVATIONS, MLP, ConvTrunk, DeconvTrunk
+from vsc_pyro.training.checkpoints import load_weights
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 27, 33), (2, 7, 4)]
 

@@ -10,7 +10,7 @@ import torch
 
 import vsc_pyro as vsc
 from vsc_pyro import parallel
-from vsc_pyro.seeding import seeded
+from vsc_pyro._seeding import seeded
 
 HERE = Path(__file__).parent
 SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 --device cpu --quiet".split()

@@ -9,9 +9,9 @@ from matplotlib.image import imread
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.calibration import check_calibration
-from vsc_pyro.exact import exact_posterior
-from vsc_pyro.seeding import seeded
+from vsc_pyro._seeding import seeded
+from vsc_pyro.evaluation.calibration import check_calibration
+from vsc_pyro.inference.linear_exact import exact_posterior
 
 
 @pytest.fixture(scope="module")

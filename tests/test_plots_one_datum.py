@@ -8,9 +8,9 @@ from matplotlib.image import imread
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
+from vsc_pyro._seeding import seeded
 from vsc_pyro.distributions import centre
-from vsc_pyro.plots.looking import slab_draws, slab_quantiles
-from vsc_pyro.seeding import seeded
+from vsc_pyro.plots.inputs import slab_draws, slab_quantiles
 
 GREY, COLOUR, J = (1, 8, 8), (3, 8, 8), 6
 

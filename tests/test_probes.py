@@ -11,7 +11,7 @@ from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Factors
-from vsc_pyro.probes import auroc, encode, factor_auroc, linear_probe
+from vsc_pyro.evaluation.probes import auroc, encode, factor_auroc, linear_probe
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
 from vsc_pyro import parallel
-from vsc_pyro.compiled import CompiledSVI, Replay, capture_on
+from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on
 from vsc_pyro.gates import BinaryConcrete
-from vsc_pyro.schedules import Ramp, set_values
+from vsc_pyro.training.schedules import Ramp, set_values
 
 SCHEDULES = {
     "beta": Ramp(0.1, 1, 0, 20),
@@ -230,7 +230,7 @@ def test_where_the_step_is_eager_nothing_is_replayed(small_vae, digits):
 def test_whole_steps_are_for_one_process_and_a_gpu(monkeypatch):
     assert capture_on(torch.device("cpu")) is None
     assert callable(capture_on(torch.device("cuda", 0)))
-    monkeypatch.setattr("vsc_pyro.compiled.replay.num_processes", lambda: 2)
+    monkeypatch.setattr("vsc_pyro.acceleration.replay.num_processes", lambda: 2)
     assert parallel.num_processes() == 1
     assert capture_on(torch.device("cuda", 0)) is None
 
@@ -242,8 +242,8 @@ def test_whole_steps_are_for_one_process_and_a_gpu(monkeypatch):
 def taping(monkeypatch):
     """`fit` on the CPU as on a GPU."""
     found = Taping()
-    monkeypatch.setattr("vsc_pyro.training.fitting.capture_on", lambda device: found)
-    monkeypatch.setattr("vsc_pyro.training.fitting.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
+    monkeypatch.setattr("vsc_pyro.training.fit.capture_on", lambda device: found)
+    monkeypatch.setattr("vsc_pyro.training.fit.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
     return found
 
 

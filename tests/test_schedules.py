@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.schedules import Cooldown, Ramp, set_values, slab_warmup
+from vsc_pyro.training.schedules import Cooldown, Ramp, set_values, slab_warmup
 
 QUIET = {"progress": False, "device": "cpu", "batch_size": 200}
 

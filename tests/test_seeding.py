@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro import seeding
-from vsc_pyro.seeding import alone, seeded
+from vsc_pyro import _seeding as seeding
+from vsc_pyro._seeding import alone, seeded
 
 
 def test_other_devices_are_not_touched(monkeypatch):

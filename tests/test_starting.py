@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
-from vsc_pyro.starting import mean_and_scale
+from vsc_pyro.models.starting import mean_and_scale
 
 QUIET = {"progress": False, "device": "cpu", "compile": False}
 DECODERS = {
@@ -260,7 +260,7 @@ def test_nothing_is_sampled_where_nothing_need_be():
 
 
 def test_runs_of_few_minibatches_have_more_epochs():
-    from vsc_pyro.training.fitting import default_epochs
+    from vsc_pyro.training.fit import default_epochs
 
     assert default_epochs(300) == 50
     assert default_epochs(2) == 1000

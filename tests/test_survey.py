@@ -8,7 +8,7 @@ from torch import nn
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre
-from vsc_pyro.survey import survey
+from vsc_pyro.evaluation.survey import survey
 
 
 def test_shares_agree_with_a_direct_computation(trained, digits):
@@ -104,7 +104,7 @@ def test_cauchy_codes():
 
 def test_memory_is_bounded_and_parts_of_the_data_add_up(small_vae, digits, monkeypatch):
     whole = survey(small_vae(), digits.test)
-    monkeypatch.setattr("vsc_pyro.survey._ELEMENTS_AT_ONCE", 640)
+    monkeypatch.setattr("vsc_pyro.evaluation.survey._ELEMENTS_AT_ONCE", 640)
     model, rows = small_vae(), []
     model.decoder.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     parts = survey(model, digits.test)

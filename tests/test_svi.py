@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vsc_pyro as vsc
-from vsc_pyro.compiled import CompiledSVI
+from vsc_pyro.acceleration import CompiledSVI
 from vsc_pyro.gates import GATES
 from vsc_pyro.objectives import get_objective
 

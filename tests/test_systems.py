@@ -14,9 +14,9 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
-from vsc_pyro.encoders import ThresholdEncoder
+from vsc_pyro._seeding import seeded
 from vsc_pyro.gates import GATES
-from vsc_pyro.seeding import seeded
+from vsc_pyro.models.encoders import ThresholdEncoder
 
 J, SHAPE = 5, (1, 8, 8)
 

@@ -8,7 +8,7 @@ import torch
 from conftest import waiting_is_an_error
 
 import vsc_pyro as vsc
-from vsc_pyro.training.readback import Copy, Losses
+from vsc_pyro.training.losses import Copy, Losses
 
 
 class Late:

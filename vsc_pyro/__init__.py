@@ -1,15 +1,25 @@
 """Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro."""
 
-from vsc_pyro import datasets, gates, glossary, parallel, schedules
-from vsc_pyro.advice import NothingExplainedWarning
-from vsc_pyro.calibration import Calibration, check_calibration
-from vsc_pyro.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from vsc_pyro.compiled import CompiledSVI
-from vsc_pyro.criticism import elpd, predictive_check
+from vsc_pyro import datasets, gates
+from vsc_pyro.acceleration import CompiledSVI
+from vsc_pyro.acceleration.fit_ensemble import fit_ensemble
+from vsc_pyro.arviz_bridge.predictive_checks import elpd, predictive_check
+from vsc_pyro.arviz_bridge.to_arviz import to_arviz
 from vsc_pyro.datasets import Dataset, Factors
-from vsc_pyro.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
 from vsc_pyro.distributions import SpikeSlab, ThresholdedSpikeSlab
-from vsc_pyro.encoders import (
+from vsc_pyro.evaluation import glossary
+from vsc_pyro.evaluation.advice import NothingExplainedWarning
+from vsc_pyro.evaluation.calibration import Calibration, check_calibration
+from vsc_pyro.evaluation.codes import Codes, codes
+from vsc_pyro.evaluation.evaluate import Bounds, bounds, evaluate
+from vsc_pyro.evaluation.figures import Evaluation
+from vsc_pyro.evaluation.probes import FactorAUROC, encode, factor_auroc, linear_probe
+from vsc_pyro.inference.impute import Imputation, impute
+from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior
+from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
+from vsc_pyro.inference.refine import Refinement, refine
+from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
+from vsc_pyro.models.encoders import (
     CauchyEncoder,
     DeltaEncoder,
     LaplaceEncoder,
@@ -17,17 +27,8 @@ from vsc_pyro.encoders import (
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
-from vsc_pyro.ensembles import fit_ensemble
-from vsc_pyro.evaluation import Bounds, bounds, evaluate
-from vsc_pyro.exact import ExactPosterior, exact_posterior
-from vsc_pyro.figures import Evaluation
-from vsc_pyro.gibbs import GibbsPosterior, gibbs_posterior
-from vsc_pyro.imputation import Imputation
-from vsc_pyro.networks import ConvTrunk, DeconvTrunk
-from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
-from vsc_pyro.pages import explore, report
-from vsc_pyro.posterior import to_arviz
-from vsc_pyro.priors import (
+from vsc_pyro.models.networks import ConvTrunk, DeconvTrunk
+from vsc_pyro.models.priors import (
     CauchyPrior,
     FlatPrior,
     LaplacePrior,
@@ -37,13 +38,16 @@ from vsc_pyro.priors import (
     PseudoInputPrior,
     SpikeSlabPrior,
 )
-from vsc_pyro.probes import FactorAUROC, encode, factor_auroc, linear_probe
-from vsc_pyro.refinement import Refinement, refine
-from vsc_pyro.schedules import Ramp
-from vsc_pyro.sparse_codes import Codes, codes
-from vsc_pyro.svi import SVI
-from vsc_pyro.training import History, NonFiniteLossError, fit
-from vsc_pyro.vae import VAE, VSC
+from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vsc import VSC
+from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
+from vsc_pyro.pages import explore, report
+from vsc_pyro.training import parallel, schedules
+from vsc_pyro.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.training.fit import fit
+from vsc_pyro.training.history import History, NonFiniteLossError
+from vsc_pyro.training.schedules import Ramp
+from vsc_pyro.training.svi import SVI
 
 __version__ = "0.1.0"
 
@@ -107,6 +111,7 @@ __all__ = [
     "gates",
     "gibbs_posterior",
     "glossary",
+    "impute",
     "linear_probe",
     "load_checkpoint",
     "load_weights",

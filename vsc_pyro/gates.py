@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.arguments import choice, positive_float
+from vsc_pyro._arguments import choice, positive_float
 
 
 class SpikeDraw(NamedTuple):

@@ -18,8 +18,8 @@ from common.outputs import (
     texts,
     truth,
 )
-from vsc_pyro.checkpoints import shortened, shown
 from vsc_pyro.datasets import DATASETS
+from vsc_pyro.training.checkpoints import shortened, shown
 
 # In metrics.json: settings, as in config.json or null with a prior that does without, and figures, of these kinds.
 ONLY_WITH_SOME = (

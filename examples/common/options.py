@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from vsc_pyro.arguments import positive_float, positive_int
-from vsc_pyro.files import expanded
+from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro._files import expanded
 
 
 def whole(text):

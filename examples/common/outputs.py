@@ -7,8 +7,8 @@ import shutil
 import sys
 import tempfile
 
-from vsc_pyro.checkpoints import shown
-from vsc_pyro.files import check_writable, replacing
+from vsc_pyro._files import check_writable, replacing
+from vsc_pyro.training.checkpoints import shown
 
 
 def settings(args, free):

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vsc_pyro.arguments import choice, natural_int
+from vsc_pyro._arguments import choice, natural_int
+from vsc_pyro._files import expanded
 from vsc_pyro.datasets.bundled import digits, patches
 from vsc_pyro.datasets.dataset import BINARIZATIONS, Dataset, Factors, Split, as_dataset, check_binarize
 from vsc_pyro.datasets.faces import render_smiley, smiley
@@ -31,7 +32,6 @@ from vsc_pyro.datasets.torchvision_sets import (
     fashion_mnist,
     mnist,
 )
-from vsc_pyro.files import expanded
 
 __all__ = [
     "BINARIZATIONS",

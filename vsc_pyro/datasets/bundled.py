@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vsc_pyro.arguments import natural_int, positive_float, positive_int
+from vsc_pyro._arguments import natural_int, positive_float, positive_int
+from vsc_pyro._files import expanded
 from vsc_pyro.datasets.dataset import Dataset, Split
-from vsc_pyro.files import expanded
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")

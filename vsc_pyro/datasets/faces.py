@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.arguments import natural_int, positive_int
+from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro.datasets.dataset import Dataset, Factors, Split
 
 _SIDE = 32

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.arguments import choice, natural_int, positive_float, positive_int
+from vsc_pyro._arguments import choice, natural_int, positive_float, positive_int
 from vsc_pyro.datasets.dataset import Dataset, Factors, Split
 
 TEMPLATES = (

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.arguments import natural_int, positive_int
+from vsc_pyro._arguments import natural_int, positive_int
+from vsc_pyro._files import expanded
 from vsc_pyro.datasets.dataset import Dataset, Factors, Split
-from vsc_pyro.files import expanded
 
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
 _CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218

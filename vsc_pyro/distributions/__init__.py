@@ -8,7 +8,7 @@ from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
 from vsc_pyro.distributions.infinite import why_infinite, why_no_point
 from vsc_pyro.distributions.linear_normal import LinearNormal
-from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
+from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
 from vsc_pyro.distributions.slabs import SLABS, get_slab
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.summaries import (

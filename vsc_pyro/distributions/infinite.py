@@ -29,8 +29,8 @@ from torch import distributions as families
 from torch.distributions import Distribution, TransformedDistribution, constraints
 
 from vsc_pyro.distributions.atoms import is_atom_free, is_continuous, parts_of
-from vsc_pyro.distributions.copies import LostDrawError, copy_of
-from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
+from vsc_pyro.distributions.draw_memory import LostDrawError, copy_of
+from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 
 _WRAPPERS = (families.Independent, MaskedDistribution, ExpandedDistribution)

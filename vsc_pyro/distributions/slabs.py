@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyro.distributions import Cauchy, Laplace, Normal, TorchDistribution
 
-from vsc_pyro.arguments import choice
+from vsc_pyro._arguments import choice
 
 SLABS: dict[str, type[TorchDistribution]] = {"normal": Normal, "laplace": Laplace, "cauchy": Cauchy}
 

@@ -22,11 +22,11 @@ prior's, uses them where they are there. (`pyro.distributions.RelaxedBernoulliSt
 value the same way.) What is left to the gate is the likelihood's part of the gradient; see `vsc_pyro.gates`.
 
 A value that was computed from a draw is scored as a copy of it, taken as a number of its own, or refused, see
-`vsc_pyro.distributions.copies`. Objectives that are not linear in log-densities (`RenyiELBO`, `TraceTailAdaptive_ELBO`,
-`TraceTMC_ELBO`, an enumerated mixture of priors) inherit the gate's bias in the KL part as well, and a warning says so.
-``gate="score"`` is unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO`, except that Pyro's `Trace_ELBO`
-biases it (as any discrete site) where the guide alone has the site, with a warning; ELBOs without score functions are
-refused. ``gate="disarm"`` is refused under `TraceGraph_ELBO`.
+`vsc_pyro.distributions.draw_memory`. Objectives that are not linear in log-densities (`RenyiELBO`,
+`TraceTailAdaptive_ELBO`, `TraceTMC_ELBO`, an enumerated mixture of priors) inherit the gate's bias in the KL part as
+well, and a warning says so. ``gate="score"`` is unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO`,
+except that Pyro's `Trace_ELBO` biases it (as any discrete site) where the guide alone has the site, with a warning;
+ELBOs without score functions are refused. ``gate="disarm"`` is refused under `TraceGraph_ELBO`.
 
 Nothing but an ELBO reaches the atom. HMC, NUTS and automatic guides move an unconstrained number, and are refused; so
 is a `TransformedDistribution`, which would multiply the atom's mass by a Jacobian.
@@ -57,7 +57,7 @@ from torch.nn.functional import logsigmoid
 
 from vsc_pyro._pyro_internals import current_request, transformation_around
 from vsc_pyro.distributions.atoms import is_atom_free
-from vsc_pyro.distributions.copies import LostDrawError, copy_of
+from vsc_pyro.distributions.draw_memory import LostDrawError, copy_of
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
 from vsc_pyro.distributions.estimators import averages_particles, check_drawn_by_guide, check_estimator
 from vsc_pyro.distributions.low_precision import in_float32

@@ -39,8 +39,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal, constraints
 
-from vsc_pyro.arguments import choice
-from vsc_pyro.distributions.shifted_tails import ShiftedNormalTails
+from vsc_pyro._arguments import choice
+from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 from vsc_pyro.gates import GATES, Gate, StraightThrough
 

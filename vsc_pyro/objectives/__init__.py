@@ -8,13 +8,13 @@ import pyro
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from vsc_pyro.arguments import choice, positive_int
+from vsc_pyro._arguments import choice, positive_int
+from vsc_pyro._seeding import seeded
 from vsc_pyro.distributions import WITHOUT_SCORES, LinearNormal
 from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
-from vsc_pyro.objectives.exact import ExactELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
-from vsc_pyro.seeding import seeded
+from vsc_pyro.objectives.linear import ExactELBO
 
 __all__ = [
     "OBJECTIVES",

@@ -42,6 +42,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from vsc_pyro._seeding import trains
 from vsc_pyro.distributions import (
     PARTICLES,
     CentredScoreParts,
@@ -51,8 +52,7 @@ from vsc_pyro.distributions import (
     why_infinite,
     why_no_point,
 )
-from vsc_pyro.registration import unwatched
-from vsc_pyro.seeding import trains
+from vsc_pyro.models.param_store import unwatched
 
 _NOTHING_SCORED = ScoreParts(0, 0, 0)
 _SCORES_NOTHING_PATHWISE = (Distribution.score_parts, SpikeSlab.score_parts)

@@ -27,7 +27,7 @@ from pyro.infer.util import MultiFrameTensor
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from vsc_pyro.arguments import positive_int
+from vsc_pyro._arguments import positive_int
 from vsc_pyro.distributions import CentredScoreParts
 from vsc_pyro.objectives.elbo import TraceELBO, evaluated_before, particle_dim, sample_sites
 

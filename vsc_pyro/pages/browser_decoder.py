@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from vsc_pyro.networks import ACTIVATIONS
-from vsc_pyro.vae import VAE
+from vsc_pyro.models.networks import ACTIVATIONS
+from vsc_pyro.models.vae import VAE
 
-# With the settings that they have in `vsc_pyro.networks.ACTIVATIONS`.
+# With the settings that they have in `vsc_pyro.models.networks.ACTIVATIONS`.
 ACTIVATION_SOURCES = {
     "relu": "x => Math.max(x, 0)",
     "leaky-relu": "x => (x > 0 ? x : 0.01 * x)",

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vsc_pyro.arviz_versions import matplotlib_figure
-from vsc_pyro.files import replacing
+from vsc_pyro._files import replacing
+from vsc_pyro.arviz_bridge.versions import matplotlib_figure
 from vsc_pyro.pages.files import escaped, write_page
 
 if TYPE_CHECKING:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.arguments import bool_or_auto, natural_int, positive_int, sizes
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int, sizes
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import slab_of
+from vsc_pyro.evaluation.codes import codes
+from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.pages.browser_decoder import (
     ACTIVATION_SOURCES,
     DRAW_SOURCES,
@@ -25,8 +27,6 @@ from vsc_pyro.pages.browser_decoder import (
     packed,
 )
 from vsc_pyro.pages.files import new_file, write_page
-from vsc_pyro.sparse_codes import codes
-from vsc_pyro.vae import VAE
 
 _ZEROS = 0.25  # share of pixels that are exactly 0 in pictures of ink
 _FAR = 3.0  # standard deviations of the codes that the page's decoder is tried at

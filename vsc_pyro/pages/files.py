@@ -7,7 +7,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from vsc_pyro.files import destination, replacing
+from vsc_pyro._files import destination, replacing
 
 
 def new_file(path: str | os.PathLike, overwrite: bool) -> Path:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.arguments import natural_int, positive_int
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro._arguments import natural_int, positive_int
+from vsc_pyro._files import replacing
+from vsc_pyro.arviz_bridge.to_arviz import has_proper_prior, to_arviz
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import inclusion_logits
-from vsc_pyro.evaluation import evaluate
-from vsc_pyro.files import replacing
+from vsc_pyro.evaluation.codes import Codes, codes
+from vsc_pyro.evaluation.evaluate import evaluate
+from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.files import new_file
-from vsc_pyro.posterior import has_proper_prior, to_arviz
-from vsc_pyro.sparse_codes import Codes, codes
-from vsc_pyro.vae import VAE
 
 if TYPE_CHECKING:
     import pandas

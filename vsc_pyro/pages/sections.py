@@ -9,18 +9,18 @@ import torch
 from matplotlib import pyplot
 from torch import Tensor
 
-import vsc_pyro.criticism as criticism
-import vsc_pyro.plots as plots
-from vsc_pyro.arviz_versions import compare_models, plot_statistics
-from vsc_pyro.calibration import check_calibration
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro import plots
+from vsc_pyro.arviz_bridge import predictive_checks as criticism
+from vsc_pyro.arviz_bridge.to_arviz import to_arviz
+from vsc_pyro.arviz_bridge.versions import compare_models, plot_statistics
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation import bounds
+from vsc_pyro.evaluation.calibration import check_calibration
+from vsc_pyro.evaluation.codes import codes
+from vsc_pyro.evaluation.evaluate import bounds
+from vsc_pyro.evaluation.probes import auroc
+from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.inspection import BOUND_DRAWS, NUM_BOUNDED, NUM_EXPLAINED, NUM_IMPUTED, Subject
-from vsc_pyro.posterior import to_arviz
-from vsc_pyro.probes import auroc
-from vsc_pyro.sparse_codes import codes
 
 _NUM_CHECKED = 200  # data that replicated data are held against, fewer of large ones
 _CHECK_DRAWS = 50

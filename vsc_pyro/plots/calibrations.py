@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from vsc_pyro.calibration import Calibration
+from vsc_pyro.evaluation.calibration import Calibration
 
 
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from vsc_pyro.arguments import choice, positive_int
+from vsc_pyro._arguments import choice, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, GREEN, ORANGE, PURPLE
-from vsc_pyro.plots.looking import batches, data_for, looking, usage_of
+from vsc_pyro.plots.inputs import batches, data_for, looking, usage_of
 from vsc_pyro.plots.pictures import name_latents
-from vsc_pyro.vae import VAE
 
 # The eight hues of Okabe & Ito (2008), a grey and a wine; classes beyond take them again, with another marker.
 _HUES = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000", "#999999", "#F0E442", "#661100")

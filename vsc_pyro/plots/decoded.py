@@ -10,13 +10,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro.arguments import positive_int
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Drawing, Style, as_pixels, drawing_of, show
-from vsc_pyro.plots.looking import looking, proper_prior, slab_quantiles
+from vsc_pyro.plots.inputs import looking, proper_prior, slab_quantiles
 from vsc_pyro.plots.pictures import grid, in_rows
-from vsc_pyro.vae import VAE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from vsc_pyro.arguments import bool_or_auto, sizes
+from vsc_pyro._arguments import bool_or_auto, sizes
 
 # M. Okabe, K. Ito (2008), Color universal design: hues that differ for the colour-blind.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"

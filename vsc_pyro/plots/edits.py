@@ -15,12 +15,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro.arguments import choice, positive_int
-from vsc_pyro.data_checks import in_memory
+from vsc_pyro._arguments import choice, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_of
+from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Style, drawing_of
-from vsc_pyro.plots.looking import (
+from vsc_pyro.plots.inputs import (
     latent_index,
     likely_code,
     looking,
@@ -31,7 +32,6 @@ from vsc_pyro.plots.looking import (
     usage_of,
 )
 from vsc_pyro.plots.pictures import grid, in_rows, say
-from vsc_pyro.vae import VAE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

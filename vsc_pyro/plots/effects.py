@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro.arguments import positive_int
+from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_of, slab_of
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, ORANGE, Drawing, Style, drawing_of
-from vsc_pyro.plots.looking import data_for, looking, usage_of
-from vsc_pyro.vae import VAE
+from vsc_pyro.plots.inputs import data_for, looking, usage_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro.arguments import positive_int
+from vsc_pyro._arguments import positive_int
 from vsc_pyro.distributions import centre, inclusion_of, slab_of
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, Drawing, Style, drawing_of
-from vsc_pyro.plots.looking import likely_code, looking, quantiles, some_data
+from vsc_pyro.plots.inputs import likely_code, looking, quantiles, some_data
 from vsc_pyro.plots.pictures import draw_grid, in_rows, name_latents, say
-from vsc_pyro.vae import VAE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,13 +10,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro.arguments import positive_int
+from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation import Bounds
+from vsc_pyro.evaluation.evaluate import Bounds
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, GREEN, ORANGE, PURPLE, Style, drawing_of
-from vsc_pyro.plots.looking import data_for, looking
+from vsc_pyro.plots.inputs import data_for, looking
 from vsc_pyro.plots.pictures import grid
-from vsc_pyro.vae import VAE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

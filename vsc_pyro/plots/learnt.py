@@ -10,13 +10,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro.arguments import positive_int
+from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, ORANGE, Style, drawing_of
-from vsc_pyro.plots.looking import batches, data_for, looking
+from vsc_pyro.plots.inputs import batches, data_for, looking
 from vsc_pyro.plots.pictures import draw_grid, grid, in_rows, name_latents
-from vsc_pyro.training import History
-from vsc_pyro.vae import VAE
+from vsc_pyro.training.history import History
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.checkpoints import is_plain, load_checkpoint, shortened, shown
-from vsc_pyro.history import History
+from vsc_pyro.training.checkpoints import is_plain, load_checkpoint, shortened, shown
+from vsc_pyro.training.history import History
 
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
 # Of settings that earlier checkpoints do not name.

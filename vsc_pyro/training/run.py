@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vsc_pyro.batches import Batches
-from vsc_pyro.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
-from vsc_pyro.history import History, NonFiniteLossError
-from vsc_pyro.parallel import check_alike, common_seed, num_processes, own_seed
-from vsc_pyro.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
-from vsc_pyro.seeding import manual_seed
-from vsc_pyro.training.readback import Losses, Seen
+from vsc_pyro._seeding import manual_seed
+from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
+from vsc_pyro.training.history import History, NonFiniteLossError
+from vsc_pyro.training.losses import Losses, Seen
+from vsc_pyro.training.parallel import check_alike, common_seed, num_processes, own_seed
 from vsc_pyro.training.resumption import (
     check_history,
     check_optimizer,
@@ -33,7 +33,7 @@ from vsc_pyro.training.resumption import (
     check_structure,
     plain,
 )
-from vsc_pyro.vae import VAE
+from vsc_pyro.training.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 
 # Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
 _STEPS_BETWEEN_LOOKS = 50

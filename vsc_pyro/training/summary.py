@@ -6,12 +6,12 @@ import warnings
 
 from tqdm.auto import tqdm
 
-from vsc_pyro.advice import NothingExplainedWarning, advise, nothing_explained
-from vsc_pyro.batches import Batches
-from vsc_pyro.parallel import rank
-from vsc_pyro.precision import networks_in
-from vsc_pyro.survey import survey
-from vsc_pyro.vae import VAE
+from vsc_pyro.evaluation.advice import NothingExplainedWarning, advise, nothing_explained
+from vsc_pyro.evaluation.survey import survey
+from vsc_pyro.models.precision import networks_in
+from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.parallel import rank
 
 # A run that is shorter than either is a trial, and no reason to blame a model for what it has not learnt.
 _ENOUGH_STEPS, _ENOUGH_EPOCHS = 1000, 20

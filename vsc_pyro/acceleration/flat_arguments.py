@@ -1,0 +1,75 @@
+"""Distributions, and what else arguments are made of, as lists of tensors and back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.distributions import Distribution, Transform
+
+from vsc_pyro.acceleration.state_changes import is_fixed, is_frozen, kind_of
+
+
+class _Leaf(NamedTuple):
+    """The tensor at that position."""
+
+    position: int
+
+
+class _Parts(NamedTuple):
+    """An object of that type and its attributes."""
+
+    cls: type
+    attributes: dict[str, Any]
+
+
+def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
+    """The tensors in a value, what is left of it without them, and a key that is equal for values of one kind.
+
+    Distributions and transforms are taken apart into their attributes, tuples, lists and dictionaries into their
+    elements. Anything else stays as it is.
+
+    Returns:
+        Tensors, each once; what `rebuild` puts together; and the key: types, names, shapes, strides and devices, and
+        the values of numbers, flags and the like.
+    """
+    tensors: dict[int, tuple[int, Tensor]] = {}
+    key: list[Any] = []
+
+    def take_apart(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            position, _ = tensors.setdefault(id(part), (len(tensors), part))
+            key.extend((position, part.shape, part.stride(), part.dtype, part.device))
+            return _Leaf(position)
+        if isinstance(part, (Distribution, Transform)):
+            key.extend((type(part), *vars(part)))
+            return _Parts(type(part), {name: take_apart(attribute) for name, attribute in vars(part).items()})
+        if type(part) in (tuple, list):
+            key.extend((type(part), len(part)))
+            return type(part)(map(take_apart, part))
+        if type(part) is dict:
+            key.extend((dict, *part))
+            return {name: take_apart(element) for name, element in part.items()}
+        if is_fixed(part):
+            key.append(kind_of(part))
+        else:
+            key.extend((type(part), part) if is_frozen(part) else (type(part),))  # a record's hash is of what it holds
+        return part
+
+    rest = take_apart(value)
+    return [tensor for _, tensor in tensors.values()], rest, tuple(key)
+
+
+def rebuild(rest: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> Any:
+    """The value of which `flatten` left `rest`, with other tensors in the place of its own."""
+    if isinstance(rest, _Leaf):
+        return tensors[rest.position]
+    if isinstance(rest, _Parts):
+        new = rest.cls.__new__(rest.cls)
+        vars(new).update({name: rebuild(attribute, tensors) for name, attribute in rest.attributes.items()})
+        return new
+    if type(rest) in (tuple, list):
+        return type(rest)(rebuild(element, tensors) for element in rest)
+    if type(rest) is dict:
+        return {name: rebuild(element, tensors) for name, element in rest.items()}
+    return rest

@@ -1,0 +1,303 @@
+"""`Replay`: a whole step of a `CompiledSVI`, from indices of data to new weights, captured once as a CUDA graph.
+
+On a GPU the kernels of a compiled step take less time than launching them from Python. A CUDA graph is launched as one,
+and reads and writes the same memory every time. So what changes from step to step is put into that memory before it:
+
+=====================================  =================================================================================
+what a step reads                      how the graph has it
+=====================================  =================================================================================
+indices (or the minibatch itself)      in one tensor, into which those of a step are copied
+numbers named in `live`,               in tensors, filled before every replay
+the learning rate
+random numbers                         drawn anew from the same generators, whose states go on as they would
+                                       without a graph
+parameters, buffers, Adam's state      where they are, changed in place
+options of Adam, and all that makes    as constants: where one has changed, the step is captured again
+`CompiledSVI` capture another graph
+=====================================  =================================================================================
+
+Nothing in it waits for the device. Whatever the trial steps of a capture change is put back, and two replays are
+compared with two steps taken without the graph before it is used. Where it cannot be captured, or differs, there is one
+warning that says why, and `CompiledSVI.step` from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vsc_pyro._seeding import trains
+from vsc_pyro.acceleration.comparison import alike
+from vsc_pyro.acceleration.compiled_svi import CompiledSVI, Graph
+from vsc_pyro.acceleration.recorder import NotCapturedError, first_line
+from vsc_pyro.acceleration.state_changes import kind_of
+from vsc_pyro.training.parallel import num_processes
+
+Recorded = tuple[Callable[[], object], list[Tensor]]
+Capture = Callable[[Callable[[], list[Tensor]], list[torch.Generator]], Recorded]
+"""Captures a function that draws from these generators: returns what replays it, and the tensors it then writes."""
+
+_WARM_UPS = 3  # steps before the capture: kernels are loaded and tuned, and Adam makes its state
+_COMPARED = 2  # steps: the second one's loss depends on the first one's update, and on fresh random numbers
+
+
+def by_cuda_graph(
+    whole: Callable[[], list[Tensor]], generators: list[torch.Generator], *, device: torch.device
+) -> Recorded:
+    """A `Capture` by `torch.cuda.CUDAGraph`, as its documentation has it: after a few calls on a stream of its own."""
+    # The current stream is entered so that leaving it puts it back, also from a capture that fails.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                whole()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        if torch.__version__ < (2, 14):  # later ones find out for themselves, and warn of being told
+            for generator in generators:
+                if generator.device.type == "cuda":  # a DataLoader's are not, and nothing in a step draws from them
+                    graph.register_generator_state(generator)
+        # A DataLoader's thread may pin memory meanwhile, which in the mode "global" would be an error.
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                outputs = whole()
+        except Exception:
+            # Before torch 2.14 a capture that fails leaves generators capturing, and no draw would be possible.
+            for generator in (torch.cuda.default_generators[torch.cuda.current_device()], *generators):
+                if generator.device.type == "cuda":
+                    generator.graphsafe_set_state(generator.clone_state())
+            raise
+    return graph.replay, outputs
+
+
+def capture_on(device: torch.device) -> Capture | None:
+    """What captures whole steps on that device; None where they are not captured."""
+    # Of several processes each sums gradients by a hook of the optimiser, which waits for the others: not captured.
+    if device.type != "cuda" or num_processes() > 1:
+        return None
+    return functools.partial(by_cuda_graph, device=device)
+
+
+@dataclasses.dataclass
+class _WholeStep:
+    """A captured step: what it stands for, what replays it, and the memory it reads and writes."""
+
+    graph: Graph
+    options: tuple
+    groups: list[dict[str, Any]]
+    lrs: list[Tensor]
+    memory: tuple[int, ...] = ()
+    replay: Callable[[], object] = lambda: None
+    outputs: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def refresh(self) -> None:
+        """Put into memory what the graph reads there."""
+        self.graph.refresh()
+        for group, lr in zip(self.groups, self.lrs, strict=True):
+            lr.fill_(group["lr"])
+
+
+class Replay:
+    """Whole steps of a `CompiledSVI`, replayed.
+
+    Args:
+        svi: whose optimiser is a fused `torch.optim.Adam` or `AdamW`.
+        capture: see `capture_on`.
+        gather: makes a minibatch of the tensor that `step` is given, such as `Dataset.draw` of indices; None where that
+            is the minibatch.
+        generators: what `gather` draws from beside torch's own.
+
+    Example:
+        >>> replay = Replay(svi, capture_on(device), data.draw)
+        >>> replay.step(indices)  # a 0-d tensor: the loss
+    """
+
+    def __init__(
+        self,
+        svi: CompiledSVI,
+        capture: Capture,
+        gather: Callable[[Tensor], Tensor] | None = None,
+        generators: Iterable[torch.Generator] = (),
+    ) -> None:
+        self._svi = svi
+        self._capture = capture
+        self._gather = gather or (lambda x: x)
+        self._generators = list(generators)
+        self._source: Tensor | None = None
+        self._x: Tensor | None = None
+        self._steps: list[_WholeStep] = []
+        self._replays = True
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether capturing has not been given up, by this or by the `CompiledSVI`."""
+        return self._replays and not self._svi.is_eager
+
+    @trains
+    def step(self, source: Tensor) -> Tensor | float:
+        """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
+        if self._source is None:
+            self._source = source.clone()
+            before = _RandomState(self._all_generators(source.device))
+            self._x = self._gather(self._source)
+            before.put_back()
+        # All but the shape of the first one, as that of an epoch's last batch, are steps without the graph.
+        whole = self._whole_step() if self._replays and kind_of(source) == kind_of(self._source) else None
+        if whole is None:
+            return self._svi.step(self._gather(source))
+        self._source.copy_(source)
+        whole.refresh()
+        whole.replay()
+        loss, *gradients = whole.outputs
+        self._svi.set_gradients(whole.graph, gradients)
+        return loss.clone()  # the next replay writes into the same memory
+
+    def _whole_step(self) -> _WholeStep | None:
+        """The captured step of a minibatch like the first one; None for a step without."""
+        graph, _ = self._svi.graph_for((self._x,), {})
+        if graph is None:
+            return None
+        if self._svi.optimizer is None:
+            return self._give_up("the optimisers are Pyro's, one for each parameter; pass a torch optimiser")
+        options, groups = self._options(), self._svi.optimizer.param_groups
+        for whole in self._steps:
+            same = whole.graph is graph and whole.groups is groups and whole.options == options
+            if same and whole.memory == self._memory(graph):
+                return whole
+        # Graphs that would not be found again go first: their memory is the device's.
+        known = self._svi.graphs()
+        self._steps = [
+            whole for whole in self._steps if whole.graph is not graph and any(whole.graph is other for other in known)
+        ]
+        start = time.perf_counter()
+        try:
+            whole = self._record(graph, options)
+        except NotCapturedError as error:
+            return self._give_up(str(error))
+        except Exception as error:  # of many kinds: CUDA's, the allocator's, those of whatever waits for the device
+            return self._give_up(f"capturing it fails ({first_line(error)})")
+        finally:
+            self._svi.capture_seconds += time.perf_counter() - start
+        self._steps.append(whole)
+        return whole
+
+    def _give_up(self, reason: str) -> None:
+        self._replays = False
+        self._steps.clear()
+        warnings.warn(
+            f"whole steps are not replayed as CUDA graphs from here on, and launched in parts: {reason}", stacklevel=5
+        )
+
+    def _options(self) -> tuple:
+        """What a captured update has as constants."""
+        changing = {"params", "lr", "initial_lr"}
+        groups = self._svi.optimizer.param_groups
+        return self._has_hooks(), *(value for group in groups for name, value in group.items() if name not in changing)
+
+    def _has_hooks(self) -> bool:
+        optimizer = self._svi.optimizer
+        return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+    def _memory(self, graph: Graph) -> tuple[int, ...]:
+        """Where the graph finds what it reads and writes: elsewhere, as after ``parameter.data = ...``, it is stale."""
+        moments = [moment for state in self._svi.optimizer.state.values() for moment in state.values()]
+        return tuple(tensor.data_ptr() for tensor in (*graph.inputs, *moments))
+
+    def _all_generators(self, device: torch.device) -> list[torch.Generator]:
+        devices = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+        return [torch.default_generator, *devices, *self._generators]
+
+    def _record(self, graph: Graph, options: tuple) -> _WholeStep:
+        optimizer = self._svi.optimizer
+        if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) or not all(
+            group["fused"] for group in optimizer.param_groups
+        ):
+            raise NotCapturedError(f"the optimiser is no Adam with fused=True, but {type(optimizer).__name__}")
+        if self._has_hooks():
+            raise NotCapturedError("the optimiser has hooks, and a graph would not run them")
+
+        def step() -> list[Tensor]:
+            outputs = graph.run_with([self._gather(self._source)])
+            self._svi.update(graph, outputs)
+            return outputs
+
+        device = self._x.device
+        # Adam's kernel takes a learning rate in memory as a float32.
+        lrs = [torch.zeros((), dtype=torch.float32, device=device) for _ in optimizer.param_groups]
+        whole = _WholeStep(graph, options, optimizer.param_groups, lrs)
+        whole.refresh()
+        before = _Before(graph.inputs, optimizer, self._all_generators(device))
+        try:
+            with _capturable(optimizer, lrs):
+                whole.replay, whole.outputs = self._capture(step, self._generators)
+                before.put_back()
+                expected = [[output.clone() for output in step()] for _ in range(_COMPARED)]
+            before.put_back()
+            for one in expected:
+                whole.replay()
+                if not alike(one, whole.outputs):
+                    raise NotCapturedError("a replayed step differs from one without a graph")
+        finally:
+            before.put_back()
+        whole.memory = self._memory(graph)
+        return whole
+
+
+class _RandomState:
+    """The states of generators, to be put back."""
+
+    def __init__(self, generators: list[torch.Generator]) -> None:
+        self._states = [(generator, generator.get_state()) for generator in generators]
+
+    def put_back(self) -> None:
+        for generator, state in self._states:
+            generator.set_state(state.clone())
+
+
+class _Before:
+    """Tensors, Adam's state and random numbers before the trial steps of a capture, to be put back in their places."""
+
+    def __init__(
+        self, tensors: list[Tensor], optimizer: torch.optim.Optimizer, generators: list[torch.Generator]
+    ) -> None:
+        self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._state = optimizer.state
+        self._moments = {
+            parameter: {name: moment.clone() for name, moment in moments.items()}
+            for parameter, moments in optimizer.state.items()
+        }
+        self._random = _RandomState(generators)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
+        for parameter, moments in self._state.items():
+            for name, moment in moments.items():
+                if (copy := self._moments.get(parameter, {}).get(name)) is None:
+                    moment.zero_()  # as Adam makes them in its first step
+                else:
+                    moment.copy_(copy)
+        self._random.put_back()
+
+
+@contextlib.contextmanager
+def _capturable(optimizer: torch.optim.Optimizer, lrs: list[Tensor]) -> Iterator[None]:
+    """Let `optimizer` be captured within, with its learning rates read from memory; schedules go on with numbers."""
+    before = [{name: group[name] for name in ("lr", "capturable")} for group in optimizer.param_groups]
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group.update(lr=lr, capturable=True)
+    try:
+        yield
+    finally:
+        for group, own in zip(optimizer.param_groups, before, strict=True):
+            group.update(own)

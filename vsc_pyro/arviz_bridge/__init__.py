@@ -1,0 +1,1 @@
+"""Posteriors for ArviZ, and what it computes of them."""

@@ -1,0 +1,1 @@
+"""What a model is worth: bounds, sparsity, codes, probes, calibration, and advice."""

@@ -1,0 +1,155 @@
+"""`Evaluation`: the figures that `vsc_pyro.evaluate` returns, and the table they are printed as."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from torch import Tensor
+
+from vsc_pyro.evaluation.survey import as_share
+
+_Row = tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Means over data; nats per datum where they are log-probabilities.
+
+    Attributes:
+        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none, for the reason
+            that `no_bound` gives. A latent variable common to all data (a learned inclusion's posterior) is held at
+            its mean: the bound is of the model with that inclusion.
+        objective: what training maximises at beta = 1, hard spikes, without penalty and divergences common to all data.
+            The same as `elbo` but for objectives that are not bounds: points, and priors that depend on the datum, see
+            `vsc_pyro.VAE.is_bound` (the `elbo` of pseudo-inputs assigned without charge is that of the mixture,
+            sampled).
+        reconstruction: :math:`E_q[\\log p(x|z)]`.
+        kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
+        iwae: importance-weighted bound of `num_draws` draws; NaN where there is none.
+        relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
+            NaN where there is none, for the reason that `no_gap` gives.
+        expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
+        hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
+        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (a mixture's: those of its
+            mean), NaN where a spike-and-slab posterior meets a prior that has no odds for each latent.
+        hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
+        active_units: latents whose posterior mean (`centre`) varies over data by more than 0.01 (variance).
+        used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
+        usage: mean inclusion probability of each latent, shape ``(J,)``, on the CPU.
+        num_draws, num_data, binarize: the protocol.
+        reference: ``"exact"`` or ``"gibbs"``, what the following were measured by; None if that was not asked for, and
+            they are NaN then.
+        no_bound: why there is no bound, or None.
+        no_gap: why there is no relaxation gap, or None.
+        evidence: mean :math:`\\log p(x)`, by enumeration only.
+        gap: `evidence` minus `elbo`.
+        inclusion_error: mean of :math:`|\\gamma_j - P(z_j \\neq 0 | x)|` over data and latents; NaN for posteriors
+            without an atom.
+        used_per_datum: how many latents a datum uses: the sum of :math:`\\gamma_j` over informative latents.
+        informative_latents: how many latents carry information about the data, see `vsc_pyro.evaluation.information`.
+        information: how much each latent carries, in nats, shape ``(J,)``, on the CPU.
+        r2: share of the data's squared deviation from their per-pixel mean that the decoded posterior-mean code
+            explains; NaN where there is none, or the likelihood has no mean.
+        hard_r2: the same of the hard code, a latent at its slab's centre where :math:`\\gamma_j > 1/2` and else 0.
+        entropy_explained, hard_entropy_explained: the same of the cross-entropy of Bernoulli data; NaN of others.
+        baseline: what the per-pixel mean alone leaves of a datum: squared error, or nats of Bernoulli data.
+        advice: what looks wrong and what to try, a line each, see `vsc_pyro.evaluation.advice`.
+    """
+
+    elbo: float
+    objective: float
+    reconstruction: float
+    kl: float
+    kl_is_exact: bool
+    iwae: float
+    relaxation_gap: float
+    expected_l0: float
+    hard_l0: float
+    hard_l0_odds: float
+    hoyer: float
+    active_units: int
+    used_latents: int
+    usage: Tensor
+    num_draws: int
+    num_data: int
+    binarize: str | None
+    reference: str | None = None
+    no_bound: str | None = None
+    no_gap: str | None = None
+    evidence: float = math.nan
+    gap: float = math.nan
+    inclusion_error: float = math.nan
+    used_per_datum: float = math.nan
+    informative_latents: int = 0
+    information: Tensor | None = None
+    r2: float = math.nan
+    hard_r2: float = math.nan
+    entropy_explained: float = math.nan
+    hard_entropy_explained: float = math.nan
+    baseline: float = math.nan
+    advice: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain numbers, strings and lists, ready for JSON (what is not defined is None)."""
+        fields = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        fields["advice"] = list(self.advice)
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+
+    def __str__(self) -> str:
+        lines = [f"{self.num_data} data, binarisation: {self.binarize or 'none'}"]
+        lines += [_line(*row) for row in self._works()]
+        lines += ["bounds, in nats:", *(_line(f"  {name}", *rest) for name, *rest in self._bounds())]
+        lines += ["other counts:", *(_line(f"  {name}", *rest) for name, *rest in self._counts())]
+        lines += [f"advice: {line}" for line in self.advice]
+        return "\n".join([*lines, "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"])
+
+    def _works(self) -> list[_Row]:
+        rows = [
+            ("latents a datum uses", f"{self.used_per_datum:.2f}", "on, of those that carry information"),
+            ("latents used", f"{self.informative_latents} of {len(self.usage)}", "carry information about the data"),
+        ]
+        unit = "squared error a datum, R2 0"
+        for name, mean, hard in (
+            ("R2", self.r2, self.hard_r2),
+            ("entropy explained", self.entropy_explained, self.hard_entropy_explained),
+        ):
+            if not math.isnan(mean):
+                rows.append((name, as_share(mean), "posterior-mean code"))
+                rows.append((f"{name.split()[0]}, hard code", as_share(hard), "exact zeros"))
+                unit = unit if name == "R2" else "nats a datum, entropy explained 0"
+        return [*rows, ("mean alone", f"{self.baseline:.4g}", unit)]
+
+    def _bounds(self) -> list[_Row]:
+        kl = "closed form" if self.kl_is_exact else "sampled"
+        none = f"none: {self.no_bound}" if self.no_bound else ""
+        no_gap = f"none: {self.no_gap}" if self.no_gap else "objective as trained minus hard"
+        rows = [
+            ("ELBO", f"{self.elbo:.2f}", none or "hard spikes"),
+            ("reconstruction", f"{self.reconstruction:.2f}", ""),
+            ("KL", f"{self.kl:.2f}", kl),
+            (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", none or "importance-weighted"),
+        ]
+        if self.objective != self.elbo:
+            rows.append(("objective", f"{self.objective:.2f}", "what was trained; NOT a bound"))
+        rows.append(("relaxation gap", f"{self.relaxation_gap:.2f}", no_gap))
+        if not math.isnan(self.evidence):
+            rows.append(("evidence", f"{self.evidence:.2f}", f"exact; {self.gap:.2f} above the ELBO"))
+        return rows
+
+    def _counts(self) -> list[_Row]:
+        rows = [
+            ("expected L0", f"{self.expected_l0:.2f}", f"of {len(self.usage)} latents, unused ones too"),
+            ("hard L0", f"{self.hard_l0:.2f}", f"by 1/2; {self.hard_l0_odds:.2f} by prior odds"),
+            ("Hoyer", f"{self.hoyer:.3f}", "standardised codes"),
+            ("active units", f"{self.active_units}", f"{self.used_latents} latents ever on"),
+        ]
+        if not math.isnan(self.inclusion_error):
+            error = f"{self.inclusion_error:.4f}"
+            rows.append(("inclusion error", error, f"mean distance, {self.reference} posterior"))
+        return rows
+
+
+def _line(name: str, value: str, note: str) -> str:
+    return f"{name:<22}{value:>10}  {note}".rstrip()

@@ -1,0 +1,222 @@
+r"""`survey`: whether a model works, in two passes over data without a draw: what codes tell, and what they explain.
+
+* Which latents carry information, see `vsc_pyro.evaluation.information`; how many of them a datum uses,
+  :math:`\sum_j \gamma_j` over these, mean over data.
+* The share of the data's squared deviation from their per-pixel mean that a decoded code explains,
+
+  .. math:: R^2 = 1 - \frac{\sum_n \|x_n - \hat x_n\|^2}{\sum_n \|x_n - \bar x\|^2},
+      \qquad \hat x_n = E[x | z = c_n],
+
+  of the posterior-mean code c (`vsc_pyro.distributions.centre`) and of the hard code (`hard_code`: exact zeros where
+  :math:`\gamma \le 1/2`). 0 is what the mean alone explains, 1 everything; worse than the mean is negative.
+* Of Bernoulli data the same of their entropy: 1 minus the cross-entropy of the decoded code over that of the per-pixel
+  mean. Draws of the data, so far as pixels are undecided, bound both away from 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vsc_pyro._seeding import seeded
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of, is_bernoulli, noise_scale
+from vsc_pyro.evaluation.information import Information, is_informative
+from vsc_pyro.models.data_checks import as_events
+from vsc_pyro.models.vae import VAE
+
+_ELEMENTS_AT_ONCE = 2_000_000
+_ROWS_AT_ONCE = 1000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Survey:
+    """What codes of data tell and explain; means over data.
+
+    Attributes:
+        usage: mean inclusion probability of each latent, shape ``(J,)``, float64, on the CPU.
+        information: what each latent carries, in nats, shape ``(J,)``.
+        r2, hard_r2: share of squared deviation explained by the posterior-mean code and by the hard code. NaN where the
+            data do not vary, or the likelihood has no centre.
+        entropy_explained, hard_entropy_explained: likewise of the entropy of Bernoulli data; NaN for others.
+        baseline: what the per-pixel mean alone is off by: squared error of a datum, or nats of Bernoulli data.
+        mean, variance: of each pixel of the data, flat, float64, on the CPU.
+        residual: root mean square over data and pixels of data minus decoded mean.
+        noise: root mean square over pixels of the likelihood's scale, in units of the data; NaN where it has none.
+        prior_inclusion: mean inclusion probability of the prior; NaN where it has none.
+        has_atom: whether codes have exact zeros.
+        num_data: how many data.
+    """
+
+    usage: Tensor
+    information: Tensor
+    r2: float
+    hard_r2: float
+    entropy_explained: float
+    hard_entropy_explained: float
+    baseline: float
+    mean: Tensor
+    variance: Tensor
+    residual: float
+    noise: float
+    prior_inclusion: float
+    has_atom: bool
+    num_data: int
+
+    @property
+    def is_informative(self) -> Tensor:
+        """Which latents carry information, bool, shape ``(J,)``."""
+        return is_informative(self.information, self.usage)
+
+    @property
+    def deviation(self) -> float:
+        """Root mean square over data and pixels of the deviation from the per-pixel mean."""
+        return float(self.variance.mean().sqrt())
+
+    @property
+    def used_per_datum(self) -> float:
+        """How many of the informative latents are on for a datum."""
+        return float(self.usage[self.is_informative].sum())
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures that say whether a run has worked, as plain numbers; what is not defined is left out."""
+        figures = {
+            "latents": len(self.usage),
+            "informative_latents": int(self.is_informative.sum()),
+            "used_per_datum": self.used_per_datum,
+            "r2": self.r2,
+            "hard_r2": self.hard_r2,
+            "entropy_explained": self.entropy_explained,
+            "hard_entropy_explained": self.hard_entropy_explained,
+        }
+        return {name: float(value) for name, value in figures.items() if not math.isnan(value)}
+
+    def __str__(self) -> str:
+        used, latents = int(self.is_informative.sum()), len(self.usage)
+        parts = [f"used {used} of {latents} latents, {self.used_per_datum:.1f} a datum"]
+        for name, mean, hard in (
+            ("R2", self.r2, self.hard_r2),
+            ("entropy explained", self.entropy_explained, self.hard_entropy_explained),
+        ):
+            if not math.isnan(mean):
+                parts.append(f"{name} {as_share(mean)} (hard code {as_share(hard)})")
+        return "; ".join(parts)
+
+
+def as_share(value: float) -> str:
+    """A share of one as two digits after the point."""
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
+
+
+def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
+    """Survey `model`, where it is and in evaluation mode, on `data` that fit it.
+
+    The caller's random state and the model's mode are left as they were.
+
+    Args:
+        model: a `VAE`.
+        data: in memory; dynamic binarisation is drawn by `seed`.
+        seed: of binarisation.
+
+    Raises:
+        NotImplementedError: a posterior that has neither a mean nor a median.
+    """
+    like = model.reference
+    with model.evaluating(), seeded(seed, like.device), pyro.validation_enabled(False):
+        rows = _rows(model, data)
+        information, total = Information(), torch.zeros((), dtype=torch.float64)
+        usage = torch.zeros((), dtype=torch.float64)
+        for x in _batches(data, rows, seed, like):
+            posterior = model.encoder(x)
+            information.look(posterior)
+            usage = usage + inclusion_of(posterior).flatten(1).cpu().double().sum(0)
+            total = total + x.flatten(1).cpu().double().sum(0)
+        errors = _Errors(total / len(data))
+        for x in _batches(data, rows, seed, like):
+            posterior = model.encoder(x)
+            information.add(posterior)
+            errors.add(x, [model.decoder(code(posterior)) for code in (centre, hard_code)])
+        prior = inclusion_logits(getattr(model.prior, "marginal", model.prior)(x))
+        prior_inclusion = math.nan if prior is None else float(prior.sigmoid().mean())
+    return Survey(
+        usage=usage / len(data),
+        information=information.nats(),
+        **errors.figures(len(data)),
+        prior_inclusion=prior_inclusion,
+        has_atom=inclusion_logits(posterior) is not None,
+        num_data=len(data),
+    )
+
+
+def _rows(model: VAE, data: Dataset) -> int:
+    """How many data to take at once, so that memory does not depend on the sizes of data and codes."""
+    x = data.images[:1].to(model.reference)
+    numbers = max(x.numel(), model.encoder(x).event_shape.numel())
+    return min(max(1, _ELEMENTS_AT_ONCE // numbers), _ROWS_AT_ONCE)
+
+
+def _batches(data: Dataset, rows: int, seed: int, like: Tensor) -> Iterator[Tensor]:
+    """The data as the model sees them, the same whenever they are asked for."""
+    generator = torch.Generator(data.images.device).manual_seed(seed)
+    for indices in torch.arange(len(data)).split(rows):
+        yield data.draw(indices, generator).to(like)
+
+
+class _Errors:
+    """Squared errors and cross-entropies of the decoded codes, and of the data's mean."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self._mean = mean
+        self._squares = torch.zeros_like(mean)
+        self._errors = [0.0, 0.0]
+        self._entropies = [0.0, 0.0]
+        self._noise = math.nan
+
+    def add(self, x: Tensor, likelihoods: list[Distribution]) -> None:
+        self._squares += (x.flatten(1).cpu().double() - self._mean).square().sum(0)
+        for i, likelihood in enumerate(likelihoods):
+            self._errors[i] += self._squared_error(x, likelihood)
+            entropy = -likelihood.log_prob(as_events(x, likelihood)).double() if is_bernoulli(likelihood) else None
+            self._entropies[i] += math.nan if entropy is None else float(entropy.sum())
+        scale = noise_scale(likelihoods[0])
+        if scale is not None:
+            self._noise = float(scale.square().mean().sqrt())
+
+    def _squared_error(self, x: Tensor, likelihood: Distribution) -> float:
+        try:
+            decoded = centre(likelihood)
+        except NotImplementedError:
+            return math.nan
+        return float((as_events(x, likelihood) - decoded).square().flatten(1).sum(1).double().sum())
+
+    def figures(self, num_data: int) -> dict[str, Tensor | float]:
+        variance, mean = self._squares / num_data, self._mean
+        # What rounding leaves of data that are all alike is no variance.
+        variance = torch.where(variance > 1e-20 * mean**2, variance, torch.zeros_like(variance))
+        share = mean.clamp(0, 1)
+        entropy = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).sum()
+        baseline = num_data * float(variance.sum())
+        r2, hard_r2 = (_explained(error, baseline) for error in self._errors)
+        explained, hard_explained = (_explained(each, num_data * float(entropy)) for each in self._entropies)
+        return {
+            "r2": r2,
+            "hard_r2": hard_r2,
+            "entropy_explained": explained,
+            "hard_entropy_explained": hard_explained,
+            "baseline": float(variance.sum()) if math.isnan(explained) else float(entropy),
+            "mean": mean,
+            "variance": variance,
+            "residual": math.sqrt(self._errors[0] / (num_data * len(mean))),
+            "noise": self._noise,
+        }
+
+
+def _explained(error: float, baseline: float) -> float:
+    return 1 - error / baseline if baseline > 0 else math.nan

@@ -1,0 +1,209 @@
+r"""The exact posterior of a linear decoder with Gaussian noise under a spike-and-slab prior, by enumeration.
+
+.. math:: z_j \sim \alpha_j N(0, 1) + (1 - \alpha_j)\, \delta_0, \qquad x = D z + b + \epsilon, \quad
+    \epsilon \sim N(0, \Sigma), \ \Sigma \text{ diagonal}
+
+All that x says about z is in :math:`h = D^\top \Sigma^{-1} (x - b)`, and all that the dictionary says in
+:math:`G = D^\top \Sigma^{-1} D`. Given which latents are on, a pattern :math:`s \in \{0, 1\}^J`, all is Gaussian:
+
+.. math:: z_s \mid x, s \sim N(C_s h_s, C_s), \qquad C_s = (I + G_{ss})^{-1}, \qquad
+    \log p(x | s) = \log N(x; b, \Sigma) + \tfrac12 \log |C_s| + \tfrac12 h_s^\top C_s h_s,
+
+so evidence and posterior are sums over the :math:`2^J` patterns, each of which costs :math:`J^2` operations a datum,
+whatever the number of pixels. (T. J. Mitchell, J. J. Beauchamp, 1988, for regression.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn.functional import logsigmoid
+
+from vsc_pyro.distributions import LinearNormal, SpikeSlab
+from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.models.vae import VAE
+
+MAX_LATENTS = 12
+NUMBERS_AT_ONCE = 2**22  # in float64 32 MB a copy
+_ROWS_AT_ONCE = 4096
+
+
+class LinearGaussian(NamedTuple):
+    """The sufficient statistics of data under a linear-Gaussian model, in float64; see the module's docstring.
+
+    Attributes:
+        gram: G, shape ``(J, J)``.
+        projection: h, shape ``(B, J)``.
+        log_noise: log N(x; b, Sigma), the evidence of a datum if no latent is on, shape ``(B,)``.
+        logits: log-odds of the prior inclusion probabilities, shape ``(J,)``.
+    """
+
+    gram: Tensor
+    projection: Tensor
+    log_noise: Tensor
+    logits: Tensor
+
+
+def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
+    """Reduce data x, shape ``(B, ...)``, to what a linear-Gaussian model sees of them.
+
+    Raises:
+        ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior that is
+            not one spike-and-slab with standard normal slabs.
+    """
+    images = in_memory(x).images
+    model.check_data(images)
+    with model.evaluating():
+        prior = model.marginal_prior(images[:1].to(model.reference))
+        likelihood = model.decoder(model.reference.new_zeros(1, *prior.event_shape))
+        if not isinstance(likelihood, LinearNormal):
+            raise ValueError(
+                "only a linear decoder with Gaussian noise has an exact posterior, got "
+                f"{type(model.decoder).__name__}; build the model with NormalDecoder(..., hidden=())"
+            )
+        logits = _logits(prior)
+        dictionary, bias = likelihood.dictionary.flatten(1).double(), likelihood.mean.flatten().double()
+        scale = likelihood.scale.expand(likelihood.event_shape).flatten().double()
+        weighted = dictionary / scale
+        constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
+        projections, log_noises = [], []
+        for rows in images.split(_ROWS_AT_ONCE):
+            residual = (rows.to(model.reference).flatten(1).double() - bias) / scale
+            projections.append(residual @ weighted.T)
+            log_noises.append(-0.5 * residual.square().sum(1) - constant)
+    return LinearGaussian(weighted @ weighted.T, torch.cat(projections), torch.cat(log_noises), logits)
+
+
+def _logits(prior: Distribution) -> Tensor:
+    """Log-odds of a prior of spikes and standard normal slabs, the same for all data; float64, shape ``(J,)``."""
+    base = prior.base_dist if isinstance(prior, Independent) else prior
+    slab = base.slab if isinstance(base, SpikeSlab) else None
+    if not isinstance(slab, Normal) or prior.batch_shape or (slab.loc != 0).any() or (slab.scale != 1).any():
+        kind = type(base).__name__ if slab is None else f"SpikeSlab of {type(slab).__name__}"
+        raise ValueError(
+            f"the exact posterior is that under one spike-and-slab with standard normal slabs, got a prior of {kind}; "
+            "build the model with a SpikeSlabPrior of slab='normal'"
+        )
+    return base.logits.double()
+
+
+class Patterns:
+    """All on-off patterns of J latents, and the Gaussian posterior of the latents in each.
+
+    Args:
+        gram: G, shape ``(J, J)``.
+        logits: log-odds of being on, shape ``(J,)``.
+
+    Attributes:
+        on: the patterns, ones and zeros, shape ``(2^J, J)``.
+        covariance: C, zero in rows and columns of latents that are off, shape ``(2^J, J, J)``.
+    """
+
+    def __init__(self, gram: Tensor, logits: Tensor) -> None:
+        num = len(logits)
+        latents = torch.arange(num, device=gram.device)
+        self.on = (torch.arange(2**num, device=gram.device).unsqueeze(1) >> latents & 1).to(gram)
+        identity = torch.eye(num).to(gram)
+        # A latent that is off has a row and column of the identity, which changes neither determinant nor the others.
+        precision = identity + gram * self.on.unsqueeze(2) * self.on.unsqueeze(1)
+        factor = torch.linalg.cholesky(precision)
+        inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        self._root = inverse.mT * self.on.unsqueeze(2)
+        self.covariance = self._root @ self._root.mT
+        prior = self.on @ logsigmoid(logits) + (1 - self.on) @ logsigmoid(-logits)
+        self._log_weight = prior - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def log_joint(self, projection: Tensor) -> Tensor:
+        """Of a pattern and x, without log N(x; b, Sigma): ``(*, J) -> (*, 2^J)``."""
+        products = (projection.unsqueeze(-1) * projection.unsqueeze(-2)).flatten(-2)
+        return self._log_weight + 0.5 * products @ self.covariance.flatten(1).T
+
+    def mean(self, weights: Tensor, projection: Tensor) -> Tensor:
+        """E[z | x], shape ``(*, J)``, of patterns with probabilities `weights`, shape ``(*, 2^J)``."""
+        mixed = (weights @ self.covariance.flatten(1)).unflatten(-1, self.covariance.shape[1:])
+        return (mixed @ projection.unsqueeze(-1)).squeeze(-1)
+
+    def sample(self, weights: Tensor, projection: Tensor, num_draws: int) -> Tensor:
+        """Draws of z, exact zeros included, shape ``(*, num_draws, J)``; from torch's random state."""
+        cumulative = weights.cumsum(-1)
+        uniform = torch.rand(*weights.shape[:-1], num_draws).to(weights) * cumulative[..., -1:]
+        chosen = torch.searchsorted(cumulative, uniform, right=True).clamp(max=weights.shape[-1] - 1)
+        noise = torch.randn(*chosen.shape, projection.shape[-1], 1).to(weights)
+        around = self.covariance[chosen] @ projection[..., None, :, None]
+        return (around + self._root[chosen] @ noise).squeeze(-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExactPosterior:
+    """What `exact_posterior` returns: moments in float64, on the model's device.
+
+    Attributes:
+        log_evidence: log p(x), shape ``(B,)``.
+        inclusion: P(z != 0 | x), shape ``(B, J)``.
+        mean, variance: of z given x, shape ``(B, J)``.
+    """
+
+    log_evidence: Tensor
+    inclusion: Tensor
+    mean: Tensor
+    variance: Tensor
+    _patterns: Patterns = dataclasses.field(repr=False)
+    _projection: Tensor = dataclasses.field(repr=False)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Independent draws of z given x, from torch's random state, shape `sample_shape + (B, J)`, float64."""
+        sample_shape = torch.Size(sample_shape)
+        num = sample_shape.numel()
+        patterns, latents = self._patterns.on.shape
+        at_once = max(1, NUMBERS_AT_ONCE // latents**2)
+        draws = []
+        for projection in self._projection.split(max(1, NUMBERS_AT_ONCE // patterns)):
+            weights = self._patterns.log_joint(projection).softmax(-1)
+            pieces = zip(weights.split(at_once), projection.split(at_once), strict=True)
+            for weight, rows in pieces:
+                each = max(1, at_once // len(rows))
+                parts = [self._patterns.sample(weight, rows, min(each, num - i)) for i in range(0, num, each)]
+                draws.append(torch.cat(parts, 1) if parts else rows.new_empty(len(rows), 0, latents))
+        return torch.cat(draws).movedim(0, 1).reshape(*sample_shape, *self.mean.shape)
+
+
+def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
+    r"""Evidence and posterior of data under a linear `NormalDecoder` and a `SpikeSlabPrior` of at most 12 latents.
+
+    The sum over all :math:`2^J` patterns of the module's docstring, in float64, with bounded memory. An inclusion that
+    is learned is taken as it stands (one with a posterior: at its mean).
+
+    Args:
+        model: a `VAE` with a ``NormalDecoder(..., hidden=())``, of any variance, and a `SpikeSlabPrior` of normal
+            slabs. Its encoder is not used.
+        x: data, shape ``(B, ...)``.
+
+    Raises:
+        ValueError: another decoder, prior or slab; more than 12 latents; or data that do not fit the model.
+    """
+    statistics = linear_gaussian(model, x)
+    latents = len(statistics.logits)
+    if latents > MAX_LATENTS:
+        raise ValueError(
+            f"enumeration takes at most {MAX_LATENTS} latents, got {latents} with 2^{latents} patterns; "
+            "use gibbs_posterior"
+        )
+    patterns = Patterns(statistics.gram, statistics.logits)
+    spread = patterns.covariance.diagonal(dim1=1, dim2=2)
+    fields = []
+    for projection in statistics.projection.split(max(1, NUMBERS_AT_ONCE // patterns.on.numel())):
+        log_joint = patterns.log_joint(projection)
+        weights = log_joint.softmax(-1)
+        means = torch.einsum("sij,bj->bsi", patterns.covariance, projection)
+        mean = patterns.mean(weights, projection)
+        # Around the mean: the difference of two second moments would lose what a sharp posterior has.
+        between = torch.einsum("bs,bsi->bi", weights, (means - mean.unsqueeze(1)).square())
+        fields.append((torch.logsumexp(log_joint, -1), weights @ patterns.on, mean, weights @ spread + between))
+    evidence, inclusion, mean, variance = (torch.cat(field) for field in zip(*fields, strict=True))
+    return ExactPosterior(statistics.log_noise + evidence, inclusion, mean, variance, patterns, statistics.projection)

@@ -1,0 +1,18 @@
+"""Decoders: modules whose forward takes codes z and returns the likelihood p(x | z), a distribution.
+
+Binary data: `BernoulliDecoder`. Data in [0, 1]: `ContinuousBernoulliDecoder`. Any real data: `NormalDecoder`. A decoder
+of your own is any `torch.nn.Module` that takes z of shape ``(*, J)``, with any number of leading dimensions, and
+returns a Pyro distribution of `batch_shape` ``(*)``.
+"""
+
+from vsc_pyro.models.decoders.bernoulli import BernoulliDecoder, CrossEntropyBernoulli
+from vsc_pyro.models.decoders.continuous_bernoulli import ContinuousBernoulliDecoder, StableContinuousBernoulli
+from vsc_pyro.models.decoders.normal import NormalDecoder
+
+__all__ = [
+    "BernoulliDecoder",
+    "ContinuousBernoulliDecoder",
+    "CrossEntropyBernoulli",
+    "NormalDecoder",
+    "StableContinuousBernoulli",
+]

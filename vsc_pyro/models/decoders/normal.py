@@ -1,0 +1,142 @@
+"""The normal likelihood, for real data, with a scale that is fixed or learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import Independent, Normal
+from torch import Tensor, nn
+
+from vsc_pyro._arguments import choice, positive_float
+from vsc_pyro.distributions import LinearNormal
+from vsc_pyro.models.decoders.base import PixelDecoder
+
+# Of the data's standard deviation: under all of it a latent that explains little does not pay for itself.
+_SHARE = 0.4
+
+
+def _amplitude(scale: float, floor: float) -> float:
+    return math.sqrt((scale**2 - floor**2) / (1 - floor**2))
+
+
+class NormalDecoder(PixelDecoder):
+    r"""Independent normal pixels, :math:`p(x|z) = \prod_d N(x_d; f_d(z), \sigma_d^2)`, the scale not a function of z.
+
+    With ``hidden=()``, f is linear: sparse coding, with `dictionary` as its atoms. The likelihood is then a
+    `vsc_pyro.distributions.LinearNormal`, which can be trained without sampling: ``fit(..., objective="exact")``.
+
+    **The scale** decides what is worth coding: under one far above the data's spread no latent pays for itself, under
+    one far below all do. By default, ``scale="data"``, it is four tenths of the training data's standard deviation s
+    around their mean, and learned from there on, one for all pixels, if the code has fewer latents than the datum
+    pixels. Of more latents it stays there: such a code can copy the datum, and no scale is identified. What the network
+    puts out is in units of s, :math:`f(z) = s\,g(z)`: data in other units, :math:`a x + b`, are fitted alike.
+    `prepare`, which `vsc_pyro.fit` calls, measures s; before, it is 1.
+
+    A learned scale needs a floor. On a pixel that is the same in all data (a border) the log-density
+    :math:`-\log(\sigma\sqrt{2\pi})` grows without limit as :math:`\sigma \to 0`; the bound then measures how far the
+    optimiser got, and the gradient of the mean, error / :math:`\sigma^2`, drowns that of all other pixels. A tiny floor
+    does not help: one of 0.001 is the reward, 6.9 nats a pixel over a scale of 1 with gradients multiplied by a
+    million. So the floor is a tenth of `scale` (of s, by default) unless you say otherwise:
+
+    .. math:: \sigma_d^2 = m^2 + (s^2 - m^2)\, a_d^2, \qquad m = \mathrm{min\_scale},\ s = \mathrm{scale},
+
+    with parameters a. No pixel ever has a log-density above :math:`-\log(m\sqrt{2\pi})` (1.38 nats for m = 0.1);
+    shrinking its scale earns one at most :math:`\log(s/m) = 2.30` nats, and gradients of the mean grow at most a
+    hundredfold. A constant pixel has all of it at a finite a = 0, where the gradient of a vanishes: nothing is left to
+    chase. Scales above m are maximum-likelihood estimates as if there were no floor, and follow the units of the data
+    if `scale` does.
+
+    Args:
+        latent_dim: number of latents J.
+        output_shape: shape of one datum, or its number of pixels.
+        hidden: widths of the MLP's hidden layers, ``()`` for a linear map; None for ``(400,)``.
+        activation: name of the activation, see `vsc_pyro.models.networks.ACTIVATIONS`.
+        scale: standard deviation of the pixels given z, in units of the data: as it is or, if learned, to start from.
+            ``"data"`` takes the unit from the training data.
+        variance: ``"fixed"``; ``"shared"``, learned, one for all pixels; ``"per-pixel"``, learned, one for each; None
+            for ``"shared"`` if the scale is the data's and there are fewer latents than pixels, else ``"fixed"``.
+        min_scale: floor of a learned scale, in units of the data (of s, if the scale is the data's); None for a tenth
+            of `scale`.
+        trunk: module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``, instead of the MLP.
+
+    Shapes:
+        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`.
+
+    Raises:
+        ValueError: a size below 1, a scale that is not above 0 or not above `min_scale`, a `min_scale` for a fixed
+            variance, an unknown activation or variance (the message lists the known ones), `hidden` beside a trunk, or
+            a trunk whose output does not fit `output_shape`.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        output_shape: int | Sequence[int],
+        hidden: int | Sequence[int] | None = None,
+        activation: str = "relu",
+        scale: float | str = "data",
+        variance: str | None = None,
+        min_scale: float | None = None,
+        trunk: nn.Module | None = None,
+    ) -> None:
+        super().__init__(latent_dim, output_shape, hidden, activation, trunk)
+        self.follows_data = scale == "data"
+        if variance is None:
+            identified = self.latent_dim < math.prod(self.output_shape)
+            variance = "shared" if self.follows_data and identified else "fixed"
+        self.variance = variance
+        share = _SHARE if variance == "fixed" else 1.0
+        scale = share if self.follows_data else positive_float("scale", scale)
+        amplitude_shape = choice("variance", variance, {"fixed": None, "shared": (), "per-pixel": self.output_shape})
+        # Buffers, so that a checkpoint restores the scale whatever the decoder was built with.
+        self.register_buffer("initial_scale", torch.tensor(scale))
+        self.register_buffer("unit", torch.ones(()) if self.follows_data else None)
+        if not self.follows_data:
+            self._start_effects(scale)
+        if amplitude_shape is None:
+            if min_scale is not None:
+                raise ValueError(f"min_scale={min_scale!r} is the floor of a learned scale, and variance='fixed'")
+            return
+        min_scale = scale / 10 if min_scale is None else positive_float("min_scale", min_scale)
+        if min_scale >= scale:
+            raise ValueError(f"min_scale must be below scale, from where learning starts, got {min_scale} and {scale}")
+        self.register_buffer("min_scale", torch.tensor(min_scale))
+        start = _amplitude(max(_SHARE, min_scale), min_scale) if self.follows_data else 1.0
+        self.amplitude = nn.Parameter(torch.full(amplitude_shape, start))
+
+    def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
+        if not self.follows_data:
+            return mean
+        self.unit.copy_(scale)
+        return mean / scale
+
+    @property
+    def scale(self) -> Tensor:
+        r"""Standard deviation :math:`\sigma` of the pixels given z: shape ``()``, or `output_shape` if per pixel."""
+        if self.variance == "fixed":
+            return self._in_units(self.initial_scale)
+        floor = self.min_scale**2
+        return self._in_units(torch.sqrt(floor + (self.initial_scale**2 - floor) * self.amplitude**2))
+
+    def _in_units(self, values: Tensor) -> Tensor:
+        return values if self.unit is None else values * self.unit
+
+    @property
+    def dictionary(self) -> Tensor:
+        return self._in_units(super().dictionary)
+
+    def pixels(self, z: Tensor) -> Tensor:
+        return self._in_units(super().pixels(z))
+
+    def extra_repr(self) -> str:
+        floor = "" if self.variance == "fixed" else f", min_scale={float(self.min_scale):g}"
+        scale = "'data'" if self.follows_data else f"{float(self.initial_scale):g}"
+        return f"variance={self.variance!r}, scale={scale}{floor}"
+
+    def forward(self, z: Tensor) -> Independent:
+        if self.is_linear:
+            bias = self._in_units(self.network[0].bias.unflatten(0, self.output_shape))
+            return LinearNormal(z, self.dictionary, bias, self.scale)
+        return Normal(self.pixels(z), self.scale).to_event(len(self.output_shape))

@@ -1,0 +1,220 @@
+"""Trunks: plain torch networks that encoders and decoders put their distributions on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vsc_pyro._arguments import choice, positive_int, sizes
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+# Of the encoders' and decoders' MLPs, where nothing else is said: those of the VSC paper and of its reproduction.
+DEFAULT_HIDDEN = (400,)
+
+
+class MLP(nn.Sequential):
+    """Fully connected network: linear layers with an activation between them, none after the last.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        hidden: widths of the hidden layers, first to last; ``()`` for a linear map.
+        activation: one of the names in `ACTIVATIONS`.
+
+    Shapes:
+        ``(*, in_features) -> (*, out_features)``
+
+    Raises:
+        ValueError: a width below 1 or an unknown activation.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, hidden: int | Sequence[int] = (400,), activation: str = "relu"
+    ) -> None:
+        activation_class = choice("activation", activation, ACTIVATIONS)
+        widths = [positive_int("in_features", in_features), *sizes("hidden", hidden)]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, after), activation_class()]
+        layers.append(nn.Linear(widths[-1], positive_int("out_features", out_features)))
+        super().__init__(*layers)
+
+
+def last_layer(network: nn.Module) -> nn.Module | None:
+    """Return the last layer with weights of `network`, linear or a convolution; None if there is none."""
+    layers = [layer for layer in network.modules() if isinstance(layer, (*_LAYERS, _Doubling))]
+    return layers[-1] if layers else None
+
+
+class ConvTrunk(nn.Module):
+    """Convolutional network from images to features: each 4x4 convolution of stride 2 halves height and width.
+
+    An activation follows each convolution, none the last linear layer. Weights start as in He et al. (2015).
+
+    Args:
+        input_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
+        channels: of the convolutions, first to last.
+        features: size of the output.
+        activation: one of the names in `ACTIVATIONS`.
+
+    Shapes:
+        ``(B, C, H, W)``, or the same flattened ``(B, C * H * W)``, ``-> (B, features)``
+
+    Raises:
+        ValueError: an `input_shape` that is no image or too small, no channels, a size below 1, an unknown activation,
+            or (when called) data of another shape.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        channels: int | Sequence[int] = (32, 64),
+        features: int = 256,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        activation_class = choice("activation", activation, ACTIVATIONS)
+        channels = sizes("channels", channels)
+        self.input_shape = _image_shape("input_shape", input_shape, channels)
+        self.out_features = positive_int("features", features)
+        color, height, width = self.input_shape
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((color, *channels)):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), activation_class()]
+        shrink = 2 ** len(channels)
+        inner = channels[-1] * (height // shrink) * (width // shrink)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inner, self.out_features))
+        self.layers.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Only a flat image is reshaped: one with its channels last has as many values, in another order.
+        if tuple(x.shape[1:]) not in (self.input_shape, (math.prod(self.input_shape),)):
+            raise ValueError(f"x must be images of shape {self.input_shape}, flattened or not, got {tuple(x.shape)}")
+        return self.layers(x.reshape(len(x), *self.input_shape))
+
+
+class DeconvTrunk(nn.Module):
+    """Convolutional network from features to images: each transposed convolution of stride 2 doubles height and width.
+
+    The mirror of `ConvTrunk`, with an activation after each layer but the last. A stride that divides the kernel's size
+    does not by itself keep a checkerboard away (Odena et al., 2016), for the four output pixels of each input pixel are
+    products with four different kernels. Here these have the same sum, whatever the weights: a constant map stays
+    constant off the border, at the start and after any training. Weights start smooth, as those of a 3x3 convolution
+    of the enlarged map, of variance as in He et al. (2015).
+
+    Sizes are those of the image halved and rounded down; a row or column of output padding gives odd ones back.
+
+    Args:
+        output_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
+        channels: of the layers' inputs, first to last.
+        features: size of the input.
+        activation: one of the names in `ACTIVATIONS`.
+
+    Shapes:
+        ``(*, features) -> (*, C, H, W)``, any number of leading dimensions.
+
+    Raises:
+        ValueError: an `output_shape` that is no image or too small, no channels, a size below 1, or an unknown
+            activation.
+    """
+
+    def __init__(
+        self,
+        output_shape: Sequence[int],
+        channels: int | Sequence[int] = (64, 32),
+        features: int = 256,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        activation_class = choice("activation", activation, ACTIVATIONS)
+        channels = sizes("channels", channels)
+        self.output_shape = _image_shape("output_shape", output_shape, channels)
+        self.in_features = positive_int("features", features)
+        color, height, width = self.output_shape
+        scales = [2**halvings for halvings in range(len(channels), -1, -1)]
+        grids = [(height // scale, width // scale) for scale in scales]
+        layers: list[nn.Module] = [
+            nn.Linear(self.in_features, channels[0] * math.prod(grids[0])),
+            nn.Unflatten(1, (channels[0], *grids[0])),
+        ]
+        for (before, after), (small, large) in zip(
+            itertools.pairwise((*channels, color)), itertools.pairwise(grids), strict=True
+        ):
+            odd = tuple(new - 2 * old for old, new in zip(small, large, strict=True))
+            layers += [activation_class(), _Doubling(before, after, odd)]
+        self.layers = nn.Sequential(*layers)
+        self.layers.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], *self.output_shape)
+
+
+class _Doubling(nn.Module):
+    r"""Transposed 4x4 convolution of stride 2 that takes constant maps to constant maps.
+
+    Output pixels see the entries of the kernel in four groups, by whether row and column are even: 2x2 entries
+    each, :math:`v_{pq}`. Each group is moved to the mean of all, :math:`w_{pq} = v_{pq} - \bar v_{pq} + \bar v`.
+
+    Args:
+        before, after: channels of the input and of the output.
+        odd: how many rows and columns to add to twice those of the input, 0 or 1 of each.
+
+    Shapes:
+        ``(B, before, H, W) -> (B, after, 2 * H + odd[0], 2 * W + odd[1])``
+    """
+
+    def __init__(self, before: int, after: int, odd: tuple[int, int]) -> None:
+        super().__init__()
+        self._odd = odd
+        small = torch.randn(before * after, 1, 3, 3) * math.sqrt(2 / (9 * before))
+        # The 3x3 convolution of a map whose pixels are repeated twice, as one transposed convolution.
+        kernel = functional.conv2d(small, torch.ones(1, 1, 2, 2), padding=1)
+        self.kernel = nn.Parameter(kernel.reshape(before, after, 4, 4))
+        self.bias = nn.Parameter(torch.zeros(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.kernel.unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (before, after, 2, p, 2, q)
+        means = groups.mean((2, 4), keepdim=True)
+        weight = (groups - means + means.mean((3, 5), keepdim=True)).reshape(self.kernel.shape)
+        return functional.conv_transpose2d(x, weight, self.bias, stride=2, padding=1, output_padding=self._odd)
+
+
+def _initialize(layer: nn.Module) -> None:
+    """Weights of variance 2 / fan-in and no bias (He et al., 2015).
+
+    Torch's own variance is 1 / (3 fan-in): through five layers little of a code is left, and little of its gradient.
+    """
+    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.weight[0].numel()))
+        nn.init.zeros_(layer.bias)
+
+
+def _image_shape(name: str, value: Sequence[int], channels: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return `value` as (channels, height, width) of an image that every layer can halve."""
+    shape = sizes(name, value)
+    if len(shape) != 3:
+        raise ValueError(f"{name} must be (channels, height, width), got {value!r}")
+    if not channels:
+        raise ValueError("channels must have one entry for each convolution, got none")
+    if min(shape[1:]) < 2 ** len(channels):
+        raise ValueError(
+            f"{name} must be at least {2 ** len(channels)} pixels high and wide to be halved {len(channels)} times, "
+            f"got {value!r}; take fewer channels"
+        )
+    return shape

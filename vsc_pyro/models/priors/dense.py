@@ -1,0 +1,146 @@
+"""Priors without an atom: every latent of every datum is on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pyro.distributions import (
+    Categorical,
+    Cauchy,
+    ImproperUniform,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    Normal,
+    TorchDistribution,
+)
+from torch import Tensor
+from torch.distributions import constraints
+
+from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro.models.priors.prior import Prior
+
+
+class _FactorialPrior(Prior):
+    family: ClassVar[type[TorchDistribution]]
+
+    def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.latent_dim = positive_int("latent_dim", latent_dim)
+        self.register_buffer("loc", torch.zeros(self.latent_dim), persistent=False)
+        self.scale = positive_float("scale", scale)
+
+    def forward(self, x: Tensor) -> Independent:
+        return self.family(self.loc, torch.full_like(self.loc, self.scale)).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"{self.latent_dim}, scale={self.scale}"
+
+
+class NormalPrior(_FactorialPrior):
+    """Normal prior around zero (Kingma & Welling, 2014).
+
+    Args:
+        latent_dim: number of latents J.
+        scale: standard deviation.
+
+    Shapes:
+        The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: a `latent_dim` below 1 or a `scale` that is not positive.
+    """
+
+    family = Normal
+
+
+class LaplacePrior(_FactorialPrior):
+    r"""Laplace prior, :math:`p(z_j) = e^{-|z_j|/b} / 2b` (Olshausen & Field, 1997; in a VAE, Barello et al., 2018).
+
+    Closed divergences from `NormalEncoder` and `LaplaceEncoder`; with `DeltaEncoder` the L1 penalty of a sparse
+    autoencoder. Arguments, shapes and errors as of `NormalPrior`; `scale` is b.
+    """
+
+    family = Laplace
+
+
+class CauchyPrior(_FactorialPrior):
+    r"""Cauchy prior, :math:`p(z_j) = g / \pi (g^2 + z_j^2)` (Olshausen & Field, 1997).
+
+    Closed divergence from `CauchyEncoder` (F. Chyzak, F. Nielsen, 2019); from the others it is sampled. Arguments,
+    shapes and errors as of `NormalPrior`; `scale` is g.
+    """
+
+    family = Cauchy
+
+
+class _Flat(ImproperUniform):
+    """Pyro's puts the logarithm of its density, 0, on the CPU."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(()).expand(super().log_prob(value).shape)
+
+
+class FlatPrior(Prior):
+    """The improper uniform prior: none at all, for the plain autoencoder of a `DeltaEncoder`.
+
+    Args:
+        latent_dim: number of latents J.
+
+    Shapes:
+        The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``; it cannot be drawn from.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = positive_int("latent_dim", latent_dim)
+
+    def forward(self, x: Tensor) -> ImproperUniform:
+        return _Flat(constraints.real_vector, (), (self.latent_dim,))
+
+    def extra_repr(self) -> str:
+        return f"{self.latent_dim}"
+
+
+class NormalMixturePrior(Prior):
+    r"""A narrow and a wide Normal, :math:`p(z_j) = \sum_k w_k N(z_j; 0, s_k^2)` (George & McCulloch, 1993).
+
+    The continuous spike-and-slab: codes become small, never zero. Its divergence from a posterior has no closed form;
+    it is sampled, and the library says so once.
+
+    Args:
+        latent_dim: number of latents J.
+        weights: weights of the components, positive; they are divided by their sum.
+        scales: standard deviations of the components, as many.
+
+    Shapes:
+        The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: weights or scales that are not positive, or of different numbers.
+    """
+
+    def __init__(
+        self, latent_dim: int, weights: Sequence[float] = (0.8, 0.2), scales: Sequence[float] = (0.1, 1.0)
+    ) -> None:
+        super().__init__()
+        self.latent_dim = positive_int("latent_dim", latent_dim)
+        self.weights = tuple(positive_float("weights", weight) for weight in weights)
+        self.scales = tuple(positive_float("scales", scale) for scale in scales)
+        if len(self.weights) != len(self.scales):
+            raise ValueError(
+                f"weights and scales must be as many, one of each for every component, got {len(self.weights)} and "
+                f"{len(self.scales)}"
+            )
+        self.register_buffer("_logits", torch.tensor(self.weights).log(), persistent=False)
+        self.register_buffer("_scales", torch.tensor(self.scales), persistent=False)
+
+    def forward(self, x: Tensor) -> Independent:
+        shape = (self.latent_dim, len(self.scales))
+        components = Normal(torch.zeros_like(self._scales).expand(shape), self._scales.expand(shape))
+        return MixtureSameFamily(Categorical(logits=self._logits.expand(shape)), components).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"{self.latent_dim}, weights={self.weights}, scales={self.scales}"

@@ -1,0 +1,257 @@
+r"""The pseudo-input prior of Variational Sparse Coding: codes look like those of a few learned inputs.
+
+.. math:: p(z) = \sum_u \pi_u\, q_\phi(z | x_u), \qquad u = 1 \dots U,
+
+with learned pseudo-inputs :math:`x_u`, the encoder :math:`q_\phi` itself, and a classifier :math:`r = C_\omega(x)` that
+assigns a datum to them. With u a latent, enumerated exactly, the objective
+
+.. math:: E_q[\log p(x|z)] - \sum_u r_u\, KL(q(z|x) \| q(z|x_u)) - KL(r \| \pi)
+
+bounds the evidence. Tonolini et al. (2020) leave the last term, at most log U for equal weights, out: a prior that is
+chosen by looking at the datum, free of charge, is no prior, and their objective no bound.
+
+A second term keeps codes sparse where the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
+\mathrm{Bern}(\alpha))`, with :math:`\bar\gamma` the mean inclusion probability of the pseudo-inputs' codes over latents
+and pseudo-inputs.
+
+References
+    F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
+    J. M. Tomczak, M. Welling (2018), VAE with a VampPrior.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import MixtureSameFamily
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
+
+from vsc_pyro._arguments import positive_int
+from vsc_pyro.distributions import AssignedMixture, centre, inclusion_logits, is_point
+from vsc_pyro.distributions.pairwise import insert_batch_dims
+from vsc_pyro.models.modes import in_mode
+from vsc_pyro.models.networks import MLP
+from vsc_pyro.models.precision import run_network
+from vsc_pyro.models.priors.prior import Prior
+
+# Pseudo-inputs start this share of the range away from its ends, where a sigmoid still has a gradient.
+_MARGIN = 0.01
+# Of the range of a loader's first data: by so much more of it the others' tails may reach further.
+_BEYOND = 0.5
+# Of a code, by how many others are encoded beside it.
+_ROUNDING = 1e-3
+
+
+class PseudoInputPrior(Prior):
+    r"""Mixture of the posteriors of learned pseudo-inputs, see the module's docstring.
+
+    `fit` lets the pseudo-inputs start at random training data and takes the range they stay in from the data; for bare
+    Pyro, or to start elsewhere, pass `pseudo_inputs`, or call ``prepare(images)``.
+
+    The encoder sees pseudo-inputs in evaluation mode, also in training: by the running statistics of its batch
+    normalisation, which stay those of data, and without dropout.
+
+    Args:
+        encoder: the encoder of the same model; it has `input_shape` and a posterior with a density.
+        num_pseudo_inputs: U.
+        inclusion: :math:`\alpha` of the aggregate sparsity term, to be given with its weight and not without.
+        sparsity_weight: weight of that term in the objective, per datum; 0 leaves it out. (The paper adds the term once
+            to the sum over all N data, which is a weight of 1/N.)
+        assignment: ``"bound"``, u a latent whose assignment is paid for; or ``"paper"``, the published objective, which
+            is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture instead).
+        pseudo_inputs: where to start, shape ``(U, ...)``, instead of random training data; the range is then theirs.
+        hidden: widths of the classifier's hidden layers.
+        activation: name of their activation.
+
+    Shapes:
+        x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
+            other data beside a datum (batch normalisation without running statistics); pseudo-inputs that do not fit
+            it; an inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
+            `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_pseudo_inputs: int = 20,
+        inclusion: float | None = None,
+        sparsity_weight: float = 0.0,
+        assignment: str = "bound",
+        pseudo_inputs: Tensor | None = None,
+        hidden: int | Sequence[int] = (200,),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        if not hasattr(encoder, "input_shape"):
+            raise ValueError(
+                f"encoder must have an attribute input_shape, the shape of one datum; {type(encoder).__name__} has none"
+            )
+        if assignment not in ("bound", "paper"):
+            raise ValueError(f"unknown assignment {assignment!r}; known are 'bound', 'paper'")
+        if not (sparsity_weight >= 0 and math.isfinite(sparsity_weight)):
+            raise ValueError(f"sparsity_weight must be a finite number of at least 0, got {sparsity_weight!r}")
+        if (inclusion is None) == bool(sparsity_weight):
+            raise ValueError(
+                f"inclusion={inclusion!r} is what the sparsity term, of weight sparsity_weight={sparsity_weight!r}, "
+                "holds the pseudo-inputs' codes to; give both or neither"
+            )
+        if inclusion is not None and not 0 < inclusion < 1:
+            raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
+        self.encoder = encoder
+        self.latent_dim = encoder.latent_dim
+        self.num_pseudo_inputs = positive_int("num_pseudo_inputs", num_pseudo_inputs)
+        self.inclusion = inclusion
+        self.sparsity_weight = float(sparsity_weight)
+        self.assignment = assignment
+        self.network_precision = "float32"
+        pixels = math.prod(encoder.input_shape)
+        self.classifier = nn.Sequential(nn.Flatten(), *MLP(pixels, self.num_pseudo_inputs, hidden, activation))
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.ones(()))
+        self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
+        self._unconstrained = nn.Parameter(torch.randn(self.num_pseudo_inputs, *encoder.input_shape))
+        if pseudo_inputs is not None:
+            pseudo_inputs = torch.as_tensor(pseudo_inputs)
+            if not torch.isfinite(pseudo_inputs).all():
+                raise ValueError("pseudo_inputs must be finite, got NaN or infinite values; remove these data")
+            if len(pseudo_inputs) != self.num_pseudo_inputs:
+                raise ValueError(
+                    f"pseudo_inputs must be num_pseudo_inputs={self.num_pseudo_inputs} data, got {len(pseudo_inputs)}"
+                )
+            self._start_at(pseudo_inputs, pseudo_inputs)
+        self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        with torch.no_grad():
+            posterior = self._components()
+        if is_point(posterior):
+            raise ValueError(
+                f"the posterior of pseudo-inputs must have a density to be a prior, and {type(self.encoder).__name__} "
+                "gives points; take SpikeSlabEncoder, NormalEncoder or another"
+            )
+        with torch.no_grad(), in_mode(self.encoder, False):
+            twice = self.pseudo_inputs[[0, 0]]
+            first, other = centre(posterior)[0], centre(self.encoder(twice))[0]
+        if not torch.allclose(first, other, _ROUNDING, _ROUNDING * float(other.abs().max())):
+            raise ValueError(
+                "the posterior of a pseudo-input must not depend on those beside it in a batch, as the encoder's does "
+                "in evaluation mode; let its batch normalisation keep running statistics (track_running_stats=True), "
+                "or take LayerNorm"
+            )
+        try:
+            insert_batch_dims(posterior, 1)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{error}, as a prior of pseudo-inputs must be; take an encoder whose posterior is a spike-and-slab, "
+                "or independent Normal, Laplace or Cauchy"
+            ) from error
+        if self.sparsity_weight and inclusion_logits(posterior) is None:
+            raise ValueError(
+                f"sparsity_weight={self.sparsity_weight} needs spikes, and {type(self.encoder).__name__} has none; "
+                "take SpikeSlabEncoder, or sparsity_weight=0"
+            )
+
+    @property
+    def is_bound(self) -> bool:
+        return self.assignment == "bound"
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs, shape ``(U, *input_shape)``, within the data's range."""
+        return self.low + (self.high - self.low) * torch.sigmoid(self._unconstrained)
+
+    def prepare(self, images: Tensor) -> None:
+        """Start at random training data, shape ``(N, ...)`` (torch's random state decides which); only the first time.
+
+        Warns later of data outside the range of the first.
+
+        Raises:
+            ValueError: fewer data than pseudo-inputs, or of another shape.
+        """
+        if self.prepared:
+            self._warn_of_range(images.min(), images.max(), 0.0)
+            return
+        if len(images) < self.num_pseudo_inputs:
+            raise ValueError(
+                f"num_pseudo_inputs={self.num_pseudo_inputs} pseudo-inputs start at as many different data, "
+                f"got {len(images)}; take fewer"
+            )
+        chosen = torch.randperm(len(images))[: self.num_pseudo_inputs].to(images.device)
+        self._start_at(images[chosen], images)
+
+    def check_range(self, low: Tensor, high: Tensor) -> None:
+        """Warn of training data, of the range `low` to `high`, that lie far outside the range of the first of them."""
+        self._warn_of_range(low, high, _BEYOND)
+
+    def _warn_of_range(self, low: Tensor, high: Tensor, share: float) -> None:
+        slack = share * (self.high - self.low)
+        if low < self.low - slack or high > self.high + slack:
+            warnings.warn(
+                f"pseudo-inputs stay within {float(self.low):.4g} to {float(self.high):.4g}, the range of the data "
+                f"they started at, and these data range from {float(low):.4g} to {float(high):.4g}; build a new "
+                "PseudoInputPrior for them, or rescale them (and let a DataLoader shuffle them)",
+                stacklevel=3,
+            )
+
+    def _start_at(self, start: Tensor, images: Tensor) -> None:
+        shape = self._unconstrained.shape
+        if start.numel() != shape.numel():
+            raise ValueError(
+                f"pseudo-inputs must have the shape of the encoder's data, {tuple(shape[1:])}, "
+                f"got data of shape {tuple(start.shape[1:])}"
+            )
+        low, high = images.min(), images.max()
+        if not high > low:
+            raise ValueError(f"pseudo-inputs stay in the range of the data, and all of these are {float(low):g}")
+        with torch.no_grad():
+            self.low.copy_(low)
+            self.high.copy_(high)
+            self.prepared.fill_(True)
+            share = ((start - low) / (high - low)).clamp(_MARGIN, 1 - _MARGIN)
+            self._unconstrained.copy_(torch.logit(share).reshape(shape))
+
+    def forward(self, x: Tensor) -> AssignedMixture:
+        log_assignment = torch.log_softmax(run_network(self.classifier, x, self.network_precision), -1)
+        return AssignedMixture(self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound)
+
+    def marginal(self, x: Tensor) -> MixtureSameFamily:
+        """The mixture itself, without a classifier (VampPrior-like)."""
+        return AssignedMixture(self._components(), self._log_weights(), self._log_weights()).mixture
+
+    def penalty(self) -> Tensor | None:
+        r""":math:`J\, KL(\mathrm{Bern}(\bar\gamma) \| \mathrm{Bern}(\alpha))` times its weight."""
+        if not self.sparsity_weight:
+            return None
+        logits = inclusion_logits(self._components()).flatten()
+        # torch's divergence of two Bernoullis reads the values of 0-d tensors, which no captured step can.
+        log_on = torch.logsumexp(logsigmoid(logits), 0) - math.log(len(logits))
+        log_off = torch.logsumexp(logsigmoid(-logits), 0) - math.log(len(logits))
+        on = log_on.exp() * (log_on - math.log(self.inclusion))
+        off = log_off.exp() * (log_off - math.log1p(-self.inclusion))
+        return self.sparsity_weight * self.latent_dim * (on + off)
+
+    def _components(self) -> Distribution:
+        """The pseudo-inputs' posteriors, as evaluation has them.
+
+        Batch normalisation by the pseudo-inputs' own statistics, or dropout, would train another prior than is
+        evaluated; and its running statistics are those of data.
+        """
+        with in_mode(self.encoder, False):
+            return self.encoder(self.pseudo_inputs)
+
+    def _log_weights(self) -> Tensor:
+        return self._unconstrained.new_full((self.num_pseudo_inputs,), -math.log(self.num_pseudo_inputs))
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_pseudo_inputs={self.num_pseudo_inputs}, inclusion={self.inclusion}, "
+            f"sparsity_weight={self.sparsity_weight}, assignment={self.assignment!r}"
+        )

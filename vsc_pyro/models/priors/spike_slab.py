@@ -1,0 +1,139 @@
+"""The spike-and-slab prior: inclusion fixed, learned, or a latent variable with a posterior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import Beta
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
+from vsc_pyro.models.priors.prior import Prior
+
+_LEARN = (False, True, "per-latent", "global")
+# Equivalent number of data that the posterior over inclusion starts with: enough that its first draws are sensible.
+_INITIAL_CONCENTRATION = 20.0
+
+
+class SpikeSlabPrior(Prior):
+    r"""Spike-and-slab prior, :math:`p(z) = \prod_j \alpha_j F(z_j; m_j, s_j) + (1 - \alpha_j) \delta_0`.
+
+    Args:
+        latent_dim: number of latents J.
+        inclusion: :math:`\alpha = P(z_j \neq 0)`, strictly between 0 and 1: one number, or a tensor of shape ``(J,)``.
+        learn_inclusion: learn it from there: ``"per-latent"`` (or True), one :math:`\alpha_j` for each latent, so that
+            latents that do not pay for themselves switch off; ``"global"``, one for all.
+        hyperprior: (a, b) of :math:`\alpha \sim \mathrm{Beta}(a, b)`. What is learned is then a posterior
+            :math:`q(\alpha) = \mathrm{Beta}`, and the model has a site ``"inclusion"``, outside the plate over data
+            (Ishwaran & Rao, 2005). Evaluation takes its mean.
+        slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``.
+        learn_slab: learn every slab's location and scale from 0 and 1, where they stay otherwise. A latent that is on
+            can then be on by a typical amount: under a slab about 0 it is as likely to take away as to add.
+
+    Shapes:
+        The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
+
+    Raises:
+        ValueError: an inclusion outside (0, 1) or of another shape; an unknown `slab` or `learn_inclusion`; a
+            hyperprior that is not two positive numbers.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        inclusion: float | Tensor = 0.1,
+        learn_inclusion: bool | str = False,
+        hyperprior: tuple[float, float] | None = None,
+        slab: str = "normal",
+        learn_slab: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = positive_int("latent_dim", latent_dim)
+        if learn_inclusion not in _LEARN:
+            raise ValueError(f"learn_inclusion must be one of {', '.join(map(repr, _LEARN))}, got {learn_inclusion!r}")
+        if hyperprior is not None and not learn_inclusion:
+            raise ValueError(
+                f"hyperprior={hyperprior!r} is a prior of inclusions that are learned; "
+                "pass learn_inclusion='per-latent' or 'global' with it"
+            )
+        self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
+        self.slab = slab
+        self._family = get_slab(slab)
+        self.learn_slab = bool(learn_slab)
+        logits = self._checked_logits(inclusion)
+        self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
+        if self.learn_inclusion:
+            self.inclusion_logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("inclusion_logits", logits)
+        if learn_slab:
+            self.slab_loc = nn.Parameter(torch.zeros_like(logits.expand(self.latent_dim)))
+            self.slab_log_scale = nn.Parameter(torch.zeros_like(self.slab_loc))
+        if self.hyperprior is not None:
+            # Mean and concentration apart: in Beta's own parameters the noise of the mean would drown the width.
+            self.log_concentration = nn.Parameter(torch.full_like(logits, math.log(_INITIAL_CONCENTRATION)))
+
+    def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
+        alpha = torch.as_tensor(inclusion, dtype=torch.get_default_dtype())
+        if alpha.shape not in ((), (self.latent_dim,)):
+            raise ValueError(
+                f"inclusion must be one number or one for each of the {self.latent_dim} latents, "
+                f"got a tensor of shape {tuple(alpha.shape)}"
+            )
+        if not ((alpha > 0) & (alpha < 1)).all():
+            raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
+        if self.learn_inclusion == "global" and alpha.ndim:
+            raise ValueError(
+                f"learn_inclusion='global' learns one inclusion, and inclusion holds {len(alpha)}; pass one number"
+            )
+        self.inclusion = inclusion if alpha.ndim == 0 else alpha.tolist()
+        logits = torch.logit(alpha)
+        return logits if self.learn_inclusion == "global" else logits.expand(self.latent_dim).clone()
+
+    @property
+    def inclusion_probs(self) -> Tensor:
+        r""":math:`\alpha` as it stands, shape ``(J,)``: its posterior mean where it has a posterior. Detached."""
+        return self._logits(None).sigmoid().detach().expand(self.latent_dim)
+
+    def hyperparameters(self) -> dict[str, tuple[Distribution, Distribution]]:
+        if self.hyperprior is None:
+            return {}
+        concentration = self.log_concentration.exp()
+        on, off = concentration * self.inclusion_logits.sigmoid(), concentration * (-self.inclusion_logits).sigmoid()
+        prior = Beta(*(torch.full_like(on, value) for value in self.hyperprior))
+        return {"inclusion": (prior.to_event(on.dim()), Beta(on, off).to_event(on.dim()))}
+
+    def _logits(self, inclusion: Tensor | None) -> Tensor:
+        if inclusion is None:
+            return self.inclusion_logits  # where it has a posterior, of its mean
+        # A Beta draw may round to 0 or 1, whose log-odds are infinite.
+        epsilon = torch.finfo(inclusion.dtype).eps
+        logits = torch.logit(inclusion.clamp(epsilon, 1 - epsilon))
+        return logits.unsqueeze(-1) if self.learn_inclusion == "global" else logits
+
+    def forward(self, x: Tensor, inclusion: Tensor | None = None) -> IndependentSpikeSlab:
+        logits = self._logits(inclusion)
+        logits = logits.expand(torch.broadcast_shapes(logits.shape, (self.latent_dim,)))
+        return SpikeSlab(self._slab(logits), logits=logits).to_event(1)
+
+    def _slab(self, logits: Tensor) -> Distribution:
+        if not self.learn_slab:
+            return self._family(torch.zeros_like(logits), torch.ones_like(logits))
+        return self._family(self.slab_loc.expand_as(logits), self.slab_log_scale.exp().expand_as(logits))
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.latent_dim}, inclusion={self.inclusion}, learn_inclusion={self.learn_inclusion!r}, "
+            f"hyperprior={self.hyperprior}, slab={self.slab!r}" + (", learn_slab=True" if self.learn_slab else "")
+        )
+
+
+def _beta_parameters(hyperprior: tuple[float, float]) -> tuple[float, float]:
+    try:
+        a, b = hyperprior
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"hyperprior must be the two parameters (a, b) of a Beta, got {hyperprior!r}") from error
+    return positive_float("hyperprior", a), positive_float("hyperprior", b)

@@ -1,0 +1,182 @@
+"""Checkpoints: plain dictionaries of tensors and numbers, written atomically and read without executing anything."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import reprlib
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vsc_pyro._files import expanded, replacing
+
+FORMAT = 1
+# The structure of a checkpoint, without its tensors: reading it costs time and memory in proportion.
+_STRUCTURE_LIMIT = 8 * 2**20
+_SHOWN = 80  # characters of a file's content in a message
+
+
+def save_checkpoint(path: str | os.PathLike, state: dict[str, Any]) -> None:
+    """Write `state` (dictionaries, lists, numbers, strings, tensors) to `path`, whole or not at all.
+
+    A process that is killed at any moment leaves the old checkpoint or the new one, see `vsc_pyro._files.replacing`.
+
+    Raises:
+        ValueError: something at `path` that is no regular file.
+        OSError: a full disk, or a path that cannot be written; the message names it.
+    """
+    content = io.BytesIO()  # writing to a file itself, torch hides what the disk says, and looks at the file's name
+    torch.save({"format": FORMAT, **state}, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain containers are unpickled (`weights_only=True`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated or corrupt file, one that asks to run code, or one of another format.
+    """
+    path = expanded(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        _check_archive(path)
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {path} was not read: it is damaged, or holds more than tensors and plain values and could run "
+            "code; use only checkpoints that vsc_pyro wrote, or train again"
+        ) from error
+    except Exception as error:  # a damaged file fails in the parser in many ways; all mean the same to the user
+        reason = shortened(str(error).partition("\n")[0])
+        raise ValueError(f"checkpoint {path} is truncated or corrupt; delete it and train again ({reason})") from error
+    if type(state) is not dict or type(state.get("format")) is not int or state["format"] != FORMAT:
+        raise ValueError(f"{path} is not a vsc_pyro checkpoint of format {FORMAT}; train again with this version")
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Raise unless the file is an archive as torch writes it, whose content is as large as the file, and undamaged."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start[:1] == b"\x80":
+        raise pickle.UnpicklingError("a bare pickle")
+    if start != b"PK\x03\x04":  # by which torch tells an archive, whatever follows
+        raise zipfile.BadZipFile("not an archive")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > path.stat().st_size:
+            raise zipfile.BadZipFile("members that unpack to more than the file, which torch never writes")
+        for member in members:
+            if member.filename.endswith(".pkl") and member.file_size > _STRUCTURE_LIMIT:
+                raise zipfile.BadZipFile(
+                    f"{member.file_size} bytes of structure beside the tensors, more than {_STRUCTURE_LIMIT}"
+                )
+        if damaged := archive.testzip():  # torch does not look at the checksums that it writes
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+
+
+class _Shown(reprlib.Repr):
+    """Says of values no more than fits a line, however large, nested or repeated they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring = 2, _SHOWN
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 64 else f"an int of {x.bit_length()} bits"
+
+    def repr_Tensor(self, x: Tensor, level: int) -> str:  # noqa: N802
+        return f"a tensor of {x.dtype} and shape {tuple(x.shape)}"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        plain = x is None or isinstance(x, (bool, float))
+        return repr(x) if plain else self.repr_dict(x, level) if isinstance(x, dict) else type(x).__name__
+
+
+def shown(value: object) -> str:
+    """A few words for a value of a file, whatever it is."""
+    return shortened(_Shown().repr(value))
+
+
+def shortened(text: str, length: int = _SHOWN) -> str:
+    """The text, if need be its beginning, on one line."""
+    text = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
+    """Check that ``state["model"]`` fits `model`, and change nothing.
+
+    Raises:
+        ValueError: no weights there, of another architecture or kind of number, or not finite where the model's own
+            are; the message names the first that differs.
+    """
+    if "model" not in state:
+        names = shortened(", ".join(sorted(name if isinstance(name, str) else shown(name) for name in state)))
+        raise ValueError(f"checkpoint {path} holds no weights: it has {names}, not 'model'")
+    own, saved = model.state_dict(), _completed(model, state["model"])
+    if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
+        raise ValueError(f"checkpoint {path} is damaged: 'model' must be tensors by name, got {shown(saved)}")
+    for name in sorted(own.keys() | saved.keys()):
+        here, there = (_kind(weights, name) for weights in (own, saved))
+        if here != there:
+            raise ValueError(
+                f"checkpoint {path} is of another architecture: {shortened(name)} is {there} there and {here} in this "
+                "model; build the model with the settings it was trained with"
+            )
+        if isinstance(own[name], Tensor) and not _can_take(own[name], saved[name]):
+            raise ValueError(
+                f"checkpoint {path} is damaged: {name} is {shown(saved[name])}, with entries that are not finite or no "
+                f"{own[name].dtype}; train again"
+            )
+
+
+def _completed(model: nn.Module, saved: Any) -> Any:
+    """Add to weights the `added_buffers` of modules, as they act where a file of an earlier version has none."""
+    if not isinstance(saved, dict):
+        return saved
+    added = {
+        f"{prefix}.{name}": torch.full_like(getattr(module, name), value)
+        for prefix, module in model.named_modules()
+        for name, value in getattr(module, "added_buffers", {}).items()
+    }
+    return {**added, **saved}
+
+
+def _kind(weights: dict[str, Any], name: str) -> object:
+    if name not in weights:
+        return "absent"
+    return tuple(weights[name].shape) if is_plain(weights[name]) else type(weights[name]).__name__
+
+
+def is_plain(value: object) -> bool:
+    """Whether this is a tensor of numbers in rows and columns: not sparse, quantised or without memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
+
+
+def _can_take(own: Tensor, saved: Tensor) -> bool:
+    """Whether `own` can be given the values of `saved`, of another precision perhaps."""
+    if saved.dtype != own.dtype and not (saved.is_floating_point() and own.is_floating_point()):
+        return False
+    odd = ~torch.isfinite(saved.to(own.device, own.dtype)) & torch.isfinite(own)  # a mask may hold -inf
+    return not odd.any()
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
+    """Load ``state["model"]`` into `model`, in place; raises as `check_weights` does, before anything is changed."""
+    check_weights(model, state, path)
+    # What torch obeys beside the tensors, such as to put them in the place of parameters, is not taken from a file.
+    weights = OrderedDict(state["model"])
+    weights._metadata = model.state_dict()._metadata
+    model.load_state_dict(weights)
