@@ -25,8 +25,8 @@ closures and globals                   else by the next comparison
 
 Whatever decides by the value of a tensor (``if loss > 0``, ``.item()``) cannot be recorded, and what depends on
 anything else that changes would be recorded once and for all. The first raises; Pyro's enumeration (`TraceEnum_ELBO`)
-does it. For the second, programs are looked through before they are recorded (`compiled.memento`): attributes of
-objects, lists, arrays, closures, globals, generators of random numbers and Pyro's parameter store, and whatever of
+does it. For the second, programs are looked through before they are recorded (`acceleration.saved_state`): attributes
+of objects, lists, arrays, closures, globals, generators of random numbers and Pyro's parameter store, and whatever of
 these a step changes, be it a counter that anneals something or a list that something is logged in, is noticed. What is
 out of reach, within objects of other libraries, behind a global or attribute that is looked up by a string
 (``globals()["n"]``, `getattr`, `importlib`), in an object that the first step makes in a cache or out of Python, is
