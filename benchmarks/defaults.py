@@ -31,7 +31,7 @@ from torch.distributions import Independent, kl_divergence
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import centre, hard_code
-from vsc_pyro.distributions.summaries import inclusion_of
+from vsc_pyro.distributions.families import inclusion_of
 
 try:
     import measure

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import ImproperUniform
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
@@ -42,7 +41,7 @@ from vsc_pyro._arguments import natural_int, positive_float, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.versions import from_datasets
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, slab_of
+from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, is_proper, slab_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 
@@ -251,7 +250,7 @@ def has_proper_prior(model: VAE, data: Dataset) -> bool:
         ValueError: a prior that depends on the datum.
     """
     with model.evaluating():
-        return not isinstance(model.marginal_prior(data.images[:1].to(model.reference)), ImproperUniform)
+        return is_proper(model.marginal_prior(data.images[:1].to(model.reference)))
 
 
 def _has_prior(model: VAE, data: Dataset) -> bool:

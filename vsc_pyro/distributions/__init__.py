@@ -6,12 +6,7 @@ from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.atoms import is_atom_free, structure
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
-from vsc_pyro.distributions.infinite import why_infinite, why_no_point
-from vsc_pyro.distributions.linear_normal import LinearNormal
-from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
-from vsc_pyro.distributions.slabs import SLABS, get_slab
-from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
-from vsc_pyro.distributions.summaries import (
+from vsc_pyro.distributions.families import (
     centre,
     hard_code,
     has_mean,
@@ -19,10 +14,16 @@ from vsc_pyro.distributions.summaries import (
     inclusion_of,
     is_bernoulli,
     is_point,
+    is_proper,
     noise_scale,
     scale_of,
     slab_of,
 )
+from vsc_pyro.distributions.infinite import why_infinite, why_no_point
+from vsc_pyro.distributions.linear_normal import LinearNormal
+from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
+from vsc_pyro.distributions.slabs import SLABS, get_slab
+from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "is_atom_free",
     "is_bernoulli",
     "is_point",
+    "is_proper",
     "noise_scale",
     "scale_of",
     "slab_of",

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import torch
 from pyro.distributions import (
     AsymmetricLaplace,
-    Delta,
     InverseGamma,
     Logistic,
     MaskedDistribution,
@@ -30,6 +29,7 @@ from torch.distributions import Distribution, TransformedDistribution, constrain
 
 from vsc_pyro.distributions.atoms import is_atom_free, is_continuous, parts_of
 from vsc_pyro.distributions.draw_memory import LostDrawError, copy_of
+from vsc_pyro.distributions.families import is_point
 from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 
@@ -80,7 +80,7 @@ def why_infinite(q: Distribution, p: Distribution, draws: int = 1) -> str | None
         draws: how many draws of q one logarithm is taken over, as by an importance-weighted bound.
     """
     q, p = unwrapped(q), unwrapped(p)
-    if isinstance(q, Delta):
+    if is_point(q):
         return None
     kl = f"KL({family(q)} || {family(p)})"
     for inflated in (q, p):
@@ -123,7 +123,7 @@ def why_no_point(q: Distribution, value: Tensor, p: Distribution, drawn: Sequenc
         drawn: what a guide's auxiliary sites draw, of which the point may be a copy.
     """
     p = unwrapped(p)
-    if not isinstance(unwrapped(q), Delta) or isinstance(p, Delta) or not is_continuous(p):
+    if not is_point(unwrapped(q)) or is_point(p) or not is_continuous(p):
         return None
     if not is_atom_free(p) and not drawn:
         return POINT

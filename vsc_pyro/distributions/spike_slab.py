@@ -56,6 +56,7 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro._pyro_internals import current_request, transformation_around
+from vsc_pyro.distributions import families
 from vsc_pyro.distributions.atoms import is_atom_free
 from vsc_pyro.distributions.draw_memory import LostDrawError, copy_of
 from vsc_pyro.distributions.draws import CentredScoreParts, Draw, draw_of, remember
@@ -376,6 +377,26 @@ def _warn_of_several_scores(gate: Gate) -> None:
 @is_atom_free.register
 def _has_an_atom(distribution: SpikeSlab) -> bool:
     return False
+
+
+@families.inclusion_logits.register
+def _inclusion_logits(distribution: SpikeSlab) -> Tensor:
+    return distribution.logits
+
+
+@families.slab_of.register
+def _slab(distribution: SpikeSlab) -> Distribution:
+    return distribution.slab
+
+
+@families.has_mean.register
+def _has_mean(distribution: SpikeSlab) -> bool:
+    return families.has_mean(distribution.slab)
+
+
+@families.centre.register
+def _centre(distribution: SpikeSlab) -> Tensor:
+    return distribution.probs * families.centre(distribution.slab)
 
 
 @in_float32.register

@@ -21,13 +21,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import ImproperUniform
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
-from vsc_pyro.distributions import inclusion_logits, is_point
+from vsc_pyro.distributions import inclusion_logits, is_point, is_proper
 from vsc_pyro.evaluation.probes import auroc
 from vsc_pyro.models.data_checks import check_figure
 from vsc_pyro.models.vae import VAE
@@ -134,7 +133,7 @@ def check_calibration(
         # A prior before data gives no more heed to x than to its device.
         x = model.reference.new_zeros(1, *getattr(model.encoder, "input_shape", (1,)))
         prior = model.marginal_prior(x)
-        if isinstance(prior, ImproperUniform):
+        if not is_proper(prior):
             raise ValueError(
                 "the prior is flat, and there is nothing to draw from; build the model with a proper prior"
             )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from pyro.distributions import Categorical, ImproperUniform, MixtureSameFamily
+from pyro.distributions import Categorical, MixtureSameFamily
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from vsc_pyro._arguments import natural_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, slab_of
+from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, is_proper, slab_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 
@@ -89,7 +89,7 @@ def latent_index(latent: int, posterior: Distribution) -> int:
 def proper_prior(model: VAE, x: Tensor, remedy: str = "build the model with a proper prior") -> Distribution:
     """The distribution of codes before any datum is seen, or `ValueError` where it is flat."""
     prior = model.marginal_prior(x)
-    if isinstance(prior, ImproperUniform):
+    if not is_proper(prior):
         raise ValueError(f"the prior is flat, and there is nothing to draw from; {remedy}")
     return prior
 
