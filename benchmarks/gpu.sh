@@ -19,8 +19,8 @@ while [ $# -gt 0 ]; do
             tests=(-n 0 tests/test_training_readback.py)
             shift
             ;;
-        --data-root) data=(--data-root "$2") && export VSC_PYRO_DATA=$2 && shift 2 ;;
-        --output) output=$2 && shift 2 ;;
+        --data-root) data=(--data-root "${2:?names no folder}") && export VSC_PYRO_DATA=$2 && shift 2 ;;
+        --output) output=${2:?names no folder} && shift 2 ;;
         *) echo "gpu.sh: unknown option $1" >&2 && exit 2 ;;
     esac
 done

@@ -89,7 +89,7 @@ def late_disarm(model: vsc.VAE, data: vsc.Dataset, epochs: int, **settings: Any)
     vsc.fit(model, data, epochs=max(1, (epochs - first) // 2), gate="disarm", num_draws=2, **settings)
 
 
-# Name: of the row and its number of steps, what `default_rows.run_row` is told.
+# Name: of the row and its number of steps, what `defaults.run_row` is told.
 RECIPES: dict[str, Callable[[Row, int], dict[str, Any]]] = {
     "plain": lambda row, steps: {},
     "cooldown 1/4": lambda row, steps: {"fit_kwargs": {"cooldown": 0.25}},

@@ -121,7 +121,7 @@ def parse(argv):
         type=natural,
         nargs="*",
         metavar="STEPS",
-        help="slab warm-up: steps at the prior's slab and of the ramp; without numbers the paper's 15 and 5 of 70",
+        help="slab warm-up: steps at the standard slab and of the ramp; without numbers the paper's 15 and 5 of 70",
     )
     add("--encoder-activation", default="silu", choices=ACTIVATIONS)
     add("--decoder-activation", choices=ACTIVATIONS, help="default: relu, and tanh where a Cauchy has no mean")
@@ -135,6 +135,12 @@ def parse(argv):
     rates.add_argument(
         "--lr-decay", action="store_true", help="let the learning rate fall to zero over the second half of the run"
     )
+    rates.add_argument(
+        "--cooldown",
+        type=float,
+        metavar="SHARE",
+        help="of the epochs, the last, in which the learning rate falls; default: .25, or what a resumed run has",
+    )
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
     args = parser.parse_args(argv)
     for option in sorted({option for _, options in PRIORS.values() for option in options}):
@@ -145,14 +151,14 @@ def parse(argv):
     if args.prior == "pseudo-input" and not args.sparsity_weight and args.inclusion != parser.get_default("inclusion"):
         parser.error("--inclusion goes with --prior pseudo-input only as the target of --sparsity-weight, which is 0")
     if args.warmup is not None and len(args.warmup) not in (0, 2):
-        parser.error(f"--warmup takes no number or two, steps at the prior's slab and of the ramp, got {args.warmup}")
+        parser.error(f"--warmup takes no number or two, steps at the standard slab and of the ramp, got {args.warmup}")
     if args.decoder_activation is None:
         args.decoder_activation = "tanh" if "cauchy" in (args.prior, args.slab) else "relu"
     return args
 
 
 def free_to_change(lr_decay):
-    """A decay in proportion to the run cannot be gone on with: the longer run would have had other rates all along."""
+    """A run under --lr-decay cannot be gone on with for longer: it would have had other rates all along."""
     return [name for name in FREE_TO_CHANGE if not (lr_decay and name == "epochs")]
 
 
@@ -294,6 +300,7 @@ def trained(args, model, train, device):
         epochs=args.epochs,
         batch_size=args.batch_size,
         lr=args.lr,
+        cooldown=args.cooldown,
         lr_schedule=lr_schedule(args),
         schedules=warmup(args, args.epochs * -(-len(train) // args.batch_size)),
         device=device,
@@ -353,6 +360,7 @@ def metrics_of(args, model, test, history, result, device):
         "compiled": history.compiled,
         "lr_drop": args.lr_drop,
         "lr_decay": args.lr_decay,
+        "cooldown": args.cooldown,
         "seed": args.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "compile_seconds": round(history.compile_seconds, 2),

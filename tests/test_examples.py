@@ -443,7 +443,7 @@ def test_linear_rate_distortion(tmp_path):
         (("--seed", "-1"), "--seed: must be a whole number of at least 0"),
         (("--prior", "normal", "--learn-inclusion"), "--learn-inclusion goes with --prior spike-slab"),
         (("--prior", "laplace", "--warmup"), "--warmup goes with --prior spike-slab or pseudo-input, got --prior lap"),
-        (("--warmup", "3"), "--warmup takes no number or two, steps at the prior's slab and of the ramp, got [3]"),
+        (("--warmup", "3"), "--warmup takes no number or two, steps at the standard slab and of the ramp, got [3]"),
         (("--prior", "pseudo-input", "--num-pseudo-inputs", "0"), "--num-pseudo-inputs: must be a whole number"),
         (
             ("--prior", "pseudo-input", "--sparsity-weight", "-1"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import assert_mean_equals
-from pyro.distributions import Cauchy, Delta, Laplace, Normal
+from pyro.distributions import Cauchy, Laplace, MultivariateNormal, Normal
 from torch.distributions import kl_divergence
 
 from vsc_pyro.distributions import AssignedMixture, SpikeSlab, inclusion_logits
@@ -59,8 +59,8 @@ def test_narrow_slabs_lose_nothing_in_single_precision():
 def test_what_cannot_be_broadcast_is_not_claimed():
     with pytest.raises(NotImplementedError):
         pairwise_kl(dense(Normal, 5), dense(Cauchy, U))
-    with pytest.raises(NotImplementedError, match="Delta cannot be broadcast"):
-        insert_batch_dims(Delta(torch.zeros(U, J), event_dim=1), 1)
+    with pytest.raises(NotImplementedError, match="MultivariateNormal cannot be made of other parameters"):
+        insert_batch_dims(MultivariateNormal(torch.zeros(U, J), torch.eye(J)), 1)
 
 
 @pytest.mark.parametrize(("make", "family"), KINDS)

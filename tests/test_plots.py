@@ -118,8 +118,13 @@ def test_traversals_go_as_far_as_the_codes_do(trained):
     used = codes.inclusion.mean(0).argsort(descending=True)[:2]
     figure = plots.traversals(model, vsc.Dataset(test.images.round()), num=2)
     titles = [axes.get_title() for axes in figure.axes[3:10]]
-    farthest = float(codes.hard[:, used].abs().max())
-    assert titles == [f"z = {farthest * i / 3:.2g}" for i in range(-3, 4)]
+    sizes = codes.hard[:, used].abs()
+    limit = max(float(size[size > 0].quantile(0.98)) for size in sizes.T)
+    assert limit < sizes.max()
+    assert titles == [f"z = {limit / 3 * i:.3g}" for i in range(-3, 4)]
+    for wrong in (0, -2, float("nan"), "3"):
+        with pytest.raises(ValueError, match="limit must be a finite number above 0, got"):
+            plots.traversals(model, test, limit=wrong)
     assert figure.axes[9].get_title() != plots.traversals(model, test, num=2, limit=1.0).axes[9].get_title() == "z = 1"
 
 

@@ -5,6 +5,7 @@ import io
 import re
 
 from common.outputs import (
+    EARLIER,
     check_entries,
     check_known,
     count,
@@ -34,7 +35,18 @@ ONLY_WITH_SOME = (
 )
 SETTINGS = (
     *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation"),
-    *("decoder_activation", "objective", "num_draws", "beta", "batch_size", "lr", "lr_drop", "lr_decay", "seed"),
+    *(
+        "decoder_activation",
+        "objective",
+        "num_draws",
+        "beta",
+        "batch_size",
+        "lr",
+        "lr_drop",
+        "lr_decay",
+        "cooldown",
+        "seed",
+    ),
     *ONLY_WITH_SOME,
 )
 FIGURES_OF_MERIT = (
@@ -60,7 +72,7 @@ KINDS = {
 
 def read_settings(file, parse, free_to_change):
     """The settings of a run, which must be some that the command line gives."""
-    config = read_json(file)
+    config = EARLIER | read_json(file)
     least, most = (settings(parse([]), free_to_change(lr_decay)) for lr_decay in (False, True))
     check_known(file, config, most)
     check_entries(file, config, dict.fromkeys(least, lambda value: True))
@@ -93,7 +105,8 @@ def read_metrics(file, args, config, needed, settled):
 
     `settled(args, dataset)` are these settings on a data set.
     """
-    metrics, known = read_json(file), {**KINDS, **dict.fromkeys(SETTINGS, lambda value: True)}
+    earlier = {name: getattr(args, name) if name in {*needed, "cooldown"} else None for name in EARLIER}
+    metrics, known = earlier | read_json(file), {**KINDS, **dict.fromkeys(SETTINGS, lambda value: True)}
     check_known(file, metrics, known)
     check_entries(file, metrics, known)
     is_found = args.dataset == "auto" and metrics["dataset"] in ("mnist", "digits")

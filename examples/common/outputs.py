@@ -10,6 +10,9 @@ import tempfile
 from vsc_pyro._files import check_writable, replacing
 from vsc_pyro.training.checkpoints import shown
 
+# Settings that earlier runs do not name, and what they were.
+EARLIER = {"learn_slab": False, "cooldown": None}
+
 
 def settings(args, free):
     return {name: value for name, value in vars(args).items() if name not in free}
@@ -34,7 +37,7 @@ def check_output(args, files, last, free):
     config = args.output / "config.json"
     if config in there:
         try:
-            before = read_json(config)
+            before = EARLIER | read_json(config)
         except ValueError as error:
             raise SystemExit(f"{error}; pass --overwrite") from error
         changed = [

@@ -29,7 +29,7 @@ def alike(expected: list[Tensor], got: list[Tensor], tolerance: float = _TOLERAN
 
 
 def tolerance_of(graph: torch.fx.GraphModule) -> float:
-    """What `alike` should allow, relative to the largest value: a rounding of the fewest bits that the graph casts to.
+    """The tolerance for `alike`, relative to the largest value: the precision of the coarsest type it computes in.
 
     Compiled, a step in bfloat16 rounds in other places: gradients of one of 784-400-50 differ by up to .0033 of the
     largest on an H200, where those in float32 differ by 4e-7.

@@ -20,6 +20,7 @@ import torch
 from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 from torch.distributions import Bernoulli, Cauchy, Distribution, Independent, MixtureSameFamily, StudentT
+from torch.distributions.constraints import Constraint, real
 from torch.nn.functional import logsigmoid
 
 
@@ -157,6 +158,42 @@ def scale_of(distribution: Distribution) -> Tensor:
 @scale_of.register
 def _(distribution: Delta) -> Tensor:
     return torch.zeros_like(centre(distribution))
+
+
+Change = Callable[[str, Tensor, Constraint], Tensor]
+"""Makes a parameter's new value from its name, its value and its constraint."""
+
+
+@functools.singledispatch
+def changed(distribution: Distribution, change: Change) -> Distribution:
+    """The distribution of the same family with other parameters, each of which `change` gives.
+
+    Parts come under dotted names, such as ``"slab.loc"``. Of probabilities it is the log-odds that change.
+
+    Raises:
+        NotImplementedError: a distribution that is not one of scalars, or has no parameters.
+    """
+    constraints = distribution.arg_constraints
+    names = [name for name in constraints if not (name == "probs" and "logits" in constraints)]
+    if distribution.event_shape or not names:
+        raise NotImplementedError(f"{type(distribution).__name__} cannot be made of other parameters")
+    parameters = {name: change(name, getattr(distribution, name), constraints[name]) for name in names}
+    return type(distribution)(**parameters, validate_args=False)
+
+
+@changed.register
+def _(distribution: Independent, change: Change) -> Distribution:
+    return changed(distribution.base_dist, change).to_event(distribution.reinterpreted_batch_ndims)
+
+
+@changed.register
+def _(distribution: Delta, change: Change) -> Distribution:
+    return Delta(change("v", distribution.v, real), event_dim=distribution.event_dim)
+
+
+def of_part(name: str, change: Change) -> Change:
+    """The change of a part of that name."""
+    return lambda parameter, value, constraint: change(f"{name}.{parameter}", value, constraint)
 
 
 def inclusion_of(distribution: Distribution) -> Tensor:

@@ -11,8 +11,10 @@ import math
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
 
+from vsc_pyro.distributions.families import changed
 from vsc_pyro.distributions.low_precision import in_float32, is_coarse
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 from vsc_pyro.distributions.spikes import bounded, spike_entropy
@@ -72,18 +74,10 @@ def insert_batch_dims(distribution: Distribution, num: int, before: int = 0) -> 
     Raises:
         NotImplementedError: a distribution that is not made of scalars with parameters of their own.
     """
-    if isinstance(distribution, torch.distributions.Independent):
-        ndims = distribution.reinterpreted_batch_ndims
-        return insert_batch_dims(distribution.base_dist, num, before + ndims).to_event(ndims)
+    before += len(distribution.event_shape)
 
-    def shaped(parameter: Tensor) -> Tensor:
+    def shaped(_: str, parameter: Tensor, __: Constraint) -> Tensor:
         kept = parameter.dim() - before
         return parameter.reshape(parameter.shape[:kept] + (1,) * num + parameter.shape[kept:])
 
-    if isinstance(distribution, SpikeSlab):
-        slab = insert_batch_dims(distribution.slab, num, before)
-        return SpikeSlab(slab, logits=shaped(distribution.logits), gate=distribution.gate, validate_args=False)
-    if distribution.event_shape or not distribution.arg_constraints:
-        raise NotImplementedError(f"{type(distribution).__name__} cannot be broadcast against data")
-    parameters = {name: shaped(getattr(distribution, name)) for name in distribution.arg_constraints}
-    return type(distribution)(**parameters, validate_args=False)
+    return changed(distribution, shaped)

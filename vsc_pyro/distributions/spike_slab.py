@@ -394,6 +394,13 @@ def _has_mean(distribution: SpikeSlab) -> bool:
     return families.has_mean(distribution.slab)
 
 
+@families.changed.register
+def _changed(distribution: SpikeSlab, change: families.Change) -> SpikeSlab:
+    slab = families.changed(distribution.slab, families.of_part("slab", change))
+    logits = change("logits", distribution.logits, constraints.real)
+    return SpikeSlab(slab, logits=logits, gate=distribution.gate, validate_args=False)
+
+
 @families.centre.register
 def _centre(distribution: SpikeSlab) -> Tensor:
     return distribution.probs * families.centre(distribution.slab)

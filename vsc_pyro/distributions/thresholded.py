@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal, constraints
 
 from vsc_pyro._arguments import choice
+from vsc_pyro.distributions.families import Change, changed, of_part
 from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 from vsc_pyro.gates import GATES, Gate, StraightThrough
@@ -129,6 +130,13 @@ class ThresholdedSpikeSlab(SpikeSlab):
         if isinstance(self.base, Laplace):
             return -torch.log1p(uniform * torch.expm1(-cut))
         return math.sqrt(2) * torch.erfinv(uniform * torch.erf(cut / math.sqrt(2)))
+
+
+@changed.register
+def _changed(distribution: ThresholdedSpikeSlab, change: Change) -> ThresholdedSpikeSlab:
+    base = changed(distribution.base, of_part("base", change))
+    threshold = change("threshold", distribution.threshold, constraints.positive)
+    return ThresholdedSpikeSlab(base, threshold, distribution.gate, validate_args=False)
 
 
 def get_threshold_gate(gate: str | Gate) -> Gate:

@@ -86,9 +86,12 @@ def _logits(prior: Distribution) -> Tensor:
     slab = base.slab if isinstance(base, SpikeSlab) else None
     if not isinstance(slab, Normal) or prior.batch_shape or (slab.loc != 0).any() or (slab.scale != 1).any():
         kind = type(base).__name__ if slab is None else f"SpikeSlab of {type(slab).__name__}"
+        if isinstance(slab, Normal) and not prior.batch_shape:
+            far = int((slab.loc.abs() + (slab.scale - 1).abs()).argmax())
+            kind += f", with a slab of location {float(slab.loc[far]):.3g} and scale {float(slab.scale[far]):.3g}"
         raise ValueError(
             f"the exact posterior is that under one spike-and-slab with standard normal slabs, got a prior of {kind}; "
-            "build the model with a SpikeSlabPrior of slab='normal'"
+            "build the model with SpikeSlabPrior(..., slab='normal', learn_slab=False)"
         )
     return base.logits.double()
 

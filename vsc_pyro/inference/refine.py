@@ -19,16 +19,18 @@ import warnings
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, constraints, kl_divergence, transform_to
+from torch.distributions.constraints import Constraint
 from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import choice, natural_int, positive_float, positive_int
 from vsc_pyro._seeding import seeded, trains
-from vsc_pyro.distributions import SLABS, SpikeSlab, ThresholdedSpikeSlab
+from vsc_pyro.distributions import IndependentSpikeSlab
+from vsc_pyro.distributions.families import changed
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.models.data_checks import check_figure, in_memory
 from vsc_pyro.models.vae import VAE
@@ -45,9 +47,13 @@ _GATE = BinaryConcrete(temperature=0.1)
 class FreePosterior(nn.Module):
     """An encoder without a network: parameters of its own for every datum, starting from a given posterior.
 
+    Every parameter of the family is moved from where it starts: a real one in units of the scale beside it, where there
+    is one, for a step that suits a sharp posterior then suits a wide one; a positive one by a factor; any other in the
+    unconstrained space of `torch.distributions.transform_to`.
+
     Args:
-        distribution: where to start: a spike-and-slab, thresholded or not, or independent Normal, Laplace or Cauchy,
-            or a point (`Delta`), of `batch_shape` ``(B,)``.
+        distribution: where to start, of `batch_shape` ``(B,)``: independent scalars of any family whose arguments are
+            its `arg_constraints`, a spike-and-slab of these, thresholded or not, or a point (`Delta`).
         gate: of the spikes, a name or a `vsc_pyro.gates.Gate`; None for that of `distribution`.
 
     Shapes:
@@ -59,53 +65,51 @@ class FreePosterior(nn.Module):
 
     def __init__(self, distribution: Distribution, gate: str | Gate | None = None) -> None:
         super().__init__()
-        base, self._event_dims = distribution, len(distribution.event_shape)
-        if isinstance(base, Independent):
-            base = base.base_dist
-        self.gate = None
-        self._thresholded = isinstance(base, ThresholdedSpikeSlab)
-        if isinstance(base, SpikeSlab):
-            self.gate = base.gate if gate is None else get_gate(gate)
-        if self._thresholded:
-            self.register_buffer("first_threshold", base.threshold.detach().clone())
-            self.log_threshold_ratio = nn.Parameter(torch.zeros_like(self.first_threshold))
-            base = base.base
-        elif isinstance(base, SpikeSlab):
-            self.register_buffer("first_logits", base.logits.detach().clone())
-            self.logits = nn.Parameter(self.first_logits.clone())
-            base = base.slab
-        if not isinstance(base, (Delta, *SLABS.values())):
+        if gate is not None and isinstance(distribution, IndependentSpikeSlab):
+            spikes = copy.copy(distribution.base_dist)
+            spikes.gate = get_gate(gate)
+            distribution = spikes.to_event(distribution.reinterpreted_batch_ndims)
+        self._start = distribution  # its family and gate; of its parameters the buffers
+
+        def keep(name: str, value: Tensor, _: Constraint) -> Tensor:
+            self.register_buffer(_first(name), value.detach().clone())
+            self.register_parameter(_moved(name), nn.Parameter(torch.zeros_like(value)))
+            return value
+
+        try:
+            changed(distribution, keep)
+        except NotImplementedError as error:
             raise ValueError(
-                f"posteriors to refine are spike-and-slab, Normal, Laplace, Cauchy or points, "
-                f"got {type(base).__name__}; refine a model with one of the library's encoders"
-            )
-        self._family = type(base)
-        point = isinstance(base, Delta)
-        self.register_buffer("origin", (base.v if point else base.loc).detach().clone())
-        self.register_buffer("unit", torch.ones_like(self.origin) if point else base.scale.detach().clone())
-        # In units of the starting scale: a step that suits a sharp posterior suits a wide one.
-        self.shift = nn.Parameter(torch.zeros_like(self.origin))
-        if not point:
-            self.log_ratio = nn.Parameter(torch.zeros_like(self.origin))
+                f"posteriors to refine are independent scalars, spike-and-slab or not, or points: {error}; refine a "
+                "model with one of the library's encoders"
+            ) from error
 
     def forward(self, x: Tensor) -> TorchDistribution:
-        loc = self.origin + self.unit * self.shift
-        if self._family is Delta:
-            return Delta(loc, event_dim=self._event_dims)
-        posterior = self._family(loc, self.unit * self.log_ratio.exp())
-        if self._thresholded:
-            threshold = self.first_threshold * self.log_threshold_ratio.exp()
-            posterior = ThresholdedSpikeSlab(posterior, threshold, gate=self.gate)
-        elif self.gate is not None:
-            posterior = SpikeSlab(posterior, logits=self.logits, gate=self.gate)
-        return posterior.to_event(self._event_dims)
+        return changed(self._start, self._parameter)
+
+    def _parameter(self, name: str, _: Tensor, constraint: Constraint) -> Tensor:
+        first, moved = getattr(self, _first(name)), getattr(self, _moved(name))
+        if constraint is constraints.positive:
+            return first * moved.exp()
+        if constraint is constraints.real:
+            part = name.rpartition(".")[0]
+            return first + getattr(self, _first(f"{part}.scale".removeprefix(".")), 1.0) * moved
+        transform = transform_to(constraint)
+        return transform(transform.inv(first) + moved)
 
     def restart(self, rows: Tensor) -> None:
         """Put data where `rows`, a bool tensor of shape ``(B,)``, is True back where they started."""
         with torch.no_grad():
             for parameter in self.parameters():
-                start = self.first_logits[rows] if parameter is getattr(self, "logits", None) else 0.0
-                parameter[rows] = start
+                parameter[rows] = 0.0
+
+
+def _first(name: str) -> str:
+    return f"first_{name.replace('.', '_')}"
+
+
+def _moved(name: str) -> str:
+    return f"moved_{name.replace('.', '_')}"
 
 
 class _Held(nn.Module):

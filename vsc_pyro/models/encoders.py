@@ -251,7 +251,7 @@ class SpikeSlabEncoder(_SparseEncoder):
     In training mode spikes are drawn by the gate as it is; in evaluation mode (`.eval()`) always exactly.
 
     **Slab warm-up** (Tonolini et al., 2020): the buffer `slab_weight`, :math:`\lambda`, replaces the slab by
-    :math:`F(\lambda\mu, \sqrt{\lambda\sigma^2 + 1 - \lambda})`, from the prior's own at 0 to the network's at 1
+    :math:`F(\lambda\mu, \sqrt{\lambda\sigma^2 + 1 - \lambda})`, from the standard one at 0 to the network's at 1
     (where it starts). Drive it with ``fit(..., schedules=vsc_pyro.training.schedules.slab_warmup(num_steps))``.
     The divergence is that of the same slab, so every step trains a bound.
 

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro._arguments import choice, positive_int
+from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_of
 from vsc_pyro.models.data_checks import in_memory
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _RANGE = (0.025, 0.975)  # of a slab, that a traversal passes through
 _PER_ROW = 10
+_LOOKED_AT = 1000  # data
 _NAMED = 15  # latents that a title lists by number
 
 
@@ -61,11 +62,13 @@ def traversals(
     Args:
         model, data: a `VAE` and data of shape ``(N, ...)``.
         num: number of latents, most used first.
-        limit: range of the latent's value; None for as far from zero as the codes of the data go in these latents.
+        limit: range of the latent's value, above 0; None for what 98 in 100 codes of the data do not exceed where these
+            latents are on.
         seed: of binarisation and draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
     """
     num = positive_int("num", num)
+    limit = None if limit is None else positive_float("limit", limit)
     seen = in_memory(data).draw(slice(None))
     usage = usage_of(model, seen)
     used = usage.order[usage.highest[usage.order] > 0.5]
@@ -76,14 +79,15 @@ def traversals(
         return figure
     x = seen[usage.datum[latents]].to(model.reference)
     if limit is None:
-        limit = max(float(usage.farthest[latents].max()), 0.1)
+        sizes = likely_code(model.encoder(seen[:_LOOKED_AT].to(x)))[:, latents].abs()
+        limit = max((float(size[size > 0].quantile(0.98)) for size in sizes.T if (size > 0).any()), default=1.0)
     values = (limit / 3 * torch.arange(-3.0, 4.0)).to(x)
     rows, names = [], []
     for place, (latent, code) in enumerate(zip(latents, likely_code(model.encoder(x)), strict=True)):
         decoded = _decoded(model, code, latent, values).reshape(-1, *x.shape[1:])
         rows.append(torch.cat([x[place : place + 1], decoded]).cpu())
         names.append(f"latent {latent}\nmean P(on) {float(usage.inclusion[latent]):.2f}")
-    columns = ["datum", "decoded", "off", *(f"z = {value:.2g}" for value in values.tolist())]
+    columns = ["datum", "decoded", "off", *(f"z = {value:.3g}" for value in values.tolist())]
     title = f"Traversals of single latents: {len(latents)} of {len(used)} that are ever on, most used first"
     return grid(rows, names, title, drawing_of(seen, **style), [columns])
 

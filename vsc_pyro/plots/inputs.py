@@ -101,26 +101,23 @@ class Usage(NamedTuple):
         inclusion: mean inclusion probability.
         highest: largest inclusion probability.
         datum: where the latent is surely on and far from zero: the largest product of inclusion and distance.
-        farthest: the largest distance of its slab's centre from zero where it is more likely on than off.
         order: the latents, most used first: by their mean inclusion, and of equals by how much their centres vary.
     """
 
     inclusion: Tensor
     highest: Tensor
     datum: Tensor
-    farthest: Tensor
     order: Tensor
 
 
 def usage_of(model: VAE, seen: Tensor) -> Usage:
     """`Usage` in data ``(N, ...)`` as the model sees them. All pictures take their order of latents from here."""
-    sums, highest, score, datum, farthest = 0.0, None, None, None, 0.0
+    sums, highest, score, datum = 0.0, None, None, None
     for start in range(0, len(seen), 1000):
         posterior = model.encoder(seen[start : start + 1000].to(model.reference))
         inclusion, centres = inclusion_of(posterior).cpu(), centre(posterior).cpu()
         sums = sums + torch.stack([x.double().sum(0) for x in (inclusion, centres, centres.double() ** 2)])
         own, place = (inclusion * centres.abs()).max(0)
-        farthest = likely_code(posterior).abs().cpu().amax(0).clamp(min=farthest)
         if score is None:
             score, datum, highest = own, place, inclusion.amax(0)
         datum = torch.where(own > score, place + start, datum)
@@ -128,7 +125,7 @@ def usage_of(model: VAE, seen: Tensor) -> Usage:
     mean, first, second = sums / len(seen)
     by_spread = (second - first**2).argsort(descending=True)
     order = by_spread[mean[by_spread].argsort(descending=True, stable=True)]
-    return Usage(mean.float(), highest, datum, farthest, order)
+    return Usage(mean.float(), highest, datum, order)
 
 
 # What of a code is seen -----------------------------------------------------------------------------------------------

@@ -133,10 +133,10 @@ def fit(
         lr: learning rate of Adam.
         warmup: share of the run, its first steps, in which the weight of the KL divergence rises from 0 to the model's
             beta, so that latents learn something before they are charged for it. A resumed run keeps its own.
-        cooldown: share of the run, its last epochs, in which the learning rate falls in proportion; None for .25, for
-            0 beside an `lr_schedule`, and for a resumed run's own. A run that is gone on with for more epochs than it
-            was begun with has cooled down once before, unlike one of so many epochs from the start; with 0 the two end
-            in the same weights.
+        cooldown: share of the run, its last epochs, in which the learning rate falls in proportion, from epoch to
+            epoch: a quarter of 4 epochs or fewer changes nothing. None for .25, for 0 beside an `lr_schedule`, and for
+            a resumed run's own. A run that is gone on with for more epochs than it was begun with has cooled down once
+            before, unlike one of so many epochs from the start; with 0 the two end in the same weights.
         lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
         schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
             `vsc_pyro.schedules`. The last value stays.
@@ -145,9 +145,10 @@ def fit(
             ``torch.manual_seed(0)`` before its parts are built, and they are the same in every run.
         checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically; a link is written
             through, and ``~`` is the home folder.
-        resume: go on from `checkpoint` where it exists; the run ends in the same weights as one never interrupted (on
-            the CPU, same thread count). Settings and schedules have to be the same, functions among these as far as
-            their values at the ends of epochs tell. Where it does not exist, training starts from the beginning.
+        resume: go on from `checkpoint` where it exists; the run ends in the same weights as one of as many epochs that
+            was never interrupted (on the CPU, same thread count). Settings and schedules have to be the same,
+            functions among these as far as their values at the ends of epochs tell. Where it does not exist, training
+            starts from the beginning.
         progress: show a bar with the running ELBO, and at the end a line that says how many latents the data use and
             how much the codes explain: `History.summary`.
         compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
@@ -204,7 +205,7 @@ def fit(
     check_objective(loss, model, used_gate, schedules or ())
     warmup = check_warmup(warmup, loss, schedules)
     warmup_steps = int(warmup * epochs * batches.num_steps)
-    if cooldown and lr_schedule is not None:
+    if cooldown is not None and Cooldown(cooldown, epochs).share and lr_schedule is not None:
         raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
     if resume and checkpoint.is_file():
         warmup_steps = saved_warmup(checkpoint)

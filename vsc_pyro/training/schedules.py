@@ -64,7 +64,7 @@ class Ramp:
 def slab_warmup(num_steps: int = 70_000) -> dict[str, Schedule]:
     """Slab warm-up for `fit`'s `schedules`, in the proportions of Tonolini et al. (2020), over a run of `num_steps`.
 
-    Of their 70,000 steps the slab was the prior's for 15,000 and moved to the encoder's in the 5,000 that followed.
+    Of their 70,000 steps the slab was the standard one for 15,000 and moved to the encoder's in the next 5,000.
     `vsc_pyro.SpikeSlabEncoder` says what it does. For steps of your own: ``{"encoder.slab_weight": Ramp(0, 1, hold=...,
     length=...)}``.
     """
@@ -96,8 +96,9 @@ def check_warmup(warmup: float, loss: ELBO, schedules: Mapping[str, Schedule] | 
 class Cooldown:
     """The learning rate of a run: as it is, and over the last `share` of the epochs falling in proportion.
 
-    In epoch e, counted from 0, of E it is multiplied by min(1, (E - e) / (share E)). Steady first and falling last, a
-    run can be gone on with from any checkpoint (S. Hu et al., 2024, MiniCPM, who call it warm-up, stable, decay).
+    In epoch e, counted from 0, of E it is multiplied by min(1, (E - e) / (share E)): a quarter of 8 epochs halves that
+    of the last, a quarter of 4 changes nothing. From a checkpoint of before the fall a longer run goes on as if it had
+    been planned (S. Hu et al., 2024, MiniCPM, who call it warm-up, stable, decay).
 
     Raises:
         ValueError: a share outside [0, 1].
@@ -110,6 +111,7 @@ class Cooldown:
         share = self.share
         if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 <= share <= 1:
             raise ValueError(f"cooldown must be a share of the run, from 0 to 1, got {share!r}")
+        object.__setattr__(self, "share", float(share))  # of the bits that a checkpoint has
 
     def factor(self, epoch: int) -> float:
         """What the learning rate is multiplied by in that epoch."""

@@ -76,7 +76,7 @@ class CauchyPrior(_FactorialPrior):
     family = Cauchy
 
 
-class _Flat(ImproperUniform):
+class Flat(ImproperUniform):
     """Pyro's puts the logarithm of its density, 0, on the CPU."""
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class FlatPrior(Prior):
         self.latent_dim = positive_int("latent_dim", latent_dim)
 
     def forward(self, x: Tensor) -> ImproperUniform:
-        return _Flat(constraints.real_vector, (), (self.latent_dim,))
+        return Flat(constraints.real_vector, (), (self.latent_dim,))
 
     def extra_repr(self) -> str:
         return f"{self.latent_dim}"

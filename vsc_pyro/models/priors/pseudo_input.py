@@ -150,8 +150,8 @@ class PseudoInputPrior(Prior):
             insert_batch_dims(posterior, 1)
         except NotImplementedError as error:
             raise ValueError(
-                f"{error}, as a prior of pseudo-inputs must be; take an encoder whose posterior is a spike-and-slab, "
-                "or independent Normal, Laplace or Cauchy"
+                f"the encoder's posterior cannot be broadcast against data, as a prior of pseudo-inputs must be "
+                f"({error}); take an encoder whose posterior is a spike-and-slab, or of independent scalars"
             ) from error
         if self.sparsity_weight and inclusion_logits(posterior) is None:
             raise ValueError(

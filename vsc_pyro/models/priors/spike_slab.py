@@ -37,8 +37,8 @@ class SpikeSlabPrior(Prior):
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: an inclusion outside (0, 1) or of another shape; an unknown `slab` or `learn_inclusion`; a
-            hyperprior that is not two positive numbers.
+        ValueError: an inclusion outside (0, 1) or of another shape; an unknown `slab`, `learn_inclusion` or
+            `learn_slab`; a hyperprior that is not two positive numbers.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class SpikeSlabPrior(Prior):
         self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
         self.slab = slab
         self._family = get_slab(slab)
-        self.learn_slab = bool(learn_slab)
+        if not isinstance(learn_slab, bool):
+            raise ValueError(f"learn_slab must be True or False, got {learn_slab!r}")
+        self.learn_slab = learn_slab
         logits = self._checked_logits(inclusion)
         self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
         if self.learn_inclusion:
