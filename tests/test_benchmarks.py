@@ -165,12 +165,12 @@ def test_the_command_for_a_gpu_says_where_there_is_none():
 
 
 def test_the_command_for_a_gpu_takes_less_than_eight_minutes():
-    limits = re.findall(r"^(?:run|benchmark) (\d+) ", GPU.read_text(), re.MULTILINE)
+    limits = re.findall(r"^ *(?:run|benchmark) (\d+) ", GPU.read_text(), re.MULTILINE)
     assert len(limits) == 6
     assert sum(map(int, limits)) < 480
 
 
-def test_every_part_for_a_gpu_runs_on_the_cpu(tmp_path):
+def test_every_benchmark_for_a_gpu_runs_on_the_cpu(tmp_path):
     settings = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     command = ["bash", GPU, "--quick", "--output", tmp_path]
     run = subprocess.run(command, capture_output=True, text=True, env=settings)

@@ -148,7 +148,7 @@ def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
 
 
 def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path):
-    settings = "--dataset digits --epochs 40 --batch-size 20 --latent-dim 6 --hidden 20 --iwae-draws 5".split()
+    settings = "--dataset digits --epochs 20 --batch-size 20 --latent-dim 6 --hidden 20 --iwae-draws 5".split()
     command = [sys.executable, EXAMPLES / "mnist_vsc.py", *settings, "--device", "cpu", "--output", tmp_path / "a"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     # A shell that runs the tests in the background has them ignore interrupts, and what they start as well.
