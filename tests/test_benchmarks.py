@@ -1,5 +1,6 @@
 """Every benchmark runs and leaves what it promises, and those that it compares compute the same thing."""
 
+import importlib
 import json
 import os
 import re
@@ -171,10 +172,13 @@ def test_the_command_for_a_gpu_takes_less_than_eight_minutes():
 
 
 def test_every_benchmark_for_a_gpu_runs_on_the_cpu(tmp_path):
-    settings = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    # The script writes the commands that it would give, and they are run here, where nothing need be imported anew.
     command = ["bash", GPU, "--quick", "--output", tmp_path]
-    run = subprocess.run(command, capture_output=True, text=True, env=settings)
-    assert run.returncode == 0, run.stdout + run.stderr
+    told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHON": "echo"})
+    assert told.returncode == 0, told.stderr
+    commands = [line.split() for line in told.stdout.splitlines() if line.startswith("benchmarks/")]
+    for script, *arguments in commands:
+        importlib.import_module(Path(script).stem).main(arguments)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"{name}-quick.json" for name in ("step", "dictionary", "evaluation", "epoch")}
 
