@@ -67,6 +67,7 @@ class Document:
         from matplotlib import pyplot
 
         figure = matplotlib_figure(shown)
+        figure.set_layout_engine("constrained")  # else titles meet the labels above
         for axes in figure.axes:
             axes.tick_params(labelsize=8)
             axes.set_xlabel(label, fontsize=9)
