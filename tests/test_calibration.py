@@ -9,6 +9,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from test_linear_exact import linear_model
 
 import vsc_pyro as vsc
+from vsc_pyro._seeding import seeded
 from vsc_pyro.evaluation.calibration import check_calibration
 from vsc_pyro.inference.linear_exact import exact_posterior
 from vsc_pyro.inference.linear_gibbs import gibbs_posterior
@@ -77,7 +78,7 @@ def test_an_encoder_is_worse_than_the_truth_and_the_scores_are_sklearns(model):
     again = check_calibration(model, num_data=1000, seed=3)
     assert again.as_dict() == result.as_dict()
     # The same codes, drawn as they are there.
-    with vsc.seeding.seeded(3, torch.device("cpu")):
+    with seeded(3, torch.device("cpu")):
         on = (model.prior(None).expand((1,)).sample((1000,)).squeeze(1) != 0).flatten().numpy()
     gamma = seen["gamma"].flatten().double().numpy()
     assert result.brier == pytest.approx(brier_score_loss(on, gamma))

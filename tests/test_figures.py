@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
+from vsc_pyro.evaluation.information import is_informative
 
 
 def test_the_one_number_comes_first(trained, digits):
@@ -13,7 +14,7 @@ def test_the_one_number_comes_first(trained, digits):
     assert first.split()[:5] == ["latents", "a", "datum", "uses", f"{result.used_per_datum:.2f}"]
     assert f"{result.informative_latents} of 6  carry information" in second
     assert result.used_per_datum <= result.expected_l0 + 1e-6
-    informative = vsc.information.is_informative(result.information.double(), result.usage)
+    informative = is_informative(result.information.double(), result.usage)
     assert result.used_per_datum == pytest.approx(float(result.usage[informative].sum()), rel=1e-5)
     assert result.informative_latents == int(informative.sum())
 
