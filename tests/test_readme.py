@@ -105,5 +105,7 @@ def test_two_commands_do_all_their_own_setup():
 
 
 def test_pictures_are_there():
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (Path(__file__).parent.parent / picture).is_file()
+    root = Path(__file__).parent.parent
+    for file in (root / "README.md", *root.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+            assert (file.parent / target).is_file(), f"{file.name} shows {target}"
