@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type is run, not believed."""
+"""What the README and the pages behind it tell a newcomer to type is run, not believed."""
 
 import functools
 import re
@@ -12,11 +12,13 @@ import torch
 import vsc_pyro as vsc
 from vsc_pyro import plots
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGES = "README.md", "docs/choosing.md", "docs/inside.md", "docs/trust.md"
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def test_the_thirty_lines_run(tmp_path, monkeypatch):
@@ -85,7 +87,7 @@ def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
 
 
 def test_the_schedules_that_are_shown_are_some(digits):
-    (row,) = re.findall(r"^\| `schedules=` \|.*$", README, flags=re.MULTILINE)
+    (row,) = re.findall(r"^\| `schedules=` \|.*$", TEXT, flags=re.MULTILINE)
     shown = [code for code in re.findall("`(.*?)`", row) if "vsc." in code]
     assert len(shown) == 2
     for code in shown:
@@ -105,7 +107,6 @@ def test_two_commands_do_all_their_own_setup():
 
 
 def test_pictures_are_there():
-    root = Path(__file__).parent.parent
-    for file in (root / "README.md", *root.glob("docs/*.md")):
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
             assert (file.parent / target).is_file(), f"{file.name} shows {target}"
