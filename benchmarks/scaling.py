@@ -31,7 +31,7 @@ import torch
 from contestants import BY_HAND, CONTESTANTS, PIXELS, SHAPE, Place, Setting
 from step import steps_per_turn, turn
 
-from vsc_pyro.training.fit import resolve_device
+from vsc_pyro.training.devices import resolve_device
 
 ENGINES = ("vsc_pyro", "vsc_pyro, compiled", BY_HAND)
 MATMUL = "float32 matrix product"

@@ -32,7 +32,7 @@ from vsc_pyro._files import replacing
 from vsc_pyro.distributions import StraightThroughThreshold
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.training.checkpoints import shown
-from vsc_pyro.training.fit import resolve_device
+from vsc_pyro.training.devices import resolve_device
 
 EPOCHS = {"digits": 100}
 FREE_TO_CHANGE = ("gates", "device", "output", "data_root", "resume", "overwrite", "quiet")

@@ -30,7 +30,7 @@ from vsc_pyro.gates import GATES, Gate
 from vsc_pyro.models.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES, get_objective
 from vsc_pyro.training.checkpoints import shown
-from vsc_pyro.training.fit import resolve_device
+from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.schedules import slab_warmup
 
 COMPILE = {"auto": "auto", "yes": True, "no": False}

@@ -34,7 +34,7 @@ import vsc_pyro as vsc
 from vsc_pyro import plots
 from vsc_pyro._arguments import choice
 from vsc_pyro._files import replacing
-from vsc_pyro.training.fit import resolve_device
+from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.schedules import slab_warmup
 
 EPOCHS = {"digits": 100}  # of 8 steps each; an epoch of MNIST has 300, and 10 are taken

@@ -44,12 +44,12 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
+from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.fit import (
     check_batch_norm,
     default_cooldown,
     default_epochs,
     private_state,
-    resolve_device,
     warn_of_prior,
     warn_of_warmup,
     with_warmup,

@@ -30,6 +30,7 @@ from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
+from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.training.resumption import saved_cooldown, saved_warmup
@@ -49,22 +50,6 @@ from vsc_pyro.training.svi import SVI
 _EPOCHS = 50
 _COOLDOWN = 0.25
 _STEPS = 2000
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"``: the GPU where there is one, else the CPU; anything else as torch takes it.
-
-    Raises:
-        ValueError: a device that this machine or this build of torch does not have.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not available: {error}; use 'auto' or 'cpu'") from error
-    return resolved
 
 
 def default_epochs(num_steps: int) -> int:
