@@ -18,6 +18,7 @@ ROOMS = [
 # A run takes its steps by what is built on `training`, and says at its end what `evaluation` finds.
 UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
 INTERNAL = {
+    "devices",
     "fit",
     "losses",
     "modes",
