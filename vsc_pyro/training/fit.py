@@ -47,9 +47,7 @@ from vsc_pyro.training.schedules import (
 from vsc_pyro.training.summary import summarize
 from vsc_pyro.training.svi import SVI
 
-_EPOCHS = 50
-_COOLDOWN = 0.25
-_STEPS = 2000
+_EPOCHS, _STEPS, _COOLDOWN = 50, 2000, 0.25
 
 
 def default_epochs(num_steps: int) -> int:
