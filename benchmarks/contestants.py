@@ -63,7 +63,7 @@ class Setting(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the matrix products of a step: forward, and by weights and inputs backward (not by the data)."""
+        """The operations of a step's matrix products: forward, and by weights and inputs backward (not by the data)."""
         first = PIXELS * self.hidden
         others = self.hidden * (self.heads * self.latent_dim + self.latent_dim + PIXELS)
         return self.batch_size * (4 * first + 6 * others)
@@ -223,7 +223,7 @@ class HandWritten(nn.Module):
 
 
 def hand_written(setting: Setting, place: Place) -> HandWritten:
-    """Of the same weights as `library_model`."""
+    """The network with the weights of `library_model`."""
     net = HandWritten(setting).to(place.device)
     weights = library_model(setting, place).parameters()
     with torch.no_grad():
@@ -241,6 +241,12 @@ def pytorch(setting: Setting, place: Place, compiled: bool = False) -> Contestan
         check_compiler(place)
         # Without dynamic=False the sizes of the first setting and the next would become one graph for any size.
         loss_of = torch.compile(net.loss, backend="inductor" if place.inductor else "aot_eager", dynamic=False)
+
+    return steps_by_hand(loss_of, optimizer)
+
+
+def steps_by_hand(loss_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Contestant:
+    """Steps of an optimiser on a loss, as one writes them without a library."""
 
     def step(x: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -347,7 +353,7 @@ def pythae_trainer(setting: Setting, place: Place, images: Tensor):  # noqa: ANN
 
 
 def pythae(setting: Setting, place: Place) -> Contestant:
-    """What its trainer does with a minibatch."""
+    """A step as pythae's trainer takes it."""
     trainer = pythae_trainer(setting, place, torch.zeros(setting.batch_size, *SHAPE))
     trainer.model.train()
 

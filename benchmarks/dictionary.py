@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import measure
 import torch
-from contestants import INCLUSION, LR, Contestant, Place, check_compiler, compiled_steps, own_store
+from contestants import INCLUSION, LR, Contestant, Place, check_compiler, compiled_steps, own_store, steps_by_hand
 from torch import Tensor, nn
 
 import vsc_pyro as vsc
@@ -25,7 +25,7 @@ _L1 = 1e-3
 
 
 class Size(NamedTuple):
-    """Of the dictionary and its minibatches."""
+    """Sizes of the dictionary and its minibatches."""
 
     features: int = 768
     atoms: int = 4096
@@ -71,14 +71,7 @@ def by_hand(size: Size, place: Place, is_compiled: bool = False) -> Contestant:
     if is_compiled:
         loss_of = torch.compile(loss_of, backend="inductor" if place.inductor else "aot_eager", dynamic=False)
 
-    def step(x: Tensor) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(x)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return Contestant(step)
+    return steps_by_hand(loss_of, optimizer)
 
 
 CONTESTANTS = {

@@ -27,7 +27,7 @@ _SECONDS_OF_A_TURN = 0.1
 
 
 class Size(NamedTuple):
-    """Of a model and its minibatches."""
+    """Sizes of a model and its minibatches."""
 
     side: int
     hidden: int

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, MNIST or loudly something else, interleaved rounds, tables and JSON.
+"""Shared by the benchmarks: options, MNIST or loudly something else, interleaved rounds, tables and JSON.
 
 Contestants of a comparison run in one process, in rounds, in an order drawn anew for every round, so that whatever
 else the machine does meets all of them. Reported are medians and quartiles over rounds, of seconds and of the ratios
@@ -124,7 +124,7 @@ class Session:
         return root, vsc.datasets.load("mnist", root, download=False)
 
     def available(self, builders: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """What each builder builds, without those that cannot take part; which and why is printed and recorded."""
+        """Build the contestants, without those that cannot take part; which and why is printed and recorded."""
         built = {}
         for name, build in builders.items():
             try:

@@ -1,4 +1,4 @@
-"""What else a run could do by default: recipes tried on the rows of `defaults.py`, a seventh of their data held out.
+"""Recipes that could be defaults, tried on the rows of `defaults.py`, a seventh of their data held out.
 
     python benchmarks/recipes.py --data-root data
 
@@ -107,7 +107,7 @@ RECIPES: dict[str, Callable[[Row, int], dict[str, Any]]] = {
 
 
 def admits(row: Row, recipe: str) -> bool:
-    """Whether the row's model has what the recipe changes."""
+    """Tell whether the row's model has what the recipe changes."""
     if recipe == "late DisARM":
         return row.fit_kwargs.get("objective") != "exact"  # which draws no codes
     # A VSC's prior is a mixture over whole codes, of which a latent has no divergence of its own, nor slabs.

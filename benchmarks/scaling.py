@@ -76,7 +76,7 @@ def peak_memory(name: str, setting: Setting, place: Place) -> int | None:
     if place.device.type == "cuda":
         most = torch.cuda.max_memory_allocated(place.device)
         torch.cuda.empty_cache()
-        # What a CUDA graph works in is kept for it: reserved, and not counted as allocated while it is replayed.
+        # A CUDA graph's memory is kept for it: reserved, and not counted as allocated while it is replayed.
         return max(most, torch.cuda.memory_reserved(place.device))
     widths = (PIXELS, setting.hidden, setting.heads * setting.latent_dim)
     back = (setting.latent_dim, setting.hidden, PIXELS)

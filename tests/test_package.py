@@ -17,15 +17,8 @@ ROOMS = [
 ]
 # A run takes its steps by what is built on `training`, and says at its end what `evaluation` finds.
 UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
-INTERNAL = {
-    "devices",
-    "fit",
-    "losses",
-    "modes",
-    "run",
-    "summary",
-    "vsc",
-}  # files that have no test of their own but that of a whole
+# Files that are tested with what uses them.
+INTERNAL = {"devices", "fit", "losses", "modes"} | {"run", "summary", "vsc"}
 
 
 def modules():

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import centre, inclusion_of
+from vsc_pyro.distributions import centre, hard_code, inclusion_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Style, drawing_of
 from vsc_pyro.plots.inputs import (
     latent_index,
-    likely_code,
     looking,
     proper_prior,
     slab_draws,
@@ -79,11 +78,11 @@ def traversals(
         return figure
     x = seen[usage.datum[latents]].to(model.reference)
     if limit is None:
-        sizes = likely_code(model.encoder(seen[:_LOOKED_AT].to(x)))[:, latents].abs()
+        sizes = hard_code(model.encoder(seen[:_LOOKED_AT].to(x)))[:, latents].abs()
         limit = max((float(size[size > 0].quantile(0.98)) for size in sizes.T if (size > 0).any()), default=1.0)
     values = (limit / 3 * torch.arange(-3.0, 4.0)).to(x)
     rows, names = [], []
-    for place, (latent, code) in enumerate(zip(latents, likely_code(model.encoder(x)), strict=True)):
+    for place, (latent, code) in enumerate(zip(latents, hard_code(model.encoder(x)), strict=True)):
         decoded = _decoded(model, code, latent, values).reshape(-1, *x.shape[1:])
         rows.append(torch.cat([x[place : place + 1], decoded]).cpu())
         names.append(f"latent {latent}\nmean P(on) {float(usage.inclusion[latent]):.2f}")
@@ -179,7 +178,7 @@ def conditional_samples(
 
 def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str, style: Style) -> Figure:
     posterior = model.encoder(x)
-    decoded = _decoded(model, likely_code(posterior)[0], latent, values).reshape(-1, *x.shape[1:])
+    decoded = _decoded(model, hard_code(posterior)[0], latent, values).reshape(-1, *x.shape[1:])
     drawing = drawing_of(x, **style)
     rows, titles = in_rows(decoded[2:], [f"z = {value:.2f}" for value in values.tolist()], drawing.per_row(_PER_ROW))
     names = ["", "spike on", *[""] * (len(rows) - 1)]
@@ -227,7 +226,7 @@ def interpolation(
     active = inclusion_of(posterior) > 0.5
     rows = []
     share = torch.linspace(0, 1, num_steps).to(x).unsqueeze(-1)
-    for first, second in (likely_code(posterior), centre(posterior)):
+    for first, second in (hard_code(posterior), centre(posterior)):
         decoded = model.decoder(torch.lerp(first, second, share)).mean
         rows.append(torch.cat([x[:1], decoded.reshape(-1, *x.shape[1:]), x[1:]]))
     parts = {"first only": active[0] & ~active[1], "both": active.all(0), "second only": active[1] & ~active[0]}

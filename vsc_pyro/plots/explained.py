@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
-from vsc_pyro.distributions import centre, inclusion_of, slab_of
+from vsc_pyro.distributions import centre, hard_code, inclusion_of, slab_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, Drawing, Style, drawing_of
-from vsc_pyro.plots.inputs import likely_code, looking, quantiles, some_data
+from vsc_pyro.plots.inputs import looking, quantiles, some_data
 from vsc_pyro.plots.pictures import draw_grid, in_rows, name_latents, say
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int 
     num = positive_int("num", num)
     x = some_data(model, x, 1)
     posterior = model.encoder(x)
-    inclusion, z = inclusion_of(posterior)[0], likely_code(posterior)[0]
+    inclusion, z = inclusion_of(posterior)[0], hard_code(posterior)[0]
     active = (inclusion > 0.5).nonzero().flatten()
     without = z.repeat(len(active), 1)
     without[torch.arange(len(active)), active] = 0

@@ -131,11 +131,6 @@ def usage_of(model: VAE, seen: Tensor) -> Usage:
 # What of a code is seen -----------------------------------------------------------------------------------------------
 
 
-def likely_code(posterior: Distribution) -> Tensor:
-    """The centre of its slab where a latent is on more likely than not, and zero elsewhere."""
-    return torch.where(inclusion_of(posterior) > 0.5, centre(slab_of(posterior)), 0)
-
-
 def quantiles(slab: Distribution, levels: Tensor) -> Tensor:
     """Quantiles of every coordinate, shape ``(len(levels), ...)``, of draws where the family has no formula."""
     try:
