@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import Z_BOUND
 from pyro.distributions import Beta, StudentT
 from torch import nn
 from torch.distributions import Bernoulli, transform_to
@@ -43,8 +44,8 @@ def trained():
 
 def test_it_is_trained_and_evaluated(trained):
     model, history, test = trained
-    assert history.elbo[-1] > history.elbo[0] + 1
     result = vsc.evaluate(model, test, num_draws=20)
+    assert result.r2 > 0.05  # the share that an untrained code explains is 0
     assert history.elbo[0] < result.elbo < result.iwae
     codes = vsc.codes(model, test.images[:9])
     assert (codes.scale > 0).all()
@@ -57,10 +58,10 @@ def test_it_is_trained_and_evaluated(trained):
 
 def test_it_is_refined(trained):
     model, _, test = trained
-    result = vsc.refine(model, test.images[:20], steps=60, num_draws=5)
-    assert (result.gain > 0).float().mean() > 0.5
-    assert result.gain.mean() > 0.1
-    before, after = (p.base_dist.slab.df for p in (model.encoder(test.images[:20]), result.posterior))
+    result = vsc.refine(model, test.images[:100], steps=60, num_draws=5)
+    # A sign test, for bounds whose divergence is sampled have heavy tails: half would gain by chance.
+    assert (result.gain > 0).sum() > 50 + Z_BOUND * 5
+    before, after = (p.base_dist.slab.df for p in (model.encoder(test.images[:100]), result.posterior))
     assert (after != before.detach()).any()
     assert (after > 0).all()
 
