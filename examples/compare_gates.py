@@ -51,7 +51,7 @@ class Estimator:
     def schedules(self, num_steps):
         if self.final_temperature is None:
             return None
-        ramp = vsc.Ramp(self.gate.temperature, self.final_temperature, length=num_steps)
+        ramp = vsc.Ramp(float(self.gate.temperature), self.final_temperature, length=num_steps)
         return {"encoder.gate.temperature": ramp}
 
 

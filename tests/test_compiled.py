@@ -1,6 +1,5 @@
 """Breadth by graphs that are run as captured (`backend="eager"`), depth by the few that inductor compiles."""
 
-import dataclasses
 import functools
 import importlib
 import os
@@ -154,14 +153,14 @@ def test_scheduled_values_are_read_in_every_step_from_one_graph(small_vae, batch
         "encoder.gate.temperature": Ramp(1, 0.3, 0, 6),
     }
     losses, graphs = [], []
-    for cls in (SVI, functools.partial(CompiledSVI, live=schedules, backend="eager")):
+    for cls in (SVI, functools.partial(CompiledSVI, backend="eager")):
         vae = small_vae()
         svi = of_vae(lambda vae=vae: vae, lambda: get_objective("analytic"), cls)
         with pyro.get_param_store().scope():
             for step in range(6):
                 set_values(vae, schedules, step)
                 losses.append(steps(svi, [batch], seed=step))
-        assert vae.encoder.gate == BinaryConcrete(schedules["encoder.gate.temperature"](5))
+        assert vae.encoder.gate.temperature == pytest.approx(schedules["encoder.gate.temperature"](5))
         assert vae.beta == 2
         graphs.append(len(getattr(svi, "_graphs", ())))
     torch.testing.assert_close(losses[6:], losses[:6])
@@ -188,7 +187,7 @@ def test_what_changes_without_being_named_is_captured_again(small_vae, batch):
             results.append([steps(svi, 2 * [batch]) for _ in change(vae)])
     torch.testing.assert_close(results[1], results[0])
     assert not svi.is_eager
-    assert len(svi._graphs) == 5
+    assert len(svi.graphs()) == 3  # beta is read anew, and a gate of other parts makes the graphs before it useless
 
 
 def swap_prior(vae, loss):
@@ -366,8 +365,8 @@ def test_pyros_plain_vae(batch):
     ("wrong", "reason"),
     [
         ("branch", r"it looks at the value of a tensor, in line \d+ of .*test_compiled.py"),
-        ("random", "the step draws random numbers of Python's or NumPy's"),
-        ("other random", "the step draws random numbers of Python's or NumPy's"),
+        ("random", "the captured step differs from an eager one"),
+        ("other random", "the captured step differs from an eager one"),
         ("counter", "the step changes 'steps' in Python"),
         ("buffer", "the step changes 'seen' in Python"),
     ],
@@ -377,33 +376,36 @@ def test_what_cannot_be_captured_is_said_once_and_stepped_eagerly(batch, wrong, 
     svi = of_plain(functools.partial(CompiledSVI, backend="eager"), wrong=wrong)
     torch.manual_seed(1)
     random.seed(2)
+    before = torch.get_rng_state()
     with pytest.warns(UserWarning, match=f"CompiledSVI takes eager steps from here on: {reason}") as caught:
-        first = svi.step(x)
+        graph, _ = svi.graph_for((x,), {})
+    assert graph is None
     assert len(caught) == 1
     assert svi.is_eager
-    rest = [svi.step(x) for _ in range(2)]
-    assert torch.isfinite(torch.tensor([first, *rest])).all()
+    # Weights and torch's random numbers are as if nothing had been tried out. Python's own may have moved on.
+    assert torch.equal(torch.get_rng_state(), before)
     random.seed(2)
+    svi.model.__self__.numbers = random.Random(0)
+    got = [svi.step(x) for _ in range(3)]
+    random.seed(2)
+    torch.manual_seed(1)
     with pyro.get_param_store().scope():
-        assert torch.equal(steps(of_plain(SVI, wrong=wrong), 3 * [(x,)])[0], torch.tensor([first, *rest]))
+        assert torch.equal(steps(of_plain(SVI, wrong=wrong), 3 * [(x,)])[0], torch.tensor(got))
 
 
-@dataclasses.dataclass(frozen=True)
 class PickyGate(BinaryConcrete):
-    """A user's, which is particular about its temperature."""
+    """A user's, which reads its temperature."""
 
-    def __post_init__(self):
-        if not isinstance(self.temperature, float):
-            raise TypeError("temperature must be a float")
+    def draw(self, logits):
+        return super().draw(logits) if float(self.temperature) < 1 else super().hardened().draw(logits)
 
 
-def test_a_setting_that_cannot_be_a_tensor(small_vae, batch):
+def test_a_setting_that_is_read(small_vae, batch):
     vae = small_vae(PickyGate(0.5))
-    loss, adam = get_objective("analytic"), torch.optim.Adam(vae.parameters())
-    svi = CompiledSVI(vae.model, vae.guide, adam, loss, live=["encoder.gate.temperature"], backend="eager")
-    with pytest.warns(UserWarning, match=r"capturing it fails \(TypeError: temperature must be a float\)"):
+    svi = CompiledSVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), get_objective("analytic"))
+    with pytest.warns(UserWarning, match=r"it looks at the value of a tensor, in line \d+ of .*test_compiled.py"):
         svi.step(*batch)
-    assert vae.encoder.gate == PickyGate(0.5)
+    assert vae.encoder.gate.temperature == 0.5
 
 
 def test_too_many_graphs_are_not_kept(line, monkeypatch):
@@ -435,10 +437,6 @@ def test_bad_arguments(small_vae):
         CompiledSVI(vae.model, vae.guide, "adam", rest[1])
     with pytest.raises(ValueError, match="unknown backend 'jit'; known are 'eager', 'inductor'"):
         CompiledSVI(vae.model, vae.guide, *rest, backend="jit")
-    with pytest.raises(ValueError, match=r"'decoder\.network', which cannot be scheduled"):
-        CompiledSVI(vae.model, vae.guide, *rest, live=["decoder.network"])
-    with pytest.raises(ValueError, match="the model is no module's method"):
-        CompiledSVI(regression, by_hand, *rest, live=["beta"])
 
 
 # Compiled
@@ -490,7 +488,7 @@ def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, 
         with pytest.warns(UserWarning, match="and this run has 20: it ends at"):
             begun = vsc.fit(half, data, epochs=2, checkpoint=tmp_path / "c.pt", **settings)
     assert history.compiled
-    assert 0 < history.compile_seconds < history.seconds[0]
+    assert 0 < history.compile_seconds < sum(history.seconds)
     assert "fit, compiled" in capsys.readouterr().err
     torch.testing.assert_close(history.elbo, expected.elbo, rtol=1e-5, atol=0)
     torch.testing.assert_close(whole.state_dict(), eager.state_dict(), rtol=1e-3, atol=1e-5)

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 import vsc_pyro as vsc
 from vsc_pyro import parallel
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on
-from vsc_pyro.gates import BinaryConcrete
 from vsc_pyro.training.schedules import Ramp, set_values
 
 SCHEDULES = {
@@ -77,7 +76,7 @@ def make(small_vae, gather=None, capture=None, adam=None, generators=(), **prior
     """A model, the step of its `CompiledSVI` or of a `Replay` of that, and the optimiser."""
     vae = small_vae(**prior)
     optimizer = (adam or functools.partial(torch.optim.Adam, lr=1e-2, fused=True))(vae.parameters())
-    svi = CompiledSVI(vae.model, vae.guide, optimizer, vsc.AnalyticELBO(), live=SCHEDULES, backend="eager")
+    svi = CompiledSVI(vae.model, vae.guide, optimizer, vsc.AnalyticELBO(), backend="eager")
     if capture is None:
         return vae, lambda source: svi.step(gather(source) if gather else source), optimizer
     return vae, Replay(svi, capture, gather, generators).step, optimizer
@@ -151,7 +150,7 @@ def test_losses_are_kept_and_gradients_those_of_the_last_step(small_vae, digits)
 def test_what_changes_beside_is_captured_again(small_vae, digits):
     def change(vae, optimizer, number):
         if number == 1:
-            vae.encoder.gate = BinaryConcrete(0.3)  # its temperature is live
+            vae.encoder.gate.temperature = 0.3  # is read anew
         if number == 3:
             vae.eval()
         if number == 5:

@@ -37,7 +37,7 @@ def drop(optimizer):
 
 def everything(model):
     """All that a refusal has to leave as it was."""
-    settings = model.beta, model.encoder.gate, model.num_data, model.training
+    settings = float(model.beta), model.encoder.gate, model.num_data, model.training
     return {name: value.clone() for name, value in model.state_dict().items()}, settings, torch.get_rng_state()
 
 

@@ -5,8 +5,8 @@ one uniform number :math:`u`,
 
 .. math:: s = [u > 1 - \gamma] = [\mathrm{logit}(u) + \mathrm{logit}(\gamma) > 0],
 
-and multiplies the slab by a *factor* whose value is :math:`s` (a soft gate: a number in (0, 1)) and whose derivative is
-the gate's. Gates are small immutable objects; wherever one is taken, its name does as well:
+and multiplies the slab by a *factor*. The factor's value is :math:`s` (for a soft gate: a number in (0, 1)), and its
+derivative is the gate's. Gates are small `torch.nn.Module`s. Wherever a gate is an argument, its name will do:
 
 ====================  ===================  ========================================  ===================
 name                  factor, forward      derivative                                bias
@@ -18,10 +18,11 @@ name                  factor, forward      derivative                           
 ``disarm``            :math:`s`, in pairs  none: likewise, of the pair               none
 ====================  ===================  ========================================  ===================
 
-The last two leave the spikes' gradient to the ELBO. With one draw of each code ``score`` is noisy; of several, the
-ELBOs of `vsc_pyro.objectives` hold each against the mean of the others (a leave-one-out baseline). ``disarm`` draws
-codes in antithetic pairs, for these and for Pyro's `Trace_ELBO` and `TraceEnum_ELBO` with vectorised particles.
-At a site that only the guide has, Pyro's `Trace_ELBO` biases both, as it does any discrete site, and a warning says so.
+The last two leave the spikes' gradient to the ELBO. With one draw of each code, ``score`` is noisy. With several, the
+ELBOs of `vsc_pyro.objectives` compare each draw with the mean of the others (a leave-one-out baseline). ``disarm``
+draws codes in antithetic pairs. It works with these ELBOs, and with Pyro's `Trace_ELBO` and `TraceEnum_ELBO` if their
+particles are vectorised. At a site that only the guide has, Pyro's `Trace_ELBO` biases both gates, as it biases any
+discrete site; a warning says so.
 
 References
     Y. Bengio, N. Léonard, A. Courville (2013), Estimating or propagating gradients through stochastic neurons.
@@ -35,7 +36,7 @@ References
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro._arguments import choice, positive_float
+from vsc_pyro._scalars import ScalarModule
 
 
 class SpikeDraw(NamedTuple):
@@ -50,9 +52,9 @@ class SpikeDraw(NamedTuple):
 
     Attributes:
         hard: exact spikes, 0 or 1, without gradient, shape of the logits.
-        factor: what multiplies the slab, of the same shape: the gate's forward value, with the gate's gradient.
-        score: what an ELBO multiplies by the draw's learning signal and differentiates, of the same shape; None where
-            the factor has the gradient.
+        factor: the number that multiplies the slab, of the same shape: the gate's forward value, with its gradient.
+        score: the term that an ELBO multiplies by the draw's learning signal and differentiates, of the same shape;
+            None where the factor carries the gradient.
     """
 
     hard: Tensor
@@ -60,14 +62,15 @@ class SpikeDraw(NamedTuple):
     score: Tensor | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """A spike's gradient estimator. A gate of your own subclasses this and defines `draw`.
+class Gate(ScalarModule):
+    """A spike's gradient estimator. A gate of your own subclasses this class and defines `draw`.
+
+    A number that a schedule is to move is registered by ``self.register_scalar("temperature", 0.5)``.
 
     Attributes:
-        reparametrized: whether the factor carries a gradient with respect to the logits. Where it does not, the
-            distribution reports itself as not reparametrised and the ELBO adds a score-function term.
-        draws_at_once: how many draws of one code a gradient takes: 1, or that many which are drawn together.
+        reparametrized: True if the factor carries a gradient with respect to the logits. If not, the distribution
+            reports itself as not reparametrised and the ELBO adds a score-function term.
+        draws_at_once: number of draws of one code that a gradient needs, drawn together.
     """
 
     reparametrized: ClassVar[bool] = True
@@ -78,21 +81,38 @@ class Gate:
         raise NotImplementedError(f"{type(self).__name__} must define draw(logits)")
 
     def draw_together(self, logits: Tensor) -> SpikeDraw:
-        """Draw as a gradient takes it; the first dimension of `logits` is of draws of one code, with the same logits.
+        """Draw spikes that share one gradient. The first dimension of `logits` indexes draws of one code.
 
-        Only asked of a gate whose `draws_at_once` is above 1, which divides the size of that dimension.
+        Called for gates with `draws_at_once` above 1 only; it divides the size of that dimension.
         """
         raise NotImplementedError(f"{type(self).__name__} must define draw_together(logits)")
 
     def hardened(self) -> Gate:
-        """The same gate with exact spikes in the forward pass; itself where they are exact already."""
+        """Return this gate with exact spikes in the forward pass: itself if they are exact already."""
         return self
 
 
-def _check_positive(name: str, value: float | Tensor) -> None:
-    # A captured step reads a schedule's number from a tensor, and to look at that would end the capture.
-    if not isinstance(value, Tensor):
+class _RelaxedGate(Gate):
+    """A gate with one positive number, which shapes the relaxed spike, and a choice of hard or soft forward values."""
+
+    def __init__(self, name: str, value: float, hard: bool) -> None:
+        super().__init__()
+        self.register_scalar(name, value)
+        self.hard = hard
+        self._name = name
+
+    def check_scalar(self, name: str, value: float) -> None:
         positive_float(name, value)
+
+    def hardened(self) -> Gate:
+        if self.hard:
+            return self
+        gate = copy.copy(self)  # shares the buffer, which a schedule may move
+        gate.hard = True
+        return gate
+
+    def extra_repr(self) -> str:
+        return f"{self._name}={round(float(getattr(self, self._name)), 6)}, hard={self.hard}"
 
 
 def _uniform(logits: Tensor) -> Tensor:
@@ -110,7 +130,6 @@ def _with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     return value + (surrogate - surrogate.detach())
 
 
-@dataclasses.dataclass(frozen=True)
 class StraightThrough(Gate):
     """Exact spikes forward, the derivative of the inclusion probability backward (Bengio et al., 2013)."""
 
@@ -119,8 +138,7 @@ class StraightThrough(Gate):
         return SpikeDraw(hard, _with_gradient_of(hard, torch.sigmoid(logits)))
 
 
-@dataclasses.dataclass(frozen=True)
-class BinaryConcrete(Gate):
+class BinaryConcrete(_RelaxedGate):
     r"""Binary concrete spikes (Maddison et al., 2017).
 
     .. math:: \mathrm{sigmoid}((\mathrm{logit}\,\gamma + \mathrm{logit}\,u) / t)
@@ -132,11 +150,10 @@ class BinaryConcrete(Gate):
         hard: exact spikes in the forward pass (default) or relaxed ones.
     """
 
-    temperature: float = 0.5
-    hard: bool = True
+    temperature: Tensor
 
-    def __post_init__(self) -> None:
-        _check_positive("temperature", self.temperature)
+    def __init__(self, temperature: float = 0.5, hard: bool = True) -> None:
+        super().__init__("temperature", temperature, hard)
 
     def draw(self, logits: Tensor) -> SpikeDraw:
         perturbed = logits + _logistic_noise(logits)
@@ -144,27 +161,22 @@ class BinaryConcrete(Gate):
         soft = torch.sigmoid(perturbed / self.temperature).to(logits.dtype)
         return SpikeDraw(hard, _with_gradient_of(hard, soft) if self.hard else soft)
 
-    def hardened(self) -> Gate:
-        return self if self.hard else dataclasses.replace(self, hard=True)
 
-
-@dataclasses.dataclass(frozen=True)
-class ShiftedSigmoid(Gate):
+class ShiftedSigmoid(_RelaxedGate):
     r"""The relaxation of the VSC paper, :math:`T = \mathrm{sigmoid}(c (u - 1 + \gamma))` (Tonolini et al., 2020).
 
-    Soft as published: T is never exactly zero, so the decoder sees every slab, also those that the KL charges next to
-    nothing for. A bound trained that way *leaks*; `vsc_pyro.evaluate` prints by how much as the relaxation gap.
+    Soft as published: T is never exactly zero. So the decoder sees every slab, even if the KL charges next to nothing
+    for it, and the bound that is trained *leaks*. `vsc_pyro.evaluate` reports by how much, as the relaxation gap.
 
     Args:
         c: steepness, above 0 (the paper: 50 rising to 200).
-        hard: exact spikes in the forward pass (not what was published) or soft ones (default).
+        hard: exact spikes in the forward pass (which differs from the paper) or soft ones (default).
     """
 
-    c: float = 50.0
-    hard: bool = False
+    c: Tensor
 
-    def __post_init__(self) -> None:
-        _check_positive("c", self.c)
+    def __init__(self, c: float = 50.0, hard: bool = False) -> None:
+        super().__init__("c", c, hard)
 
     def draw(self, logits: Tensor) -> SpikeDraw:
         shifted = _uniform(logits) - 1 + torch.sigmoid(logits)
@@ -172,13 +184,9 @@ class ShiftedSigmoid(Gate):
         soft = torch.sigmoid(self.c * shifted).to(logits.dtype)
         return SpikeDraw(hard, _with_gradient_of(hard, soft) if self.hard else soft)
 
-    def hardened(self) -> Gate:
-        return self if self.hard else dataclasses.replace(self, hard=True)
 
-
-@dataclasses.dataclass(frozen=True)
 class ScoreFunction(Gate):
-    """Exact spikes and no relaxation: unbiased, by the ELBO's score-function (REINFORCE) term (Williams, 1992)."""
+    """Exact spikes without a relaxation: unbiased, by the ELBO's score-function (REINFORCE) term (Williams, 1992)."""
 
     reparametrized: ClassVar[bool] = False
 
@@ -187,18 +195,17 @@ class ScoreFunction(Gate):
         return SpikeDraw(hard, hard, torch.where(hard > 0, logsigmoid(logits), logsigmoid(-logits)))
 
 
-@dataclasses.dataclass(frozen=True)
 class DisARM(ScoreFunction):
     r"""Antithetic pairs of exact spikes: unbiased, and far less noisy (Dong et al., 2020; Yin et al., 2020).
 
-    Two draws of a code share their slabs and, with opposite signs, the noise of their spikes s and s'. With f and f'
-    the learning signals of the two, a latent's gradient with respect to the log-odds l of its inclusion is
+    Two draws of a code share their slabs and, with opposite signs, the noise of their spikes s and s'. Let f and f' be
+    their learning signals. The gradient with respect to the log-odds l of a latent's inclusion is
 
     .. math:: \tfrac12 (f - f')\,(s - s')\,\mathrm{sigmoid}(|l|),
 
-    nothing where the two agree. Each pair is a pair of particles: ``fit(..., gate="disarm")`` draws two of each code
-    (`num_draws` may be any even number), and so do these ELBOs with ``num_particles=2, vectorize_particles=True``.
-    Draws for anything but the particles of an ELBO are independent.
+    which is zero where the two spikes agree. Each pair is a pair of particles: ``fit(..., gate="disarm")`` draws two of
+    each code (`num_draws` may be any even number), and so do ELBOs with ``num_particles=2, vectorize_particles=True``.
+    Draws that are not particles of an ELBO are independent.
     """
 
     draws_at_once: ClassVar[int] = 2
@@ -208,7 +215,7 @@ class DisARM(ScoreFunction):
         hard = (logits.detach() + torch.cat([noise, -noise]) > 0).to(logits.dtype)
         first, second = hard.chunk(2)
         weight = (first - second) * torch.sigmoid(logits.detach().abs()[: len(noise)])
-        # Of either sign, so that an ELBO that multiplies each by its own signal has multiplied by the difference.
+        # Opposite signs: an ELBO multiplies each half by its own signal, and so both by the difference.
         return SpikeDraw(hard, hard, torch.cat([weight, -weight]) * logits)
 
 
@@ -222,9 +229,13 @@ GATES: dict[str, type[Gate]] = {
 
 
 def get_gate(gate: str | Gate) -> Gate:
-    """The gate of that name with its default settings, or the `Gate` object itself.
+    """Return the gate of that name with its default settings, or the `Gate` object itself.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
+
+    Example:
+        >>> get_gate("concrete")
+        BinaryConcrete(temperature=0.5, hard=True)
     """
     return gate if isinstance(gate, Gate) else choice("gate", gate, GATES)()

@@ -1,13 +1,14 @@
-"""The class `CompiledSVI`; what it does is told in `vsc_pyro.acceleration`."""
+"""The class `CompiledSVI`; `vsc_pyro.acceleration` describes what it captures."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -17,59 +18,91 @@ from pyro.optim import PyroOptim
 from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten
 
 from vsc_pyro._arguments import choice
 from vsc_pyro._seeding import trains
 from vsc_pyro.acceleration.backends import BACKENDS
-from vsc_pyro.acceleration.calls import Call, Numbers
-from vsc_pyro.acceleration.capture import Graph, Rehearsal, hold_against_eager, hold_against_recorded
-from vsc_pyro.acceleration.recorder import NotCapturedError, first_line, record, unvalidated
-from vsc_pyro.acceleration.saved_state import Memento
-from vsc_pyro.acceleration.state_changes import Watch, is_fixed, kind_of
+from vsc_pyro.acceleration.comparison import COMPARISONS, alike, forked, same, tolerance_of, undisturbed
+from vsc_pyro.acceleration.program_state import ModuleState, Snapshot, is_fixed, kind_of
+from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, as_tensor, first_line, record, unread
 from vsc_pyro.training.optimizers import OptimizerFactory
-from vsc_pyro.training.schedules import Setting
-from vsc_pyro.training.svi import SVI, distinct
+from vsc_pyro.training.svi import SVI, Meeting, distinct
 
-# Of captured graphs, after which steps of yet another kind are eager: something changes that should be a tensor.
+# Steps of a graph before it is compared with an eager step again: in neighbouring pairs, because whatever alternates
+# would otherwise be met at the same phase each time.
+_CHECKS = (1, 10, 11, 100, 101, 1009, 1010)
+_STEPS_BETWEEN_CHECKS = 1999
+# Graphs that one program may have. More mean that something changes that should be a tensor.
 _MAX_GRAPHS = 8
+_MAX_GRAPHS_OF_NUMBERS = 2
 
 
-class Looked(NamedTuple):
-    """What was before programs were run to see what takes part, and how they were run."""
+@dataclasses.dataclass
+class Graph:
+    """A captured step.
 
-    before: Memento
-    rehearsal: Rehearsal
+    Attributes:
+        recorded: the graph as recorded.
+        run: the graph as compiled.
+        inputs: the tensors that it reads beside the arguments.
+        parameters: those that the optimiser has, or that the step met.
+        reached: for each parameter, True if it has a gradient.
+        alive: the objects that the graph's key refers to by their `id`.
+        of_store: parameters by their names in Pyro's store, where they must still be.
+        returns_number: True if an eager step returns its loss as a number.
+        steps: number of steps so far.
+    """
+
+    recorded: torch.fx.GraphModule
+    run: Callable[..., Any]
+    inputs: list[Tensor]
+    parameters: list[Tensor]
+    reached: list[bool]
+    alive: list[object]
+    of_store: dict[str, Tensor]
+    returns_number: bool = False
+    steps: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Return True if this step is to be compared with an eager one."""
+        return self.steps in _CHECKS or self.steps % _STEPS_BETWEEN_CHECKS == 0
+
+    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
+        """Return the loss and the gradients."""
+        return undisturbed(self.run, [*arguments, *self.inputs])
 
 
 class CompiledSVI(SVI):
     """A drop-in for `pyro.infer.SVI` and `vsc_pyro.SVI` that compiles the step of any static Pyro program.
 
-    Static: the same operations in every step, whatever the data and the random numbers. See `vsc_pyro.acceleration` for
-    what is read anew in each step, what is not, and what happens to programs that cannot be captured. Compilation takes
-    some 10 to 20 seconds for every new shape of the arguments (PyTorch keeps the result on disk for the next process).
+    A program is static if it does the same tensor operations in every step. `vsc_pyro.acceleration` says what a step
+    reads anew and what happens to programs that cannot be captured. Compilation takes some 10 to 20 seconds for every
+    new shape of the arguments; PyTorch keeps the result on disk for the next process.
 
     Args:
-        model, guide, optim, loss: as of `vsc_pyro.SVI`. Pyro's own ELBOs will do as well as ours. Where `optim` is a
-            function, or Pyro's, steps that meet a new parameter, such as the first, are eager.
-        live: dotted names of numbers of the model that change from step to step, as `vsc_pyro.schedules`
-            takes them (``"beta"``, ``"encoder.gate.temperature"``), for a `model` that is a module or a method of one.
-            Buffers need not be named.
-        backend: ``"inductor"``, or ``"eager"`` to run the captured operations one by one, which needs no compilation
-            (nor a compiler) and is about half the gain.
+        model, guide, optim, loss: as for `vsc_pyro.SVI`; Pyro's own ELBOs work too. If `optim` is a function or one of
+            Pyro's, steps that meet a new parameter, such as the first, are eager.
+        backend: ``"inductor"``, or ``"eager"`` to run the captured operations one by one. That needs no compiler, and
+            gains about half.
 
     Attributes:
-        capture_seconds: how long capturing and compiling have taken so far.
+        capture_seconds: time spent on capturing and compiling so far.
 
     Raises:
-        ValueError: an `optim` that `vsc_pyro.SVI` does not take, an unknown backend, a name in `live` that leads to no
-            setting.
+        ValueError: an `optim` that `vsc_pyro.SVI` does not take, or an unknown backend.
 
     Example:
-        >>> svi = CompiledSVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3, fused=True), TraceELBO())
-        >>> svi.step(x)  # a 0-d tensor: minus the ELBO, summed over data
+        >>> import torch, vsc_pyro as vsc
+        >>> vae = vsc.VAE(vsc.NormalEncoder(4, 2), vsc.BernoulliDecoder(2, 4), vsc.NormalPrior(2))
+        >>> adam = torch.optim.Adam(vae.parameters(), 1e-3, fused=True)
+        >>> svi = vsc.CompiledSVI(vae.model, vae.guide, adam, vsc.TraceELBO(), backend="eager")
+        >>> svi.step(torch.ones(8, 4)).shape  # minus the ELBO, summed over data
+        torch.Size([])
     """
 
-    _fuses = True
+    _fuses: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -78,29 +111,21 @@ class CompiledSVI(SVI):
         optim: torch.optim.Optimizer | OptimizerFactory | PyroOptim,
         loss: ELBO,
         *,
-        live: Iterable[str] = (),
         backend: str = "inductor",
     ) -> None:
         super().__init__(model, guide, optim, loss)
         self._elbo = loss
         self._compile = choice("backend", backend, BACKENDS)
-        self._roots = list({id(root): root for program in (model, guide) for root in _modules_of(program)}.values())
-        live = list(live)
-        if live and not self._roots:
-            raise ValueError(f"live={live!r} are names of a module's settings, and the model is no module's method")
-        settings = [Setting(self._roots[0], name) for name in live]
-        self._live = [setting for setting in settings if not setting.is_tensor]
-        self._watch: Watch | None = None
-        self._structure: tuple = ()
+        self._roots = distinct(root for root in map(_module_of, (model, guide)) if root is not None)
+        self._modules = ModuleState(_parts(self._roots), {})
         self._graphs: dict[tuple, Graph] = {}
-        self._numbers = Numbers()
         self._captures = True
         self._has_warned_of_kinds = False
         self.capture_seconds = 0.0
 
     @property
     def is_eager(self) -> bool:
-        """Whether capturing has been given up, for the reason that the warning gave."""
+        """Return True if capturing has been given up, for the reason that the warning gave."""
         return not self._captures
 
     @trains
@@ -114,12 +139,12 @@ class CompiledSVI(SVI):
         return outputs[0].item() if graph.returns_number else outputs[0]
 
     def update(self, graph: Graph, outputs: list[Tensor]) -> None:
-        """Let the optimiser step by the gradients that `graph` put out, after the loss."""
+        """Let the optimiser step by the gradients that `graph` returned after the loss."""
         self.set_gradients(graph, outputs[1:])
         self._stepper(graph.parameters)
 
     def set_gradients(self, graph: Graph, gradients: list[Tensor]) -> None:
-        """Give each parameter its gradient; those that `graph` does not reach have none."""
+        """Set the gradient of each parameter; those that `graph` does not reach get None."""
         remaining = iter(gradients)
         self._stepper.zero_before()
         for parameter, reached in zip(graph.parameters, graph.reached, strict=True):
@@ -127,98 +152,88 @@ class CompiledSVI(SVI):
                 parameter.grad = next(remaining)
 
     def graphs(self) -> list[Graph]:
-        """Those captured, and not yet forgotten."""
+        """Return the graphs that are kept."""
         return list(self._graphs.values())
 
     def graph_for(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Graph | None, list[Tensor]]:
-        """The graph of a step with these arguments, captured if need be, and their tensors; None for an eager step."""
+        """Return the graph of a step with these arguments, captured if need be, and their tensors.
+
+        The graph is None if the step is to be eager.
+        """
         self._check_store()
         # Handlers around a step are the caller's, and a first step that makes the optimiser may draw its parameters.
         if not self._captures or runtime._PYRO_STACK or not self._stepper.parameters:
             return None, []
-        if self._watch is not None and self._watch.structure() != self._structure:
-            self._watch = None
-            self._graphs.clear()
+        leaves, spec = tree_flatten((args, kwargs))
+        tensors = distinct(leaf for leaf in leaves if isinstance(leaf, Tensor))
         try:
-            return self._find(self._numbers.call(args, kwargs, self._like()))
+            return self._find(leaves, (spec, *_aliases(leaves, tensors)), args, kwargs, tensors), tensors
         except NotCapturedError as error:
             return self._give_up(str(error)), []
 
-    def _find(self, call: Call) -> tuple[Graph | None, list[Tensor]]:
-        """The graph of a call and its tensors; None where the step is to be eager."""
-        looked = self._look(call) if self._watch is None else None
-        if self._watch is None:
-            return None, []
+    def _find(
+        self, leaves: list[Any], structure: tuple, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> Graph | None:
         try:
-            key = (*call.key, *self._watch.state(), *self._mode())
-            graph = self._graphs.get(key)
+            own = (*structure, *map(kind_of, leaves))
         except TypeError as error:
-            raise NotCapturedError(f"a module's attribute is neither a tensor nor fixed ({error})") from error
+            raise NotCapturedError(f"an argument, or a part of one, is neither a tensor nor fixed ({error})") from error
+        graph = self._graphs.get(self._key(own))
         if graph is not None:
-            return (graph if self._is_to_be_used(graph, call) else None), call.tensors
-        if len(self._graphs) == _MAX_GRAPHS or self._numbers.are_enough(call):
-            self._warn_of_kinds()
-            return None, []
-        looked = looked or self._look(call)
-        if looked is None:
-            return None, []
-        try:
-            graph = self._graphs[key] = self._capture(call, looked)
-        except Exception as error:
-            looked.before.put_back()
-            if self._numbers.take_for_constants(call):
-                return self._find(self._numbers.call(call.args, call.kwargs, self._like()))
-            known = isinstance(error, NotCapturedError)
-            raise error if known else NotCapturedError(f"capturing it fails ({first_line(error)})") from error
-        self._numbers.count(call)
-        return graph, call.tensors
+            return graph if self._is_valid(graph, args, kwargs, tensors) else None
+        if self._are_enough(own, leaves):
+            return None
+        with self._timed():
+            graph = self._capture(args, kwargs, tensors)
+        if graph is not None:
+            self._graphs[self._key(own)] = graph
+        return graph
 
-    def _is_to_be_used(self, graph: Graph, call: Call) -> bool:
-        """Whether a graph's parameters are still those of Pyro's store; where it is due, check that it is the step."""
+    def _key(self, arguments: tuple) -> tuple:
+        """Return all that a graph depends on beside the values of tensors."""
+        parameters = self._stepper.parameters
+        device = parameters[0].device.type
+        return (
+            arguments,
+            *self._modules.key(),
+            *((id(p), p.requires_grad, *kind_of(p)) for p in parameters),
+            *(value for value in vars(self._elbo).values() if is_fixed(value)),
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        )
+
+    def _are_enough(self, arguments: tuple, leaves: list[Any]) -> bool:
+        """Return True, with one warning, if there are to be no more graphs."""
+        tensors_alone = _without_numbers(arguments, leaves)
+        of_numbers = [key[0] for key in self._graphs if _without_numbers(key[0], leaves) == tensors_alone]
+        few_of_numbers = len(set(of_numbers) - {arguments}) < _MAX_GRAPHS_OF_NUMBERS
+        if len(self._graphs) < _MAX_GRAPHS and few_of_numbers:
+            return False
+        if not self._has_warned_of_kinds:
+            self._has_warned_of_kinds = True
+            warnings.warn(
+                f"CompiledSVI takes eager steps of any further kind: {len(self._graphs)} graphs have been captured, of "
+                "arguments or settings that differ in shape or value; pass what changes as a tensor of one shape, or "
+                "make it a buffer of a module",
+                stacklevel=6,
+            )
+        return True
+
+    def _is_valid(self, graph: Graph, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> bool:
+        """Return False if the store holds other parameters than the graph; compare it with an eager step when due."""
         if graph.of_store:
             now = dict(pyro.get_param_store().named_parameters())
             if any(now.get(name) is not parameter for name, parameter in graph.of_store.items()):
-                return False  # an eager step meets what is there now
+                return False
         graph.steps += 1
-        if self._numbers.are_new(call) or graph.is_due:
-            self._check(graph, call)
+        if graph.is_due:
+            with self._timed():
+                self._check(graph, args, kwargs, tensors)
         return True
 
     def _give_up(self, reason: str) -> None:
         self._captures = False
         self._graphs.clear()
         warnings.warn(f"CompiledSVI takes eager steps from here on: {reason}", stacklevel=5)
-
-    def _warn_of_kinds(self) -> None:
-        if not self._has_warned_of_kinds:
-            self._has_warned_of_kinds = True
-            warnings.warn(
-                f"CompiledSVI takes eager steps of any further kind: {len(self._graphs)} graphs have been captured, of "
-                "arguments or settings that differ in shape or value; pass what changes as a tensor of one shape, or "
-                "name it in live=",
-                stacklevel=5,
-            )
-
-    def _like(self) -> Tensor:
-        """What numbers are to be like as tensors."""
-        return next((p for p in self._stepper.parameters if p.is_floating_point()), torch.empty(0))
-
-    def _mode(self) -> Iterator[Any]:
-        """What a graph depends on beside arguments and modules."""
-        for parameter in self._stepper.parameters:
-            yield from (id(parameter), parameter.requires_grad, kind_of(parameter))
-        yield from (kind_of(value) for value in vars(self._elbo).values() if is_fixed(value))
-        kind = parameter.device.type
-        yield torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-
-    def _memento(self, call: Call) -> Memento:
-        modules = () if self._watch is None else self._watch.modules
-        return Memento([self.model, self.guide, self._elbo, *self._roots, *modules, call.args, call.kwargs])
-
-    def _rehearsal(self, args: tuple, kwargs: dict[str, Any], parameters: list[Tensor]) -> Rehearsal:
-        programs = functools.partial(self.loss_and_grads, self.model, self.guide)
-        others = () if self._watch is None else self._watch.parameters()
-        return Rehearsal(programs, args, kwargs, parameters, [*self._stepper.parameters, *others])
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -228,127 +243,218 @@ class CompiledSVI(SVI):
         finally:
             self.capture_seconds += time.perf_counter() - start
 
-    def _look(self, call: Call) -> Looked | None:
-        """Run loss and gradients once as they are, with whatever checks Pyro is set to, to see what takes part.
+    def _capture(self, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> Graph | None:
+        """Record a step, compare it with eager ones, and compile it.
 
         Returns:
-            None where there are parameters that the optimiser has yet to take in, by an eager step.
+            None if the programs have parameters that the optimiser must first take in, by an eager step.
         """
-        memento = self._memento(call)
-        if memento.iterators:
-            raise NotCapturedError(
-                f"{memento.iterators[0]!r}, which the programs may read, is an iterator: its next value would be "
-                "captured for good"
-            )
-        before: dict[nn.Module, dict[str, Any]] = {}
-
-        def meet(module: nn.Module, _: object = None) -> None:
-            if module not in before:
-                before[module] = vars(module).copy()
-                memento.visit(module, type(module).__name__)
-
-        for root in self._roots:
-            root.apply(meet)
-        hook = register_module_forward_pre_hook(meet)
-        rehearsal = self._rehearsal(call.args, call.kwargs, self._stepper.parameters)
-        try:
-            with self._timed(), rehearsal.putting_back(call.tensors):
-                rehearsal.run()
-        except Exception:
-            memento.put_back()
-            raise
-        finally:
-            hook.remove()
-        if self._stepper.takes_what_is_met and self._are_new(rehearsal):
-            memento.put_back()
+        first = _Trial(self, args, kwargs, self._stepper.parameters)
+        with first.undone(tensors), self._journal() as journal, self._meeting_modules(journal) as met:
+            first.run()  # with Pyro's checks, if they are on
+        if self._stepper.takes_what_is_met and self._has_new(first):
             return None
-        memento.put_back_values()
-        if self._watch is None:
-            self._watch = Watch(before, self._live)
-            self._structure = self._watch.structure()
-        return Looked(memento, rehearsal)
-
-    def _of_store(self, looked: Looked) -> dict[str, Tensor]:
-        """The parameters that a step has from Pyro's store, and not from a module, where it trains what it meets."""
-        if not self._stepper.takes_what_is_met:
-            return {}
-        modules = set(map(id, self._watch.parameters()))
-        return {name: parameter for name, parameter in looked.rehearsal.met.items() if id(parameter) not in modules}
-
-    def _are_new(self, rehearsal: Rehearsal) -> bool:
-        known = set(map(id, self._stepper.parameters))
-        return any(id(parameter) not in known for parameter in rehearsal.met.values())
-
-    def _capture(self, call: Call, looked: Looked) -> Graph:
-        """Record, compare with an eager step, compile."""
-        # Pyro's optimisers step what a step meets, and no other parameter.
+        self._watch(met)
+        # Pyro's optimisers step the parameters that a step meets, and no others.
         pyros = self.optim is not self._stepper
-        parameters = distinct(looked.rehearsal.met.values()) if pyros else self._stepper.parameters
-        like = self._like()
-        live = [(setting, torch.zeros((), dtype=like.dtype, device=like.device)) for setting in self._live]
-        watched = [*self._watch.parameters(), *self._watch.buffers()]
-        inputs = [*self._stepper.parameters, *watched, *(tensor for _, tensor in live)]
-        inputs = [t for t in distinct(inputs) if all(t is not argument for argument in call.tensors)]
-        for setting, tensor in live:
-            tensor.fill_(setting.get())
-        memento = self._memento(call)
-        traced = self._rehearsal(*call.traced, parameters)
-        with self._timed(), traced.putting_back([*call.tensors, *inputs]), unvalidated(self._elbo):
-            try:
-                with contextlib.ExitStack() as replaced:
-                    for setting, tensor in live:
-                        replaced.enter_context(setting.replaced_by(tensor))
-                    recorded, constants = record(traced, [*call.tensors, *inputs])
-                if change := memento.difference():
-                    raise NotCapturedError(f"the step {change}")
-                memento.put_back_values()
-                graph = Graph(
-                    recorded,
-                    recorded,
-                    inputs + constants,
-                    live,
-                    parameters,
-                    traced.reached,
-                    self._watch.objects(),
-                    self._of_store(looked),
-                    returns_number=self._loss_is_function or not isinstance(looked.rehearsal.loss, Tensor),
-                )
-                rehearsal = self._rehearsal(call.args, call.kwargs, parameters)
-                hold_against_eager(graph, call.tensors, rehearsal, memento)
-                graph.run = self._compile(recorded, [*call.tensors, *graph.inputs])
+        parameters = distinct(first.met.values()) if pyros else self._stepper.parameters
+        trial = _Trial(self, args, kwargs, parameters)
+        inputs = distinct([*self._stepper.parameters, *(t for t in self._modules.tensors() if t is not None)])
+        inputs = [tensor for tensor in inputs if all(tensor is not argument for argument in tensors)]
+        try:
+            with trial.undone([*tensors, *inputs]):
+                snapshot = self._snapshot(args, kwargs)
+                with self._journal():
+                    recorded, constants = record(trial, [*tensors, *inputs])
+                graph = self._graph(recorded, [*inputs, *constants], trial, first)
+                self._compare(graph, tensors, trial, snapshot, is_new=True)
+                graph.run = self._compile(recorded, [*tensors, *graph.inputs])
                 if graph.run is not recorded:
-                    hold_against_recorded(graph, call.tensors, memento)
-            finally:
-                memento.put_back_values()
+                    self._compare_compiled(graph, tensors)
+        except NotCapturedError:
+            raise
+        except Exception as error:
+            raise NotCapturedError(f"capturing it fails ({first_line(error)})") from error
         return graph
 
-    def _check(self, graph: Graph, call: Call) -> None:
-        """Raise unless a graph in use is still the step as it is taken eagerly."""
-        memento = self._memento(call)
-        rehearsal = self._rehearsal(call.args, call.kwargs, graph.parameters)
-        with self._timed(), rehearsal.putting_back([*call.tensors, *graph.inputs]), unvalidated(self._elbo):
+    def _graph(self, recorded: torch.fx.GraphModule, inputs: list[Tensor], trial: _Trial, first: _Trial) -> Graph:
+        of_store: dict[str, Tensor] = {}
+        if self._stepper.takes_what_is_met:
+            of_modules = set(map(id, self._modules.tensors()))
+            of_store = {name: parameter for name, parameter in first.met.items() if id(parameter) not in of_modules}
+        returns_number = self._loss_is_function or not isinstance(first.loss, Tensor)
+        alive = self._modules.objects()
+        return Graph(recorded, recorded, inputs, trial.parameters, trial.reached, alive, of_store, returns_number)
+
+    @contextlib.contextmanager
+    def _meeting_modules(self, journal: Journal) -> Iterator[dict[nn.Module, dict[str, Any]]]:
+        """Collect the modules that are called within, and the attributes that they had before."""
+        met: dict[nn.Module, dict[str, Any]] = {}
+
+        def meet(module: nn.Module, _: object = None) -> None:
+            if module not in met:
+                met[module] = vars(module).copy()
+                journal.keep(*module.buffers(recurse=False))
+
+        for module in _parts(self._roots):
+            meet(module)
+        hook = register_module_forward_pre_hook(meet)
+        try:
+            yield met
+        finally:
+            hook.remove()
+
+    def _watch(self, met: dict[nn.Module, dict[str, Any]]) -> None:
+        """Key graphs by the state of these modules from here on; graphs of other modules are forgotten."""
+        if set(met) != set(self._modules.modules):
+            self._graphs.clear()
+        if not self._graphs:
+            self._modules = ModuleState(met, met)
+
+    def _has_new(self, trial: _Trial) -> bool:
+        known = set(map(id, self._stepper.parameters))
+        return any(id(parameter) not in known for parameter in trial.met.values())
+
+    def _journal(self) -> Journal:
+        journal = Journal()
+        journal.keep(*(buffer for module in self._modules.modules for buffer in module.buffers(recurse=False)))
+        return journal
+
+    def _snapshot(self, args: tuple, kwargs: dict[str, Any]) -> Snapshot:
+        return Snapshot([self.model, self.guide, self._elbo, *self._modules.modules, args, kwargs])
+
+    def _compare(
+        self, graph: Graph, tensors: list[Tensor], trial: _Trial, snapshot: Snapshot, is_new: bool = False
+    ) -> None:
+        """Raise unless the recorded graph computes the eager step, for the random numbers that come next."""
+        inputs = [*tensors, *graph.inputs]
+        got = self._outputs(functools.partial(undisturbed, graph.recorded), inputs)
+        expected = self._outputs(trial, inputs)
+        if change := snapshot.change():
+            raise NotCapturedError(f"the step changes {change!r} in Python (trying it out may have moved it on)")
+        agree = trial.reached == graph.reached and same(expected, got)
+        if agree and not is_new:
+            return
+        # The same random numbers again: whatever differs to the last bit on a CPU follows something out of sight.
+        again = self._outputs(trial, inputs)
+        repeats = all(map(torch.equal, *(map(torch.nan_to_num, outputs) for outputs in (expected, again))))
+        on_cpu = all(output.device.type == "cpu" for output in got)
+        if agree and (repeats or not on_cpu):
+            return
+        # A gradient that is zero in truth is all rounding: on a GPU that need not be the same twice.
+        rounding = torch.finfo(got[0].dtype).eps
+        if repeats or on_cpu or trial.reached != graph.reached or not same(expected, got, rounding):
+            raise NotCapturedError(
+                "the captured step differs from an eager one; model and guide depend on something other than their "
+                "arguments, parameters, buffers and torch's random numbers (trying them out may have moved it on)"
+            )
+
+    def _compare_compiled(self, graph: Graph, tensors: list[Tensor]) -> None:
+        """Raise unless the compiled graph computes what the recorded one does, but for rounding."""
+        inputs = [*tensors, *graph.inputs]
+        tolerance = tolerance_of(graph.recorded)
+        for _ in range(COMPARISONS):
+            got = self._outputs(functools.partial(undisturbed, graph.run), inputs)
+            expected = self._outputs(functools.partial(undisturbed, graph.recorded), inputs)
+            if alike(expected, got, tolerance):
+                return
+            torch.rand((), device=got[0].device)  # other random numbers for the next time
+        raise NotCapturedError("compiled, it gives something else than as it was recorded")
+
+    def _outputs(self, step: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
+        """Return the loss and the gradients of a step that is undone."""
+        with forked(inputs), self._journal():
+            return [value.clone() for value in step(inputs)]
+
+    def _check(self, graph: Graph, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
+        """Raise unless a graph in use still computes the eager step."""
+        trial = _Trial(self, args, kwargs, graph.parameters)
+        with trial.undone([*tensors, *graph.inputs]):
             try:
-                hold_against_eager(graph, call.tensors, rehearsal, memento)
-                if self._stepper.takes_what_is_met and self._are_new(rehearsal):
+                self._compare(graph, tensors, trial, self._snapshot(args, kwargs))
+                if self._stepper.takes_what_is_met and self._has_new(trial):
                     raise NotCapturedError("an eager step meets a parameter that is not in the graph")
             except Exception as error:
                 known = str(error) if isinstance(error, NotCapturedError) else first_line(error)
                 raise NotCapturedError(
-                    f"after {graph.steps} steps of a graph, {known}; those since the last comparison may have been "
-                    "taken with what it was when captured"
+                    f"after {graph.steps} steps of a graph, {known}; the steps after the last comparison may have been "
+                    "taken with the state at the time of the capture"
                 ) from error
-            finally:
-                memento.put_back()
 
 
-def _modules_of(program: Callable) -> list[nn.Module]:
-    """The modules that a program is, is a method of, or has at hand, also behind Pyro's handlers."""
+class _Trial:
+    """The loss and gradients of an eager step, without an update.
+
+    Args:
+        svi: the step's.
+        args, kwargs: the programs' arguments.
+        parameters: those whose gradients are asked for.
+
+    Attributes:
+        loss: the last loss, as the ELBO returned it.
+        met: the parameters that the programs met, by name.
+        reached: for each of `parameters`, True if it had a gradient.
+    """
+
+    def __init__(self, svi: CompiledSVI, args: tuple, kwargs: dict[str, Any], parameters: list[Tensor]) -> None:
+        self._loss_and_grads = functools.partial(svi.loss_and_grads, svi.model, svi.guide, *args, **kwargs)
+        self.parameters = parameters
+        others = (t for t in svi._modules.tensors() if isinstance(t, nn.Parameter))
+        self._everyone = distinct([*parameters, *svi._stepper.parameters, *others])
+        self.loss: Any = None
+        self.met: dict[str, Tensor] = {}
+        self.reached: list[bool] = []
+
+    def run(self) -> None:
+        self._forget()
+        with Meeting(self._everyone) as meeting:
+            self.loss = self._loss_and_grads()
+        self.met = meeting.kept()
+        self.reached = [parameter.grad is not None for parameter in self.parameters]
+
+    def __call__(self, *_: Any) -> list[Tensor]:
+        """Return the loss and the gradients that there are."""
+        with unread():
+            self.run()
+        return [as_tensor(self.loss), *(p.grad for p in self.parameters if p.grad is not None)]
+
+    def _forget(self) -> None:
+        for parameter in self._everyone:
+            parameter.grad = None
+        torch.clear_autocast_cache()  # of weights that autocast has cast
+
+    @contextlib.contextmanager
+    def undone(self, tensors: Iterable[Tensor]) -> Iterator[None]:
+        """Restore gradients and random numbers afterwards."""
+        before = [(tensor, tensor.grad) for tensor in self._everyone]
+        try:
+            with forked(tensors):
+                yield
+        finally:
+            self._forget()
+            for tensor, gradient in before:
+                tensor.grad = gradient
+
+
+def _module_of(program: Callable) -> nn.Module | None:
+    """Return the module that a program is, or is a method of, also behind Pyro's handlers."""
     program = poutine.unwrap(program)
     while isinstance(program, functools.partial):
         program = poutine.unwrap(program.func)
-    cells = getattr(program, "__closure__", None) or ()
-    held: list[object] = []
-    for cell in cells:
-        with contextlib.suppress(ValueError):  # of a name that has no value yet
-            held.append(cell.cell_contents)
-    return [m for m in (getattr(program, "__self__", program), *held) if isinstance(m, nn.Module)]
+    owner = getattr(program, "__self__", program)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _parts(roots: list[nn.Module]) -> list[nn.Module]:
+    return distinct(module for root in roots for module in root.modules())
+
+
+def _aliases(leaves: list[Any], tensors: list[Tensor]) -> tuple[int, ...]:
+    """Return which tensor each leaf of the arguments is: one tensor may be passed twice."""
+    positions = {id(tensor): position for position, tensor in enumerate(tensors)}
+    return tuple(positions.get(id(leaf), -1) for leaf in leaves) if len(leaves) > 1 else ()
+
+
+def _without_numbers(arguments: tuple, leaves: list[Any]) -> tuple:
+    numbers = {len(arguments) - len(leaves) + i for i, leaf in enumerate(leaves) if type(leaf) in (int, float)}
+    return tuple(None if position in numbers else part for position, part in enumerate(arguments))

@@ -16,9 +16,9 @@ from vsc_pyro.acceleration import BACKENDS
 from vsc_pyro.acceleration.comparison import COMPARISONS, alike, undisturbed
 from vsc_pyro.acceleration.mapped_graph import Recording, StepRecorder, record_stacked
 from vsc_pyro.acceleration.recorder import NotCapturedError, first_line
-from vsc_pyro.acceleration.same_build import attributes_that_differ, numbers_that_differ
+from vsc_pyro.acceleration.same_build import attributes_that_differ
 from vsc_pyro.models.vae import VAE
-from vsc_pyro.training.schedules import Schedule, Setting, set_values
+from vsc_pyro.training.schedules import Schedule, scheduled_buffer, set_values
 
 
 class Ensemble:
@@ -41,17 +41,14 @@ class Ensemble:
         self._models = models
         self._lr = lr
         self._schedules = schedules
-        self._scheduled: list[tuple[Setting, Tensor]] = []
+        self._scheduled: dict[str, Tensor] = {}
         self._steps = 0
         self.is_compiled = False
         self._names = [name for name, p in models[0].named_parameters() if p.requires_grad]
         if not self._names:
             raise ValueError("the models have no parameter that requires a gradient; there is nothing to train")
-        live = dict.fromkeys((*numbers_that_differ(models), *schedules))
-        self._live = [name for name in live if not Setting(models[0], name).is_tensor]
         self._recorders = [
-            StepRecorder(model, [p for p in model.parameters() if p.requires_grad], loss, self._live)
-            for model in models
+            StepRecorder(model, [p for p in model.parameters() if p.requires_grad], loss) for model in models
         ]
         self._recordings: list[Recording] = []
         self._stacked: list[Tensor] = []
@@ -67,7 +64,6 @@ class Ensemble:
             first = self._recordings[0]
             one = first if not self._graphs else self._recorders[0].record(x)
             own = {id(tensor): i for i, tensor in enumerate(first.inputs)}
-            own |= {id(tensor): own[id(like)] for tensor, like in zip(one.numbers, first.numbers, strict=True)}
             if not all(id(tensor) in own for tensor in one.inputs):
                 raise NotCapturedError("a step makes tensors once and for all for each size of a minibatch")
             inputs = [self._stacked[own[id(tensor)]] for tensor in one.inputs]
@@ -107,11 +103,11 @@ class Ensemble:
         first, *others = recordings
         for index, other in enumerate(others, start=1):
             if difference := other.difference(first):
-                told = attributes_that_differ(self._models[index], self._models[0], self._live)
+                told = attributes_that_differ(self._models[index], self._models[0])
                 raise ValueError(
                     f"models must be built alike, and the step of models[{index}] is not that of models[0]: "
-                    f"{', '.join(told) or difference}; only weights, buffers and numbers that a schedule can move "
-                    "may differ; train them one after the other by fit"
+                    f"{', '.join(told) or difference}; only weights and buffers may differ; train them one after the "
+                    "other by fit"
                 )
         return recordings
 
@@ -121,18 +117,15 @@ class Ensemble:
         self._parameters = self._stacked[: len(self._names)]
         self.optimizer = torch.optim.Adam(self._parameters, lr=self._lr, fused=True)
         first = self._recordings[0]
-        stands_for = dict(zip(self._live, first.numbers, strict=True))
+        positions = {id(tensor): position for position, tensor in enumerate(first.inputs)}
         for name in self._schedules:
-            setting = Setting(self._models[0], name)
-            tensor = setting.get() if setting.is_tensor else stands_for[name]
-            position = [id(other) for other in first.inputs].index(id(tensor))
-            self._scheduled.append((setting, self._stacked[position]))
+            self._scheduled[name] = self._stacked[positions[id(scheduled_buffer(self._models[0], name))]]
 
     def step(self, xs: Tensor) -> Tensor:
         """One gradient step of every model; xs of shape ``(K, B, ...)``. Returns the losses, shape ``(K,)``."""
         set_values(self._models[0], self._schedules, self._steps)
-        for setting, tensor in self._scheduled:
-            tensor.fill_(setting.get())
+        for name, stacked in self._scheduled.items():
+            stacked.fill_(scheduled_buffer(self._models[0], name))
         self._steps += 1
         run, inputs, reached = self._graphs[xs.shape[1]]
         losses, *gradients = undisturbed(run, [xs, *inputs])
@@ -150,9 +143,7 @@ class Ensemble:
         """Put weights, buffers and the last scheduled values into the models."""
         with torch.no_grad():
             for index, recording in enumerate(self._recordings):
-                numbers = set(map(id, recording.numbers))
                 for tensor, stacked in zip(recording.inputs, self._stacked, strict=True):
-                    if id(tensor) not in numbers:
-                        tensor.copy_(stacked[index])
+                    tensor.copy_(stacked[index])
         for model in self._models:
             set_values(model, self._schedules, max(0, self._steps - 1))

@@ -56,7 +56,7 @@ from vsc_pyro.training.fit import (
 )
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import num_processes
-from vsc_pyro.training.schedules import Cooldown, Schedule, Setting, check_schedules, check_warmup, set_values
+from vsc_pyro.training.schedules import Cooldown, Schedule, check_schedules, check_warmup, set_values
 from vsc_pyro.training.summary import summarize
 
 # Losses stay on the device, and looking at them waits for it: often enough to stop a diverged run within seconds.
@@ -145,7 +145,7 @@ def fit_ensemble(
     cooling = Cooldown(default_cooldown(cooldown), epochs)
     share = check_warmup(warmup, loss, schedules)
     schedules = with_warmup(schedules, int(share * epochs * num_steps))
-    before = [_Before(model, schedules) for model in models]
+    before = [_Before(model) for model in models]
     check_schedules(models[0], schedules, epochs * num_steps)
     for model in models:
         warn_of_warmup(model, schedules)
@@ -191,21 +191,16 @@ def fit_ensemble(
 
 
 class _Before:
-    """A model's tensors and scheduled values before a run that may be refused."""
+    """Copies of a model's tensors, buffers and scheduled values included, before a run that may be refused."""
 
-    def __init__(self, model: VAE, schedules: Mapping[str, Schedule]) -> None:
-        self._model = model
-        self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self._numbers: list[tuple[Setting, float]] = []
-        for name in schedules:
-            with contextlib.suppress(ValueError):  # of a name that is refused in a moment
-                setting = Setting(model, name)
-                self._numbers.append((setting, float(setting.get())))
+    def __init__(self, model: VAE) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
 
+    @torch.no_grad()
     def put_back(self) -> None:
-        for setting, number in self._numbers:
-            setting.set(number)
-        self._model.load_state_dict(self._state)
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
 
 
 def _one_for_each(seeds: Sequence[int] | None, num_models: int) -> list[int]:

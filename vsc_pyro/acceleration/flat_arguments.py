@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from vsc_pyro.acceleration.state_changes import is_fixed, is_frozen, kind_of
+from vsc_pyro._scalars import ScalarModule
+from vsc_pyro.acceleration.program_state import is_fixed, kind_of
 
 
 class _Leaf(NamedTuple):
@@ -21,6 +23,13 @@ class _Parts(NamedTuple):
 
     cls: type
     attributes: dict[str, Any]
+
+
+class _Scalars(NamedTuple):
+    """A module and its buffers."""
+
+    module: ScalarModule
+    buffers: dict[str, Any]
 
 
 def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
@@ -44,16 +53,16 @@ def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
         if isinstance(part, (Distribution, Transform)):
             key.extend((type(part), *vars(part)))
             return _Parts(type(part), {name: take_apart(attribute) for name, attribute in vars(part).items()})
+        if isinstance(part, ScalarModule):  # a gate
+            key.extend((type(part), *(kind_of(value) for value in vars(part).values() if is_fixed(value))))
+            return _Scalars(part, take_apart(dict(part._buffers)))
         if type(part) in (tuple, list):
             key.extend((type(part), len(part)))
             return type(part)(map(take_apart, part))
         if type(part) is dict:
             key.extend((dict, *part))
             return {name: take_apart(element) for name, element in part.items()}
-        if is_fixed(part):
-            key.append(kind_of(part))
-        else:
-            key.extend((type(part), part) if is_frozen(part) else (type(part),))  # a record's hash is of what it holds
+        key.extend(kind_of(part) if is_fixed(part) else (part,))
         return part
 
     rest = take_apart(value)
@@ -68,6 +77,10 @@ def rebuild(rest: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> Any:
         new = rest.cls.__new__(rest.cls)
         vars(new).update({name: rebuild(attribute, tensors) for name, attribute in rest.attributes.items()})
         return new
+    if isinstance(rest, _Scalars):
+        module = copy.copy(rest.module)
+        vars(module)["_buffers"] = rebuild(rest.buffers, tensors)
+        return module
     if type(rest) in (tuple, list):
         return type(rest)(rebuild(element, tensors) for element in rest)
     if type(rest) is dict:

@@ -1,13 +1,12 @@
-"""One model's step recorded, and the same step of many models at once: what is to be trained together, stacked.
+"""One model's step recorded, and the same step of many models at once.
 
-`StepRecorder` captures a step as `CompiledSVI` does, and hands the graph out instead of running it. `record_stacked`
-maps that graph over a first dimension that all of its tensors have been given (`torch.func.vmap`), into a graph again:
-the products of small matrices become batched ones, and every operation is called once for all models.
+`StepRecorder` captures a step as `CompiledSVI` does, and returns the graph instead of running it. `record_stacked` maps
+that graph over a new first dimension of all its tensors (`torch.func.vmap`), and records the result. So products of
+small matrices become batched ones, and each operation is called once for all models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pyro
@@ -21,22 +20,20 @@ from vsc_pyro.acceleration.recorder import NotCapturedError, record
 
 
 class Recording(NamedTuple):
-    """A step as recorded.
+    """A recorded step.
 
     Attributes:
-        graph: x and `inputs` -> the loss, and the gradients of the parameters that are reached.
-        inputs: the tensors read beside x: parameters, buffers, `numbers`, and whatever else the programs hold.
-        numbers: those of the inputs that stand for live numbers, in the order of their names.
-        reached: which of the parameters have a gradient.
+        graph: maps x and `inputs` to the loss and the gradients of the parameters that are reached.
+        inputs: the tensors read beside x: parameters, buffers, and others that the programs hold.
+        reached: for each parameter, True if it has a gradient.
     """
 
     graph: torch.fx.GraphModule
     inputs: list[Tensor]
-    numbers: list[Tensor]
     reached: list[bool]
 
     def difference(self, other: Recording) -> str | None:
-        """The first operation that two graphs differ in, or what else they do; None if they are the same."""
+        """Return the first operation in which two graphs differ, or another difference; None if they are the same."""
         lines, expected = self.graph.code.splitlines(), other.graph.code.splitlines()
         for line, there in zip(lines, expected, strict=False):
             if line != there:
@@ -60,41 +57,40 @@ class StepRecorder(CompiledSVI):
         model: has programs `model` and `guide`.
         parameters: the tensors whose gradients are recorded.
         loss: a `pyro.infer.ELBO`.
-        live: see `CompiledSVI`.
     """
 
-    def __init__(self, model: nn.Module, parameters: list[Tensor], loss: ELBO, live: Iterable[str]) -> None:
-        # The optimiser says what the parameters are; it never steps.
-        super().__init__(model.model, model.guide, torch.optim.SGD(parameters), loss, live=live, backend="eager")
+    def __init__(self, model: nn.Module, parameters: list[Tensor], loss: ELBO) -> None:
+        # The optimiser names the parameters; it never steps.
+        super().__init__(model.model, model.guide, torch.optim.SGD(parameters), loss, backend="eager")
 
     def record(self, x: Tensor) -> Recording:
-        """A step of data x; `NotCapturedError` where there is no graph of it."""
-        with pyro.get_param_store().scope():  # it is one of several models, each of which registers itself
+        """Record a step of data x; raise `NotCapturedError` if that cannot be done."""
+        with pyro.get_param_store().scope():  # each of several models registers itself
             graph, _ = self.graph_for((x,), {})
         if graph is None:
             raise NotCapturedError("it is taken within a Pyro handler")
-        return Recording(graph.run, graph.inputs, [tensor for _, tensor in graph.live], graph.reached)
+        return Recording(graph.run, graph.inputs, graph.reached)
 
     def _give_up(self, reason: str) -> None:
         raise NotCapturedError(reason)
 
 
 def record_stacked(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """A recorded graph of many: its `inputs` and outputs have a first dimension more, and random numbers differ in it.
+    """Record a graph for many models: `inputs` and outputs get a new first dimension, along which random numbers differ.
 
     Returns:
-        The graph, and the tensors that it takes beside the inputs.
+        The graph, and the tensors that it reads beside the inputs.
     """
     step = torch.func.vmap(lambda *tensors: tuple(_OfMany(graph, tensors[0]).run(*tensors)), randomness="different")
-    # Recording takes a step, which is not to update the inputs themselves, nor to draw the caller's random numbers.
+    # Recording runs a step: it must neither update the inputs nor draw the caller's random numbers.
     with seeded(0, inputs[0].device):
         return record(lambda *tensors: list(step(*tensors)), [tensor.clone() for tensor in inputs])
 
 
 class _OfMany(torch.fx.Interpreter):
-    """Runs a graph under `vmap` so that every tensor has its dimension, those too that are made of nothing.
+    """Runs a graph under `vmap` so that every tensor has the mapped dimension, also tensors made of nothing.
 
-    Into a tensor without it, nothing that has it can be written in place, and no random numbers that differ.
+    Values with the dimension, such as random numbers that differ, cannot be written into a tensor without it.
     """
 
     def __init__(self, graph: torch.fx.GraphModule, like: Tensor) -> None:

@@ -1,55 +1,170 @@
-"""`record`: the tensor operations of a function as a graph, without what looks at values."""
+"""`record`: the tensor operations of a function as a graph, and the tensors that they write."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import pyro
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class NotCapturedError(Exception):
-    """Why a step cannot be captured."""
+    """The reason why a step cannot be captured."""
+
+
+class _Number(float):
+    """The number that ``tensor.item()`` returns while a step is recorded: sums and products of it are recorded too.
+
+    Its own value is NaN, so that a use of it that is not recorded shows in the first comparison.
+    """
+
+    tensor: Tensor
+
+    def __new__(cls, tensor: Tensor) -> _Number:
+        number = super().__new__(cls, "nan")
+        number.tensor = tensor.detach()
+        return number
+
+    def __ne__(self, other: object) -> bool:
+        if other is self:  # a check for NaN
+            return False
+        raise NotCapturedError("it looks at the value of a tensor")
+
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __ne__
+    __hash__ = float.__hash__
+
+    def __add__(self, other: float | Tensor) -> Any:
+        return _Number(self.tensor + _plain(other))
+
+    def __sub__(self, other: float | Tensor) -> Any:
+        return _Number(self.tensor - _plain(other))
+
+    def __rsub__(self, other: float | Tensor) -> Any:
+        return _Number(_plain(other) - self.tensor)
+
+    def __mul__(self, other: float | Tensor) -> Any:
+        return _Number(self.tensor * _plain(other))
+
+    def __truediv__(self, other: float | Tensor) -> Any:
+        return _Number(self.tensor / _plain(other))
+
+    def __neg__(self) -> Any:
+        return _Number(-self.tensor)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def _plain(value: Any) -> Any:
+    return value.tensor if isinstance(value, _Number) else value
+
+
+class _Unread(TorchFunctionMode):
+    """Lets ``tensor.item()`` return a recorded number, and operations take such numbers."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is Tensor.item:
+            return _Number(args[0])
+        return func(*map(_plain, args), **{name: _plain(value) for name, value in (kwargs or {}).items()})
 
 
 @contextlib.contextmanager
-def unvalidated(elbo: ELBO) -> Iterator[None]:
-    """Pyro without whatever looks at the value of a tensor. It has just been run with it, and said what it had to."""
+def unread() -> Iterator[None]:
+    """Switch off Pyro's checks that read tensor values, and let its ELBOs add up losses without reading them.
 
-    def item(value: Any) -> Any:
-        return value.detach() if isinstance(value, Tensor) else value
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(warnings.catch_warnings())
+    The checks have been made in an eager step before, and its warnings have been shown.
+    """
+    with pyro.validation_enabled(False), warnings.catch_warnings(), _Unread():
         warnings.simplefilter("ignore")
-        # Pyro's own ELBOs read every term back as a number, to add up the loss that they return.
-        for module in {cls.__module__ for cls in type(elbo).__mro__ if cls.__module__.startswith("pyro.")}:
-            for name, replacement in (("torch_item", item), ("warn_if_nan", lambda value, *_: value)):
-                if hasattr(sys.modules[module], name):
-                    stack.enter_context(mock.patch.object(sys.modules[module], name, replacement))
         yield
 
 
+def as_tensor(loss: Any) -> Tensor:
+    """Return the loss of an ELBO that ran within `unread` as a tensor.
+
+    Raises:
+        NotCapturedError: a loss that is no number of tensors.
+    """
+    loss = _plain(loss)
+    if not isinstance(loss, Tensor):
+        raise NotCapturedError(f"the ELBO returns its loss as a {type(loss).__name__}")
+    return loss.detach()
+
+
+class Journal(TorchDispatchMode):
+    """Keeps a copy of every tensor from elsewhere that operations within write to, and restores them at the end.
+
+    States of `torch.Generator`s that are passed to operations are restored as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: set[int] = set()
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        for value, declared in zip((*args, *kwargs.values()), _declared(func, len(args), kwargs), strict=False):
+            if isinstance(value, torch.Generator):
+                self._generators.setdefault(id(value), (value, value.get_state()))
+            if declared.alias_info is not None and declared.alias_info.is_write:
+                self.keep(*(tensor for tensor in tree_leaves(value) if isinstance(tensor, Tensor)))
+        result = func(*args, **kwargs)
+        inputs = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        self._made |= {_memory(t) for t in tree_leaves(result) if isinstance(t, Tensor)} - inputs
+        return result
+
+    def keep(self, *tensors: Tensor) -> None:
+        """Keep copies of tensors; needed for statistics of a batch norm, which torch does not declare as written."""
+        for tensor in tensors:
+            memory = _memory(tensor)
+            if memory not in self._made and memory not in self._copies:
+                size = tensor.untyped_storage().nbytes() // tensor.element_size()
+                whole = tensor.detach().as_strided((size,), (1,), 0)
+                self._copies[memory] = whole, whole.clone()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        with torch.no_grad():
+            for tensor, copy in self._copies.values():
+                tensor.copy_(copy)
+        for generator, state in self._generators.values():
+            generator.set_state(state)
+
+
+def _declared(func: Any, num_args: int, kwargs: dict[str, Any]) -> list[Any]:
+    arguments = func._schema.arguments
+    by_name = {argument.name: argument for argument in arguments}
+    return [*arguments[:num_args], *(by_name[name] for name in kwargs)]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
 def record(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """The operations of `function` as a graph of `inputs`, and of the tensors it reads beside them."""
+    """Return the operations of `function` as a graph, and the tensors it reads beside `inputs`.
+
+    Raises:
+        NotCapturedError: a function that reads values of tensors, or fails.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
         recorded = make_fx(function)(*inputs)
-    except NotCapturedError:
-        raise
     except Exception as error:
-        looked = "aten._local_scalar_dense" in str(error)  # what .item(), float() and bool() come down to
+        if isinstance(error, NotCapturedError) and not str(error).startswith("it looks"):
+            raise
+        looked = isinstance(error, NotCapturedError) or "aten._local_scalar_dense" in str(error)
         what = "it looks at the value of a tensor" if looked else f"recording it fails ({first_line(error)})"
         raise NotCapturedError(f"{what}, in {_where(error)}") from error
     graph = recorded.graph
@@ -70,12 +185,13 @@ def record(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> tuple
 
 
 def _where(error: Exception) -> str:
-    """The last line of code before torch's own."""
+    """Return the last line of code before torch's own, and before this file's."""
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    torchs = os.path.dirname(torch.__file__)
-    file, line = [frame for frame in frames if not frame[0].startswith(torchs)][-1]
+    own = (os.path.dirname(torch.__file__), __file__)
+    file, line = [frame for frame in frames if not frame[0].startswith(own)][-1]
     return f"line {line} of {file}"
 
 
 def first_line(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -37,8 +37,8 @@ from torch import Tensor
 from vsc_pyro._seeding import trains
 from vsc_pyro.acceleration.comparison import alike
 from vsc_pyro.acceleration.compiled_svi import CompiledSVI, Graph
+from vsc_pyro.acceleration.program_state import kind_of
 from vsc_pyro.acceleration.recorder import NotCapturedError, first_line
-from vsc_pyro.acceleration.state_changes import kind_of
 from vsc_pyro.training.parallel import num_processes
 
 Recorded = tuple[Callable[[], object], list[Tensor]]
@@ -101,7 +101,6 @@ class _WholeStep:
 
     def refresh(self) -> None:
         """Put into memory what the graph reads there."""
-        self.graph.refresh()
         for group, lr in zip(self.groups, self.lrs, strict=True):
             lr.fill_(group["lr"])
 
@@ -226,7 +225,7 @@ class Replay:
             raise NotCapturedError("the optimiser has hooks, and a graph would not run them")
 
         def step() -> list[Tensor]:
-            outputs = graph.run_with([self._gather(self._source)])
+            outputs = graph([self._gather(self._source)])
             self._svi.update(graph, outputs)
             return outputs
 

@@ -31,7 +31,6 @@ References
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import ClassVar
 
@@ -46,7 +45,6 @@ from vsc_pyro.distributions.spike_slab import SpikeSlab
 from vsc_pyro.gates import GATES, Gate, StraightThrough
 
 
-@dataclasses.dataclass(frozen=True)
 class StraightThroughThreshold(StraightThrough):
     """The gate ``"threshold"`` of a `ThresholdedSpikeSlab`; of a `SpikeSlab` that has no threshold `StraightThrough`.
 

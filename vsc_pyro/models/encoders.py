@@ -6,6 +6,7 @@ datum) if `vsc_pyro.VAE` is to check at construction that encoder, decoder and p
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -260,7 +261,7 @@ class SpikeSlabEncoder(_SparseEncoder):
         latent_dim: number of latents J.
         hidden: widths of the MLP's hidden layers; None for ``(400,)``.
         activation: name of the activation, see `vsc_pyro.models.networks.ACTIVATIONS`.
-        gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
+        gate: gradient estimator of the spikes: a name, or a `vsc_pyro.gates.Gate`, which is copied.
         initial_inclusion: inclusion probability that every latent starts from, strictly between 0 and 1; None for the
             prior's, which `vsc_pyro.VAE` hands on, and .1 until then or where it has none of its own.
         slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"`` (which needs a slab as heavy-tailed in the prior,
@@ -288,7 +289,7 @@ class SpikeSlabEncoder(_SparseEncoder):
         trunk: nn.Module | None = None,
     ) -> None:
         super().__init__(input_shape, latent_dim, 3, hidden, activation, trunk)
-        self.gate = self.get_gate(gate)
+        self.gate = copy.deepcopy(self.get_gate(gate))  # another model may schedule its own
         self.slab = slab
         self._family = get_slab(slab)
         self.register_buffer("slab_weight", torch.ones(()))
@@ -305,7 +306,7 @@ class SpikeSlabEncoder(_SparseEncoder):
         return SpikeSlab(self._family(weight * loc, scale), logits=logits, gate=gate).to_event(1)
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate!r}, slab={self.slab!r}"
+        return f"slab={self.slab!r}"
 
 
 _BASES: dict[str, type[TorchDistribution]] = {"laplace": Laplace, "normal": Normal}
@@ -359,7 +360,7 @@ class ThresholdEncoder(_SparseEncoder):
     ) -> None:
         num_heads = choice("threshold", threshold, _THRESHOLDS)
         super().__init__(input_shape, latent_dim, num_heads, hidden, activation, trunk)
-        self.gate = self.get_gate(gate)
+        self.gate = copy.deepcopy(self.get_gate(gate))  # another model may schedule its own
         self.base = base
         self.threshold = threshold
         self._family = choice("base", base, _BASES)
@@ -384,4 +385,4 @@ class ThresholdEncoder(_SparseEncoder):
         return ThresholdedSpikeSlab(base, softplus(unconstrained) + _MIN_THRESHOLD, gate).to_event(1)
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate!r}, base={self.base!r}, threshold={self.threshold!r}"
+        return f"base={self.base!r}, threshold={self.threshold!r}"

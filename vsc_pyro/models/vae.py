@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro._scalars import ScalarModule
 from vsc_pyro._seeding import alone
 from vsc_pyro.distributions import has_mean, inclusion_logits
 from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 _TINY = 1e-30
 
 
-class VAE(nn.Module):
+class VAE(ScalarModule):
     r"""Variational autoencoder of an encoder, a decoder and a prior.
 
     Weights start from torch's random numbers: ``torch.manual_seed(0)`` before the parts are built makes them the same
@@ -65,20 +67,21 @@ class VAE(nn.Module):
         encoder: x ``(B, ...)`` -> q(z|x) with `batch_shape` ``(B,)``.
         decoder: z ``(*, J)`` -> p(x|z) with `batch_shape` ``(*)``.
         prior: x -> p(z), with a batch shape that broadcasts to ``(B,)``.
-        beta: weight of the KL divergence of codes (Higgins et al., 2017); 1 for the evidence lower bound. Read anew in
-            every step, as `fit`'s schedules need; a schedule may start it at 0.
+        beta: weight of the KL divergence of codes (Higgins et al., 2017); 1 for the evidence lower bound. A buffer:
+            ``vae.beta = 4.0`` changes it, and a schedule may start it at 0.
         num_data: size of the data that x is a minibatch of, which latent variables common to all data are weighed by;
             None if x is all of it. `vsc_pyro.fit` sets it.
 
     Attributes:
-        warmup: what `beta` is multiplied by while `vsc_pyro.fit` lets the divergence rise, else 1.
+        warmup: factor of `beta`, below 1 while `vsc_pyro.fit` lets the divergence rise; a buffer.
 
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
             the prior is infinite. Checked at construction where the encoder has an `input_shape`.
     """
 
-    scheduled = ("beta", "warmup")
+    beta: Tensor
+    warmup: Tensor
 
     def __init__(
         self,
@@ -92,8 +95,8 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
-        self.beta = positive_float("beta", beta)
-        self.warmup = 1.0
+        self.register_scalar("beta", positive_float("beta", beta))
+        self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
         if hasattr(encoder, "input_shape"):
@@ -125,7 +128,11 @@ class VAE(nn.Module):
         return name_in_store(self)
 
     def extra_repr(self) -> str:
-        return f"beta={self.beta}"
+        return f"beta={round(float(self.beta), 6)}"
+
+    def check_scalar(self, name: str, value: float) -> None:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
     def model(self, x: Tensor) -> Tensor:
         """Pyro model of data x, shape ``(B, ...)``; sites ``"z"`` and ``"x"`` in a plate ``"data"``. Returns z.
@@ -152,11 +159,8 @@ class VAE(nn.Module):
             return pyro.sample("z", self.encoder(x))
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
-        weight = self.beta * self.warmup
-        if isinstance(weight, Tensor):  # in a captured step, where nobody may look at it
-            return poutine.scale(scale=weight.clamp(min=_TINY))
-        # Pyro takes no zero.
-        return contextlib.nullcontext() if weight == 1 else poutine.scale(scale=weight or _TINY)
+        # Pyro takes no scale of zero.
+        return poutine.scale(scale=(self.beta * self.warmup).clamp(min=_TINY))
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
         """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""

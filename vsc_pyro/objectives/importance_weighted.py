@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.util import is_identically_zero
-from pyro.infer.util import MultiFrameTensor
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
@@ -157,8 +157,15 @@ def _check_weighed(sites: dict[str, dict], stack: tuple) -> None:
                 f"site {name!r} depends on latents of plates that it is not in itself, so that their importance "
                 "weights do not factorise; train this model with 'analytic' or 'trace'"
             )
-        if isinstance(site["scale"], Tensor) or site["scale"] != 1:
+        if _is_scaled(site["scale"]):
             raise NotImplementedError(
                 f"site {name!r} is scaled by {site['scale']}, and importance weights are of unscaled densities; "
                 "set beta=1, do not subsample, or train with 'analytic' or 'trace'"
             )
+
+
+def _is_scaled(scale: float | Tensor) -> bool:
+    if not isinstance(scale, Tensor):
+        return scale != 1
+    # Reading a tensor waits for the device: once, in the validated first step of a fit.
+    return is_validation_enabled() and bool((scale != 1).any())

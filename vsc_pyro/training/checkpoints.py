@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vsc_pyro._files import expanded, replacing
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, 2)  # format 1 describes gates in another way, see `resumption.check_settings`
 # The structure of a checkpoint, without its tensors: reading it costs time and memory in proportion.
 _STRUCTURE_LIMIT = 8 * 2**20
 _SHOWN = 80  # characters of a file's content in a message
@@ -58,7 +59,7 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
     except Exception as error:  # a damaged file fails in the parser in many ways; all mean the same to the user
         reason = shortened(str(error).partition("\n")[0])
         raise ValueError(f"checkpoint {path} is truncated or corrupt; delete it and train again ({reason})") from error
-    if type(state) is not dict or type(state.get("format")) is not int or state["format"] != FORMAT:
+    if type(state) is not dict or type(state.get("format")) is not int or state["format"] not in _READ:
         raise ValueError(f"{path} is not a vsc_pyro checkpoint of format {FORMAT}; train again with this version")
     return state
 

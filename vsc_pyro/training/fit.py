@@ -176,7 +176,7 @@ def fit(
             raise ValueError(
                 f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
             )
-        gate = getattr(model.encoder, "get_gate", get_gate)(gate)
+        gate = copy.deepcopy(getattr(model.encoder, "get_gate", get_gate)(gate))
     batches = get_batches(data, batch_size, seed)
     batches.check(model)
     epochs = default_epochs(batches.num_steps) if epochs is None else epochs
@@ -256,7 +256,7 @@ def fit(
                 run.history.compiled = is_worth_compiling(epochs * steps, device) if compile == "auto" else False
             if compile != "auto":
                 run.history.compiled = bool(compile)
-            compiled = CompiledSVI(*programs, live=schedules) if run.history.compiled else None
+            compiled = CompiledSVI(*programs) if run.history.compiled else None
             check_alike("the epoch to go on from", len(run.history))
             as_the_first(model)
             first_epoch, compiled_before = len(run.history), run.history.compile_seconds

@@ -84,9 +84,11 @@ def saved_cooldown(path: Path) -> float:
     return share if type(share) is float and 0 <= share <= 1 else 0.0
 
 
-def check_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Check that the run was one with the same settings."""
+def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
+    """Check that a run to resume has the settings of this one."""
     before = {"lr_schedule": own["lr_schedule"]} | _ONCE_ALWAYS | saved
+    if checkpoint_format == 1:  # describes gates in another way; the weights have been compared by name and shape
+        before["model"] = own["model"]
     changed = [_change(name, before.get(name), now) for name, now in own.items() if not _same(before.get(name), now)]
     if changed:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""

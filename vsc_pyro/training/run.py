@@ -181,7 +181,7 @@ class Run:
         try:
             check_structure(state, self.schedule is not None)
             epoch, history = check_history(state, epochs)
-            check_settings(state["settings"], self.settings)
+            check_settings(state["settings"], self.settings, state["format"])
             _, group, schedule = rehearse_lr(self.schedule, self.optimizer, epoch) or (None, None, {})
             check_schedules_alike(state, self._planned, schedule)
             moments = check_optimizer(state, self.optimizer, self.settings["trained"], group)

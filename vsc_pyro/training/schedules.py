@@ -1,9 +1,9 @@
 """Schedules: settings of a model that change from step to step, such as slab warm-up, temperature or beta.
 
-A schedule is any function from the number of steps taken to a number. `vsc_pyro.fit` is given some by the dotted name
-of what they set: ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=3_000, length=1_000)})``. What is set is
-a function of the step alone, so a resumed run goes on where it was. Learning rates, of torch's schedulers, are planned
-here as well: what they will be is known before a run starts.
+A schedule is any function from the number of steps taken to a number. `vsc_pyro.fit` takes schedules by the dotted name
+of a buffer: ``fit(..., schedules={"encoder.slab_weight": Ramp(0, 1, hold=3_000, length=1_000)})``. The value depends on
+the step alone, so a resumed run continues where it stopped. This module also plans the learning rates of torch's
+schedulers, so that all rates of a run are known before it starts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -23,6 +24,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from vsc_pyro._arguments import natural_int, positive_int
+from vsc_pyro._scalars import ScalarModule
 from vsc_pyro._seeding import own_random_numbers
 from vsc_pyro.training.history import NonFiniteLossError
 
@@ -152,16 +154,17 @@ def check_schedules(model: nn.Module, schedules: Mapping[str, Schedule], num_ste
 
 
 def set_values(model: nn.Module, schedules: Mapping[str, Schedule], step: int) -> None:
-    """Set every scheduled value to what it is at `step`.
-
-    A name leads through attributes to a buffer of one number, to a number that its module lists in `scheduled`, or into
-    a frozen dataclass, as a gate is (``"encoder.gate.temperature"``), which is then replaced.
+    """Set every scheduled buffer to its value at `step`.
 
     Raises:
-        ValueError: a name that leads to no such thing, or a value that it cannot take.
+        ValueError: a name that leads to no buffer of one number, or a value that it cannot take.
     """
     for name, schedule in schedules.items():
-        Setting(model, name).set(_value(name, schedule, step))
+        buffer, value = scheduled_buffer(model, name), _value(name, schedule, step)
+        owner = _owner(model, name)
+        if isinstance(owner, ScalarModule):
+            owner.check_scalar(name.rpartition(".")[2], value)
+        buffer.fill_(value)
 
 
 def _value(name: str, schedule: Schedule, step: int) -> float:
@@ -173,17 +176,17 @@ def _value(name: str, schedule: Schedule, step: int) -> float:
 
 @contextlib.contextmanager
 def unchanged_if_refused(model: nn.Module, schedules: Mapping[str, Schedule] | None) -> Iterator[None]:
-    """Put back what a run sets of `model` beside its weights where an error, but for a diverged loss, ends it."""
-    settings = [Setting(model, name) for name in schedules or ()]
-    values = [value.item() if isinstance(value, Tensor) else value for value in (s.get() for s in settings)]
+    """Restore the settings of `model` if an error ends the run within, unless that is a diverged loss."""
+    buffers = [scheduled_buffer(model, name) for name in schedules or ()]
+    values = [float(buffer) for buffer in buffers]
     num_data = model.num_data
     try:
         yield
     except Exception as error:
         if not isinstance(error, NonFiniteLossError):
             model.num_data = num_data
-            for setting, value in zip(settings, values, strict=True):
-                setting.set(value)
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.fill_(value)
         raise
 
 
@@ -290,77 +293,31 @@ def planned(rates: list[float] | None, schedules: Mapping[str, Schedule], epochs
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
 
-class Setting:
-    """A setting of `model` by its dotted name, as `set_values` takes it.
-
-    Attributes:
-        is_tensor: whether it is a buffer, which a captured step reads as it stands.
+def scheduled_buffer(model: nn.Module, name: str) -> Tensor:
+    """Return the buffer that a schedule of that dotted name moves, such as ``"encoder.gate.temperature"``.
 
     Raises:
-        ValueError: a name that leads to nothing that can be scheduled.
+        ValueError: a name that leads to no buffer of one floating-point number.
     """
+    value = _owner(model, name)
+    last = name.rpartition(".")[2]
+    try:
+        value = getattr(value, last)
+    except AttributeError as error:
+        raise ValueError(f"schedules names {name!r}, and the model has no such setting: {error}") from error
+    is_buffer = last in getattr(_owner(model, name), "_buffers", {}) and isinstance(value, Tensor)
+    if not (is_buffer and value.numel() == 1 and value.is_floating_point()):
+        raise ValueError(
+            f"schedules names {name!r}, which cannot be scheduled; known to work are 'beta', 'encoder.slab_weight' and "
+            "settings of a gate such as 'encoder.gate.temperature'; a number of your own module can be scheduled once "
+            "it is a buffer: self.register_buffer(name, torch.tensor(value))"
+        )
+    return value
 
-    def __init__(self, model: nn.Module, name: str) -> None:
-        *self._path, self._last = name.split(".")
-        self._model = model
-        try:
-            owner, current = self._owners()[-1], self.get()
-        except AttributeError as error:
-            raise ValueError(f"schedules names {name!r}, and the model has no such setting: {error}") from error
-        self.is_tensor = self._last in getattr(owner, "_buffers", {})
-        is_number = isinstance(current, numbers.Real) and not isinstance(current, bool)
-        if not (
-            (self.is_tensor and current.numel() == 1 and current.is_floating_point())
-            or self._last in getattr(owner, "scheduled", ())
-            or (dataclasses.is_dataclass(owner) and is_number)
-        ):
-            raise ValueError(
-                f"schedules names {name!r}, which cannot be scheduled; known to work are 'beta', "
-                "'encoder.slab_weight' and settings of a gate such as 'encoder.gate.temperature'"
-            )
 
-    @property
-    def slot(self) -> tuple[int, str]:
-        """The module, as its `id`, and its attribute that the setting is, or is a field of."""
-        owners = self._owners()
-        if dataclasses.is_dataclass(owners[-1]):
-            return id(owners[-2]), self._path[-1]
-        return id(owners[-1]), self._last
-
-    @property
-    def field(self) -> str:
-        """The last part of the name."""
-        return self._last
-
-    def _owners(self) -> list[object]:
-        owners: list[object] = [self._model]
-        for part in self._path:
-            owners.append(getattr(owners[-1], part))
-        return owners
-
-    def get(self) -> float | Tensor:
-        """The value as it stands."""
-        return getattr(self._owners()[-1], self._last)
-
-    def set(self, value: float | Tensor) -> None:
-        """Put a number there; `ValueError` if its owner does not take it."""
-        owners = self._owners()
-        if self.is_tensor:
-            self.get().fill_(value)
-        elif dataclasses.is_dataclass(owners[-1]):
-            setattr(owners[-2], self._path[-1], dataclasses.replace(owners[-1], **{self._last: value}))
-        else:
-            setattr(owners[-1], self._last, value)
-
-    @contextlib.contextmanager
-    def replaced_by(self, tensor: Tensor) -> Iterator[None]:
-        """Let the model read a number of its own from `tensor`, for as long as a step of it is being captured."""
-        owners, before = self._owners(), self.get()
-        self.set(tensor)
-        try:
-            yield
-        finally:
-            if dataclasses.is_dataclass(owners[-1]):
-                setattr(owners[-2], self._path[-1], owners[-1])
-            else:
-                setattr(owners[-1], self._last, before)
+def _owner(model: nn.Module, name: str) -> Any:
+    """Return the object whose attribute the last part of a dotted name is."""
+    try:
+        return functools.reduce(getattr, name.split(".")[:-1], model)
+    except AttributeError as error:
+        raise ValueError(f"schedules names {name!r}, and the model has no such setting: {error}") from error
