@@ -20,7 +20,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import vsc_pyro as vsc
-from vsc_pyro.acceleration import compiled_svi
+from vsc_pyro.acceleration import capture
 
 CAPTURED = functools.partial(vsc.CompiledSVI, backend="eager")
 X = torch.linspace(-1, 1, 24).reshape(8, 3)
@@ -386,7 +386,7 @@ def test_what_changes_around_the_steps_is_seen_by_a_later_comparison():
 
 @pytest.mark.parametrize("period", [2, 5, 10])
 def test_what_goes_around_in_a_period_is_seen_by_neighbouring_comparisons(monkeypatch, period):
-    monkeypatch.setattr(compiled_svi, "_CHECKS", [steps for steps in compiled_svi._CHECKS if steps > 1])
+    monkeypatch.setattr(capture, "_CHECKS", [steps for steps in capture._CHECKS if steps > 1])
     settings = types.SimpleNamespace(phase=0)
     svi = made(CAPTURED, lambda: 0.5 if settings.phase else 0.25)
 
@@ -411,13 +411,13 @@ def test_minibatches_of_a_holder_are_seen_to_be_replaced():
 
 def test_comparisons_go_on_and_leave_no_trace(monkeypatch):
     checked = []
-    original = vsc.CompiledSVI._compare
+    original = capture.Graph.compare
     monkeypatch.setattr(
-        vsc.CompiledSVI,
-        "_compare",
-        lambda svi, graph, *args, **kw: checked.append(graph.steps) or original(svi, graph, *args, **kw),
+        capture.Graph,
+        "compare",
+        lambda graph, *args, **kw: checked.append(graph.steps) or original(graph, *args, **kw),
     )
-    monkeypatch.setattr(compiled_svi, "_STEPS_BETWEEN_CHECKS", 60)
+    monkeypatch.setattr(capture, "_STEPS_BETWEEN_CHECKS", 60)
     held = types.SimpleNamespace(now=torch.zeros(()))
     svi = made(CAPTURED, lambda: held.now.add_(1) / 4000 + torch.rand(()))
     got = losses_of(svi, 131)

@@ -11,14 +11,14 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Rooms: one may import from those before it.
 ROOMS = [
-    *("_pyro_internals", "_arguments", "_files", "_seeding"),
+    *("_pyro_internals", "_arguments", "_files", "_seeding", "_scalars"),
     *("gates", "datasets", "distributions", "models", "objectives", "training", "acceleration", "inference"),
     *("evaluation", "arviz_bridge", "plots", "pages"),
 ]
 # A run takes its steps by what is built on `training`, and says at its end what `evaluation` finds.
 UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
 # Files that are tested with what uses them.
-INTERNAL = {"devices", "fit", "losses", "modes"} | {"run", "summary", "vsc"}
+INTERNAL = {"devices", "fit", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
 
 
 def modules():

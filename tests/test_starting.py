@@ -260,7 +260,7 @@ def test_nothing_is_sampled_where_nothing_need_be():
 
 
 def test_runs_of_few_minibatches_have_more_epochs():
-    from vsc_pyro.training.fit import default_epochs
+    from vsc_pyro.training.plan import default_epochs
 
     assert default_epochs(300) == 50
     assert default_epochs(2) == 1000

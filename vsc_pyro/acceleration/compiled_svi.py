@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pyro
@@ -23,55 +22,15 @@ from torch.utils._pytree import tree_flatten
 from vsc_pyro._arguments import choice
 from vsc_pyro._seeding import trains
 from vsc_pyro.acceleration.backends import BACKENDS
-from vsc_pyro.acceleration.comparison import COMPARISONS, alike, forked, same, tolerance_of, undisturbed
+from vsc_pyro.acceleration.capture import Graph, Trial, journal_of
 from vsc_pyro.acceleration.program_state import ModuleState, Snapshot, is_fixed, kind_of
-from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, as_tensor, first_line, record, unread
+from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, first_line, record
 from vsc_pyro.training.optimizers import OptimizerFactory
-from vsc_pyro.training.svi import SVI, Meeting, distinct
+from vsc_pyro.training.svi import SVI, distinct
 
-# Steps of a graph before it is compared with an eager step again: in neighbouring pairs, because whatever alternates
-# would otherwise be met at the same phase each time.
-_CHECKS = (1, 10, 11, 100, 101, 1009, 1010)
-_STEPS_BETWEEN_CHECKS = 1999
 # Graphs that one program may have. More mean that something changes that should be a tensor.
 _MAX_GRAPHS = 8
 _MAX_GRAPHS_OF_NUMBERS = 2
-
-
-@dataclasses.dataclass
-class Graph:
-    """A captured step.
-
-    Attributes:
-        recorded: the graph as recorded.
-        run: the graph as compiled.
-        inputs: the tensors that it reads beside the arguments.
-        parameters: those that the optimiser has, or that the step met.
-        reached: for each parameter, True if it has a gradient.
-        alive: the objects that the graph's key refers to by their `id`.
-        of_store: parameters by their names in Pyro's store, where they must still be.
-        returns_number: True if an eager step returns its loss as a number.
-        steps: number of steps so far.
-    """
-
-    recorded: torch.fx.GraphModule
-    run: Callable[..., Any]
-    inputs: list[Tensor]
-    parameters: list[Tensor]
-    reached: list[bool]
-    alive: list[object]
-    of_store: dict[str, Tensor]
-    returns_number: bool = False
-    steps: int = 0
-
-    @property
-    def is_due(self) -> bool:
-        """Return True if this step is to be compared with an eager one."""
-        return self.steps in _CHECKS or self.steps % _STEPS_BETWEEN_CHECKS == 0
-
-    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return the loss and the gradients."""
-        return undisturbed(self.run, [*arguments, *self.inputs])
 
 
 class CompiledSVI(SVI):
@@ -249,8 +208,8 @@ class CompiledSVI(SVI):
         Returns:
             None if the programs have parameters that the optimiser must first take in, by an eager step.
         """
-        first = _Trial(self, args, kwargs, self._stepper.parameters)
-        with first.undone(tensors), self._journal() as journal, self._meeting_modules(journal) as met:
+        first = self._trial(args, kwargs, self._stepper.parameters)
+        with first.undone(tensors), journal_of(self._buffers()) as journal, self._meeting_modules(journal) as met:
             first.run()  # with Pyro's checks, if they are on
         if self._stepper.takes_what_is_met and self._has_new(first):
             return None
@@ -258,26 +217,31 @@ class CompiledSVI(SVI):
         # Pyro's optimisers step the parameters that a step meets, and no others.
         pyros = self.optim is not self._stepper
         parameters = distinct(first.met.values()) if pyros else self._stepper.parameters
-        trial = _Trial(self, args, kwargs, parameters)
+        trial = self._trial(args, kwargs, parameters)
         inputs = distinct([*self._stepper.parameters, *(t for t in self._modules.tensors() if t is not None)])
         inputs = [tensor for tensor in inputs if all(tensor is not argument for argument in tensors)]
         try:
             with trial.undone([*tensors, *inputs]):
                 snapshot = self._snapshot(args, kwargs)
-                with self._journal():
+                with journal_of(self._buffers()):
                     recorded, constants = record(trial, [*tensors, *inputs])
                 graph = self._graph(recorded, [*inputs, *constants], trial, first)
-                self._compare(graph, tensors, trial, snapshot, is_new=True)
+                graph.compare(tensors, trial, snapshot, self._buffers(), is_new=True)
                 graph.run = self._compile(recorded, [*tensors, *graph.inputs])
                 if graph.run is not recorded:
-                    self._compare_compiled(graph, tensors)
+                    graph.compare_compiled(tensors, self._buffers())
         except NotCapturedError:
             raise
         except Exception as error:
             raise NotCapturedError(f"capturing it fails ({first_line(error)})") from error
         return graph
 
-    def _graph(self, recorded: torch.fx.GraphModule, inputs: list[Tensor], trial: _Trial, first: _Trial) -> Graph:
+    def _trial(self, args: tuple, kwargs: dict[str, Any], parameters: list[Tensor]) -> Trial:
+        loss_and_grads = functools.partial(self.loss_and_grads, self.model, self.guide, *args, **kwargs)
+        others = (tensor for tensor in self._modules.tensors() if isinstance(tensor, nn.Parameter))
+        return Trial(loss_and_grads, parameters, [*self._stepper.parameters, *others])
+
+    def _graph(self, recorded: torch.fx.GraphModule, inputs: list[Tensor], trial: Trial, first: Trial) -> Graph:
         of_store: dict[str, Tensor] = {}
         if self._stepper.takes_what_is_met:
             of_modules = set(map(id, self._modules.tensors()))
@@ -311,67 +275,22 @@ class CompiledSVI(SVI):
         if not self._graphs:
             self._modules = ModuleState(met, met)
 
-    def _has_new(self, trial: _Trial) -> bool:
+    def _has_new(self, trial: Trial) -> bool:
         known = set(map(id, self._stepper.parameters))
         return any(id(parameter) not in known for parameter in trial.met.values())
 
-    def _journal(self) -> Journal:
-        journal = Journal()
-        journal.keep(*(buffer for module in self._modules.modules for buffer in module.buffers(recurse=False)))
-        return journal
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for module in self._modules.modules for buffer in module.buffers(recurse=False)]
 
     def _snapshot(self, args: tuple, kwargs: dict[str, Any]) -> Snapshot:
         return Snapshot([self.model, self.guide, self._elbo, *self._modules.modules, args, kwargs])
 
-    def _compare(
-        self, graph: Graph, tensors: list[Tensor], trial: _Trial, snapshot: Snapshot, is_new: bool = False
-    ) -> None:
-        """Raise unless the recorded graph computes the eager step, for the random numbers that come next."""
-        inputs = [*tensors, *graph.inputs]
-        got = self._outputs(functools.partial(undisturbed, graph.recorded), inputs)
-        expected = self._outputs(trial, inputs)
-        if change := snapshot.change():
-            raise NotCapturedError(f"the step changes {change!r} in Python (trying it out may have moved it on)")
-        agree = trial.reached == graph.reached and same(expected, got)
-        if agree and not is_new:
-            return
-        # The same random numbers again: whatever differs to the last bit on a CPU follows something out of sight.
-        again = self._outputs(trial, inputs)
-        repeats = all(map(torch.equal, *(map(torch.nan_to_num, outputs) for outputs in (expected, again))))
-        on_cpu = all(output.device.type == "cpu" for output in got)
-        if agree and (repeats or not on_cpu):
-            return
-        # A gradient that is zero in truth is all rounding: on a GPU that need not be the same twice.
-        rounding = torch.finfo(got[0].dtype).eps
-        if repeats or on_cpu or trial.reached != graph.reached or not same(expected, got, rounding):
-            raise NotCapturedError(
-                "the captured step differs from an eager one; model and guide depend on something other than their "
-                "arguments, parameters, buffers and torch's random numbers (trying them out may have moved it on)"
-            )
-
-    def _compare_compiled(self, graph: Graph, tensors: list[Tensor]) -> None:
-        """Raise unless the compiled graph computes what the recorded one does, but for rounding."""
-        inputs = [*tensors, *graph.inputs]
-        tolerance = tolerance_of(graph.recorded)
-        for _ in range(COMPARISONS):
-            got = self._outputs(functools.partial(undisturbed, graph.run), inputs)
-            expected = self._outputs(functools.partial(undisturbed, graph.recorded), inputs)
-            if alike(expected, got, tolerance):
-                return
-            torch.rand((), device=got[0].device)  # other random numbers for the next time
-        raise NotCapturedError("compiled, it gives something else than as it was recorded")
-
-    def _outputs(self, step: Callable[..., list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-        """Return the loss and the gradients of a step that is undone."""
-        with forked(inputs), self._journal():
-            return [value.clone() for value in step(inputs)]
-
     def _check(self, graph: Graph, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
         """Raise unless a graph in use still computes the eager step."""
-        trial = _Trial(self, args, kwargs, graph.parameters)
+        trial = self._trial(args, kwargs, graph.parameters)
         with trial.undone([*tensors, *graph.inputs]):
             try:
-                self._compare(graph, tensors, trial, self._snapshot(args, kwargs))
+                graph.compare(tensors, trial, self._snapshot(args, kwargs), self._buffers())
                 if self._stepper.takes_what_is_met and self._has_new(trial):
                     raise NotCapturedError("an eager step meets a parameter that is not in the graph")
             except Exception as error:
@@ -380,60 +299,6 @@ class CompiledSVI(SVI):
                     f"after {graph.steps} steps of a graph, {known}; the steps after the last comparison may have been "
                     "taken with the state at the time of the capture"
                 ) from error
-
-
-class _Trial:
-    """The loss and gradients of an eager step, without an update.
-
-    Args:
-        svi: the step's.
-        args, kwargs: the programs' arguments.
-        parameters: those whose gradients are asked for.
-
-    Attributes:
-        loss: the last loss, as the ELBO returned it.
-        met: the parameters that the programs met, by name.
-        reached: for each of `parameters`, True if it had a gradient.
-    """
-
-    def __init__(self, svi: CompiledSVI, args: tuple, kwargs: dict[str, Any], parameters: list[Tensor]) -> None:
-        self._loss_and_grads = functools.partial(svi.loss_and_grads, svi.model, svi.guide, *args, **kwargs)
-        self.parameters = parameters
-        others = (t for t in svi._modules.tensors() if isinstance(t, nn.Parameter))
-        self._everyone = distinct([*parameters, *svi._stepper.parameters, *others])
-        self.loss: Any = None
-        self.met: dict[str, Tensor] = {}
-        self.reached: list[bool] = []
-
-    def run(self) -> None:
-        self._forget()
-        with Meeting(self._everyone) as meeting:
-            self.loss = self._loss_and_grads()
-        self.met = meeting.kept()
-        self.reached = [parameter.grad is not None for parameter in self.parameters]
-
-    def __call__(self, *_: Any) -> list[Tensor]:
-        """Return the loss and the gradients that there are."""
-        with unread():
-            self.run()
-        return [as_tensor(self.loss), *(p.grad for p in self.parameters if p.grad is not None)]
-
-    def _forget(self) -> None:
-        for parameter in self._everyone:
-            parameter.grad = None
-        torch.clear_autocast_cache()  # of weights that autocast has cast
-
-    @contextlib.contextmanager
-    def undone(self, tensors: Iterable[Tensor]) -> Iterator[None]:
-        """Restore gradients and random numbers afterwards."""
-        before = [(tensor, tensor.grad) for tensor in self._everyone]
-        try:
-            with forked(tensors):
-                yield
-        finally:
-            self._forget()
-            for tensor, gradient in before:
-                tensor.grad = gradient
 
 
 def _module_of(program: Callable) -> nn.Module | None:

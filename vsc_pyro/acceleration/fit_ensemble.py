@@ -45,17 +45,10 @@ from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.devices import resolve_device
-from vsc_pyro.training.fit import (
-    check_batch_norm,
-    default_cooldown,
-    default_epochs,
-    private_state,
-    warn_of_prior,
-    warn_of_warmup,
-    with_warmup,
-)
+from vsc_pyro.training.fit import private_state, warn_of_prior, warn_of_warmup
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import num_processes
+from vsc_pyro.training.plan import check_batch_norm, default_cooldown, default_epochs, with_warmup
 from vsc_pyro.training.schedules import Cooldown, Schedule, check_schedules, check_warmup, set_values
 from vsc_pyro.training.summary import summarize
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -167,19 +167,7 @@ class LoaderBatches(Batches):
                 "batch_size=None; pass it a batch_size or a batch_sampler"
             )
         sampler = getattr(batches, "sampler", None)
-        try:
-            counted = sampler if isinstance(sampler, SubsetRandomSampler) else loader.dataset
-            self.num_data, self.num_steps = len(counted), len(loader)
-        except (TypeError, NotImplementedError) as error:
-            raise ValueError(
-                f"data must be a DataLoader of known length, for the objective weighs by the number of data, got one "
-                f"of {type(loader.dataset).__name__} ({error}); give that a __len__"
-            ) from error
-        if not (self.num_data and self.num_steps):
-            raise ValueError(
-                f"data must be a DataLoader with at least one batch, got one of {self.num_data} data and "
-                f"{self.num_steps} batches; take a smaller batch_size, or drop_last=False"
-            )
+        self.num_data, self.num_steps = _counted(loader, sampler)
         self.batch_size = getattr(batches, "batch_size", None)
         size = None if getattr(batches, "drop_last", True) else self.batch_size
         drawn = self.num_data if sampler is None or isinstance(loader.dataset, IterableDataset) else len(sampler)
@@ -197,14 +185,17 @@ class LoaderBatches(Batches):
         self._model: VAE | None = None
         self._has_checked_range = False
         with seeded(seed, torch.device("cpu")), self.seeded(seed):
-            first: list[Tensor] = []
-            with contextlib.closing(self.sources(0)) as epoch:
-                for x in epoch:
-                    first.append(x)
-                    if sum(map(len, first)) >= _LOOKED_AT:
-                        break
-        self.full_size = len(first[0])
-        self.sample = torch.cat(first)
+            self.sample, self.full_size = self._first_data()
+
+    def _first_data(self) -> tuple[Tensor, int]:
+        """Return the data of the first batches, and the size of the first one."""
+        first: list[Tensor] = []
+        with contextlib.closing(self.sources(0)) as epoch:
+            for x in epoch:
+                first.append(x)
+                if sum(map(len, first)) >= _LOOKED_AT:
+                    break
+        return torch.cat(first), len(first[0])
 
     def check(self, model: VAE) -> None:
         super().check(model)
@@ -260,6 +251,24 @@ class LoaderBatches(Batches):
             f"a DataLoader of {self.num_data} data of shape {tuple(self.sample.shape[1:])} in {self.num_steps} batches "
             f"by {order}, {len(self.generators)} generators of its own"
         )
+
+
+def _counted(loader: DataLoader, sampler: Any) -> tuple[int, int]:
+    """Return the number of data and of batches of a loader."""
+    try:
+        counted = sampler if isinstance(sampler, SubsetRandomSampler) else loader.dataset
+        num_data, num_steps = len(counted), len(loader)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"data must be a DataLoader of known length, for the objective weighs by the number of data, got one "
+            f"of {type(loader.dataset).__name__} ({error}); give that a __len__"
+        ) from error
+    if not (num_data and num_steps):
+        raise ValueError(
+            f"data must be a DataLoader with at least one batch, got one of {num_data} data and {num_steps} batches; "
+            "take a smaller batch_size, or drop_last=False"
+        )
+    return num_data, num_steps
 
 
 def get_batches(data: Dataset | Tensor | np.ndarray | DataLoader, batch_size: int | None, seed: int) -> Batches:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
@@ -14,50 +13,25 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro._arguments import bool_or_auto, natural_int, positive_float, positive_int
-from vsc_pyro._files import check_writable, destination
 from vsc_pyro._seeding import alone, seeded
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.gates import Gate, get_gate
+from vsc_pyro.gates import Gate
 from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
-from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
-from vsc_pyro.training.batches import Batches, get_batches
-from vsc_pyro.training.devices import resolve_device
+from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
-from vsc_pyro.training.resumption import saved_cooldown, saved_warmup
+from vsc_pyro.training.plan import Plan
 from vsc_pyro.training.run import Run
-from vsc_pyro.training.schedules import (
-    Cooldown,
-    Ramp,
-    Schedule,
-    check_schedules,
-    check_warmup,
-    set_values,
-    unchanged_if_refused,
-)
+from vsc_pyro.training.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
 from vsc_pyro.training.summary import summarize
 from vsc_pyro.training.svi import SVI
-
-_EPOCHS, _STEPS, _COOLDOWN = 50, 2000, 0.25
-
-
-def default_epochs(num_steps: int) -> int:
-    """Passes over data of so many minibatches where nobody says: 50, or more where these would be few steps."""
-    return max(_EPOCHS, -(-_STEPS // num_steps))
-
-
-def default_cooldown(cooldown: float | None) -> float:
-    """The share of a run in which the learning rate falls: a quarter where nobody says."""
-    return _COOLDOWN if cooldown is None else cooldown
 
 
 def fit(
@@ -155,159 +129,114 @@ def fit(
             run, which is then saved beside it, under a name that the message tells.
         NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
     """
-    epochs = None if epochs is None else positive_int("epochs", epochs)
-    checkpoint_every, lr = positive_int("checkpoint_every", checkpoint_every), positive_float("lr", lr)
-    seed = natural_int("seed", seed)
-    compile = bool_or_auto("compile", compile)
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs checkpoint=, the file to go on from")
-    if checkpoint is not None:
-        checkpoint = destination(checkpoint, "checkpoint")
-        if checkpoint.exists() and not resume:
-            raise FileExistsError(
-                f"checkpoint {checkpoint} exists; pass resume=True to go on with that run, or another name, or delete "
-                "it"
-            )
-        if rank() == 0:
-            check_writable(checkpoint)
-    device = resolve_device(device)
-    if gate is not None:
-        if gate_of(model.encoder) is None:
-            raise ValueError(
-                f"gate={gate!r} is for spikes, and {type(model.encoder).__name__} draws none; leave it out"
-            )
-        gate = copy.deepcopy(getattr(model.encoder, "get_gate", get_gate)(gate))
-    batches = get_batches(data, batch_size, seed)
-    batches.check(model)
-    epochs = default_epochs(batches.num_steps) if epochs is None else epochs
-    if objective == "auto":
-        x = batches.sample[:2].to(model.reference)
-        objective = "analytic" if gate is not None or num_draws is not None else exact_if_linear(model, x)
-    used_gate = gate or gate_of(model.encoder)
-    loss = get_objective(objective, num_draws, (used_gate or Gate()).draws_at_once)
-    check_objective(loss, model, used_gate, schedules or ())
-    warmup = check_warmup(warmup, loss, schedules)
-    warmup_steps = int(warmup * epochs * batches.num_steps)
-    if cooldown is not None and Cooldown(cooldown, epochs).share and lr_schedule is not None:
-        raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
-    if resume and checkpoint.is_file():
-        warmup_steps = saved_warmup(checkpoint)
-        cooldown = saved_cooldown(checkpoint) if cooldown is None else cooldown
-    cooling = Cooldown(default_cooldown(cooldown) if lr_schedule is None else 0.0, epochs)
-    check_batch_norm(model, batches)
+    plan = Plan(
+        model,
+        data,
+        objective=objective,
+        gate=gate,
+        num_draws=num_draws,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        cooldown=cooldown,
+        lr_schedule=lr_schedule,
+        schedules=schedules,
+        device=device,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+        compile=compile,
+        precision=precision,
+    )
     warn_of_prior(model)
-    if batches.smallest is not None and batches.smallest < num_processes():
-        raise ValueError(
-            f"batch_size={batches.batch_size} leaves a last batch of {batches.smallest} of {batches.num_data} data, "
-            f"and there are {num_processes()} processes to share it; choose another batch_size"
-        )
     with (
         alone(),
         torch.inference_mode(False),
         networks_in(model, precision),
-        _gate_in_place(model.encoder, gate),
-        unchanged_if_refused(model, schedules := with_warmup(schedules, warmup_steps)),
+        _gate_in_place(model.encoder, plan.gate),
+        unchanged_if_refused(model, plan.schedules),
     ):
-        check_schedules(model, schedules, epochs * batches.num_steps)
-        warn_of_warmup(model, schedules)
-        model.to(device)
-        model.num_data = batches.num_data
-        batches.to(model.reference)
-
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
-        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-        sum_gradients(optimizer)
-        schedule = lr_schedule(optimizer) if lr_schedule is not None else None
-        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
-        settings = {
-            "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
-            + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
-            "batch_size": batches.batch_size,
-            "lr": lr,
-            "warmup": warmup,
-            "cooldown": float(cooling.share),
-            "seed": seed,
-            "data": batches.describe(),
-            "model": _without_addresses(repr(model)),
-            "schedules": _without_addresses(repr({n: s for n, s in schedules.items() if n != "warmup"})),
-            "precision": precision,
-            "trained": [name for name, p in model.named_parameters() if p.requires_grad],
-            "processes": num_processes(),
-        }
-        for name, value in {"epochs": epochs, **settings}.items():
-            check_alike(name, value)
-        run = Run(model, optimizer, schedule, schedules, batches, settings)
-        run.history.warmup_steps = warmup_steps
-        if checkpoint is not None:
-            run.plan(epochs)
-        programs = model.model, model.guide, optimizer, loss
-        svi = SVI(*programs)
-
-        with private_state(model, device, seed), batches.seeded(seed), contextlib.ExitStack() as stack:
-            steps = batches.num_steps
-            if resume and checkpoint.is_file():
-                run.restore(checkpoint, device, epochs)
-            else:
-                stack.enter_context(_unprepared_if_refused(model, optimizer))
-                model.prepare(batches.sample)
-                run.history.compiled = is_worth_compiling(epochs * steps, device) if compile == "auto" else False
-            if compile != "auto":
-                run.history.compiled = bool(compile)
-            compiled = CompiledSVI(*programs) if run.history.compiled else None
-            check_alike("the epoch to go on from", len(run.history))
-            as_the_first(model)
-            first_epoch, compiled_before = len(run.history), run.history.compile_seconds
-            set_values(model, schedules, max(0, first_epoch * steps - 1))
-            try:
-                with tqdm(
-                    total=epochs * steps,
-                    initial=first_epoch * steps,
-                    disable=not progress or rank() > 0,
-                    unit="step",
-                    desc="fit",
-                ) as bar:
-                    step = _step(svi, compiled, batches, device, bar)
-                    for epoch in range(first_epoch, epochs):
-                        with cooling.of_epoch(epoch, optimizer):
-                            run.epoch(step, bar)
-                        if compiled is not None:
-                            run.history.compiled = not compiled.is_eager
-                            run.history.compile_seconds = compiled_before + compiled.capture_seconds
-                        if schedule is not None:
-                            schedule.step()
-                        if epoch + 1 == epochs:
-                            run.history.summary = summarize(model, batches, seed, epochs, bar)
-                        if (
-                            checkpoint is not None
-                            and rank() == 0
-                            and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs)
-                        ):
-                            run.save(checkpoint)
-            finally:
-                model.warmup = 1.0
-                # Else the first step of someone else's would add them to its own.
-                optimizer.zero_grad(set_to_none=True)
+        check_schedules(model, plan.schedules, plan.epochs * plan.batches.num_steps)
+        warn_of_warmup(model, plan.schedules)
+        run = _begun(plan)
+        with private_state(model, plan.device, plan.seed), plan.batches.seeded(plan.seed), contextlib.ExitStack() as st:
+            compiled = _resumed_or_prepared(plan, run, st)
+            _train(plan, run, compiled)
         return run.history
 
 
-def with_warmup(schedules: Mapping[str, Schedule] | None, num_steps: int) -> dict[str, Schedule]:
-    """Add the rise of the divergence's weight over so many steps to the schedules of a run."""
-    return dict(schedules or {}) | ({"warmup": Ramp(0, 1, length=num_steps)} if num_steps else {})
+def _begun(plan: Plan) -> Run:
+    """Move model and data to the device and build the optimiser; every process must agree on the settings."""
+    model = plan.model
+    model.to(plan.device)
+    model.num_data = plan.batches.num_data
+    plan.batches.to(model.reference)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
+    optimizer = torch.optim.Adam(parameters, lr=plan.lr, fused=True)
+    sum_gradients(optimizer)
+    schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
+    settings = plan.settings()
+    for name, value in {"epochs": plan.epochs, **settings}.items():
+        check_alike(name, value)
+    run = Run(model, optimizer, schedule, plan.schedules, plan.batches, settings)
+    run.history.warmup_steps = plan.warmup_steps
+    if plan.checkpoint is not None:
+        run.plan(plan.epochs)
+    return run
 
 
-def check_batch_norm(model: VAE, batches: Batches) -> None:
-    """Raise `ValueError` where batch normalisation would meet a last batch of one datum."""
-    has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
-    if has_batch_norm and batches.smallest is not None and batches.smallest // num_processes() == 1:
-        size = "one" if batches.smallest == 1 else batches.smallest
-        each = "" if num_processes() == 1 else f", that is of one for some of {num_processes()} processes"
-        raise ValueError(
-            f"batch_size={batches.batch_size} leaves a last batch of {size} of the {batches.num_data} "
-            f"data{each}, and batch normalisation of one datum is undefined; choose another batch_size"
-        )
+def _resumed_or_prepared(plan: Plan, run: Run, stack: contextlib.ExitStack) -> bool:
+    """Restore the run from its checkpoint, or let the model start from the data; return True if steps are compiled."""
+    if plan.resumes:
+        run.restore(plan.checkpoint, plan.device, plan.epochs)
+    else:
+        stack.enter_context(_unprepared_if_refused(plan.model, run.optimizer))
+        plan.model.prepare(plan.batches.sample)
+        num_steps = plan.epochs * plan.batches.num_steps
+        run.history.compiled = is_worth_compiling(num_steps, plan.device) if plan.compile == "auto" else False
+    if plan.compile != "auto":
+        run.history.compiled = bool(plan.compile)
+    check_alike("the epoch to go on from", len(run.history))
+    as_the_first(plan.model)
+    return run.history.compiled
+
+
+def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
+    """Train for the epochs that are left."""
+    model, epochs, steps = plan.model, plan.epochs, plan.batches.num_steps
+    programs = model.model, model.guide, run.optimizer, plan.loss
+    svi, compiled = SVI(*programs), CompiledSVI(*programs) if is_compiled else None
+    first_epoch, compiled_before = len(run.history), run.history.compile_seconds
+    set_values(model, plan.schedules, max(0, first_epoch * steps - 1))
+    shown = {"disable": not plan.progress or rank() > 0, "unit": "step", "desc": "fit"}
+    try:
+        with tqdm(total=epochs * steps, initial=first_epoch * steps, **shown) as bar:
+            step = _step(svi, compiled, plan.batches, plan.device, bar)
+            for epoch in range(first_epoch, epochs):
+                with plan.cooling.of_epoch(epoch, run.optimizer):
+                    run.epoch(step, bar)
+                if compiled is not None:
+                    run.history.compiled = not compiled.is_eager
+                    run.history.compile_seconds = compiled_before + compiled.capture_seconds
+                if run.schedule is not None:
+                    run.schedule.step()
+                is_last = epoch + 1 == epochs
+                if is_last:
+                    run.history.summary = summarize(model, plan.batches, plan.seed, epochs, bar)
+                is_due = plan.checkpoint is not None and ((epoch + 1) % plan.checkpoint_every == 0 or is_last)
+                if is_due and rank() == 0:
+                    run.save(plan.checkpoint)
+    finally:
+        model.warmup = 1.0
+        # Otherwise the first step of another training would add them to its own.
+        run.optimizer.zero_grad(set_to_none=True)
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
@@ -359,10 +288,6 @@ def _step(
         return loss
 
     return step
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(" at 0x[0-9a-f]+", "", text)
 
 
 @contextlib.contextmanager

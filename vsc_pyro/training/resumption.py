@@ -70,18 +70,15 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
     return epoch, history
 
 
-def saved_warmup(path: Path) -> int:
-    """Return the steps of warm-up that a checkpoint's run has; 0 for what `check_history` refuses."""
-    history = load_checkpoint(path).get("history")
-    steps = history.get("warmup_steps") if type(history) is dict else None
-    return steps if type(steps) is int and steps > 0 else 0
-
-
-def saved_cooldown(path: Path) -> float:
-    """Return the share of a checkpoint's run in which its learning rate falls; 0 where `check_settings` refuses it."""
-    settings = load_checkpoint(path).get("settings")
-    share = settings.get("cooldown", 0.0) if type(settings) is dict else 0.0
-    return share if type(share) is float and 0 <= share <= 1 else 0.0
+def saved_shares(path: Path) -> tuple[int, float]:
+    """Return a checkpoint's steps of warm-up and its share of cooldown; 0 for values that a resumption refuses."""
+    state = load_checkpoint(path)
+    history, settings = (state.get(name) if type(state.get(name)) is dict else {} for name in ("history", "settings"))
+    steps, share = history.get("warmup_steps"), settings.get("cooldown")
+    return (
+        steps if type(steps) is int and steps > 0 else 0,
+        share if type(share) is float and 0 <= share <= 1 else 0.0,
+    )
 
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
