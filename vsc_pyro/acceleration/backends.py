@@ -1,4 +1,4 @@
-"""Backends: what runs a recorded graph, whether it can on this machine, and whether that is worth while."""
+"""Backends that run a recorded graph, and whether compiling is possible and worth while."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
         # Without such a context inductor does not look into its cache of graphs on disk.
         context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True))
         with tracing(context), torch.no_grad(), warnings.catch_warnings():
-            # Whether float32 products may be of TF32 is for whoever calls to set: inductor urges it.
+            # Inductor urges to allow TF32; that is the caller's choice.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
     except Exception as error:
@@ -39,10 +39,9 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
 
 
 def load_quietly() -> None:
-    """Load what inductor takes the paths of header files from, without a word of a GPU that nobody has asked for.
+    """Load the module that finds inductor's header files, without its message about a missing GPU.
 
-    On a machine with a CUDA compiler and no GPU it logs that there is "No CUDA runtime", as it is loaded and never
-    again.
+    On a machine with a CUDA compiler and no GPU it logs "No CUDA runtime" when it is loaded.
     """
 
     def is_of_use(record: logging.LogRecord) -> bool:
@@ -51,7 +50,7 @@ def load_quietly() -> None:
     logger = logging.getLogger("torch.utils.cpp_extension")
     logger.addFilter(is_of_use)
     try:
-        import torch.utils.cpp_extension  # noqa: F401 - for what it does
+        import torch.utils.cpp_extension  # noqa: F401 - for its side effect
     finally:
         logger.removeFilter(is_of_use)
 
@@ -62,13 +61,13 @@ BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Callable[...,
 }
 
 
-# What compilation costs and saves, seconds, on any machine roughly: 2 ms of bookkeeping a step, whatever the model.
+# Rough seconds on any machine that compilation costs, and saves in each step, whatever the model.
 COMPILATION = 20.0
 SAVED_BY_STEP = 0.002
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """What inductor lacks on this machine to compile for `device`; None if nothing."""
+    """Return what inductor lacks on this machine to compile for `device`, or None."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -85,15 +84,17 @@ def missing_compiler(device: torch.device) -> str | None:
 def is_worth_compiling(
     num_steps: int, device: torch.device, saved_by_step: float = SAVED_BY_STEP, unit: str = "steps"
 ) -> bool:
-    """Whether so many steps save more time than their compilation takes; warns if they do and there is no compiler.
+    """Return True if the steps ahead save more time than their compilation takes.
+
+    Warns if they do and there is no compiler.
 
     Args:
-        num_steps: of the work ahead.
-        device: that it is done on.
-        saved_by_step: seconds.
-        unit: what the warning calls them.
+        num_steps: number of steps ahead.
+        device: the device they run on.
+        saved_by_step: seconds that a compiled step saves.
+        unit: the word for steps in the warning.
     """
-    # By numbers that are the same every time, not by timing: the same run is to end in the same weights.
+    # Decided by constants, not by timing, so that the same run ends in the same weights.
     if num_steps * saved_by_step < COMPILATION:
         return False
     if missing := missing_compiler(device):

@@ -1,4 +1,4 @@
-"""`CompiledFunction`: a function of tensors and distributions, captured, compared with itself and compiled."""
+"""`CompiledFunction`: a function of tensors and distributions, recorded, compared and compiled."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from vsc_pyro.acceleration.comparison import COMPARISONS, alike, forked, same, u
 from vsc_pyro.acceleration.flat_arguments import flatten, rebuild
 from vsc_pyro.acceleration.recorder import NotCapturedError, first_line, record
 
-# Of captured graphs, after which the arguments hold something that changes and should be a tensor.
+# Graphs that one function may have. More mean that the arguments hold something that should be a tensor.
 _MAX_GRAPHS = 4
 
 
 class CompiledFunction:
-    """A function without gradients whose tensor operations are recorded once for each kind of arguments, and compiled.
+    """A function without gradients, recorded once for each kind of arguments and compiled.
 
-    Arguments are tensors, distributions, numbers, and tuples, lists and dictionaries of these. A kind is their shapes,
-    strides, types and devices, and whatever in them is no tensor. What the function reads beside must be tensors of
-    `module`, which are inputs of the graph: new values need no new graph, another tensor in the place of one does, and
-    PyTorch finds graphs on disk in another process. Random numbers are drawn anew in each call by the same operations,
-    so that the same seed gives the same results but for rounding.
+    Arguments are tensors, distributions, numbers, and tuples, lists and dictionaries of these. Two calls are of the
+    same kind if shapes, strides, types, devices, and all constants are equal. The function may also read tensors of
+    `module`: their values are read anew in each call. Random numbers are drawn anew by the same operations, so the same
+    seed returns the same results but for rounding.
 
-    A function that cannot be captured, or does something else when it is called again, is called as it is from then on,
-    after one warning that says why.
+    A function that cannot be captured, or that differs from its graph, is called directly from then on; one warning
+    says why.
 
     Args:
-        function: returns tensors, in a list or tuple; the same operations whatever the values of tensors.
-        module: the function's own, whose parameters, buffers and other tensors it may read.
-        name: of the work, for the warning.
-        backend: ``"inductor"``, or ``"eager"`` to run the captured operations one by one.
+        function: returns tensors in a list or tuple, by operations that do not depend on the values of tensors.
+        module: the module whose parameters, buffers and other tensors the function may read.
+        name: name of the work, for the warning.
+        backend: ``"inductor"``, or ``"eager"`` to run the recorded operations one by one.
 
     Raises:
         ValueError: an unknown backend.
 
     Example:
-        >>> decode = CompiledFunction(lambda q: [model.decoder(q.sample()).mean], model, "decoding")
-        >>> decode(model.encoder(x))
+        >>> import torch, vsc_pyro as vsc
+        >>> model = vsc.VAE(vsc.NormalEncoder(4, 2), vsc.BernoulliDecoder(2, 4), vsc.NormalPrior(2)).eval()
+        >>> decode = CompiledFunction(lambda q: [model.decoder(q.sample()).mean], model, "decoding", backend="eager")
+        >>> (means,) = decode(model.encoder(torch.ones(3, 4)))
+        >>> means.shape
+        torch.Size([3, 4])
     """
 
     def __init__(self, function: Callable[..., Any], module: nn.Module, name: str, backend: str = "inductor") -> None:
@@ -56,11 +59,11 @@ class CompiledFunction:
 
     @property
     def is_eager(self) -> bool:
-        """Whether capturing has been given up, for the reason that the warning gave."""
+        """Return True if capturing has been given up, for the reason that the warning gave."""
         return not self._captures
 
     def __call__(self, *args: Any) -> Any:
-        """What the function returns."""
+        """Call the function."""
         if not self._captures:
             return self._function(*args)
         leaves, rest, key = flatten(args)
@@ -80,21 +83,21 @@ class CompiledFunction:
         return undisturbed(run, leaves + constants)
 
     def _give_up(self, reason: str, args: tuple) -> Any:
-        result = self._function(*args)  # whose own errors need no warning
+        result = self._function(*args)  # its own errors need no warning
         self._captures = False
         self._graphs.clear()
         warnings.warn(f"{self._name} is not compiled: {reason}", stacklevel=3)
         return result
 
     def _capture(self, rest: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], list[Tensor]]:
-        """Record, compare with an eager call, compile; the tensors that the graph reads beside the arguments'."""
+        """Record, compare and compile; also return the tensors that the graph reads of the module."""
 
-        # Of copies: distributions keep what they have computed, and the caller's must not change in kind.
+        # Runs on copies: a distribution keeps what it has computed, and would change in kind.
         def function(*tensors: Tensor) -> list[Tensor]:
             return list(self._function(*rebuild(rest, tensors)))
 
         with forked(leaves), torch.no_grad():
-            with pyro.validation_enabled(False):  # which looks at values
+            with pyro.validation_enabled(False):  # its checks read values
                 recorded, constants = record(function, leaves)
             own = {id(tensor) for tensor in _tensors(self._module)}
             if foreign := [tuple(constant.shape) for constant in constants if id(constant) not in own]:
@@ -136,14 +139,14 @@ def _agree(
     inputs: list[Tensor],
     are_alike: Callable[[list[Tensor], list[Tensor]], bool],
 ) -> bool:
-    """Whether the graph computes the function, for random numbers other than it was recorded with."""
+    """Return True if the graph computes the function, for other random numbers than it was recorded with."""
     with forked(inputs):
         got = [value.clone() for value in undisturbed(graph, inputs)]
-    return are_alike(function(*leaves), got)  # which leaves other random numbers for the next time
+    return are_alike(function(*leaves), got)  # and leaves other random numbers for the next time
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters, buffers and other tensors of all its modules."""
+    """Return the parameters, buffers and other tensors of all its modules."""
     return [
         value
         for part in module.modules()

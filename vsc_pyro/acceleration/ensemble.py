@@ -28,10 +28,10 @@ class Ensemble:
         models: built alike, on one device, in the mode to train in.
         loss: the objective of all.
         lr: learning rate of Adam.
-        schedules: settings of all models by name, taken from step to step.
+        schedules: schedules of all models, by the name of the buffer.
 
     Attributes:
-        is_compiled: whether the step of full minibatches is.
+        is_compiled: True if the step of full minibatches is compiled.
 
     Raises:
         ValueError: a name in `schedules` that leads to no setting.
@@ -56,7 +56,7 @@ class Ensemble:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def record(self, x: Tensor, compile: bool) -> None:
-        """Get ready for minibatches of the shape of x; `ValueError` where models differ, or cannot be stacked."""
+        """Record the step for minibatches like x; raise `ValueError` if models differ or cannot be stacked."""
         try:
             if not self._recordings:
                 self._recordings = self._record_all(x)
@@ -78,7 +78,7 @@ class Ensemble:
         self._graphs[len(x)] = run, [*inputs, *others], reached
 
     def _compiled(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        """The common step compiled; as it was recorded, and a warning, where that fails or gives something else."""
+        """Compile the common step; return the recorded one, with a warning, if that fails or differs."""
         try:
             run = BACKENDS["inductor"](graph, inputs)
             for seed in range(COMPARISONS):
@@ -98,7 +98,7 @@ class Ensemble:
         return graph
 
     def _record_all(self, x: Tensor) -> list[Recording]:
-        with validation_enabled(True):  # as of the first step of a fit
+        with validation_enabled(True):  # as in the first step of a fit
             recordings = [recorder.record(x) for recorder in self._recorders]
         first, *others = recordings
         for index, other in enumerate(others, start=1):
@@ -122,7 +122,7 @@ class Ensemble:
             self._scheduled[name] = self._stacked[positions[id(scheduled_buffer(self._models[0], name))]]
 
     def step(self, xs: Tensor) -> Tensor:
-        """One gradient step of every model; xs of shape ``(K, B, ...)``. Returns the losses, shape ``(K,)``."""
+        """Take one gradient step of every model; xs of shape ``(K, B, ...)``. Returns the losses, shape ``(K,)``."""
         set_values(self._models[0], self._schedules, self._steps)
         for name, stacked in self._scheduled.items():
             stacked.fill_(scheduled_buffer(self._models[0], name))
@@ -135,12 +135,12 @@ class Ensemble:
         return losses
 
     def finite_weights(self) -> Iterator[tuple[str, list[bool]]]:
-        """Of each parameter, by name, whose are finite."""
+        """Yield for each parameter its name, and for each model whether it is finite there."""
         finite = [parameter.isfinite().unsqueeze(-1).flatten(1).all(1) for parameter in self._parameters]
         yield from zip(self._names, torch.stack(finite).tolist(), strict=True)
 
     def hand_back(self) -> None:
-        """Put weights, buffers and the last scheduled values into the models."""
+        """Copy weights, buffers and the last scheduled values into the models."""
         with torch.no_grad():
             for index, recording in enumerate(self._recordings):
                 for tensor, stacked in zip(recording.inputs, self._stacked, strict=True):

@@ -1,4 +1,4 @@
-"""Distributions, and what else arguments are made of, as lists of tensors and back."""
+"""Arguments that hold distributions, as lists of tensors and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vsc_pyro.acceleration.program_state import is_fixed, kind_of
 
 
 class _Leaf(NamedTuple):
-    """The tensor at that position."""
+    """The place of a tensor, by its position."""
 
     position: int
 
@@ -33,14 +33,13 @@ class _Scalars(NamedTuple):
 
 
 def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
-    """The tensors in a value, what is left of it without them, and a key that is equal for values of one kind.
+    """Split `value` into its tensors, a skeleton without them, and a hashable key.
 
-    Distributions and transforms are taken apart into their attributes, tuples, lists and dictionaries into their
-    elements. Anything else stays as it is.
+    Distributions and transforms are split into their attributes; tuples, lists and dictionaries into their elements.
 
     Returns:
-        Tensors, each once; what `rebuild` puts together; and the key: types, names, shapes, strides and devices, and
-        the values of numbers, flags and the like.
+        The tensors, each once; the skeleton, for `rebuild`; and the key. Values of the same structure have equal keys:
+        types, names, shapes, strides, devices, and constants.
     """
     tensors: dict[int, tuple[int, Tensor]] = {}
     key: list[Any] = []
@@ -70,7 +69,7 @@ def flatten(value: Any) -> tuple[list[Tensor], Any, tuple]:
 
 
 def rebuild(rest: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> Any:
-    """The value of which `flatten` left `rest`, with other tensors in the place of its own."""
+    """Put tensors into the skeleton `rest` that `flatten` returned."""
     if isinstance(rest, _Leaf):
         return tensors[rest.position]
     if isinstance(rest, _Parts):

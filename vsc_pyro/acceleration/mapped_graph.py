@@ -76,7 +76,7 @@ class StepRecorder(CompiledSVI):
 
 
 def record_stacked(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """Record a graph for many models: `inputs` and outputs get a new first dimension, along which random numbers differ.
+    """Record a graph for many models: `inputs` and outputs get a first dimension, along which random numbers differ.
 
     Returns:
         The graph, and the tensors that it reads beside the inputs.

@@ -1,24 +1,21 @@
 """`Replay`: a whole step of a `CompiledSVI`, from indices of data to new weights, captured once as a CUDA graph.
 
-On a GPU the kernels of a compiled step take less time than launching them from Python. A CUDA graph is launched as one,
-and reads and writes the same memory every time. So what changes from step to step is put into that memory before it:
+On a GPU, launching the kernels of a compiled step from Python takes longer than running them. A CUDA graph is launched
+as one, and reads and writes the same memory every time. So all that changes from step to step is copied there first:
 
 =====================================  =================================================================================
-what a step reads                      how the graph has it
+a step reads                           the graph has it
 =====================================  =================================================================================
 indices (or the minibatch itself)      in one tensor, into which those of a step are copied
-numbers named in `live`,               in tensors, filled before every replay
-the learning rate
-random numbers                         drawn anew from the same generators, whose states go on as they would
-                                       without a graph
-parameters, buffers, Adam's state      where they are, changed in place
-options of Adam, and all that makes    as constants: where one has changed, the step is captured again
-`CompiledSVI` capture another graph
+the learning rate                      in a tensor that is filled before every replay
+random numbers                         drawn anew from the same generators, whose states advance as without a graph
+parameters, buffers, Adam's state      in their own memory, changed in place
+options of Adam, the key of the graph  as constants: where one has changed, the step is captured again
 =====================================  =================================================================================
 
-Nothing in it waits for the device. Whatever the trial steps of a capture change is put back, and two replays are
-compared with two steps taken without the graph before it is used. Where it cannot be captured, or differs, there is one
-warning that says why, and `CompiledSVI.step` from then on.
+No step waits for the device. All that the trial steps of a capture change is restored, and two replays are compared
+with two steps without the graph before it is used. If a step cannot be captured, or differs, one warning says why, and
+steps are those of `CompiledSVI.step` from then on.
 """
 
 from __future__ import annotations
@@ -43,17 +40,19 @@ from vsc_pyro.training.parallel import num_processes
 
 Recorded = tuple[Callable[[], object], list[Tensor]]
 Capture = Callable[[Callable[[], list[Tensor]], list[torch.Generator]], Recorded]
-"""Captures a function that draws from these generators: returns what replays it, and the tensors it then writes."""
+"""Captures a function that draws from these generators; returns a function that replays it, and its output tensors."""
 
-_WARM_UPS = 3  # steps before the capture: kernels are loaded and tuned, and Adam makes its state
-_COMPARED = 2  # steps: the second one's loss depends on the first one's update, and on fresh random numbers
+# Steps before the capture, in which kernels are loaded and tuned and Adam makes its state.
+_WARM_UPS = 3
+# The loss of a second step depends on the first one's update and on fresh random numbers.
+_COMPARED = 2
 
 
 def by_cuda_graph(
     whole: Callable[[], list[Tensor]], generators: list[torch.Generator], *, device: torch.device
 ) -> Recorded:
-    """A `Capture` by `torch.cuda.CUDAGraph`, as its documentation has it: after a few calls on a stream of its own."""
-    # The current stream is entered so that leaving it puts it back, also from a capture that fails.
+    """Capture by `torch.cuda.CUDAGraph`, after a few calls on a stream of its own, as its documentation asks."""
+    # The current stream is entered so that it is restored on leaving, even if the capture fails.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -62,9 +61,9 @@ def by_cuda_graph(
                 whole()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        if torch.__version__ < (2, 14):  # later ones find out for themselves, and warn of being told
+        if torch.__version__ < (2, 14):  # later versions register them, and warn if they are registered
             for generator in generators:
-                if generator.device.type == "cuda":  # a DataLoader's are not, and nothing in a step draws from them
+                if generator.device.type == "cuda":  # a DataLoader's is not, and no step draws from it
                     graph.register_generator_state(generator)
         # A DataLoader's thread may pin memory meanwhile, which in the mode "global" would be an error.
         try:
@@ -80,8 +79,8 @@ def by_cuda_graph(
 
 
 def capture_on(device: torch.device) -> Capture | None:
-    """What captures whole steps on that device; None where they are not captured."""
-    # Of several processes each sums gradients by a hook of the optimiser, which waits for the others: not captured.
+    """Return the function that captures whole steps on a device, or None if they are not captured there."""
+    # With several processes a hook of the optimiser sums gradients and waits for the others.
     if device.type != "cuda" or num_processes() > 1:
         return None
     return functools.partial(by_cuda_graph, device=device)
@@ -89,7 +88,16 @@ def capture_on(device: torch.device) -> Capture | None:
 
 @dataclasses.dataclass
 class _WholeStep:
-    """A captured step: what it stands for, what replays it, and the memory it reads and writes."""
+    """A captured step.
+
+    Attributes:
+        graph: the loss and the gradients that it computes.
+        options: the constants of its update.
+        groups: the optimiser's groups of parameters, and `lrs` the tensors that hold their learning rates.
+        memory: addresses of all tensors that it reads or writes.
+        replay: runs it.
+        outputs: the loss and the gradients, overwritten by every replay.
+    """
 
     graph: Graph
     options: tuple
@@ -100,7 +108,7 @@ class _WholeStep:
     outputs: list[Tensor] = dataclasses.field(default_factory=list)
 
     def refresh(self) -> None:
-        """Put into memory what the graph reads there."""
+        """Copy the learning rates to where the graph reads them."""
         for group, lr in zip(self.groups, self.lrs, strict=True):
             lr.fill_(group["lr"])
 
@@ -109,11 +117,11 @@ class Replay:
     """Whole steps of a `CompiledSVI`, replayed.
 
     Args:
-        svi: whose optimiser is a fused `torch.optim.Adam` or `AdamW`.
+        svi: a `CompiledSVI` whose optimiser is a fused `torch.optim.Adam` or `AdamW`.
         capture: see `capture_on`.
-        gather: makes a minibatch of the tensor that `step` is given, such as `Dataset.draw` of indices; None where that
+        gather: makes a minibatch of the tensor that `step` gets, as `Dataset.draw` does of indices; None if the tensor
             is the minibatch.
-        generators: what `gather` draws from beside torch's own.
+        generators: the generators that `gather` draws from beside torch's own.
 
     Example:
         >>> replay = Replay(svi, capture_on(device), data.draw)
@@ -138,7 +146,7 @@ class Replay:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether capturing has not been given up, by this or by the `CompiledSVI`."""
+        """Return True unless capturing has been given up, by this object or by the `CompiledSVI`."""
         return self._replays and not self._svi.is_eager
 
     @trains
@@ -149,7 +157,7 @@ class Replay:
             before = _RandomState(self._all_generators(source.device))
             self._x = self._gather(self._source)
             before.put_back()
-        # All but the shape of the first one, as that of an epoch's last batch, are steps without the graph.
+        # Minibatches of another shape than the first, such as an epoch's last, are steps without the graph.
         whole = self._whole_step() if self._replays and kind_of(source) == kind_of(self._source) else None
         if whole is None:
             return self._svi.step(self._gather(source))
@@ -161,7 +169,7 @@ class Replay:
         return loss.clone()  # the next replay writes into the same memory
 
     def _whole_step(self) -> _WholeStep | None:
-        """The captured step of a minibatch like the first one; None for a step without."""
+        """Return the captured step of a minibatch like the first one, or None for a step without a graph."""
         graph, _ = self._svi.graph_for((self._x,), {})
         if graph is None:
             return None
@@ -172,7 +180,7 @@ class Replay:
             same = whole.graph is graph and whole.groups is groups and whole.options == options
             if same and whole.memory == self._memory(graph):
                 return whole
-        # Graphs that would not be found again go first: their memory is the device's.
+        # Graphs that would not be found again go first, to free memory of the device.
         known = self._svi.graphs()
         self._steps = [
             whole for whole in self._steps if whole.graph is not graph and any(whole.graph is other for other in known)
@@ -182,7 +190,7 @@ class Replay:
             whole = self._record(graph, options)
         except NotCapturedError as error:
             return self._give_up(str(error))
-        except Exception as error:  # of many kinds: CUDA's, the allocator's, those of whatever waits for the device
+        except Exception as error:  # CUDA, the allocator, and whatever waits for the device raise errors of many kinds
             return self._give_up(f"capturing it fails ({first_line(error)})")
         finally:
             self._svi.capture_seconds += time.perf_counter() - start
@@ -197,7 +205,7 @@ class Replay:
         )
 
     def _options(self) -> tuple:
-        """What a captured update has as constants."""
+        """Return the constants of a captured update."""
         changing = {"params", "lr", "initial_lr"}
         groups = self._svi.optimizer.param_groups
         return self._has_hooks(), *(value for group in groups for name, value in group.items() if name not in changing)
@@ -207,7 +215,7 @@ class Replay:
         return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
     def _memory(self, graph: Graph) -> tuple[int, ...]:
-        """Where the graph finds what it reads and writes: elsewhere, as after ``parameter.data = ...``, it is stale."""
+        """Return the addresses of all tensors that the graph reads or writes; if one has moved, the graph is stale."""
         moments = [moment for state in self._svi.optimizer.state.values() for moment in state.values()]
         return tuple(tensor.data_ptr() for tensor in (*graph.inputs, *moments))
 
@@ -230,7 +238,7 @@ class Replay:
             return outputs
 
         device = self._x.device
-        # Adam's kernel takes a learning rate in memory as a float32.
+        # Adam's kernel reads the learning rate as a float32.
         lrs = [torch.zeros((), dtype=torch.float32, device=device) for _ in optimizer.param_groups]
         whole = _WholeStep(graph, options, optimizer.param_groups, lrs)
         whole.refresh()
@@ -252,7 +260,7 @@ class Replay:
 
 
 class _RandomState:
-    """The states of generators, to be put back."""
+    """The states of generators, to be restored."""
 
     def __init__(self, generators: list[torch.Generator]) -> None:
         self._states = [(generator, generator.get_state()) for generator in generators]
@@ -263,7 +271,7 @@ class _RandomState:
 
 
 class _Before:
-    """Tensors, Adam's state and random numbers before the trial steps of a capture, to be put back in their places."""
+    """Tensors, Adam's state and random states before the trial steps of a capture, to be restored in place."""
 
     def __init__(
         self, tensors: list[Tensor], optimizer: torch.optim.Optimizer, generators: list[torch.Generator]
@@ -283,7 +291,7 @@ class _Before:
         for parameter, moments in self._state.items():
             for name, moment in moments.items():
                 if (copy := self._moments.get(parameter, {}).get(name)) is None:
-                    moment.zero_()  # as Adam makes them in its first step
+                    moment.zero_()  # Adam starts from zeros
                 else:
                     moment.copy_(copy)
         self._random.put_back()
@@ -291,7 +299,7 @@ class _Before:
 
 @contextlib.contextmanager
 def _capturable(optimizer: torch.optim.Optimizer, lrs: list[Tensor]) -> Iterator[None]:
-    """Let `optimizer` be captured within, with its learning rates read from memory; schedules go on with numbers."""
+    """Let `optimizer` be captured within, reading its learning rates from memory; schedules continue to set numbers."""
     before = [{name: group[name] for name in ("lr", "capturable")} for group in optimizer.param_groups]
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
         group.update(lr=lr, capturable=True)
