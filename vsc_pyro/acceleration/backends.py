@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
         with tracing(context), torch.no_grad(), warnings.catch_warnings():
             # Inductor urges to allow TF32; that is the caller's choice.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-            return torch._inductor.compile(graph, inputs, options={"fallback_random": True})
+            examples: list[Any] = list(inputs)
+            return cast(Any, torch._inductor.compile(graph, examples, options={"fallback_random": True}))
     except Exception as error:
         raise NotCapturedError(
             f"inductor did not compile it ({first_line(error)}); on a CPU it needs a C++ compiler, such as g++; "

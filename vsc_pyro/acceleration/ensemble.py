@@ -53,7 +53,7 @@ class Ensemble:
         self._recordings: list[Recording] = []
         self._stacked: list[Tensor] = []
         self._graphs: dict[int, tuple] = {}
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer  # made with the first recording
 
     def record(self, x: Tensor, compile: bool) -> None:
         """Record the step for minibatches like x; raise `ValueError` if models differ or cannot be stacked."""

@@ -130,10 +130,9 @@ def fit_ensemble(
         bar = stack.enter_context(tqdm(total=epochs * num_steps, **shown))
         for model, own, seed in reversed(list(zip(models, batches, seeds, strict=True))):  # the first seed comes last
             stack.enter_context(_prepared(model, own, seed, data, device, schedules))
-        if compile == "auto":
-            compile = is_worth_compiling(epochs * num_steps, device)
+        compiled = is_worth_compiling(epochs * num_steps, device) if compile == "auto" else bool(compile)
         start = time.perf_counter()
-        ensemble = _recorded(models, loss, lr, schedules, data, batches[0], seeds, compile, before)
+        ensemble = _recorded(models, loss, lr, schedules, data, batches[0], seeds, compiled, before)
         seconds = time.perf_counter() - start
         histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
         bar.set_description("fit_ensemble" + (", compiled" if ensemble.is_compiled else ""))
@@ -188,7 +187,7 @@ def _recorded(
     data: Dataset,
     batches: Batches,
     seeds: list[int],
-    compile: bool,
+    compiled: bool,
     before: list[_Before],
 ) -> Ensemble:
     """Return the ensemble with its step recorded for full and for last minibatches; models stay as they were if not."""
@@ -198,10 +197,10 @@ def _recorded(
             with seeded(seed, device):
                 model.prepare(data.images)
         ensemble = Ensemble(models, loss, lr, schedules)
-        for size in dict.fromkeys((batches.full_size, batches.smallest)):
+        for size in dict.fromkeys((batches.full_size, batches.smallest or batches.full_size)):
             generator = torch.Generator(device).manual_seed(seeds[0])
             x = data.draw(torch.arange(size, device=device), generator)
-            ensemble.record(x, compile and size == batches.full_size)
+            ensemble.record(x, compiled and size == batches.full_size)
     except ValueError:
         for state in before:
             state.put_back()
@@ -211,7 +210,7 @@ def _recorded(
 
 def _end_warmup(models: list[VAE]) -> None:
     for model in models:
-        model.warmup = 1.0
+        model.warmup.fill_(1.0)
 
 
 class _Before:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from torch.distributions import Distribution, Transform
@@ -73,7 +73,7 @@ def rebuild(rest: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> Any:
     if isinstance(rest, _Leaf):
         return tensors[rest.position]
     if isinstance(rest, _Parts):
-        new = rest.cls.__new__(rest.cls)
+        new = cast(Any, rest.cls).__new__(rest.cls)
         vars(new).update({name: rebuild(attribute, tensors) for name, attribute in rest.attributes.items()})
         return new
     if isinstance(rest, _Scalars):

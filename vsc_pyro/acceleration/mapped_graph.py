@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 
 from vsc_pyro._seeding import seeded
 from vsc_pyro.acceleration.compiled_svi import CompiledSVI
 from vsc_pyro.acceleration.recorder import NotCapturedError, record
+from vsc_pyro.models.vae import VAE
 
 
 class Recording(NamedTuple):
@@ -54,12 +56,12 @@ class StepRecorder(CompiledSVI):
     """Records the steps of a model, and takes none.
 
     Args:
-        model: has programs `model` and `guide`.
+        model: a `vsc_pyro.VAE`.
         parameters: the tensors whose gradients are recorded.
         loss: a `pyro.infer.ELBO`.
     """
 
-    def __init__(self, model: nn.Module, parameters: list[Tensor], loss: ELBO) -> None:
+    def __init__(self, model: VAE, parameters: list[Tensor], loss: ELBO) -> None:
         # The optimiser names the parameters; it never steps.
         super().__init__(model.model, model.guide, torch.optim.SGD(parameters), loss, backend="eager")
 
@@ -69,7 +71,7 @@ class StepRecorder(CompiledSVI):
             graph, _ = self.graph_for((x,), {})
         if graph is None:
             raise NotCapturedError("it is taken within a Pyro handler")
-        return Recording(graph.run, graph.inputs, graph.reached)
+        return Recording(graph.recorded, graph.inputs, graph.reached)
 
     def _give_up(self, reason: str) -> None:
         raise NotCapturedError(reason)
@@ -81,7 +83,11 @@ def record_stacked(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> tuple[t
     Returns:
         The graph, and the tensors that it reads beside the inputs.
     """
-    step = torch.func.vmap(lambda *tensors: tuple(_OfMany(graph, tensors[0]).run(*tensors)), randomness="different")
+
+    def one(*tensors: Any) -> tuple[Tensor, ...]:
+        return tuple(_OfMany(graph, tensors[0]).run(*tensors))
+
+    step = torch.func.vmap(one, randomness="different")
     # Recording runs a step: it must neither update the inputs nor draw the caller's random numbers.
     with seeded(0, inputs[0].device):
         return record(lambda *tensors: list(step(*tensors)), [tensor.clone() for tensor in inputs])
@@ -99,6 +105,6 @@ class _OfMany(torch.fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         made = super().call_function(target, args, kwargs)
-        if not isinstance(made, Tensor) or torch._C._functorch.is_batchedtensor(made):
+        if not isinstance(made, Tensor) or is_batchedtensor(made):
             return made
         return self._like.new_empty(made.shape, dtype=made.dtype, device=made.device).copy_(made)

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from vsc_pyro._seeding import trains
 from vsc_pyro.acceleration.comparison import alike
@@ -61,7 +62,8 @@ def by_cuda_graph(
                 whole()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        if torch.__version__ < (2, 14):  # later versions register them, and warn if they are registered
+        # Later versions register generators themselves, and warn if they are registered.
+        if TorchVersion(torch.__version__) < "2.14":
             for generator in generators:
                 if generator.device.type == "cuda":  # a DataLoader's is not, and no step draws from it
                     graph.register_generator_state(generator)
@@ -124,8 +126,9 @@ class Replay:
         generators: the generators that `gather` draws from beside torch's own.
 
     Example:
-        >>> replay = Replay(svi, capture_on(device), data.draw)
-        >>> replay.step(indices)  # a 0-d tensor: the loss
+        >>> if (capture := capture_on(torch.device("cpu"))) is not None:  # on a CUDA device
+        ...     replay = Replay(svi, capture, data.draw)
+        ...     loss = replay.step(indices)
     """
 
     def __init__(
@@ -139,8 +142,7 @@ class Replay:
         self._capture = capture
         self._gather = gather or (lambda x: x)
         self._generators = list(generators)
-        self._source: Tensor | None = None
-        self._x: Tensor | None = None
+        self._inputs: tuple[Tensor, Tensor] | None = None  # the source and the minibatch in the memory of the graph
         self._steps: list[_WholeStep] = []
         self._replays = True
 
@@ -152,33 +154,34 @@ class Replay:
     @trains
     def step(self, source: Tensor) -> Tensor | float:
         """Take one gradient step; returns the loss, summed over data: a 0-d tensor on the device."""
-        if self._source is None:
-            self._source = source.clone()
+        if self._inputs is None:
+            own = source.clone()
             before = _RandomState(self._all_generators(source.device))
-            self._x = self._gather(self._source)
+            self._inputs = own, self._gather(own)
             before.put_back()
+        own, x = self._inputs
         # Minibatches of another shape than the first, such as an epoch's last, are steps without the graph.
-        whole = self._whole_step() if self._replays and kind_of(source) == kind_of(self._source) else None
+        whole = self._whole_step(own, x) if self._replays and kind_of(source) == kind_of(own) else None
         if whole is None:
             return self._svi.step(self._gather(source))
-        self._source.copy_(source)
+        own.copy_(source)
         whole.refresh()
         whole.replay()
         loss, *gradients = whole.outputs
         self._svi.set_gradients(whole.graph, gradients)
         return loss.clone()  # the next replay writes into the same memory
 
-    def _whole_step(self) -> _WholeStep | None:
+    def _whole_step(self, source: Tensor, x: Tensor) -> _WholeStep | None:
         """Return the captured step of a minibatch like the first one, or None for a step without a graph."""
-        graph, _ = self._svi.graph_for((self._x,), {})
+        graph, _ = self._svi.graph_for((x,), {})
         if graph is None:
             return None
-        if self._svi.optimizer is None:
+        if (optimizer := self._svi.optimizer) is None:
             return self._give_up("the optimisers are Pyro's, one for each parameter; pass a torch optimiser")
-        options, groups = self._options(), self._svi.optimizer.param_groups
+        options, groups = _options(optimizer), optimizer.param_groups
         for whole in self._steps:
             same = whole.graph is graph and whole.groups is groups and whole.options == options
-            if same and whole.memory == self._memory(graph):
+            if same and whole.memory == _memory(graph, optimizer):
                 return whole
         # Graphs that would not be found again go first, to free memory of the device.
         known = self._svi.graphs()
@@ -187,7 +190,7 @@ class Replay:
         ]
         start = time.perf_counter()
         try:
-            whole = self._record(graph, options)
+            whole = self._record(graph, optimizer, source)
         except NotCapturedError as error:
             return self._give_up(str(error))
         except Exception as error:  # CUDA, the allocator, and whatever waits for the device raise errors of many kinds
@@ -204,43 +207,27 @@ class Replay:
             f"whole steps are not replayed as CUDA graphs from here on, and launched in parts: {reason}", stacklevel=5
         )
 
-    def _options(self) -> tuple:
-        """Return the constants of a captured update."""
-        changing = {"params", "lr", "initial_lr"}
-        groups = self._svi.optimizer.param_groups
-        return self._has_hooks(), *(value for group in groups for name, value in group.items() if name not in changing)
-
-    def _has_hooks(self) -> bool:
-        optimizer = self._svi.optimizer
-        return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-
-    def _memory(self, graph: Graph) -> tuple[int, ...]:
-        """Return the addresses of all tensors that the graph reads or writes; if one has moved, the graph is stale."""
-        moments = [moment for state in self._svi.optimizer.state.values() for moment in state.values()]
-        return tuple(tensor.data_ptr() for tensor in (*graph.inputs, *moments))
-
     def _all_generators(self, device: torch.device) -> list[torch.Generator]:
         devices = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
         return [torch.default_generator, *devices, *self._generators]
 
-    def _record(self, graph: Graph, options: tuple) -> _WholeStep:
-        optimizer = self._svi.optimizer
+    def _record(self, graph: Graph, optimizer: torch.optim.Optimizer, source: Tensor) -> _WholeStep:
         if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) or not all(
             group["fused"] for group in optimizer.param_groups
         ):
             raise NotCapturedError(f"the optimiser is no Adam with fused=True, but {type(optimizer).__name__}")
-        if self._has_hooks():
+        if _has_hooks(optimizer):
             raise NotCapturedError("the optimiser has hooks, and a graph would not run them")
 
         def step() -> list[Tensor]:
-            outputs = graph([self._gather(self._source)])
+            outputs = graph([self._gather(source)])
             self._svi.update(graph, outputs)
             return outputs
 
-        device = self._x.device
+        device = source.device
         # Adam's kernel reads the learning rate as a float32.
         lrs = [torch.zeros((), dtype=torch.float32, device=device) for _ in optimizer.param_groups]
-        whole = _WholeStep(graph, options, optimizer.param_groups, lrs)
+        whole = _WholeStep(graph, _options(optimizer), optimizer.param_groups, lrs)
         whole.refresh()
         before = _Before(graph.inputs, optimizer, self._all_generators(device))
         try:
@@ -255,8 +242,25 @@ class Replay:
                     raise NotCapturedError("a replayed step differs from one without a graph")
         finally:
             before.put_back()
-        whole.memory = self._memory(graph)
+        whole.memory = _memory(graph, optimizer)
         return whole
+
+
+def _options(optimizer: torch.optim.Optimizer) -> tuple:
+    """Return the constants of a captured update."""
+    changing = {"params", "lr", "initial_lr"}
+    groups = optimizer.param_groups
+    return _has_hooks(optimizer), *(value for group in groups for name, value in group.items() if name not in changing)
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def _memory(graph: Graph, optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
+    """Return the addresses of all tensors that the graph reads or writes; if one has moved, the graph is stale."""
+    moments = [moment for state in optimizer.state.values() for moment in state.values()]
+    return tuple(tensor.data_ptr() for tensor in (*graph.inputs, *moments))
 
 
 class _RandomState:

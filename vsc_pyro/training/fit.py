@@ -234,7 +234,7 @@ def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
                 if is_due and rank() == 0:
                     run.save(plan.checkpoint)
     finally:
-        model.warmup = 1.0
+        model.warmup.fill_(1.0)
         # Otherwise the first step of another training would add them to its own.
         run.optimizer.zero_grad(set_to_none=True)
 
