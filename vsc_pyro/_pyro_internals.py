@@ -1,7 +1,8 @@
-"""All that Pyro keeps to itself and this library reads: the one file to look at when Pyro changes.
+"""The private parts of Pyro that this library reads: the one file to look at when Pyro changes.
 
-A distribution is not told which ELBO asks for its score, nor for which site. Some ELBOs have no use for a score
-function and would leave spikes untrained without a word, so the answer is read off the call stack.
+Pyro tells a distribution neither which ELBO asks for its score nor whether a `TransformedDistribution` asks for its
+density. Both matter: some ELBOs would leave spikes untrained, and a transformation would multiply the mass of an atom
+by a Jacobian, all without a warning. No public hook of Pyro or torch tells, so this module reads the call stack.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pyro.poutine import runtime
 from pyro.poutine.trace_struct import Trace
 from torch.distributions import Distribution, TransformedDistribution
 
-_ASKS = "_get_trace"  # the method of every ELBO that runs the programs and scores their sites
+_ASKS = "_get_trace"  # the method by which every ELBO runs the programs and scores their sites
 _USES_BASE = ("__call__", "rsample", "log_prob", "_refuse_transformation")
 PARTICLES = "num_particles_vectorized"  # the name of the plate over an ELBO's vectorised particles
 
@@ -27,8 +28,8 @@ class Request(NamedTuple):
 
     Attributes:
         elbo: the ELBO.
-        has_other_sites: whether the guide has sites that the model has not, factors included; False while it is drawn.
-        draws_model: whether the model is being run, after the guide.
+        has_other_sites: True if the guide has sites, factors included, that the model lacks; False while it runs.
+        draws_model: True while the model runs, after the guide.
     """
 
     elbo: ELBO
@@ -42,7 +43,7 @@ def in_plate_of_particles() -> bool:
 
 
 def current_request() -> Request | None:
-    """The innermost ELBO that is at work, or None."""
+    """Return the innermost ELBO at work, or None."""
     guide_trace = model_trace = None
     for frame in _frames():
         if frame.f_code is get_importance_trace.__code__:
@@ -55,10 +56,10 @@ def current_request() -> Request | None:
 
 
 def transformation_around(distribution: Distribution) -> TransformedDistribution | None:
-    """The transformed distribution whose method called that of `distribution`, its base; or None."""
+    """Return the transformed distribution whose method has called a method of `distribution`, its base; or None."""
     base = distribution
     for frame in _frames():
-        # A frame that has been asked for its locals keeps them alive until it returns: few are asked.
+        # A frame keeps its locals alive from the first request until it returns, so only few frames are asked.
         caller = frame.f_locals.get("self") if frame.f_code.co_name in _USES_BASE else None
         if caller is base:
             continue
@@ -75,7 +76,7 @@ def _samples(trace: Trace) -> set[str]:
 
 
 def _frames() -> Iterator[FrameType]:
-    """The stack from the caller's caller outwards."""
+    """Yield the frames of the call stack from the caller's caller outwards."""
     frame = sys._getframe(2)
     while frame is not None:
         yield frame
