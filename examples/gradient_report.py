@@ -58,7 +58,7 @@ def remarks(state, settings):
     for of in TARGETS:
         rows = sorted((row for row in state["rows"] if row["of"] == of), key=lambda row: -row["snr_per_ms"])
         unbiased = next(row["estimator"] for row in rows if row["unbiased"])
-        best.append(f"{rows[0]['estimator']}; among the unbiased, {unbiased} ({of})")
+        best.append(f"{rows[0]['estimator']} (of the unbiased: {unbiased}) by {of}")
     return (
         f"{state['expected_l0']:.2f} latents on per image. Truth: {source}; its standard error is {errors} of its norm "
         f"and is not part of the biases above. Most SNR per millisecond: {'; '.join(best)}."
