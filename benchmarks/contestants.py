@@ -155,7 +155,7 @@ def stock_pyro(setting: Setting, place: Place, validate: bool = True) -> Contest
     """Return steps of `pyro.infer.SVI`, `pyro.optim.Adam` and `Trace_ELBO`; Pyro's checks are on by default."""
     vae = library_model(setting, place)
 
-    # Model and guide register one network each, as in Pyro's example; those of the library register both.
+    # Model and guide register one network each, as in Pyro's example; the library's own programs register both.
     def model(x: Tensor) -> Tensor:
         pyro.module("decoder", vae.decoder)
         with unwatched():

@@ -38,7 +38,7 @@ def by_hand(data: Dataset, batch_size: int) -> Iterator[Tensor]:
 
 
 def from_loader(loader: torch.utils.data.DataLoader, device: torch.device) -> Iterator[Tensor]:
-    """Return minibatches of torchvision's MNIST; the workers of the loader start anew with each pass."""
+    """Return minibatches of torchvision's MNIST; each pass starts the workers of the loader again."""
     return (torch.bernoulli(x.to(device)) for x, _ in loader)
 
 

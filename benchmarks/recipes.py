@@ -38,7 +38,7 @@ _EVERY = 7
 
 
 class _Charging:
-    """Mixin of an ELBO: gradients are of another charge for the codes than their KL; the reported loss is the ELBO."""
+    """Mixin of an ELBO that trains with another charge for codes than their KL, and still reports the ELBO."""
 
     def charge(self, posterior: Distribution, prior: Distribution, divergence: Tensor) -> Tensor:
         raise NotImplementedError

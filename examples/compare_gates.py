@@ -202,7 +202,7 @@ def draw(curves, title):
                 xs, ys = ([point[key] for point in curve] for key in (field, bound))
                 axes.plot(xs, ys, "o-", ms=3, lw=1.2, color=colour, label=name)
             axes.grid(alpha=0.3)
-        # With the first points, and those of the worst gate, in view, the other curves could not be told apart.
+        # The first points, and the worst gate, lie far below; on their scale the other curves coincide.
         last = sorted(curve[-1][bound] for curve in curves.values())
         row[0].set_ylim(last[len(last) // 2] - 15, last[-1] + 1)
         row[0].set_ylabel(down[bound])

@@ -1,4 +1,4 @@
-"""How far are inferred posteriors from the true ones? Fit linear models with few latents and enumerate the truth.
+"""Compare inferred posteriors with the true ones, for linear models whose few latents can be enumerated.
 
     python examples/exact_inference.py
 

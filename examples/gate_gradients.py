@@ -241,7 +241,7 @@ def measure(estimator, samples, truth, target, milliseconds):
     means, truths = target.of(samples.mean(1)), target.of(truth)
     norm, _ = squared_norm(truths)
     bias, error = squared_norm(means - truths)
-    # The signal of an unbiased estimator is that of the truth, which is measured with less noise.
+    # An unbiased estimator has the signal of the truth, which is known with less noise.
     signal, signal_error = (norm, 0.0) if estimator.unbiased else squared_norm(means)
     variance = total_variance(samples.flatten(0, 1), target.kernel)
     cosine = None

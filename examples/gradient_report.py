@@ -1,4 +1,4 @@
-"""Table and figure of gate_gradients.py, which calls this script; alone, it makes those of a finished run anew.
+"""Table and figure of gate_gradients.py, which calls this script; alone, it repeats them for a finished run.
 
     python examples/gradient_report.py runs/gate_gradients
 
@@ -137,7 +137,7 @@ def write_report(folder):
     try:
         text, figure = report(results), figure_of(results)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{folder / 'gradients.json'} is damaged ({error!r}); run gate_gradients.py anew") from error
+        raise ValueError(f"{folder / 'gradients.json'} is damaged ({error!r}); run gate_gradients.py again") from error
     write_text(folder / "gradients.md", text)
     shared = "latents", "state", "epochs"
     rows = [{key: state[key] for key in shared} | row for state in results["states"] for row in state["rows"]]

@@ -1,4 +1,4 @@
-"""What does a trained model infer, what do its latents mean, can it be trusted? A report on a run of mnist_vsc.py.
+"""Report on a run of mnist_vsc.py: what the model infers, what its latents mean, and whether it can be trusted.
 
     python examples/inspect_posterior.py runs/mnist_vsc
 

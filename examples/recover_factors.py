@@ -1,4 +1,4 @@
-"""Does a code recover the factors of the data? Train sparse and dense systems on data with known factors.
+"""Measure how well codes recover the factors of the data: sparse and dense systems, on data with known factors.
 
     python examples/recover_factors.py --dataset smiley
 

@@ -1,1 +1,1 @@
-"""Helpers that the examples share: options, data, output folders and files, and how a script ends."""
+"""Helpers that the examples share: options, data, output folders, files, and error messages."""

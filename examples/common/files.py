@@ -53,10 +53,10 @@ def check_entries(path, content, kinds):
     """
     for name, is_one in kinds.items():
         if name not in content:
-            raise ValueError(f"{path} is damaged: it lacks {name}; make the run anew")
+            raise ValueError(f"{path} is damaged: it lacks {name}; repeat the run")
         if not is_one(content[name]):
             raise ValueError(
-                f"{path} is damaged: {name} must be {is_one.__doc__}, got {shown(content[name])}; make the run anew"
+                f"{path} is damaged: {name} must be {is_one.__doc__}, got {shown(content[name])}; repeat the run"
             )
 
 
@@ -64,7 +64,7 @@ def check_known(path, content, known):
     """Raise `ValueError`, with path and key, if `content` has a key that is not in `known`."""
     for name in content:
         if name not in known:
-            raise ValueError(f"{path} is damaged: it has {shown(name)}, which no run writes; make the run anew")
+            raise ValueError(f"{path} is damaged: it has {shown(name)}, which no run writes; repeat the run")
 
 
 def number(value):

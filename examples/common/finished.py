@@ -131,12 +131,12 @@ def read_settings(file, parse):
     except SystemExit as error:
         reason = complaint.getvalue().partition("error: ")[2].strip()
         reason = shortened(re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), reason), 300)
-        raise ValueError(f"{file} is damaged: {reason}; make the run anew") from error
+        raise ValueError(f"{file} is damaged: {reason}; repeat the run") from error
     for name, value in config.items():
         if vars(args)[name] != value:
-            raise ValueError(f"{file} is damaged: {name} cannot be {shown(value)}; make the run anew")
+            raise ValueError(f"{file} is damaged: {name} cannot be {shown(value)}; repeat the run")
     if args.lr_decay != ("epochs" in config):
-        raise ValueError(f"{file} is damaged: it has epochs if and only if lr_decay is true; make the run anew")
+        raise ValueError(f"{file} is damaged: it has epochs if and only if lr_decay is true; repeat the run")
     return args
 
 
@@ -165,8 +165,8 @@ def read_metrics(file, args, config, settled):
         if metrics[name] != value:
             raise ValueError(
                 f"{file} is of a run with {name}={shown(metrics[name])}, and {config} of one with {shown(value)}; one "
-                "of the two has been changed: make the run anew"
+                "of the two has been changed: repeat the run"
             )
     if len(metrics["usage"]) != args.latent_dim:
-        raise ValueError(f"{file} is damaged: usage must have {args.latent_dim} numbers; make the run anew")
+        raise ValueError(f"{file} is damaged: usage must have {args.latent_dim} numbers; repeat the run")
     return args, metrics

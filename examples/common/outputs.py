@@ -11,7 +11,7 @@ from vsc_pyro import parallel
 from vsc_pyro._files import check_writable
 from vsc_pyro.training.checkpoints import shown
 
-# Values of settings that runs of earlier versions do not name.
+# Settings that config.json of old versions lacks, with the values that those runs had.
 EARLIER = {"learn_slab": False, "cooldown": None}
 
 
@@ -81,7 +81,7 @@ def resumable(args, files, config, checkpoints=("checkpoint.pt",), derived=()):
     with in_place_of(args.output, files if args.overwrite and is_first else (), checkpoints):
         if is_first:
             for file in (args.output / name for name in derived if (args.output / name).exists()):
-                print(f"{file} is out of date; make it anew when this run is finished", file=sys.stderr)
+                print(f"{file} is out of date; repeat it when this run is finished", file=sys.stderr)
             write_json(args.output / "config.json", config)
         parallel.wait_for_all()  # no process looks for a checkpoint before the old one is out of the way
         try:

@@ -1,4 +1,4 @@
-"""How an example ends: errors of the user, interrupts and warnings become one line each."""
+"""The end of an example: errors of the user, interrupts and warnings become one line each."""
 
 import sys
 import warnings
