@@ -1,7 +1,7 @@
-"""Ways to take a training step of one and the same VAE: this library's, stock Pyro's, and PyTorch written by hand.
+"""Contestants that train the same VAE: this library, stock Pyro, PyTorch written by hand, and pythae.
 
-All start from the same weights and take Adam's steps on minus the ELBO, summed over the minibatch. The library and what
-is written by hand have its KL divergence in closed form; stock Pyro samples it, as its own example does.
+All start from the same weights, and Adam minimises minus the ELBO, summed over the minibatch. The library and the
+hand-written code have the KL divergence in closed form; stock Pyro samples it, as in its VAE example.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ TEMPERATURE = 0.5
 
 
 class Contestant(NamedTuple):
-    """A way to train.
+    """A training step and the context that it needs.
 
     Attributes:
-        step: takes a training step on a minibatch; returns minus the ELBO of before it, summed over data.
-        scope: makes the context that steps are taken in, any number of them.
+        step: function that takes a training step on a minibatch, and returns minus the ELBO before the step, summed
+            over data.
+        scope: function that makes the context of any number of steps.
     """
 
     step: Callable[[Tensor], Tensor | float]
@@ -46,7 +47,7 @@ class Contestant(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A VAE of one hidden layer on either side, and its minibatch; `dense`: normal codes, without spikes."""
+    """Sizes of a VAE with one hidden layer in each network, and of its minibatch; `dense`: normal codes."""
 
     latent_dim: int = 50
     hidden: int = 400
@@ -63,14 +64,14 @@ class Setting(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """The operations of a step's matrix products: forward, and by weights and inputs backward (not by the data)."""
+        """Return the operations of a step's matrix products: forward, and backward without gradients by the data."""
         first = PIXELS * self.hidden
         others = self.hidden * (self.heads * self.latent_dim + self.latent_dim + PIXELS)
         return self.batch_size * (4 * first + 6 * others)
 
 
 class Place(NamedTuple):
-    """Where to run; without `inductor` what is compiled is captured only, for tests of a few seconds."""
+    """A device; without `inductor`, steps are captured and not compiled, so that tests take seconds."""
 
     device: torch.device
     inductor: bool = True
@@ -80,7 +81,7 @@ class Place(NamedTuple):
 
 
 def library_model(setting: Setting, place: Place) -> vsc.VAE:
-    """The model that all contestants train; the same weights every time."""
+    """Return the model that all contestants train, with the same weights in each call."""
     torch.manual_seed(0)
     latent_dim, hidden = setting.latent_dim, setting.hidden
     if setting.dense:
@@ -93,7 +94,7 @@ def library_model(setting: Setting, place: Place) -> vsc.VAE:
 
 
 def library(setting: Setting, place: Place) -> Contestant:
-    """`vsc_pyro.SVI`, as `fit` uses it: Pyro's checks off."""
+    """Return steps of `vsc_pyro.SVI` as in `fit`, without Pyro's checks."""
     model = library_model(setting, place)
     svi = vsc.SVI(model.model, model.guide, _fused_adam(model), vsc.AnalyticELBO())
     return Contestant(svi.step, own_store(validate=False))
@@ -102,7 +103,7 @@ def library(setting: Setting, place: Place) -> Contestant:
 def library_compiled(
     setting: Setting, place: Place, precision: str = "float32", is_replayed: bool = True
 ) -> Contestant:
-    """`CompiledSVI`, likewise, and on a GPU replayed as `fit` does, with Adam's update in the CUDA graph."""
+    """Return steps of `CompiledSVI` as in `fit`: on a GPU, replays of a CUDA graph that includes Adam's update."""
     check_compiler(place)
     return compiled_steps(library_model(setting, place), vsc.AnalyticELBO(), place, precision, is_replayed)
 
@@ -114,7 +115,7 @@ def compiled_steps(
     precision: str = "float32",
     is_replayed: bool = True,
 ) -> Contestant:
-    """Steps of `model` by a `CompiledSVI`; on a GPU, if `is_replayed`, as CUDA graphs of whole steps."""
+    """Return steps of `model` by a `CompiledSVI`; on a GPU, if `is_replayed`, as CUDA graphs of whole steps."""
     backend = "inductor" if place.inductor else "eager"
     svi = CompiledSVI(model.model, model.guide, _fused_adam(model), objective, backend=backend)
     capture = capture_on(place.device) if is_replayed else None
@@ -123,7 +124,7 @@ def compiled_steps(
     def step(x: Tensor) -> Tensor:
         loss = svi.step(x) if replay is None else replay.step(x)
         if svi.is_eager or (replay is not None and not replay.is_replaying):
-            raise RuntimeError("the step was not compiled, and its time would not be what the table says")
+            raise RuntimeError("the step was not compiled; its time would have the wrong name in the table")
         return loss
 
     store = own_store(validate=False)
@@ -137,7 +138,7 @@ def compiled_steps(
 
 
 def library_launched(setting: Setting, place: Place) -> Contestant:
-    """Compiled on a GPU, and every kernel launched in every step."""
+    """Return compiled steps on a GPU that launch each kernel, without a CUDA graph."""
     _check_cuda(place)
     return library_compiled(setting, place, is_replayed=False)
 
@@ -151,10 +152,11 @@ def _check_cuda(place: Place) -> None:
 
 
 def stock_pyro(setting: Setting, place: Place, validate: bool = True) -> Contestant:
-    """`pyro.infer.SVI`, `pyro.optim.Adam` and `Trace_ELBO` on the same model, with Pyro's checks on, as they are."""
+    """Return steps of `pyro.infer.SVI`, `pyro.optim.Adam` and `Trace_ELBO`; Pyro's checks are on by default."""
     vae = library_model(setting, place)
 
-    def model(x: Tensor) -> Tensor:  # each program its own network, as in Pyro's example; the library's registers both
+    # Model and guide register one network each, as in Pyro's example; the library's own programs register both.
+    def model(x: Tensor) -> Tensor:
         pyro.module("decoder", vae.decoder)
         with unwatched():
             return vae.model(x)
@@ -169,7 +171,7 @@ def stock_pyro(setting: Setting, place: Place, validate: bool = True) -> Contest
 
 
 def own_store(validate: bool) -> Scope:
-    """A parameter store of its own, the same one every time, and Pyro's checks on or off."""
+    """Return a scope with its own parameter store, the same in each call, and with Pyro's checks on or off."""
     store = pyro.get_param_store()
     with store.scope() as own:
         pass
@@ -186,7 +188,7 @@ def own_store(validate: bool) -> Scope:
 
 
 class HandWritten(nn.Module):
-    """The same VAE as one would write it without a library; same arithmetic, same random numbers in the same order."""
+    """The same VAE without a library: same arithmetic, same random numbers in the same order."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -199,12 +201,12 @@ class HandWritten(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, PIXELS))
 
     def posterior(self, x: Tensor) -> list[Tensor]:
-        """Location and scale of the slab, and log-odds of inclusion where there are spikes."""
+        """Return location and scale of the slab, and with spikes the log-odds of inclusion."""
         loc, log_squared_scale, *logits = self.encoder(x).chunk(self.heads, -1)
         return [loc, 1 + elu(0.5 * log_squared_scale) + 1e-4, *logits]
 
     def loss(self, x: Tensor) -> Tensor:
-        """Minus the ELBO, summed over data."""
+        """Return minus the ELBO, summed over data."""
         loc, scale, *logits = self.posterior(x)
         slab_kl = 0.5 * (scale.square() + loc.square() - 1) - scale.log()
         if self.dense:
@@ -223,7 +225,7 @@ class HandWritten(nn.Module):
 
 
 def hand_written(setting: Setting, place: Place) -> HandWritten:
-    """The network with the weights of `library_model`."""
+    """Return the network with the weights of `library_model`."""
     net = HandWritten(setting).to(place.device)
     weights = library_model(setting, place).parameters()
     with torch.no_grad():
@@ -233,20 +235,20 @@ def hand_written(setting: Setting, place: Place) -> HandWritten:
 
 
 def pytorch(setting: Setting, place: Place, compiled: bool = False) -> Contestant:
-    """The hand-written loss and fused Adam."""
+    """Return steps of fused Adam on the hand-written loss."""
     net = hand_written(setting, place)
     optimizer = _fused_adam(net)
     loss_of = net.loss
     if compiled:
         check_compiler(place)
-        # Without dynamic=False the sizes of the first setting and the next would become one graph for any size.
+        # Without dynamic=False, torch.compile makes one graph for any size when it meets a second setting.
         loss_of = torch.compile(net.loss, backend="inductor" if place.inductor else "aot_eager", dynamic=False)
 
     return steps_by_hand(loss_of, optimizer)
 
 
 def steps_by_hand(loss_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Contestant:
-    """Steps of an optimiser on a loss, as one writes them without a library."""
+    """Return steps of an optimiser on a loss, without a library."""
 
     def step(x: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -259,7 +261,7 @@ def steps_by_hand(loss_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Op
 
 
 def pytorch_graph(setting: Setting, place: Place) -> Contestant:
-    """The hand-written step captured as a CUDA graph, random numbers and Adam included."""
+    """Return the hand-written step as a CUDA graph, with random numbers and Adam in it."""
     _check_cuda(place)
     net = hand_written(setting, place)
     optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True, capturable=True)
@@ -282,7 +284,7 @@ def pytorch_graph(setting: Setting, place: Place) -> Contestant:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = whole()
-    with torch.no_grad():  # as if nothing had been trained yet
+    with torch.no_grad():  # warm-up and capture have trained the network
         for parameter, weight in zip(net.parameters(), weights, strict=True):
             parameter.copy_(weight)
             for moment in optimizer.state[parameter].values():
@@ -293,27 +295,48 @@ def pytorch_graph(setting: Setting, place: Place) -> Contestant:
         graph.replay()
         return loss
 
-    step.held = net, optimizer  # the graph writes into their memory, and does not hold it
+    step.held = net, optimizer  # the graph does not keep their memory alive
     return Contestant(step)
 
 
 # pythae ---------------------------------------------------------------------------------------------------------------
 
 
-def pythae_trainer(setting: Setting, place: Place, images: Tensor):  # noqa: ANN201 - of a package that need not be here
-    """pythae's `BaseTrainer` of its `VAE` on the same network, over images of 0 and 1.
+def pythae_trainer(setting: Setting, place: Place, images: Tensor):  # noqa: ANN201 - the package is optional
+    """Return pythae's `BaseTrainer` of its `VAE` with the same network, on binary images.
 
-    Its scale is the exponential of the head's output, at any size, and it averages over data instead of summing.
+    The scale of its posterior is the exponential of the head's output, and its loss is averaged over data.
     """
+    model = pythae_model(setting, place)
+    from pythae.data.datasets import BaseDataset
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    logging.disable(logging.WARNING)  # pythae's announcements
+    trainer = BaseTrainer(
+        model,
+        BaseDataset(images, torch.zeros(len(images))),
+        training_config=BaseTrainerConfig(
+            output_dir=str(temporary_folder()),
+            per_device_train_batch_size=setting.batch_size,
+            learning_rate=LR,
+            no_cuda=place.device.type != "cuda",
+        ),
+    )
+    trainer.prepare_training()
+    trainer.callback_handler.callbacks.clear()  # its progress bar
+    logging.disable(logging.NOTSET)
+    return trainer
+
+
+def pythae_model(setting: Setting, place: Place) -> nn.Module:
+    """Return pythae's `VAE` with the network of `hand_written`."""
     if not setting.dense:
         raise UnavailableError("has no spike-and-slab codes")
     if importlib.util.find_spec("pythae") is None:
         raise UnavailableError("NOT INSTALLED (pip install pythae); the comparison is without it")
-    from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     net = hand_written(setting, place)
 
@@ -335,25 +358,11 @@ def pythae_trainer(setting: Setting, place: Place, images: Tensor):  # noqa: ANN
             return ModelOutput(reconstruction=self.network(z).sigmoid().unflatten(-1, SHAPE))
 
     config = VAEConfig(input_dim=SHAPE, latent_dim=setting.latent_dim, reconstruction_loss="bce")
-    logging.disable(logging.WARNING)  # what it announces
-    trainer = BaseTrainer(
-        VAE(config, Encoder(), Decoder()),
-        BaseDataset(images, torch.zeros(len(images))),
-        training_config=BaseTrainerConfig(
-            output_dir=str(temporary_folder()),
-            per_device_train_batch_size=setting.batch_size,
-            learning_rate=LR,
-            no_cuda=place.device.type != "cuda",
-        ),
-    )
-    trainer.prepare_training()
-    trainer.callback_handler.callbacks.clear()  # its progress bar
-    logging.disable(logging.NOTSET)
-    return trainer
+    return VAE(config, Encoder(), Decoder())
 
 
 def pythae(setting: Setting, place: Place) -> Contestant:
-    """A step as pythae's trainer takes it."""
+    """Return steps of pythae's trainer."""
     trainer = pythae_trainer(setting, place, torch.zeros(setting.batch_size, *SHAPE))
     trainer.model.train()
 
@@ -370,7 +379,7 @@ def _fused_adam(module: nn.Module) -> torch.optim.Adam:
 
 
 def check_compiler(place: Place) -> None:
-    """Raise `UnavailableError` where compiling is asked for and cannot be done."""
+    """Raise `UnavailableError` if `place` asks for a compiler and there is none."""
     if place.inductor and (missing := missing_compiler(place.device)):
         raise UnavailableError(missing)
 

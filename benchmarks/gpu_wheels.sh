@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gathers what `gpu.sh` needs and a machine with torch, torchvision, scikit-learn, matplotlib and pytest lacks, as wheels
-# in .wheels, for a machine that can download nothing: Python 3.12, Linux, x86-64.
+# Downloads to .wheels the packages that `gpu.sh` needs beside torch, torchvision, scikit-learn, matplotlib and pytest,
+# for a machine without a network: Python 3.12, Linux, x86-64.
 #
 #     bash benchmarks/gpu_wheels.sh
 #

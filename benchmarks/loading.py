@@ -1,11 +1,11 @@
-"""Images a second: minibatches of a data set in memory, against a `DataLoader` with torchvision's transforms.
+"""Images per second: minibatches of a data set in memory, against a `DataLoader` with torchvision's transforms.
 
     python benchmarks/loading.py
 
-One pass over MNIST in random order, binarised afresh, as minibatches on the device: by `Dataset.draw` with indices, as
-`vsc_pyro.fit` takes them; by indexing and `torch.bernoulli`, as one would by hand; and by torchvision's MNIST with
-`ToTensor` through a `DataLoader` with 0, 1 and 2 workers, as Pyro's VAE example has it (the binarisation there is of
-the whole minibatch, which is faster than one of each image).
+A contestant makes one pass over MNIST in random order, freshly binarised, in minibatches on the device. The contestants
+are `Dataset.draw` with indices, as in `vsc_pyro.fit`; indexing and `torch.bernoulli`; and torchvision's MNIST with
+`ToTensor` through a `DataLoader` with 0, 1 and 2 workers, as in Pyro's VAE example. The latter binarises whole
+minibatches, which is faster than single images.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ BY_HAND = "torch.bernoulli(images[indices])"
 
 
 def from_memory(data: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Minibatches of data on their device."""
+    """Return minibatches on the device of the data, by `Dataset.draw`."""
     order = torch.randperm(len(data), generator=generator, device=data.images.device)
     return (data.draw(indices, generator) for indices in order.split(batch_size))
 
 
 def by_hand(data: Dataset, batch_size: int) -> Iterator[Tensor]:
-    """The same as one would write it without a library."""
+    """Return minibatches by indexing and `torch.bernoulli`."""
     order = torch.randperm(len(data), device=data.images.device)
     return (torch.bernoulli(data.images[indices]) for indices in order.split(batch_size))
 
 
 def from_loader(loader: torch.utils.data.DataLoader, device: torch.device) -> Iterator[Tensor]:
-    """The same from torchvision's MNIST; the loader's workers start anew with every pass."""
+    """Return minibatches of torchvision's MNIST; each pass starts the workers of the loader again."""
     return (torch.bernoulli(x.to(device)) for x, _ in loader)
 
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, found in result["contestants"].items():
         found["images_per_second"] = measure.summary(len(data) / seconds for seconds in found["rounds"])
         rows.append([name, measure.spread(found["images_per_second"], 1e-3)])
-    measure.table("images a second", ["median (quartiles) of rounds", "thousands"], rows)
+    measure.table("images per second", ["median (quartiles) of rounds", "thousands"], rows)
     return session.finish()
 
 

@@ -1,8 +1,8 @@
-"""Shared by the benchmarks: options, MNIST or loudly something else, interleaved rounds, tables and JSON.
+"""Helpers of the benchmarks: options, MNIST or a loud substitute, interleaved rounds, tables and JSON.
 
-Contestants of a comparison run in one process, in rounds, in an order drawn anew for every round, so that whatever
-else the machine does meets all of them. Reported are medians and quartiles over rounds, of seconds and of the ratios
-*within* a round, which that disturbs less than the seconds themselves.
+The contestants of a comparison run in one process, in rounds, in a new random order in each round, so that other work
+of the machine affects all of them. Reported are medians and quartiles over rounds, of seconds and of ratios *within* a
+round. Other work disturbs these ratios less than it disturbs seconds.
 """
 
 from __future__ import annotations
@@ -38,35 +38,37 @@ RESULTS = Path(__file__).parent / "results"
 _MNIST_SIZES, _QUICK_SIZES = (60_000, 10_000), (120, 120)
 
 Run = Callable[[], float]
-"""Runs a contestant once; returns the seconds that count."""
+"""Run a contestant once, and return its time in seconds."""
 Scope = Callable[[], contextlib.AbstractContextManager]
-"""Makes what a contestant has to run within."""
+"""Make the context in which a contestant must run."""
 
 
 class UnavailableError(Exception):
-    """Why a contestant cannot take part here."""
+    """A contestant cannot run here; the message gives the reason."""
 
 
 def parser(description: str, rounds: int | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks have; `rounds` is None for those that compare no times."""
+    """Return a parser with the options of all benchmarks; `rounds` is None for benchmarks that compare no times."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU where there is one")
-    options.add_argument("--threads", type=whole, help="of torch; default: as it starts")
+    options.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
+    options.add_argument("--threads", type=whole, help="number of threads of torch; default: its own")
     if rounds is not None:
-        options.add_argument("--rounds", type=whole, help=f"of all contestants; default: {rounds}, with --quick 2")
+        options.add_argument(
+            "--rounds", type=whole, help=f"rounds of all contestants; default: {rounds}, with --quick 2"
+        )
+    options.add_argument("--data-root", type=expanded, help="folder that contains MNIST/raw; without it, random pixels")
+    options.add_argument("--quick", action="store_true", help="tiny sizes, to test that the benchmark runs")
     options.add_argument(
-        "--data-root", type=expanded, help="folder that holds MNIST/raw; random pixels where it does not"
-    )
-    options.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    options.add_argument(
-        "--output", type=expanded, help="JSON file; default: results/NAME-DEVICE.json here, with --quick none"
+        "--output",
+        type=expanded,
+        help="JSON file; default: results/NAME-DEVICE.json beside this file, with --quick none",
     )
     options.set_defaults(full_rounds=rounds, **({"rounds": None} if rounds is None else {}))
     return options
 
 
 def whole(text: str) -> int:
-    """A whole number of at least 1, for `argparse`."""
+    """Convert to an integer of at least 1, for `argparse`."""
     try:
         return positive_int("the value", int(text))
     except ValueError as error:
@@ -74,16 +76,16 @@ def whole(text: str) -> int:
 
 
 class Session:
-    """One run of a benchmark: where it runs, and what it has found so far.
+    """One run of a benchmark: its device, its options and its results so far.
 
     Args:
-        name: of the benchmark, and of its file of results.
-        args: the options as parsed.
+        name: name of the benchmark, and of its file of results.
+        args: the parsed options.
 
     Attributes:
-        device, rounds, quick: as the options say.
-        record: what is written: ``environment``, ``arguments``, ``data``, ``left_out`` with why, and ``results``,
-            one entry for each comparison.
+        device, rounds, quick: the values of the options.
+        record: content of the file: ``environment``, ``arguments``, ``data``, ``left_out`` with reasons, and
+            ``results``, with one entry for each comparison.
     """
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
@@ -95,7 +97,7 @@ class Session:
         self.rounds = args.rounds or (2 if args.quick else args.full_rounds)
         self._output = args.output
         self._root = args.data_root
-        # Without paths: what is committed says nothing of whose machine it was but its make.
+        # Results are committed: paths of a private machine stay out of them.
         options = {k: v for k, v in vars(args).items() if k not in ("data_root", "output", "full_rounds")}
         self.record: dict[str, Any] = {
             "benchmark": name,
@@ -105,26 +107,25 @@ class Session:
             "left_out": {},
             "results": [],
         }
-        told = self.record["environment"]
-        print(
-            f"{name}: {told['device']}, {told['threads']} threads of {told['cores']} cores, load {told['load'][0]:.1f}"
-        )
+        found = self.record["environment"]
+        threads = f"{found['threads']} threads of {found['cores']} cores"
+        print(f"{name}: {found['device']}, {threads}, load {found['load'][0]:.1f}")
 
     def mnist(self) -> tuple[Path, Split]:
-        """A folder with MNIST's files, and what they hold; random pixels in files like them where there are none."""
+        """Return a folder with the files of MNIST, and their data; without MNIST, files of random pixels."""
         root = default_root() if self._root is None else self._root
         present = (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file()
         self.record["data"] = "MNIST" if present and not self.quick else "random pixels"
         if self.record["data"] != "MNIST":
             if not self.quick:
-                shout(f"no MNIST in {root}: RANDOM PIXELS of the same shape; fit for timing only")
+                shout(f"no MNIST in {root}: RANDOM PIXELS of the same shape, for times only")
             root = temporary_folder()
             counts = _QUICK_SIZES if self.quick else _MNIST_SIZES
             write_random_mnist(root / "MNIST" / "raw", *counts)
         return root, vsc.datasets.load("mnist", root, download=False)
 
     def available(self, builders: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """Build the contestants, without those that cannot take part; which and why is printed and recorded."""
+        """Build the contestants that can run here; the others are printed and recorded with the reason."""
         built = {}
         for name, build in builders.items():
             try:
@@ -137,7 +138,7 @@ class Session:
         return built
 
     def timed(self, work: Callable[[], object], repeats: int = 1, scope: Scope = contextlib.nullcontext) -> Run:
-        """A contestant that does `work` so many times within a context; the seconds of one, without the context's."""
+        """Return a contestant that does `work` `repeats` times within a context, and returns the seconds of one."""
 
         def run() -> float:
             with scope():
@@ -158,7 +159,7 @@ class Session:
         rounds: int | None = None,
         **about: Any,
     ) -> dict[str, Any]:
-        """Run contestants in rounds, print their times and their ratios to the baselines, and record both."""
+        """Run contestants in rounds; print and record their times, and the ratios to the times of the baselines."""
         first, seconds = interleaved(contestants, rounds or self.rounds)
         baselines = [name for name in baselines if name in contestants]
         result = {
@@ -182,17 +183,17 @@ class Session:
             for name, found in result["contestants"].items()
         ]
         table(title, ["median (quartiles) of rounds", "ms", *(f"/ {name}" for name in baselines)], rows)
-        self.write()  # so that nothing is lost if a later comparison fails
+        self.write()  # a later comparison may fail
         return result
 
     def finish(self) -> dict[str, Any]:
-        """Write what was found, and return it."""
+        """Write the record, and return it."""
         if (output := self.write()) is not None:
             print(f"\nwritten: {output}")
         return self.record
 
     def write(self) -> Path | None:
-        """Write what was found so far; returns the file, None with `--quick` and no `--output`."""
+        """Write the record so far, and return its file, or None with `--quick` and no `--output`."""
         self.record["environment"]["load_at_end"] = os.getloadavg()
         output = self._output
         if output is None and not self.quick:
@@ -204,7 +205,7 @@ class Session:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The machine, and the versions of what runs on it."""
+    """Return the machine and the versions of the software."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": _device_name(device),
@@ -240,16 +241,16 @@ def _slug(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what the device has been given to do."""
+    """Wait until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def interleaved(contestants: Mapping[str, Run], rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Run each contestant once untimed, then all of them in every round, in random order.
+    """Run each contestant once, then all of them in each round, in random order.
 
     Returns:
-        Seconds of the first calls as a whole, compilation included, and seconds that count, by round.
+        Seconds of the first call of each, with compilation, and the times in seconds of each round.
     """
     first, seconds = {}, {name: [] for name in contestants}
     for name, run in contestants.items():
@@ -265,20 +266,20 @@ def interleaved(contestants: Mapping[str, Run], rounds: int) -> tuple[dict[str, 
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:
-    """Median, quartiles, and of how many."""
+    """Return median, quartiles and number of the values."""
     values = list(values)
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return {"median": median, "q1": low, "q3": high, "n": len(values)}
 
 
 def spread(found: Mapping[str, float], factor: float = 1.0) -> str:
-    """A summary as text: ``5.1 (4.9 to 5.3)``."""
+    """Return a summary as text: ``5.1 (4.9 to 5.3)``."""
     low, median, high = (f"{factor * found[key]:.3g}" for key in ("q1", "median", "q3"))
     return f"{median} ({low} to {high})"
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text under their heads, the first column left, the others right aligned."""
+    """Print rows of text under their heads, the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     print(f"\n{title}")
     for row in (head, *rows):
@@ -287,19 +288,19 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 
 
 def temporary_folder() -> Path:
-    """A folder that is gone when the process ends."""
+    """Return a new folder that is deleted when the process ends."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def shout(text: str) -> None:
-    """Print what nobody may overlook."""
+    """Print a message that nobody overlooks."""
     print(f"\n*** {text} ***", flush=True)
 
 
 def write_random_mnist(folder: Path, num_train: int, num_test: int) -> None:
-    """Files of MNIST's format, of random pixels."""
+    """Write files of random pixels in the format of MNIST."""
     folder.mkdir(parents=True)
     bytes_ = np.random.default_rng(0)
     for kind, count in (("train", num_train), ("t10k", num_test)):

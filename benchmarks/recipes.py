@@ -1,19 +1,19 @@
-"""Recipes that could be defaults, tried on the rows of `defaults.py`, a seventh of their data held out.
+"""Candidates for defaults, compared on the rows of `defaults.py`, with a seventh of the training data held out.
 
     python benchmarks/recipes.py --data-root data
 
-Every recipe changes one thing of the plain run: Adam at a constant rate, the divergence at full weight from the first
-step. What is measured is held out of the *training* data, so that the rows of `defaults.py` are not chosen on. Of data
-that a row measures on itself (faces) it is those.
+Each recipe changes one thing of the plain run, which is Adam at a constant rate with the full weight of the KL from the
+first step. Measurements are on a held-out part of the *training* data, so that the test data of `defaults.py` play no
+part in the choice of defaults. Rows whose training and test data are the same (faces) are measured on those.
 
 - cooldown: the learning rate falls over the last quarter, or half, of the run.
-- warm-up: the divergence's weight rises over the first fifth.
-- free bits: a latent's divergence, averaged over the minibatch, counts as .05 nats at least (D. P. Kingma et al.,
-  2016).
-- aggregate: in the first half of the run the spikes' divergence is that of the minibatch's mean inclusion, at a weight
-  that falls from 1 to 0 (as in A. Makhzani et al., 2015, the code of all data is held to the prior, not that of each).
-- learned slabs: the prior's slabs are learned, `SpikeSlabPrior(learn_slab=True)`.
-- late DisARM: the last two fifths of the run with the unbiased gate "disarm" of two draws, in half as many epochs.
+- warm-up: the weight of the KL rises over the first fifth.
+- free bits: a latent's KL, averaged over the minibatch, counts at least .05 nats (D. P. Kingma et al., 2016).
+- aggregate: in the first half of the run, the KL of the spikes is that of the mean inclusion over the minibatch, with a
+  weight that falls from 1 to 0. (As in A. Makhzani et al., 2015, the aggregate posterior, not that of each datum, is
+  held close to the prior.)
+- learned slabs: the slabs of the prior are learned, `SpikeSlabPrior(learn_slab=True)`.
+- late DisARM: the last two fifths of the run with the unbiased gate "disarm" and two draws, in half as many epochs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EVERY = 7
 
 
 class _Charging:
-    """Mixed into an ELBO: another charge for the codes than their divergence. The loss that is told is the ELBO's."""
+    """Mixin of an ELBO that trains with another charge for codes than their KL, and still reports the ELBO."""
 
     def charge(self, posterior: Distribution, prior: Distribution, divergence: Tensor) -> Tensor:
         raise NotImplementedError
@@ -83,13 +83,13 @@ def aggregate(row: Row, num_steps: int) -> vsc.TraceELBO:
 
 
 def late_disarm(model: vsc.VAE, data: vsc.Dataset, epochs: int, **settings: Any) -> None:
-    """A run of which two fifths are taken by "disarm", each of whose epochs costs two."""
+    """Train with "disarm" in the last two fifths of the run; each of its epochs counts as two."""
     first = round(0.6 * epochs)
     vsc.fit(model, data, epochs=first, **settings)
     vsc.fit(model, data, epochs=max(1, (epochs - first) // 2), gate="disarm", num_draws=2, **settings)
 
 
-# Name: of the row and its number of steps, what `defaults.run_row` is told.
+# By name: functions of the row and its number of steps that return the overrides of `defaults.run_row`.
 RECIPES: dict[str, Callable[[Row, int], dict[str, Any]]] = {
     "plain": lambda row, steps: {},
     "cooldown 1/4": lambda row, steps: {"fit_kwargs": {"cooldown": 0.25}},
@@ -107,15 +107,15 @@ RECIPES: dict[str, Callable[[Row, int], dict[str, Any]]] = {
 
 
 def admits(row: Row, recipe: str) -> bool:
-    """Tell whether the row's model has what the recipe changes."""
+    """Return True if the recipe applies to the model of the row."""
     if recipe == "late DisARM":
-        return row.fit_kwargs.get("objective") != "exact"  # which draws no codes
-    # A VSC's prior is a mixture over whole codes, of which a latent has no divergence of its own, nor slabs.
+        return row.fit_kwargs.get("objective") != "exact"  # an exact objective draws no codes
+    # The prior of a VSC is a mixture over whole codes: single latents have neither a KL nor slabs of their own.
     return row.kind != "vsc" or not recipe.startswith(("learned slabs", "free bits", "aggregate"))
 
 
 def validation(data: Data) -> Data:
-    """Training data, every seventh to measure on."""
+    """Return the training data, with every seventh datum as test data."""
     if not data.held_out:
         return data
     held = torch.arange(len(data.train)) % _EVERY == _EVERY - 1
@@ -146,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _tried(row: Row, data: Data, recipe: str, seed: int, device: str) -> dict[str, Any]:
     steps = row.epochs * -(-len(data.train) // 200)
-    told = RECIPES[recipe](row, steps)
-    told["fit_kwargs"] = {"device": device, "cooldown": 0, **told.get("fit_kwargs", {})}
-    (found,) = defaults.run_row(row, data, seed=seed, contestants=("ours",), **told).values()
+    overrides = RECIPES[recipe](row, steps)
+    overrides["fit_kwargs"] = {"device": device, "cooldown": 0, **overrides.get("fit_kwargs", {})}
+    (found,) = defaults.run_row(row, data, seed=seed, contestants=("ours",), **overrides).values()
     cells = defaults.cells(recipe, found, row.latent_dim)
     measure.table(f"{row.name}, seed {seed}", ["", *defaults.HEAD], [cells])
     return {"row": row.name, "recipe": recipe, "seed": seed, **found}

@@ -1,15 +1,15 @@
-"""Seconds and peak memory of a step from 50 to 20,000 latents, 100 to 10,000 images, 400 to 4,000 hidden units.
+"""Seconds and peak memory of a step: 50 to 20,000 latents, 100 to 10,000 images, 400 to 4,000 hidden units.
 
     python benchmarks/scaling.py
 
-One of the three is varied, with the others of 784-400-50 and batch 200. In every round a product of two square float32
-matrices takes its turn beside the contestants, and a step's floating-point operations, those of its own matrix products
-alone, are given as a fraction of that product's rate: 1 would be a step that does nothing but multiply as fast as this
-machine does.
+One of the three sizes varies; the others are those of 784-400-50 with batches of 200. In each round, a product of two
+square float32 matrices runs beside the contestants. The floating-point operations of a step, those of its matrix
+products only, are reported as a fraction of the rate of this product. A fraction of 1 is a step that only multiplies,
+as fast as the machine can.
 
-Memory is that of a process of its own that trains the contestant alone: on a GPU the most that PyTorch's allocator
-gave, or holds for good; on a CPU weights, gradients, Adam's moments and the minibatch plus what the process's resident
-memory rose by in a step (Linux only), with large blocks returned to the system as they are freed.
+Memory is measured in a separate process that trains one contestant. On a GPU it is the most that PyTorch's allocator
+gave out, or keeps reserved. On a CPU it is the size of weights, gradients, Adam's moments and minibatch, plus the rise
+of resident memory in a step (Linux only), with large blocks returned to the system as they are freed.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def settings(quick: bool) -> list[Setting]:
 
 
 def resident(line: str) -> int:
-    """Bytes of resident memory: ``"VmRSS"`` as it is, ``"VmHWM"`` at its highest since it was last set back."""
+    """Return bytes of resident memory: the present ``"VmRSS"``, or ``"VmHWM"``, the highest since its last reset."""
     found = re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(found[1])
 
 
 def peak_memory(name: str, setting: Setting, place: Place) -> int | None:
-    """Bytes that steps take at most, measured in this process, which should do nothing else; None where unknown."""
+    """Return the peak memory of steps in bytes, or None if unknown; this process should do nothing else."""
     x = torch.rand(setting.batch_size, *SHAPE, device=place.device).round()
     step, scope = CONTESTANTS[name](setting, place)
     with scope():
@@ -76,7 +76,7 @@ def peak_memory(name: str, setting: Setting, place: Place) -> int | None:
     if place.device.type == "cuda":
         most = torch.cuda.max_memory_allocated(place.device)
         torch.cuda.empty_cache()
-        # A CUDA graph's memory is kept for it: reserved, and not counted as allocated while it is replayed.
+        # The memory of a CUDA graph is reserved, and does not count as allocated while the graph is replayed.
         return max(most, torch.cuda.memory_reserved(place.device))
     widths = (PIXELS, setting.hidden, setting.heads * setting.latent_dim)
     back = (setting.latent_dim, setting.hidden, PIXELS)
@@ -85,9 +85,9 @@ def peak_memory(name: str, setting: Setting, place: Place) -> int | None:
 
 
 def in_own_process(name: str, setting: Setting, place: Place) -> int | None:
-    """`peak_memory` of a fresh process."""
+    """Return `peak_memory` of a new process."""
     order = json.dumps([name, setting, str(place.device), place.inductor, torch.get_num_threads()])
-    # glibc would keep freed blocks for later, and the next step's memory would not be seen to rise.
+    # Otherwise glibc keeps freed blocks, and resident memory does not rise in the next step.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--memory-of", order]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -104,7 +104,7 @@ def square_product(device: torch.device, size: int) -> measure.Run:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     options = measure.parser(__doc__, rounds=10)
     options.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
-    options.add_argument("--memory-of", help="measure one contestant's memory in this process (for this script itself)")
+    options.add_argument("--memory-of", help="measure the memory of one contestant in this process (internal)")
     args = options.parse_args(argv)
     if args.memory_of:
         name, sizes, device, inductor, threads = json.loads(args.memory_of)
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
         print(json.dumps(peak_memory(name, Setting(*sizes), Place(resolve_device(device), inductor))))
         return None
     session = measure.Session("scaling", args)
-    session.record["data"] = "random pixels"  # on which the time does not depend
+    session.record["data"] = "random pixels"  # times do not depend on the data
     place = Place(session.device, inductor=not args.quick)
     size = 64 if args.quick else _MATRIX[session.device.type]
     product = session.timed(square_product(session.device, size))
@@ -129,25 +129,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
             flops=setting.flops,
             matrix_size=size,
         )
-        contestants = result["contestants"]
-        rates = [2 * size**3 / seconds for seconds in contestants[MATMUL]["rounds"]]
-        contestants[MATMUL]["flops_per_second"] = measure.summary(rates)
-        rows = []
-        for name in built:
-            found = contestants[name]
-            pairs = zip(found["rounds"], rates, strict=True)
-            found["fraction_of_peak"] = measure.summary(setting.flops / seconds / rate for seconds, rate in pairs)
-            found["peak_memory_bytes"] = in_own_process(name, setting, place) if name in measured else None
-            memory = found["peak_memory_bytes"]
-            told = "not measured" if memory is None else f"{memory / 1e6:.3g}"
-            rows.append([name, measure.spread(found["fraction_of_peak"]), told])
-        rate = measure.spread(contestants[MATMUL]["flops_per_second"], 1e-9)
-        measure.table(
-            f"a step's {setting.flops / 1e9:.3g} GFLOP; the machine's rate {rate} GFLOP/s",
-            ["median (quartiles) of rounds", "fraction of that rate", "peak memory, MB"],
-            rows,
-        )
+        add_rates_and_memory(result["contestants"], setting, place, size, measured)
     return session.finish()
+
+
+def add_rates_and_memory(
+    contestants: dict[str, Any], setting: Setting, place: Place, matrix_size: int, measured: Sequence[str]
+) -> None:
+    """Print and record the fraction of the machine's rate, and the peak memory of the engines in `measured`."""
+    product = contestants[MATMUL]
+    rates = [2 * matrix_size**3 / seconds for seconds in product["rounds"]]
+    product["flops_per_second"] = measure.summary(rates)
+    rows = []
+    for name, found in contestants.items():
+        if name == MATMUL:
+            continue
+        pairs = zip(found["rounds"], rates, strict=True)
+        found["fraction_of_peak"] = measure.summary(setting.flops / seconds / rate for seconds, rate in pairs)
+        memory = found["peak_memory_bytes"] = in_own_process(name, setting, place) if name in measured else None
+        cell = "not measured" if memory is None else f"{memory / 1e6:.3g}"
+        rows.append([name, measure.spread(found["fraction_of_peak"]), cell])
+    rate = measure.spread(product["flops_per_second"], 1e-9)
+    measure.table(
+        f"a step of {setting.flops / 1e9:.3g} GFLOP; rate of the machine {rate} GFLOP/s",
+        ["median (quartiles) of rounds", "fraction of that rate", "peak memory, MB"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

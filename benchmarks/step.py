@@ -1,15 +1,15 @@
-"""One training step and one epoch: this library, stock Pyro, PyTorch by hand, and pythae where it is installed.
+"""Time of a training step and of an epoch: this library, stock Pyro, PyTorch by hand, and pythae if it is installed.
 
     python benchmarks/step.py
 
-All of the same VAE, from the same weights (`contestants.py`). A step is loss, gradients and Adam's update for a
-minibatch that is there. An epoch is one pass over MNIST with shuffling and binarisation: this library's by `fit` (the
-second of two epochs; ``compile_seconds`` are of the first run), PyTorch's and one of stock Pyro's with images gathered
-in memory, and stock Pyro's as its VAE example has it, from a torchvision `DataLoader` without and with a worker, of
-which the better counts. Ratios are within rounds, to stock Pyro, to eager PyTorch and, on a GPU, to a CUDA graph of the
-hand-written step; what this library compiles is replayed there as a CUDA graph as well.
+All train the same VAE from the same weights (`contestants.py`). A step computes loss, gradients and Adam's update for a
+minibatch in memory. An epoch is one pass over MNIST with shuffling and binarisation. This library runs it by `fit` (the
+second of two epochs is timed; ``compile_seconds`` are those of the first run). PyTorch and stock Pyro gather images in
+memory. Stock Pyro also runs as in its VAE example, from a torchvision `DataLoader` with no and with one worker; the
+faster of the two counts. Ratios are within rounds: to stock Pyro, to eager PyTorch, and on a GPU to a CUDA graph of the
+hand-written step. Steps that this library compiles are also replayed as CUDA graphs there.
 
-``pip install pythae`` beside this library adds it to the dense setting (its binarisation is done once and for all).
+``pip install pythae`` adds pythae to the dense setting. It binarises the data once, not in each epoch.
 """
 
 from __future__ import annotations
@@ -56,17 +56,18 @@ QUICK = {
 }
 _SECONDS_OF_A_TURN = 0.1
 _BATCHES = 8
+_BASELINES = (STOCK, BY_HAND, GRAPH)
 
 EXAMPLE = "Pyro, its example's loader"
 
 
 def steps_per_turn(setting: Setting) -> int:
-    """Enough for a clock, by the work in a step on two cores."""
+    """Return a number of steps that a clock can time, from the work in a step on two cores."""
     return max(1, round(_SECONDS_OF_A_TURN / (0.004 + setting.flops / 1e11)))
 
 
 def turn(session: measure.Session, contestant: Contestant, batches: Sequence[Tensor], repeats: int) -> measure.Run:
-    """A contestant's turn: some steps on minibatches that are there."""
+    """Return a contestant's turn: steps on minibatches in memory."""
     supply = itertools.cycle(batches)
     return session.timed(lambda: contestant.step(next(supply)), repeats, contestant.scope)
 
@@ -82,7 +83,7 @@ def fit_epoch(
     compile: bool = False,
     precision: str = "float32",
 ) -> measure.Run:
-    """The second epoch of a `fit`, in which nothing is set up, as it tells itself."""
+    """Return a run of two epochs by `fit` that is timed by `History.seconds` of the second, which sets nothing up."""
     if compile:
         check_compiler(place)
 
@@ -101,8 +102,8 @@ def fit_epoch(
                 progress=False,
             )
         if history.compiled != compile:
-            raise RuntimeError("fit did not compile, and its time would not be what the table says")
-        if compile:  # of the first run; later ones find PyTorch's work on disk
+            raise RuntimeError("fit did not compile; its time would have the wrong name in the table")
+        if compile:  # later runs find compiled code in PyTorch's cache on disk
             notes.setdefault(f"compile_seconds, {precision}", history.compile_seconds)
         return history.seconds[1]
 
@@ -110,7 +111,7 @@ def fit_epoch(
 
 
 def epoch_of(session: measure.Session, contestant: Contestant, batches: Callable[[], Iterable[Tensor]]) -> measure.Run:
-    """A step for each minibatch, and the sum of their losses, as one would print it."""
+    """Return a pass with a step for each minibatch and the sum of the losses."""
 
     def run() -> None:
         total = torch.zeros((), device=session.device)
@@ -128,7 +129,7 @@ def pythae_epoch(session: measure.Session, setting: Setting, place: Place, image
 def epochs(
     session: measure.Session, setting: Setting, place: Place, data: Dataset, folder: Path, notes: dict[str, float]
 ) -> dict[str, measure.Run]:
-    """The contestants of an epoch; of `EXAMPLE` both loaders, for `better_loader`."""
+    """Return the contestants of an epoch; `EXAMPLE` runs with both loaders, for `better_loader`."""
     memory = partial(by_hand, data, setting.batch_size)
 
     fit = partial(fit_epoch, setting, place, data, notes)
@@ -157,7 +158,7 @@ def epochs(
 
 
 def better_loader(result: dict[str, Any]) -> None:
-    """Print and record every contestant's time as a share of the better of the two loaders', round by round."""
+    """Print and record the ratio of each contestant's time to that of the faster loader, round by round."""
     found = result["contestants"]
     loaders = [name for name in found if name.startswith(EXAMPLE)]
     better = min(loaders, key=lambda name: found[name]["seconds"]["median"])
@@ -166,14 +167,50 @@ def better_loader(result: dict[str, Any]) -> None:
         pairs = zip(own["rounds"], found[better]["rounds"], strict=True)
         own["ratios"][EXAMPLE] = measure.summary(t / u for t, u in pairs)
         rows.append([name, measure.spread(own["ratios"][EXAMPLE])])
-    measure.table(f"the same as a share of {better!r}", ["median (quartiles) of rounds", "ratio"], rows)
+    measure.table(f"ratios to {better!r}", ["median (quartiles) of rounds", "ratio"], rows)
+
+
+def compare_steps(
+    session: measure.Session, setting: Setting, place: Place, data: Dataset, contestants: Sequence[str]
+) -> None:
+    """Compare the times of a step."""
+    generator = torch.Generator(session.device).manual_seed(0)
+    batches = list(from_memory(data, setting.batch_size, generator))[:_BATCHES]
+    repeats = 1 if session.quick else steps_per_turn(setting) * (10 if session.device.type == "cuda" else 1)
+    built = session.available({name: partial(CONTESTANTS[name], setting, place) for name in contestants})
+    session.compare(
+        f"one step, {setting} ({repeats} a round)",
+        {name: turn(session, contestant, batches, repeats) for name, contestant in built.items()},
+        _BASELINES,
+        part="step",
+        setting=setting._asdict(),
+    )
+
+
+def compare_epochs(
+    session: measure.Session, setting: Setting, place: Place, data: Dataset, folder: Path, rounds: int
+) -> None:
+    """Compare the times of an epoch."""
+    notes: dict[str, float] = {}
+    result = session.compare(
+        f"one epoch of {len(data)} images, {setting}",
+        epochs(session, setting, place, data, folder, notes),
+        _BASELINES,
+        rounds=rounds,
+        part="epoch",
+        setting=setting._asdict(),
+    )
+    result.update(notes)
+    better_loader(result)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = measure.parser(__doc__, rounds=40)
     options.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     options.add_argument("--parts", nargs="+", choices=("step", "epoch"), default=["step", "epoch"])
-    options.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="of a step")
+    options.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="for the steps"
+    )
     options.add_argument("--epoch-rounds", type=measure.whole, default=5)
     args = options.parse_args(argv)
     if args.quick:
@@ -182,34 +219,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     folder, (train, _) = session.mnist()
     place = Place(session.device, inductor=not args.quick)
     data = train.to(torch.empty(0, device=session.device))
-    sizes = QUICK if args.quick else SETTINGS
-    for name, setting in sizes.items():
-        if name not in args.settings:
-            continue
-        generator = torch.Generator(session.device).manual_seed(0)
-        batches = list(from_memory(data, setting.batch_size, generator))[:_BATCHES]
-        repeats = 1 if args.quick else steps_per_turn(setting) * (10 if session.device.type == "cuda" else 1)
-        about = {"setting": setting._asdict(), "baselines": [STOCK, BY_HAND, GRAPH]}
-        if "step" in args.parts:
-            built = session.available({key: partial(CONTESTANTS[key], setting, place) for key in args.contestants})
-            session.compare(
-                f"one step, {setting} ({repeats} a round)",
-                {key: turn(session, contestant, batches, repeats) for key, contestant in built.items()},
-                part="step",
-                **about,
-            )
-        if "epoch" in args.parts:
-            notes: dict[str, float] = {}
-            contestants = epochs(session, setting, place, data, folder, notes)
-            result = session.compare(
-                f"one epoch of {len(data)} images, {setting}",
-                contestants,
-                rounds=args.epoch_rounds,
-                part="epoch",
-                **about,
-            )
-            result.update(notes)
-            better_loader(result)
+    for name, setting in (QUICK if args.quick else SETTINGS).items():
+        if name in args.settings and "step" in args.parts:
+            compare_steps(session, setting, place, data, args.contestants)
+        if name in args.settings and "epoch" in args.parts:
+            compare_epochs(session, setting, place, data, folder, args.epoch_rounds)
     return session.finish()
 
 

@@ -1,15 +1,14 @@
-"""Train the same model with nothing but Pyro: stock SVI, stock Adam, stock Trace_ELBO, and right gradients.
+"""Train a model with stock Pyro alone: stock SVI, stock Adam and stock Trace_ELBO, with correct gradients.
 
     python examples/bare_svi.py
 
-Two models, one after the other, each in a parameter store of its own: Pyro's store is global, and two models that
-register under one name would otherwise meet in it.
+Two models are trained one after the other, each in its own parameter store. Pyro's store is global: without the scopes,
+the second model would register its parameters under the names of the first.
 """
-
-import argparse
 
 import pyro
 import torch
+from common.options import described
 from common.running import run
 from pyro.infer import SVI, Trace_ELBO
 
@@ -31,7 +30,7 @@ def train(gate, data, steps, seed):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -1,15 +1,14 @@
-"""Train one model with every gate, on the same data with the same budget of steps, and draw its test bound as it goes.
+"""Train one model with each gate, on the same data for the same number of steps, and plot its test bound meanwhile.
 
     python examples/compare_gates.py
     python examples/compare_gates.py --binarize none --latent-dim 200 --inclusion 0.01 --batch-size 32 --epochs 11
 
-prints a table and leaves in --output: table.md, table.csv, curves.csv, curves.png, config.json, and for every gate, in
-a folder of its name, its curve and its checkpoint. Seconds are the processor's, of all threads of this process and of
-training alone, so that they do not depend on what else the machine does (on a GPU they are the host's; see `wall`).
-With --resume an interrupted run goes on where it was, and gates may be added to a finished one.
+prints a table and writes to --output: table.md, table.csv, curves.csv, curves.png, config.json, and for each gate, in
+a folder of its name, its curve and its checkpoint. Seconds are processor time of all threads of this process while it
+trains, so that other programs on the machine do not affect them (on a GPU they are seconds of the host; see `wall`).
+With --resume an interrupted run continues, and a finished one takes further gates.
 """
 
-import csv
 import dataclasses
 import functools
 import textwrap
@@ -19,16 +18,16 @@ from collections.abc import Callable
 
 import matplotlib
 import torch
+from common.data import DATASETS, load_data
+from common.files import check_entries, markdown, number, read_json, write_csv, write_figure, write_json, write_text
 from common.options import run_options, whole
-from common.outputs import check_entries, check_output, in_place_of, number, read_json, settings, write_json
+from common.outputs import check_output, resumable, settings
 from common.running import run
 from matplotlib.figure import Figure
-from mnist_vsc import DATASETS, load_data
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
 from vsc_pyro._arguments import choice
-from vsc_pyro._files import replacing
 from vsc_pyro.distributions import StraightThroughThreshold
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.training.checkpoints import shown
@@ -40,7 +39,7 @@ FREE_TO_CHANGE = ("gates", "device", "output", "data_root", "resume", "overwrite
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """A gate, and what it is trained with."""
+    """A gate, and the settings it is trained with."""
 
     gate: Gate
     num_draws: int = 1
@@ -85,10 +84,10 @@ POINT = (
 def parse(argv):
     parser = run_options(__doc__, "runs/compare_gates", "50, and 100 on the small digits", DATASETS)
     add = parser.add_argument
-    add("--gates", nargs="+", default=list(ESTIMATORS), metavar="GATE", help=f"of {', '.join(ESTIMATORS)}")
-    add("--learn-inclusion", action="store_true", help="learn the inclusion of every latent")
-    add("--points", type=whole, default=10, help="how often to evaluate on the way")
-    add("--test-data", type=whole, default=2000, help="how many test data to evaluate on, but for the last point")
+    add("--gates", nargs="+", default=list(ESTIMATORS), metavar="GATE", help=f"some of {', '.join(ESTIMATORS)}")
+    add("--learn-inclusion", action="store_true", help="learn the inclusion of each latent")
+    add("--points", type=whole, default=10, help="number of evaluations during training")
+    add("--test-data", type=whole, default=2000, help="test data of all evaluations but the last")
     args = parser.parse_args(argv)
     try:
         for name in args.gates:
@@ -108,49 +107,23 @@ def build(args, estimator, shape):
 
 
 def train_and_watch(model, estimator, train, test, epochs, args, folder):
-    """Train `model` in stretches and evaluate after each; the points already in curve.json are not trained anew."""
-    file = folder / "curve.json"
-    curve = read_json(file, list) if args.resume and file.exists() else []
-    for point in curve:
-        if not isinstance(point, dict):
-            raise ValueError(f"{file} is damaged: it must hold points of a curve, got {shown(point)}")
-        check_entries(file, point, dict.fromkeys(POINT, number))
-    steps_per_epoch = -(-len(train) // args.batch_size)
-    stretches = sorted({round(epochs * (i + 1) / args.points) for i in range(args.points)} - {0})
-    first = dataclasses.replace(
-        test,
-        images=test.images[: args.test_data],
-        labels=None if test.labels is None else test.labels[: args.test_data],
-    )
-    for epoch in tqdm(stretches[len(curve) :], desc="points", disable=args.quiet, leave=False):
+    """Return the test bound in the course of training: fit in stretches, and evaluate after each of them.
+
+    With --resume, the points that curve.json already has are not computed again.
+    """
+    curve = read_curve(folder / "curve.json") if args.resume else []
+    ends = sorted({round(epochs * (i + 1) / args.points) for i in range(args.points)} - {0})
+    for end in tqdm(ends[len(curve) :], desc="points", disable=args.quiet, leave=False):
         wall, processor = time.perf_counter(), time.process_time()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "schedules.* train longer or ramp sooner")  # the next stretch does
-            history = vsc.fit(
-                model,
-                train,
-                objective=estimator.objective,
-                num_draws=estimator.num_draws,
-                epochs=epoch,
-                batch_size=args.batch_size,
-                lr=args.lr,
-                cooldown=0,  # the next stretch goes on
-                schedules=estimator.schedules(epochs * steps_per_epoch),
-                device=args.device,
-                seed=args.seed,
-                checkpoint=folder / "checkpoint.pt",
-                checkpoint_every=epochs,
-                resume=True,
-                progress=not args.quiet,
-            )
+        history = train_until(end, model, estimator, train, epochs, args, folder / "checkpoint.pt")
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        data = test if epoch == epochs else first
+        data = test if end == epochs else test[: args.test_data]
         result = vsc.evaluate(model, data, num_draws=args.iwae_draws, seed=args.seed)
         before = curve[-1] if curve else {"wall": 0.0, "seconds": 0.0}
         curve.append(
             {
-                "epoch": epoch,
-                "step": epoch * steps_per_epoch,
+                "epoch": end,
+                "step": end * steps_per_epoch(train, args),
                 "seconds": before["seconds"] + processor,
                 "wall": before["wall"] + wall,
                 "train_objective": history.elbo[-1],
@@ -161,8 +134,46 @@ def train_and_watch(model, estimator, train, test, epochs, args, folder):
                 "num_test": result.num_data,
             }
         )
-        write_json(file, curve)
+        write_json(folder / "curve.json", curve)
     return curve
+
+
+def read_curve(file):
+    """Return the points in `file`, or none if it does not exist."""
+    curve = read_json(file, list) if file.exists() else []
+    for point in curve:
+        if not isinstance(point, dict):
+            raise ValueError(f"{file} is damaged: it must hold points of a curve, got {shown(point)}")
+        check_entries(file, point, dict.fromkeys(POINT, number))
+    return curve
+
+
+def steps_per_epoch(data, args):
+    return -(-len(data) // args.batch_size)
+
+
+def train_until(epoch, model, estimator, data, epochs, args, checkpoint):
+    """Continue from the checkpoint to the end of `epoch`, with the schedules of a run of `epochs`."""
+    with warnings.catch_warnings():
+        # A ramp over the whole run does not end in this stretch.
+        warnings.filterwarnings("ignore", "schedules.* train longer or ramp sooner")
+        return vsc.fit(
+            model,
+            data,
+            objective=estimator.objective,
+            num_draws=estimator.num_draws,
+            epochs=epoch,
+            batch_size=args.batch_size,
+            lr=args.lr,
+            cooldown=0,  # another stretch follows
+            schedules=estimator.schedules(epochs * steps_per_epoch(data, args)),
+            device=args.device,
+            seed=args.seed,
+            checkpoint=checkpoint,
+            checkpoint_every=epochs,
+            resume=True,
+            progress=not args.quiet,
+        )
 
 
 def table_row(name, curve):
@@ -191,7 +202,7 @@ def draw(curves, title):
                 xs, ys = ([point[key] for point in curve] for key in (field, bound))
                 axes.plot(xs, ys, "o-", ms=3, lw=1.2, color=colour, label=name)
             axes.grid(alpha=0.3)
-        # The first points, and all of the worst gate, would squash the others.
+        # The first points, and the worst gate, lie far below; on their scale the other curves coincide.
         last = sorted(curve[-1][bound] for curve in curves.values())
         row[0].set_ylim(last[len(last) // 2] - 15, last[-1] + 1)
         row[0].set_ylabel(down[bound])
@@ -202,13 +213,6 @@ def draw(curves, title):
     return figure
 
 
-def write_csv(path, rows):
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_results(args, curves, train, test, epochs):
     rows = [table_row(name, curve) for name, curve in curves.items()]
     protocol = (
@@ -217,18 +221,15 @@ def write_results(args, curves, train, test, epochs):
         f"inclusion {'learned from ' if args.learn_inclusion else ''}{args.inclusion:g}; hard spikes, "
         f"{args.iwae_draws} draws, {len(test)} test data"
     )
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     note = (
         f"{protocol} (points before the last: {min(args.test_data, len(test))}). Nats per datum. draws: of each code "
-        "in a step. used: latents ever on. Seconds are the processor's."
+        "in a step. used: latents ever on. Seconds are processor time."
     )
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}\n"
-    with replacing(args.output / "table.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    text = f"{markdown(rows)}\n\n{note}\n"
+    write_text(args.output / "table.md", text)
     write_csv(args.output / "table.csv", rows)
     write_csv(args.output / "curves.csv", [{"gate": name} | point for name, curve in curves.items() for point in curve])
-    with replacing(args.output / LAST) as temporary:
-        draw(curves, protocol).savefig(temporary, dpi=120)
+    write_figure(args.output / LAST, draw(curves, protocol), dpi=120)
     return text
 
 
@@ -243,17 +244,14 @@ def main(argv=None):
     models = {name: build(args, e, shape) for name, e in ESTIMATORS.items() if name in there.union(args.gates)}
     next(iter(models.values())).check_data(train.images)
 
-    with in_place_of(args.output, FILES if args.overwrite else (), [f"{name}/checkpoint.pt" for name in ESTIMATORS]):
-        write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE))
+    config, checkpoints = settings(args, FREE_TO_CHANGE), [f"{name}/checkpoint.pt" for name in ESTIMATORS]
+    with resumable(args, FILES, config, checkpoints):
         curves = {}
         bar = tqdm(models, unit="gate", disable=args.quiet)
         for name in bar:
             bar.set_description(name)
             folder = args.output / name
-            try:
-                curves[name] = train_and_watch(models[name], ESTIMATORS[name], train, test, epochs, args, folder)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"pass --resume to go on with the run in {args.output}") from None
+            curves[name] = train_and_watch(models[name], ESTIMATORS[name], train, test, epochs, args, folder)
         text = write_results(args, curves, train, test, epochs)
     print(text, f"results in {args.output}", sep="\n")
 

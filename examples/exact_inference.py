@@ -1,34 +1,28 @@
-"""How far are inferred posteriors from the true ones? Fit linear models of few latents, whose truth can be enumerated.
+"""Compare inferred posteriors with the true ones, for linear models whose few latents can be enumerated.
 
     python examples/exact_inference.py
 
-fits 8-latent dictionaries to several data sets and leaves in --output: table.md and metrics.json, and for every data
-set a figure of reliability and one of ranks. For test data it compares the encoder's posterior, and the same refined
-datum by datum, with the exact one: bounds with the evidence, inclusion probabilities with the true ones (mean absolute
-error). On data simulated from the fitted model it asks whether each of the three is calibrated. *Overlap* is the mean
-over atoms of their largest cosine with another atom: atoms that overlap explain the same parts of a datum, their
-latents depend on one another given it, and no posterior of independent latents, however refined, can say so.
+fits dictionaries of 8 latents to several data sets and writes to --output: table.md and metrics.json, and for each data
+set a figure of reliability and one of ranks. On test data it compares the encoder's posterior, and the same posterior
+refined datum by datum, with the exact one: bounds with the evidence, inclusion probabilities with the true ones (mean
+absolute error). On data simulated from the fitted model it checks the calibration of all three posteriors. *Overlap* is
+the mean over atoms of their largest cosine with another atom. Atoms that overlap explain the same parts of a datum, and
+their latents are dependent in the posterior; no posterior with independent latents, refined or not, can represent that.
 """
-
-import argparse
-from pathlib import Path
 
 import pyro
 import torch
-from common.options import natural, path, positive, whole
-from common.outputs import refuse_to_replace, write_json
+from common.files import markdown, write_figure, write_json, write_text
+from common.options import add_output, described, positive, whole
+from common.outputs import refuse_to_replace
 from common.running import run
 from torch.nn.functional import normalize
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro._files import replacing
-from vsc_pyro.evaluation.calibration import check_calibration
-from vsc_pyro.inference.linear_exact import exact_posterior
-from vsc_pyro.inference.refine import refine
 from vsc_pyro.objectives import OBJECTIVES, get_objective
 
-# Name: how to load so many training data, and a standard deviation of the noise to start from, in units of the data.
+# For each data set: a function that loads it, and the initial standard deviation of the noise in units of the data.
 DATASETS = {
     "patches": (lambda num, seed: vsc.datasets.patches(8, num, 1000, seed, regularisation=0.1), 1.0),
     "templates": (lambda num, seed: vsc.datasets.templates(num, 1000, seed=seed), 0.3),
@@ -49,25 +43,21 @@ COLUMNS = {
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     add = parser.add_argument
     add("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
-    add("--num-data", type=whole, default=10_000, help="for training; digits has 1,437")
+    add("--num-data", type=whole, default=10_000, help="training data; digits has 1,437")
     add("--latent-dim", type=whole, default=8)
     add("--inclusion", type=float, default=0.2, help="prior probability that a latent is on")
-    add("--steps", type=whole, default=4000, help="of training, rounded up to epochs of batches of 100")
+    add("--steps", type=whole, default=4000, help="training steps, rounded up to whole epochs with batches of 100")
     add("--lr", type=positive, default=2e-3)
-    add("--objective", choices=OBJECTIVES, default="analytic", help="of training")
-    add("--refine-objective", choices=OBJECTIVES, default="exact", help="of refinement")
+    add("--objective", choices=OBJECTIVES, default="analytic", help="objective of training")
+    add("--refine-objective", choices=OBJECTIVES, default="exact", help="objective of refinement")
     add("--refine-steps", type=whole, default=500)
-    add("--refine-draws", type=whole, help="of each code in a step, where the objective draws any; default: 20")
+    add("--refine-draws", type=whole, help="draws of each code in a step, if the objective draws codes; default: 20")
     add("--num-test", type=whole, default=500, help="test data to refine, at most")
     add("--num-simulated", type=whole, default=1000, help="data to simulate for calibration")
-    add("--seed", type=natural, default=0)
-    add("--device", default="auto")
-    add("--output", type=path, default=Path("runs/exact_inference"), metavar="DIR")
-    add("--overwrite", action="store_true", help="replace the results that are there")
-    add("--quiet", action="store_true", help="no progress bars")
+    add_output(parser, "runs/exact_inference")
     return parser.parse_args(argv)
 
 
@@ -85,7 +75,7 @@ def overlap(dictionary):
 
 
 def exact_elbo(model, x, posterior):
-    """The bound of a posterior of the codes of x, by datum. Nothing is sampled: draws would drown a small gap."""
+    """Return the ELBO per datum of a posterior of the codes of x, without sampling: noise would hide a small gap."""
 
     def guide(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -95,40 +85,44 @@ def exact_elbo(model, x, posterior):
         return -vsc.ExactELBO().loss(model.model, guide, x) / len(x)
 
 
-def measure(args, model, test):
-    """Errors on test data, and calibrations on simulated data by name of posterior."""
+def refined(model, x, args, progress=False):
+    return vsc.refine(
+        model,
+        x,
+        steps=args.refine_steps,
+        num_draws=args.refine_draws,
+        objective=args.refine_objective,
+        seed=args.seed,
+        progress=progress,
+    )
 
-    def refined(x, progress=False):
-        return refine(
-            model,
-            x,
-            steps=args.refine_steps,
-            num_draws=args.refine_draws,
-            objective=args.refine_objective,
-            seed=args.seed,
-            progress=progress,
-        )
 
-    test = test.images[: args.num_test]
-    amortised = vsc.evaluate(model, test, seed=args.seed, reference="exact")
-    truth = exact_posterior(model, test)
-    x = test.to(model.reference)
-    with model.evaluating():
-        elbo = exact_elbo(model, x, model.encoder(x))
-    better = refined(test, not args.quiet)
-    elbo_refined = exact_elbo(model, x, better.posterior)
-    error = (better.posterior.base_dist.probs - truth.inclusion).abs().mean().item()
+def calibrations_of(model, args):
+    """Return the calibration of each posterior on data simulated from the model."""
     posteriors = {
         "encoder": None,
-        "refined": lambda x: refined(x).posterior,
-        "exact": lambda x: exact_posterior(model, x),
+        "refined": lambda x: refined(model, x, args).posterior,
+        "exact": lambda x: vsc.exact_posterior(model, x),
     }
-    calibrations = {
-        name: check_calibration(
+    return {
+        name: vsc.check_calibration(
             model, posterior=posterior, num_data=args.num_simulated, seed=args.seed, progress=not args.quiet
         )
         for name, posterior in posteriors.items()
     }
+
+
+def measure(args, model, test):
+    """Return the errors on test data, and the calibrations by name of the posterior."""
+    test = test.images[: args.num_test]
+    amortised = vsc.evaluate(model, test, seed=args.seed, reference="exact")
+    truth = vsc.exact_posterior(model, test)
+    x = test.to(model.reference)
+    with model.evaluating():
+        elbo = exact_elbo(model, x, model.encoder(x))
+    better = refined(model, test, args, not args.quiet).posterior
+    elbo_refined = exact_elbo(model, x, better)
+    calibrations = calibrations_of(model, args)
     results = {
         "overlap": overlap(model.decoder.dictionary.detach()),
         "noise": model.decoder.scale.item(),
@@ -139,7 +133,7 @@ def measure(args, model, test):
         "gap_refined": amortised.evidence - elbo_refined,
         "expected_l0": truth.inclusion.sum(1).mean().item(),
         "inclusion_error": amortised.inclusion_error,
-        "inclusion_error_refined": error,
+        "inclusion_error_refined": (better.base_dist.probs - truth.inclusion).abs().mean().item(),
         **{f"ece_{name}": result.ece for name, result in calibrations.items()},
         "calibration": {name: result.as_dict() for name, result in calibrations.items()},
     }
@@ -147,9 +141,13 @@ def measure(args, model, test):
 
 
 def table(results):
-    heads = ["data", *(name.replace("_", " ") for name in COLUMNS)]
-    rows = [[name, *(format(row[key], form) for key, form in COLUMNS.items())] for name, row in results.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]) + "\n"
+    names = {key: key.replace("_", " ") for key in COLUMNS}
+    return markdown(
+        [
+            {"data": data} | {names[key]: format(row[key], form) for key, form in COLUMNS.items()}
+            for data, row in results.items()
+        ]
+    )
 
 
 def main(argv=None):
@@ -158,11 +156,11 @@ def main(argv=None):
     get_objective(args.objective)
     get_objective(args.refine_objective, args.refine_draws)
     data, models = {}, {}
-    for name in args.datasets:  # all, before any is trained
+    for name in args.datasets:  # errors of any model appear before the first is trained
         load, scale = DATASETS[name]
         data[name] = load(args.num_data, args.seed)
         models[name] = build(args, data[name].train, scale)
-        exact_posterior(models[name], data[name].test.images[:1])
+        vsc.exact_posterior(models[name], data[name].test.images[:1])
     results, figures = {}, {}
     for name, model in models.items():
         train, test = data[name]
@@ -183,13 +181,10 @@ def main(argv=None):
         for posterior, result in calibrations.items():
             print(f"{name}, {posterior}: {result}")
     for file, figure in figures.items():
-        with replacing(args.output / file) as temporary:
-            figure.savefig(temporary, dpi=110)
-    with replacing(args.output / "table.md") as temporary:
-        temporary.write_text(table(results), encoding="utf-8")
-    write_json(
-        args.output / "metrics.json", {"datasets": results, "settings": {k: str(v) for k, v in vars(args).items()}}
-    )
+        write_figure(args.output / file, figure, dpi=110)
+    write_text(args.output / "table.md", table(results) + "\n")
+    settings = {name: str(value) for name, value in vars(args).items()}
+    write_json(args.output / "metrics.json", {"datasets": results, "settings": settings})
     print(table(results))
     return results
 

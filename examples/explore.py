@@ -1,15 +1,13 @@
-"""Take a trained model's codes into your own hands: one web page that runs the decoder of a finished run in a browser.
+"""Edit the codes of a trained model: one web page that runs the decoder of a finished run in a browser.
 
     python examples/explore.py runs/mnist_vsc
 
-loads a run of mnist_vsc.py and writes explore.html beside it (or --output) by `vsc_pyro.explore`: some test images with
-their posteriors, a switch and a slider for every latent, and the picture that they decode to. Everything is in that one
-file, weights included, so that it needs no network and can be sent to someone else.
+loads a run of mnist_vsc.py and writes explore.html into its folder (or --output) by `vsc_pyro.explore`: some test
+images with their posteriors, a switch and a slider for each latent, and the picture that the edited code decodes to.
+The one file contains everything, weights included; it needs no network and can be sent to someone else.
 """
 
-import argparse
-
-from common.options import natural, path, whole
+from common.options import add_finished_run, described, natural, path, whole
 from common.running import run
 from mnist_vsc import load_run
 
@@ -17,14 +15,18 @@ import vsc_pyro as vsc
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
+    add_finished_run(parser)
     add = parser.add_argument
-    add("run", type=path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
-    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
     add("--num-data", type=whole, default=48, help="test images on the page")
-    add("--seed", type=natural, default=0, help="of the choice of test images, their binarisation and the page's draws")
+    add(
+        "--seed",
+        type=natural,
+        default=0,
+        help="of the choice of test images, their binarisation, and the draws on the page",
+    )
     add("--output", type=path, metavar="FILE", help="default: explore.html in RUN_DIR")
-    add("--overwrite", action="store_true", help="replace the page that is there")
+    add("--overwrite", action="store_true", help="replace an existing page")
     return parser.parse_args(argv)
 
 

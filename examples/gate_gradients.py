@@ -1,25 +1,24 @@
-r"""Which gradient of a spike is right, which is quiet, and what each costs: every gate, in the course of training.
+r"""Bias, variance and cost of each gradient estimator of the spikes, in the course of training.
 
     python examples/gate_gradients.py
 
-trains a spike-and-slab VAE with the library's defaults, once with few latents and once with many, and looks at the
-gradient of minus the ELBO (of hard spikes, mean over a few fixed images) at its start, half-way and at the end. With g
-one estimate of it and g* the truth, for the gradient by the log-odds of every inclusion and that by all weights of the
-encoder:
+trains a spike-and-slab VAE with the defaults of the library, once with few latents and once with many. At the start,
+half-way and at the end it measures the gradient of minus the ELBO (hard spikes, mean over a few fixed images), by the
+log-odds of inclusion and by all weights of the encoder. With g an estimate and g* the true gradient, it reports
 
-* bias, |E g - g*| / |g*|;
-* variance, E |g - E g|^2 / |g*|^2, of a step; times its decoder passes (draws of each code) it compares at equal work;
-* signal-to-noise ratio (SNR), |E g|^2 / E |g - E g|^2, of a step and by the millisecond;
-* for biased ones, the cosine of the angle between E g and g*.
+* the bias |E g - g*| / |g*|;
+* the variance E |g - E g|^2 / |g*|^2 of a step. Multiplied by the decoder passes of a step (draws of each code), it
+  compares estimators at equal work;
+* the signal-to-noise ratio (SNR) |E g|^2 / E |g - E g|^2, per step and per millisecond;
+* for biased estimators, the cosine of the angle between E g and g*.
 
-Squares of expectations are averages over pairs of different blocks of independent draws, so that the noise of neither
-estimate nor truth is in them; a bias within three standard errors of nothing is given as a bound. Up to 8 latents g* is
-a sum over all patterns of spikes, with the KL in closed form, averaged over draws of the slabs; beyond, it is the mean
-of many draws of ``disarm``, which has no bias. Leaves in --output: gradients.json and what gradient_report.py makes of
-it, gradients.csv, gradients.md and gradients.png.
+Squared expectations are averages over pairs of independent blocks of draws, so that noise does not bias them. A bias
+within three standard errors of zero is reported as a bound. Up to 8 latents, g* is a sum over all patterns of spikes,
+with the KL in closed form, averaged over draws of the slabs; for more latents it is the mean of many draws of the
+unbiased gate ``disarm``. It writes to --output gradients.json, and by gradient_report.py gradients.csv, gradients.md
+and gradients.png.
 """
 
-import argparse
 import copy
 import dataclasses
 import math
@@ -31,11 +30,12 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from common.options import natural, path, whole
-from common.outputs import refuse_to_replace, write_json
+from common.data import DATASETS, load_data
+from common.files import write_json
+from common.options import add_data, add_output, described, whole
+from common.outputs import refuse_to_replace
 from common.running import run
 from gradient_report import write_report
-from mnist_vsc import DATASETS, load_data
 from torch.distributions import kl_divergence
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
@@ -44,17 +44,17 @@ import vsc_pyro as vsc
 from vsc_pyro.gates import BinaryConcrete, Gate, ShiftedSigmoid, get_gate
 from vsc_pyro.objectives import get_objective
 
-EPOCHS = {"digits": 100}  # of 8 steps each; an epoch of MNIST has 300, and 10 are taken
-ENUMERABLE = 8  # latents, of 256 patterns
-BLOCKS = 50  # of draws, for standard errors
-ROWS = 2000  # codes decoded at once: what a cache holds
+EPOCHS = {"digits": 100}  # of 8 steps each; MNIST, with 300 steps an epoch, gets 10
+ENUMERABLE = 8  # latents: 256 patterns of spikes
+BLOCKS = 50  # independent blocks of draws, for standard errors
+ROWS = 2000  # codes decoded at once; they fit into the cache of a processor
 SIGNIFICANT = 3.0  # standard errors
 STATES = "initialisation", "mid-training", "end"
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """How spikes are drawn, what is differentiated, and of how many draws of each code."""
+    """A gate, an objective, and the number of draws of each code."""
 
     gate: str | Gate
     objective: str = "analytic"
@@ -84,28 +84,36 @@ ESTIMATORS = {
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     add = parser.add_argument
-    add("--dataset", default="auto", choices=["auto", *DATASETS], help="auto: MNIST, or else digits")
-    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
-    add("--latents", type=whole, nargs="+", default=[6, 50], help=f"of each model; exact truth up to {ENUMERABLE}")
-    add("--hidden", type=whole, nargs="+", default=[400], help="widths of the encoder's; the decoder mirrors them")
+    add_data(parser, DATASETS)
+    add(
+        "--latents",
+        type=whole,
+        nargs="+",
+        default=[6, 50],
+        help=f"number of latents of each model; exact truth up to {ENUMERABLE}",
+    )
+    add(
+        "--hidden",
+        type=whole,
+        nargs="+",
+        default=[400],
+        help="widths of the encoder's hidden layers; the decoder mirrors them",
+    )
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
     add("--epochs", type=whole, help="at least 2; default: 10, and 100 on the small digits")
-    add("--batch-size", type=whole, default=200, help="of training, and of the steps that are timed")
-    add("--images", type=whole, default=20, help="fixed images whose gradient is looked at")
-    add("--passes", type=whole, default=4000, help="decoder passes of each image for each estimator")
-    add("--reference-draws", type=whole, default=100_000, help="of each image's code, where patterns are too many")
-    add("--slab-draws", type=whole, default=1600, help="for the exact truth, each with all patterns of spikes")
-    add("--timed-steps", type=whole, default=40, help="of each estimator")
-    add("--seed", type=natural, default=0)
-    add("--output", type=path, default=Path("runs/gate_gradients"), metavar="DIR")
-    add("--overwrite", action="store_true", help="replace the results that are there")
-    add("--quiet", action="store_true", help="no progress bars")
+    add("--batch-size", type=whole, default=200, help="data per step, in training and in timed steps")
+    add("--images", type=whole, default=20, help="number of fixed images")
+    add("--passes", type=whole, default=4000, help="decoder passes per image for each estimator")
+    add("--reference-draws", type=whole, default=100_000, help="draws of each code, for the truth with many latents")
+    add("--slab-draws", type=whole, default=1600, help="draws of the slabs, for the exact truth")
+    add("--timed-steps", type=whole, default=40, help="timed steps of each estimator")
+    add_output(parser, "runs/gate_gradients", device=False)
     parser.set_defaults(binarize="auto")
     args = parser.parse_args(argv)
     if args.epochs == 1:
-        parser.error("--epochs must be at least 2, for training to have a middle, got 1")
+        parser.error("--epochs must be at least 2, so that training has a middle, got 1")
     least = BLOCKS * max(estimator.draws for estimator in ESTIMATORS.values())
     for option, minimum in (("passes", 2 * least), ("reference_draws", 2 * least), ("slab_draws", BLOCKS)):
         if getattr(args, option) < minimum:
@@ -114,18 +122,18 @@ def parse(argv):
     return args
 
 
-# Gradients by what the encoder's network puts out: D numbers for each of B images, of which the last J are log-odds
+# Gradients by the outputs of the encoder's network: D numbers for each of B images, the last J of them log-odds
 
 
 class Given(torch.nn.Module):
-    """In the place of an encoder's network: outputs that are a leaf of the graph, whatever the data."""
+    """A stand-in for the encoder's network: its outputs are a leaf of the autograd graph and ignore the data."""
 
     def forward(self, x):
         return self.outputs
 
 
 def without_network(model, x):
-    """A copy that takes no gradient but by the outputs it is given, and the outputs ``(B, D)`` for x."""
+    """Return a copy of the model whose encoder has `Given` as its network, and the outputs ``(B, D)`` for x."""
     given = copy.deepcopy(model).requires_grad_(False)
     outputs = given.encoder.network(x)
     given.encoder.network = Given()
@@ -133,7 +141,7 @@ def without_network(model, x):
 
 
 def estimated(model, x, estimator, num):
-    """`num` independent estimates, ``(num, B, D)``."""
+    """Return `num` independent estimates, ``(num, B, D)``."""
     given, outputs = without_network(model, x)
     given.encoder.gate = get_gate(estimator.gate)
     objective = get_objective(estimator.objective, estimator.draws)
@@ -141,7 +149,7 @@ def estimated(model, x, estimator, num):
     parts = []
     for start in range(0, num, at_once):
         repeats = min(at_once, num - start)
-        # Images are independent given the weights, so each repetition is an estimate of its own.
+        # Images are independent given the weights, so each repetition is an independent estimate.
         leaf = given.encoder.network.outputs = outputs.repeat(repeats, 1).requires_grad_()
         objective.loss_and_grads(given.model, given.guide, x.repeat(repeats, *[1] * (x.ndim - 1)))
         parts.append(leaf.grad.unflatten(0, (repeats, len(x))))
@@ -149,10 +157,10 @@ def estimated(model, x, estimator, num):
 
 
 def enumerated(model, x, size, seed):
-    """BLOCKS means ``(B, D)`` of the gradient given the slabs, spikes summed over, each of `size` draws of the slabs.
+    """Yield BLOCKS independent estimates ``(B, D)`` of the gradient, each with `size` draws of the slabs.
 
-    The slabs of a block are a scrambled Sobol sequence: the error falls faster than by the root of their number, and
-    from block to block they are independent.
+    Spikes are summed over. The slabs of a block are a scrambled Sobol sequence, whose error falls faster than the
+    inverse square root of their number.
     """
     given, outputs = without_network(model, x)
     num_latents = model.encoder.latent_dim
@@ -174,21 +182,21 @@ def enumerated(model, x, size, seed):
 
 
 def reference(model, x, args):
-    """Independent estimates ``(BLOCKS, B, D)`` whose mean is the truth."""
+    """Return independent unbiased estimates ``(BLOCKS, B, D)`` of the true gradient."""
     if model.encoder.latent_dim <= ENUMERABLE:
         return torch.stack(list(enumerated(model, x, args.slab_draws // BLOCKS, args.seed)))
     size = args.reference_draws // (BLOCKS * REFERENCE.draws)
     return torch.stack([estimated(model, x, REFERENCE, size).mean(0) for _ in range(BLOCKS)])
 
 
-# What is reported of them
+# Bias, variance and cost
 
 
 class Target(NamedTuple):
-    """What a gradient is taken by.
+    """Variables that the gradient is taken by.
 
-    `of` takes gradients by the outputs, ``(n, B, D)``, to those ``(n, P)`` of the mean over images; it is linear.
-    `kernel`, ``(B, D, D)``, is that map times its transpose, for each image.
+    `of` is the linear map from gradients by the outputs, ``(n, B, D)``, to gradients of the mean over images,
+    ``(n, P)``. `kernel`, ``(B, D, D)``, is that map times its transpose, for each image.
     """
 
     of: Callable
@@ -196,7 +204,7 @@ class Target(NamedTuple):
 
 
 def targets(model, x):
-    """The inclusions' log-odds and all weights of the encoder, by name."""
+    """Return two targets by name: the log-odds of inclusion, and all weights of the encoder."""
     num_latents, weights = model.encoder.latent_dim, list(model.encoder.parameters())
 
     def by_weights(gradients, x):
@@ -214,7 +222,7 @@ def targets(model, x):
 
 
 def squared_norm(blocks):
-    """|E b|^2 from independent ``(n, P)``, without the part of their noise, and its standard error (jackknife)."""
+    """Return an unbiased estimate of |E b|^2 from independent rows b ``(n, P)``, and its jackknife standard error."""
     gram = (blocks.double() @ blocks.double().T).fill_diagonal_(0)
     n, total = len(gram), gram.sum()
     without_one = (total - 2 * gram.sum(1)) / ((n - 1) * (n - 2))
@@ -223,17 +231,17 @@ def squared_norm(blocks):
 
 
 def total_variance(samples, kernel):
-    """E |g - E g|^2 of the gradient g by a target, from estimates ``(n, B, D)`` with independent images."""
+    """Return E |g - E g|^2 of the gradient g by a target, from estimates ``(n, B, D)`` with independent images."""
     centred = (samples - samples.mean(0)).transpose(0, 1)
     return float(((centred @ kernel) * centred).sum() / (len(samples) - 1) / len(kernel) ** 2)
 
 
 def measure(estimator, samples, truth, target, milliseconds):
-    """Figures of one estimator; samples ``(BLOCKS, n, B, D)``, truth ``(BLOCKS, B, D)``."""
+    """Return the figures of one estimator; samples ``(BLOCKS, n, B, D)``, truth ``(BLOCKS, B, D)``."""
     means, truths = target.of(samples.mean(1)), target.of(truth)
     norm, _ = squared_norm(truths)
     bias, error = squared_norm(means - truths)
-    # What is known to be unbiased has the truth's signal; to measure it through its own noise adds only noise.
+    # An unbiased estimator has the signal of the truth, which is known with less noise.
     signal, signal_error = (norm, 0.0) if estimator.unbiased else squared_norm(means)
     variance = total_variance(samples.flatten(0, 1), target.kernel)
     cosine = None
@@ -252,7 +260,7 @@ def measure(estimator, samples, truth, target, milliseconds):
 
 
 def step_times(model, x, args):
-    """Median CPU milliseconds of a full step with each estimator, by name."""
+    """Return the median CPU milliseconds of a full step with each estimator, by name."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     steps = {
@@ -261,8 +269,8 @@ def step_times(model, x, args):
     }
     times = {name: [] for name in steps}
     with pyro.get_param_store().scope():
-        for _ in range(args.timed_steps + 3):  # the first are slower
-            for name, svi in steps.items():  # in turn, so that a slower minute is everyone's
+        for _ in range(args.timed_steps + 3):  # the first three are slower
+            for name, svi in steps.items():  # in turn, so that a slow minute affects all estimators
                 model.encoder.gate = get_gate(ESTIMATORS[name].gate)
                 start = time.process_time()
                 svi.step(x)
@@ -270,11 +278,11 @@ def step_times(model, x, args):
     return {name: float(torch.tensor(values[3:]).median()) for name, values in times.items()}
 
 
-# One model's course of training
+# The course of training
 
 
 def trained(args, train, num_latents, epochs):
-    """The model at its start, half-way and at the end, each with the epochs so far."""
+    """Yield the number of epochs so far and the model: at the start, half-way and at the end."""
     shape = tuple(train.images.shape[1:])
     torch.manual_seed(args.seed)
     encoder = vsc.SpikeSlabEncoder(shape, num_latents, args.hidden)
@@ -291,7 +299,7 @@ def trained(args, train, num_latents, epochs):
 
 
 def rows_of(model, x, args, milliseconds, progress):
-    """What is known of the truth, by target, and a row for each estimator and target."""
+    """Return norm and error of the true gradient by target, and a row for each estimator and target."""
     truth = reference(model, x, args)
     progress.update()
     known, rows, by_target = {}, [], targets(model, x)
@@ -316,7 +324,7 @@ def main(argv=None):
     args = parse(argv)
     table = args.output / "gradients.json"
     refuse_to_replace(args, table.name)
-    torch.set_num_threads(1)  # what is timed is comparable, whatever else the machine does
+    torch.set_num_threads(1)  # CPU time of one thread is comparable
     train, _ = load_data(args)
     epochs = args.epochs or EPOCHS.get(train.name, 10)
     if max(args.images, args.batch_size) > len(train):

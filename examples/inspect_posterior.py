@@ -1,20 +1,19 @@
-"""What does a trained model believe, what do its latents mean, can it be trusted? One report on a run of mnist_vsc.py.
+"""Report on a run of mnist_vsc.py: what the model infers, what its latents mean, and whether it can be trusted.
 
     python examples/inspect_posterior.py runs/mnist_vsc
 
-writes by `vsc_pyro.report` to --output, the folder inspection of the run: posterior.nc, an ArviZ object for
-`arviz.from_netcdf`; the figures; and report.html, one file with all figures and tables in it, which needs no network
-and can be sent to someone else.
+writes by `vsc_pyro.report` to --output, by default the folder inspection of the run: posterior.nc, an ArviZ object for
+`arviz.from_netcdf`; the figures; and report.html. That file contains all figures and tables; it needs no network and
+can be sent to someone else.
 """
 
-import argparse
 import sys
 import time
 import warnings
 
 import matplotlib
 import torch
-from common.options import natural, path, whole
+from common.options import add_finished_run, described, natural, path, whole
 from common.outputs import in_place_of
 from common.running import run
 from mnist_vsc import load_run
@@ -22,27 +21,26 @@ from mnist_vsc import load_run
 import vsc_pyro as vsc
 from vsc_pyro.pages import REPORT_FILES
 
-OTHERS = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}  # data of the same shape that the model has not seen
+UNSEEN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}  # other data of the same shape
 FILES = ("report.html", *REPORT_FILES)
 MEASURED = ("epochs", "test_elbo", "test_iwae", "test_kl", "expected_l0", "hard_l0", "hoyer", "active_units")
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
+    add_finished_run(parser)
     add = parser.add_argument
-    add("run", type=path, metavar="RUN_DIR", help="where mnist_vsc.py left a finished run")
-    add("--compare", type=path, nargs="+", default=[], metavar="RUN_DIR", help="other finished runs of the same data")
-    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
-    add("--num-data", type=whole, default=16, help="test images whose posterior is kept")
-    add("--num-samples", type=whole, default=500, help="draws of each of their codes")
+    add("--compare", type=path, nargs="+", default=[], metavar="RUN_DIR", help="other finished runs on the same data")
+    add("--num-data", type=whole, default=16, help="test images with their posterior in the report")
+    add("--num-samples", type=whole, default=500, help="draws of the code of each image")
     add("--seed", type=natural, default=0)
     add("--output", type=path, metavar="DIR", help="default: inspection in RUN_DIR")
-    add("--overwrite", action="store_true", help="replace the report that is there")
+    add("--overwrite", action="store_true", help="replace an existing report")
     return parser.parse_args(argv)
 
 
 def comparable(folder, args, data):
-    """The model of another run of the same data."""
+    """Return the model of another run; raise `ValueError` if its data differ."""
     if folder.resolve() == args.run.resolve():
         raise ValueError(f"--compare {folder} is the run itself; name another")
     model, _, _, _, test = load_run(folder, args.data_root)
@@ -55,15 +53,15 @@ def comparable(folder, args, data):
 
 
 def unseen(args, test):
-    """Other data of the same shape, if they are at hand."""
-    if test.name not in OTHERS:
+    """Return other data of the same shape by name, if they are at hand."""
+    if test.name not in UNSEEN:
         return {}
     try:
-        other = vsc.datasets.load(OTHERS[test.name], args.data_root, None, download=False).test
+        other = vsc.datasets.load(UNSEEN[test.name], args.data_root, None, download=False).test
     except FileNotFoundError as error:
-        print(f"{OTHERS[test.name]} is not at hand and is left out of the report ({error})", file=sys.stderr)
+        print(f"{UNSEEN[test.name]} is not at hand and is left out of the report ({error})", file=sys.stderr)
         return {}
-    # Binarised, or not, as the model's own test data: else the bounds would tell that.
+    # Binarised like the test data of the model: bounds of data that are binarised otherwise do not compare.
     return {other.name: other.binarized(test.binarize, torch.Generator().manual_seed(args.seed))}
 
 
@@ -76,10 +74,10 @@ def main(argv=None):
         raise SystemExit(
             f"{output} holds a report ({there[0].name}); pass --overwrite to replace it, or another --output"
         )
-    matplotlib.use("Agg")  # for ArviZ, which would open windows
+    matplotlib.use("Agg")  # ArviZ would open windows
     model, settings, metrics, train, test = load_run(args.run, args.data_root)
     others = {str(folder): comparable(folder, args, test) for folder in args.compare}
-    with in_place_of(output, FILES):  # of another model some might have no successor
+    with in_place_of(output, FILES):  # the report of another model may have had more files
         page = vsc.report(
             model,
             test,

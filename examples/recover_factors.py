@@ -1,23 +1,19 @@
-"""Does a code find what made the data? Train sparse and dense systems on data whose factors are known, and measure it.
+"""Measure how well codes recover the factors of the data: sparse and dense systems, on data with known factors.
 
     python examples/recover_factors.py --dataset smiley
 
-prints and writes a table to --output: for every system the area under the ROC curve by which its best single latent
-tells whether a factor is present, averaged over factors; by inclusion probabilities where there are any, and for all by
-posterior means (the better of mean, -mean and |mean| for each factor, chosen on training data).
+prints a table and writes it to --output: for each system, how well its best single latent detects a factor, as area
+under the ROC curve, averaged over factors. The score is the inclusion probability, for systems that have one, and for
+all systems the posterior mean (for each factor the better of mean, -mean and |mean|, chosen on training data).
 """
 
-import argparse
-import csv
-from pathlib import Path
-
 import torch
-from common.options import natural, path, positive, whole
-from common.outputs import in_place_of, refuse_to_replace, write_json
+from common.files import write_csv, write_json
+from common.options import add_output, described, positive, whole
+from common.outputs import in_place_of, refuse_to_replace
 from common.running import run
 
 import vsc_pyro as vsc
-from vsc_pyro._files import replacing
 
 
 def dense(args, shape):
@@ -55,7 +51,7 @@ def binary(args, shape):
     return vsc.BernoulliDecoder(args.latent_dim, shape, args.hidden[::-1])
 
 
-# Name: the decoder that fits how the data were made, and defaults.
+# For each data set: a decoder of the kind that made the data, and the defaults of options.
 DATASETS = {
     "linear-5x5": (linear, {"latent_dim": 10, "hidden": [100], "inclusion": 0.3, "epochs": 60}),
     "smiley": (binary, {"latent_dim": 50, "hidden": [400], "inclusion": 0.2, "epochs": 60}),
@@ -63,21 +59,17 @@ DATASETS = {
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     add = parser.add_argument
     add("--dataset", choices=DATASETS, required=True)
     add("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     add("--latent-dim", type=whole)
     add("--hidden", type=whole, nargs="+", help="widths of the encoder's hidden layers")
-    add("--inclusion", type=float, help="prior probability that a latent is on, or where learning it starts")
+    add("--inclusion", type=float, help="prior probability that a latent is on; initial value where it is learned")
     add("--epochs", type=whole)
     add("--batch-size", type=whole, default=100)
     add("--lr", type=positive, default=1e-3)
-    add("--seed", type=natural, default=0)
-    add("--device", default="auto")
-    add("--output", type=path, default=Path("runs/recover_factors"), metavar="DIR")
-    add("--overwrite", action="store_true", help="replace the table that is there")
-    add("--quiet", action="store_true", help="no progress bars")
+    add_output(parser, "runs/recover_factors")
     args = parser.parse_args(argv)
     for name, value in DATASETS[args.dataset][1].items():
         if getattr(args, name) is None:
@@ -94,6 +86,7 @@ def build(name, args, shape):
 
 
 def row(name, model, args, train, test):
+    """Train one system and return its row of the table."""
     settings = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "device": args.device}
     history = vsc.fit(model, train, seed=args.seed, progress=not args.quiet, **settings)
     result = vsc.evaluate(model, test, seed=args.seed)
@@ -114,31 +107,20 @@ def row(name, model, args, train, test):
     }
 
 
-def write(args, rows):
-    """The table so far: what is trained is not lost if a later system fails."""
-    settings = vars(args) | {"output": str(args.output)}
-    write_json(args.output / f"{args.dataset}.json", {"settings": settings, "rows": rows})
-    with (
-        replacing(args.output / f"{args.dataset}.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(argv=None):
     args = parse(argv)
     files = [f"{args.dataset}.{suffix}" for suffix in ("csv", "json")]
     refuse_to_replace(args, files[0])
     train, test = vsc.datasets.load(args.dataset, seed=args.seed)
     shape = tuple(train.images.shape[1:])
-    models = {name: build(name, args, shape) for name in args.systems}  # all, before any is trained
-    rows = []
+    models = {name: build(name, args, shape) for name in args.systems}
+    settings, rows = vars(args) | {"output": str(args.output)}, []
     with in_place_of(args.output, files, worth_keeping=files):
         for name, model in models.items():
             rows.append(row(name, model, args, train, test))
-            write(args, rows)
+            # Written after each system, so that no result is lost if a later system fails.
+            write_json(args.output / f"{args.dataset}.json", {"settings": settings, "rows": rows})
+            write_csv(args.output / f"{args.dataset}.csv", rows)
     print(f"\n{args.dataset}, {len(test)} test data\n{(args.output / files[0]).read_text()}")
     return rows
 

@@ -1,50 +1,50 @@
-"""Train every system, from the VAE to VSC and sparse autoencoders, on the same data with the same budget, and compare.
+"""Compare systems, from the VAE to VSC and sparse autoencoders, trained on the same data for the same number of steps.
 
     python examples/swap_prior.py
 
-prints one table and leaves in --output: table.md, table.csv, reconstructions.png (a row for each system), config.json,
-and for every system, as soon as it is trained, metrics.json and checkpoint.pt in a folder of its name. With --resume an
-interrupted run goes on where it was, and systems may be added to a finished one.
+prints one table and writes to --output: table.md, table.csv, reconstructions.png (a row for each system), config.json,
+and for each system, as soon as it is trained, metrics.json and checkpoint.pt in a folder of its name. With --resume an
+interrupted run continues, and a finished one takes further systems.
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import torch
-from common.options import run_options, whole
-from common.outputs import (
+from common.data import DATASETS, load_data
+from common.files import (
     check_entries,
-    check_output,
-    in_place_of,
+    markdown,
     number,
     number_or_none,
     read_json,
-    settings,
     truth,
+    write_csv,
+    write_figure,
     write_json,
+    write_text,
 )
+from common.options import run_options, whole
+from common.outputs import check_output, resumable, settings
 from common.running import run
-from mnist_vsc import DATASETS, load_data
 from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
 from vsc_pyro._arguments import choice
-from vsc_pyro._files import replacing
 from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.schedules import slab_warmup
 
-EPOCHS = {"digits": 100}  # of 8 steps each; an epoch of MNIST has 300, and 10 are taken
-# Settings that may differ between a run and its resumption; the epochs may not: all systems get the same budget.
+EPOCHS = {"digits": 100}  # of 8 steps each; MNIST, with 300 steps an epoch, gets 10
+# Settings that may differ between a run and its resumption. Epochs may not: all systems train for the same number.
 FREE_TO_CHANGE = ("systems", "list", "device", "output", "data_root", "resume", "overwrite", "quiet")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every system is given alike."""
+    """The settings that all systems share."""
 
     shape: tuple[int, ...]
     latent_dim: int
@@ -96,7 +96,7 @@ def vsc_as_published(task):
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """How to build a model for a `Task`, and whether its slab is warmed up."""
+    """A function that builds a model for a `Task`, and whether its slab is warmed up."""
 
     about: str
     build: Callable
@@ -110,7 +110,7 @@ SYSTEMS = {
     ),
     "normal-laplace": System("Normal posterior, Laplace prior", dense(vsc.NormalEncoder, vsc.LaplacePrior)),
     "laplace": System("Laplace posterior and prior", dense(vsc.LaplaceEncoder, vsc.LaplacePrior)),
-    # A Cauchy code has no mean, so that a decoder must saturate for its expected loss to be finite.
+    # A Cauchy code has no mean: its expected loss is finite only if the decoder saturates.
     "cauchy": System(
         "Cauchy posterior and prior, tanh decoder",
         dense(vsc.CauchyEncoder, vsc.CauchyPrior, decoder_activation="tanh"),
@@ -145,14 +145,14 @@ SYSTEMS = {
         "point codes, no prior, a quarter of the pixels set to zero in training",
         dense(vsc.DeltaEncoder, vsc.FlatPrior, corruption=0.25),
     ),
-    # Under an L1 penalty of weight 1 every code of the digits, in training too, ends at zero.
+    # With an L1 penalty of weight 1 all codes of the digits collapse to zero.
     "sparse-autoencoder": System(
         "rectified point codes, L1 penalty of weight 0.2",
         dense(vsc.DeltaEncoder, functools.partial(vsc.LaplacePrior, scale=5.0), rectify=True),
     ),
 }
 LAST = "reconstructions.png"
-# What the table takes of a system's metrics.json.
+# The entries of a metrics.json that the table needs.
 KINDS = {
     **dict.fromkeys(("elbo", "iwae", "objective", "relaxation_gap", "reconstruction", "kl"), number_or_none),
     **dict.fromkeys(("expected_l0", "hoyer", "active_units", "used_latents", "probe_accuracy"), number_or_none),
@@ -182,7 +182,7 @@ def parse(argv):
 
 
 def measure(model, history, train, test, args):
-    """What is stored of a trained system; what is not defined for it is None."""
+    """Return the content of metrics.json for a trained system; figures that it does not define are None."""
     result = vsc.evaluate(model, test, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
     num_labels = min(args.probe_labels, len(train))
     probe = None
@@ -199,7 +199,7 @@ def measure(model, history, train, test, args):
 
 
 def table_row(name, metrics):
-    """The cells of one system by heading; empty where there is no such figure."""
+    """Return the cells of one system by heading; a cell without a figure is empty."""
 
     def number(key, digits=2, sign=1):
         return "" if metrics[key] is None else f"{sign * metrics[key]:.{digits}f}"
@@ -225,65 +225,83 @@ def table_row(name, metrics):
 
 
 def notes(results, train, test, args):
-    """What a reader of the table has to know; `results` has the metrics of each system."""
+    """Yield the notes below the table; `results` has the metrics of each system."""
     metrics = next(iter(results.values()))
     budget = f"{metrics['epochs']} x {len(train)} training data in batches of {args.batch_size}, Adam {args.lr:g}"
     network = f"hidden {'-'.join(map(str, args.hidden))}, {args.latent_dim} latents, inclusion {args.inclusion:g}"
     yield (
         f"{train.name}, binarisation {train.binarize or 'none'}; {budget}; seed {args.seed}; {network}. Figures are "
-        f"means over {len(test)} test data, in nats per datum where they are log-probabilities, at beta = 1, with hard "
-        "spikes. IW bound: "
-        f"importance-weighted, {args.iwae_draws} draws."
+        f"means over {len(test)} test data at beta = 1 with hard spikes; log-probabilities are in nats per datum. "
+        f"IW bound: importance-weighted, {args.iwae_draws} draws."
     )
     yield (
-        "used: latents that are on for at least one datum; collapsed: the others. Dense codes use all; there, see the "
-        "active units. seconds: of training."
+        "used: latents that are on for at least one datum; collapsed: all others. Dense codes use all latents; for "
+        "them, see the active units. seconds: of training."
     )
     if any(m["elbo"] is None for m in results.values()):
         yield (
-            "No ELBO, IW bound or KL (-) where codes are points: a point has no density. Their objective is "
-            "log p(x|z) + log p(z), and compares with no bound."
+            "Codes that are points have no density, hence no ELBO, IW bound or KL (-). Their objective is "
+            "log p(x|z) + log p(z), which cannot be compared with a bound."
         )
     if any(m["elbo"] not in (None, m["objective"]) for m in results.values()):
         yield (
-            "Where -objective is not -ELBO though there is one, what was trained does not bound the evidence; the "
-            "ELBO is then that of the mixture prior itself."
+            "If -objective differs from -ELBO, the objective does not bound the evidence; the ELBO is then that of "
+            "the mixture prior itself."
         )
     if train.labels is None:
         yield "No probe accuracy (-): these data have no labels."
     else:
         clipped = f", all there are ({args.probe_labels} asked for)" if args.probe_labels > len(train) else ""
         yield (
-            f"probe: logistic regression on standardised posterior means (locations, for Cauchy), "
+            "probe: logistic regression on standardised posterior means (for Cauchy, locations) with "
             f"{metrics['probe_labels']} labels{clipped}; accuracy on the test data."
         )
 
 
-def markdown(rows, paragraphs):
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    table = "\n".join("| " + " | ".join(cell or "-" for cell in line) + " |" for line in lines)
-    legend = "\n".join(f"- {row['system']}: {SYSTEMS[row['system']].about}" for row in rows)
-    return "\n\n".join([table, *paragraphs, legend]) + "\n"
-
-
 def write_results(args, models, results, train, test):
+    """Write tables and figure, and return the table as Markdown."""
     rows = [table_row(name, metrics) for name, metrics in results.items()]
-    text = markdown(rows, notes(results, train, test, args))
-    with replacing(args.output / "table.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    with (
-        replacing(args.output / "table.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    legend = "\n".join(f"- {name}: {SYSTEMS[name].about}" for name in results)
+    text = "\n\n".join([markdown(rows), *notes(results, train, test, args), legend]) + "\n"
+    write_text(args.output / "table.md", text)
+    write_csv(args.output / "table.csv", rows)
     labels = {f"{row['system']}\n{row['-ELBO'] or 'no ELBO'}": models[row["system"]] for row in rows}
     figure = plots.comparison(labels, test, seed=args.seed)
     figure.suptitle(f"Reconstructions of {test.name}, hard spikes; beside each row the system's -ELBO", fontsize=10)
-    with replacing(args.output / LAST) as temporary:
-        figure.savefig(temporary, dpi=130)
+    write_figure(args.output / LAST, figure, dpi=130)
     return text
+
+
+def build_all(args, names, train):
+    """Return a model for each system in `names`, after a check that it fits the data."""
+    task = Task(tuple(train.images.shape[1:]), args.latent_dim, tuple(args.hidden), args.inclusion, len(train))
+    models = {}
+    for name in names:
+        torch.manual_seed(args.seed)
+        models[name] = SYSTEMS[name].build(task)
+        models[name].check_data(train.images)
+    return models
+
+
+def train_system(name, model, train, epochs, device, args):
+    """Return the history; for a system that is already trained, `fit` only reads the checkpoint."""
+    warmup = slab_warmup(epochs * -(-len(train) // args.batch_size))
+    try:
+        return vsc.fit(
+            model,
+            train,
+            epochs=epochs,
+            batch_size=args.batch_size,
+            lr=args.lr,
+            schedules=warmup if SYSTEMS[name].warmup else None,
+            device=device,
+            seed=args.seed,
+            checkpoint=args.output / name / "checkpoint.pt",
+            resume=args.resume,
+            progress=not args.quiet,
+        )
+    except vsc.NonFiniteLossError as error:
+        raise SystemExit(f"{name}: {error}; or go on with --resume and --systems without {name}") from error
 
 
 def main(argv=None):
@@ -295,46 +313,21 @@ def main(argv=None):
     train, test = load_data(args)
     device = resolve_device(args.device)
     epochs = args.epochs or EPOCHS.get(train.name, 10)
-    shape = tuple(train.images.shape[1:])
-    task = Task(shape, args.latent_dim, tuple(args.hidden), args.inclusion, len(train))
-    warmup = slab_warmup(epochs * -(-len(train) // args.batch_size))
-    # The table of a resumed run has the systems that were there, too.
+    # The table of a resumed run includes the systems that were trained before.
     there = {name for name in SYSTEMS if args.resume and (args.output / name / "metrics.json").exists()}
-    models = {}
-    for name in (name for name in SYSTEMS if name in there.union(args.systems)):
-        torch.manual_seed(args.seed)
-        models[name] = SYSTEMS[name].build(task)
-        models[name].check_data(train.images)
-
-    with in_place_of(args.output, FILES if args.overwrite else (), [f"{name}/checkpoint.pt" for name in SYSTEMS]):
-        write_json(args.output / "config.json", settings(args, FREE_TO_CHANGE) | {"systems": list(models)})
+    models = build_all(args, [name for name in SYSTEMS if name in there.union(args.systems)], train)
+    config = settings(args, FREE_TO_CHANGE) | {"systems": list(models)}
+    with resumable(args, FILES, config, [f"{name}/checkpoint.pt" for name in SYSTEMS]):
         results = {}
         bar = tqdm(models, unit="system", disable=args.quiet)
         for name in bar:
             bar.set_description(name)
-            folder = args.output / name
-            try:
-                history = vsc.fit(  # of a system trained already it only reads the checkpoint
-                    models[name],
-                    train,
-                    epochs=epochs,
-                    batch_size=args.batch_size,
-                    lr=args.lr,
-                    schedules=warmup if SYSTEMS[name].warmup else None,
-                    device=device,
-                    seed=args.seed,
-                    checkpoint=folder / "checkpoint.pt",
-                    resume=args.resume,
-                    progress=not args.quiet,
-                )
-                if name not in there:
-                    write_json(folder / "metrics.json", measure(models[name], history, train, test, args))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"pass --resume to go on with the run in {args.output}") from None
-            except vsc.NonFiniteLossError as error:
-                raise SystemExit(f"{name}: {error}; or go on with --resume and --systems without {name}") from error
-            results[name] = read_json(folder / "metrics.json")
-            check_entries(folder / "metrics.json", results[name], KINDS)
+            file = args.output / name / "metrics.json"
+            history = train_system(name, models[name], train, epochs, device, args)
+            if name not in there:
+                write_json(file, measure(models[name], history, train, test, args))
+            results[name] = read_json(file)
+            check_entries(file, results[name], KINDS)
         text = write_results(args, models, results, train, test)
     print(text, f"results in {args.output}", sep="\n")
 

@@ -12,6 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import inspect_posterior
 import mnist_vsc
+from common import data
 from common import finished as finished_run
 from common import outputs, running
 
@@ -109,7 +110,7 @@ def test_both_runs_stay_where_a_replacing_one_has_been_trained_and_not_measured(
     with pytest.raises(KeyboardInterrupt, match="pass --resume to go on with the run in"):
         mnist_vsc.main([*SMALL, str(a_copy), "--overwrite", "--latent-dim", "2"])
     (aside,) = a_copy.glob("replaced-*")
-    assert f"what was to be replaced is in {aside}" in capsys.readouterr().err
+    assert f"the files to be replaced are in {aside}" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in aside.iterdir()} == {f.name: b for f, b in before.items()}
     monkeypatch.undo()
     monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))
@@ -208,7 +209,7 @@ def test_what_nobody_says_is_as_the_data_want_it(
     tmp_path, monkeypatch, capsys, said, told, latent_dim, binarize, learned
 ):
     without_mnist(monkeypatch)
-    monkeypatch.setitem(mnist_vsc.UNSAID_ON["digits"], "epochs", 1)
+    monkeypatch.setitem(data.DEFAULTS_ON["digits"], "epochs", 1)
     told = told.replace("500", "1")
     command = [*"--hidden 5 --iwae-draws 2 --device cpu --quiet".split(), *said.split(), "--output", str(tmp_path)]
     mnist_vsc.main(command)

@@ -1,1 +1,1 @@
-"""Shared by the examples: options, output folders, and how a script ends."""
+"""Helpers that the examples share: options, data, output folders, files, and error messages."""

@@ -1,11 +1,13 @@
-"""Settings (config.json) and figures (metrics.json) of a finished run of mnist_vsc.py, read back and checked."""
+"""The files of a finished run of mnist_vsc.py: metrics.json written, and all of them read back and checked."""
 
 import contextlib
 import io
+import math
 import re
 
-from common.outputs import (
-    EARLIER,
+import torch
+
+from common.files import (
     check_entries,
     check_known,
     count,
@@ -13,65 +15,111 @@ from common.outputs import (
     number_or_none,
     numbers,
     read_json,
-    settings,
     text,
     text_or_none,
     texts,
     truth,
 )
+from common.model_options import OPTIONS_OF, free_to_change
+from common.outputs import EARLIER, settings
+from vsc_pyro import load_checkpoint, parallel
 from vsc_pyro.datasets import DATASETS
 from vsc_pyro.training.checkpoints import shortened, shown
 
-# In metrics.json: settings, as in config.json or null with a prior that does without, and figures, of these kinds.
+# Settings in metrics.json, with the values of config.json; null if the prior does not take them.
 ONLY_WITH_SOME = (
-    "inclusion",
-    "learn_inclusion",
-    "slab",
-    "learn_slab",
-    "num_pseudo_inputs",
-    "assignment",
-    "sparsity_weight",
+    *("inclusion", "learn_inclusion", "slab", "learn_slab", "num_pseudo_inputs", "assignment", "sparsity_weight"),
     "gate",
 )
 SETTINGS = (
-    *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation"),
-    *(
-        "decoder_activation",
-        "objective",
-        "num_draws",
-        "beta",
-        "batch_size",
-        "lr",
-        "lr_drop",
-        "lr_decay",
-        "cooldown",
-        "seed",
-    ),
+    *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation", "decoder_activation"),
+    *("objective", "num_draws", "beta", "batch_size", "lr", "lr_drop", "lr_decay", "cooldown", "seed"),
     *ONLY_WITH_SOME,
 )
-FIGURES_OF_MERIT = (
-    *("train_objective", "test_elbo", "test_objective", "test_reconstruction", "test_kl", "test_iwae"),
-    *("relaxation_gap", "test_soft_objective", "expected_l0", "hard_l0", "hard_l0_odds", "hoyer"),
-    *("used_per_datum", "r2", "hard_r2", "entropy_explained", "hard_entropy_explained"),
-)
-LISTS = ("hidden", "hyperprior", "warmup")
-COUNTS = ("epochs", "processes", "iwae_draws", "active_units", "used_latents", "informative_latents", "num_test")
+# Figures in metrics.json, by the names that `vsc_pyro.Evaluation` gives them.
+FIGURES = {
+    **{name: f"test_{name}" for name in ("elbo", "objective", "reconstruction", "kl", "iwae")},
+    **{name: name for name in ("relaxation_gap", "expected_l0", "hard_l0", "hard_l0_odds", "hoyer", "used_per_datum")},
+    **{name: name for name in ("r2", "hard_r2", "entropy_explained", "hard_entropy_explained")},
+}
+COUNTS = {
+    "num_draws": "iwae_draws",
+    "num_data": "num_test",
+    **{name: name for name in ("active_units", "used_latents", "informative_latents")},
+}
+LISTS = {"usage": numbers, "information": numbers, "advice": texts}
 KINDS = {
-    **dict.fromkeys(FIGURES_OF_MERIT, number_or_none),
-    **dict.fromkeys(COUNTS, count),
+    **dict.fromkeys((*FIGURES.values(), "train_objective", "test_soft_objective"), number_or_none),
+    **dict.fromkeys((*COUNTS.values(), "epochs", "processes"), count),
     **dict.fromkeys(("compile_seconds", "seconds", "seconds_this_run"), number),
     "dataset": text,
     "binarize": text_or_none,
     "device": text,
     "compiled": truth,
-    "usage": numbers,
-    "information": numbers,
-    "advice": texts,
+    **LISTS,
 }
 
 
-def read_settings(file, parse, free_to_change):
-    """The settings of a run, which must be some that the command line gives."""
+def settings_of(args):
+    """Return the settings that metrics.json repeats; None for those that the prior does not take."""
+    taken = {*OPTIONS_OF[args.prior]}
+    if args.prior == "pseudo-input" and not args.sparsity_weight:
+        taken.discard("inclusion")
+    return {name: getattr(args, name) if name in taken or name not in ONLY_WITH_SOME else None for name in SETTINGS}
+
+
+def metrics_of(args, history, result, dataset, device):
+    """Return the content of metrics.json for the `result` of `vsc_pyro.evaluate`; NaN becomes None."""
+    found = result.as_dict()
+    metrics = {
+        "dataset": dataset,
+        "binarize": result.binarize,
+        **settings_of(args),
+        "epochs": len(history),
+        "processes": parallel.num_processes(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compiled": history.compiled,
+        "compile_seconds": round(history.compile_seconds, 2),
+        "seconds": round(sum(history.seconds), 2),
+        "train_objective": history.elbo[-1],
+        "test_soft_objective": result.objective + result.relaxation_gap,
+        **{name: found[own] for own, name in (FIGURES | COUNTS).items()},
+        **{name: found[name] for name in LISTS},
+    }
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
+
+
+def read_run(directory, parse, settled):
+    """Return settings, metrics and checkpoint of a finished run.
+
+    Args:
+        parse: parser of the command line.
+        settled: `settled(args, dataset)` fills in the defaults that depend on the data set.
+
+    Raises:
+        FileNotFoundError: an unfinished run.
+        ValueError: a file that no run can have written, or files of different runs.
+    """
+    config, metrics, checkpoint = (directory / name for name in ("config.json", "metrics.json", "checkpoint.pt"))
+    missing = [file.name for file in (config, checkpoint, metrics) if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{directory} holds no finished run of mnist_vsc.py: {', '.join(missing)} not there; "
+            f"run examples/mnist_vsc.py --output {directory}, with --resume if it was interrupted"
+        )
+    args = read_settings(config, parse)
+    args, found = read_metrics(metrics, args, config, settled)
+    state = load_checkpoint(checkpoint)
+    if state.get("epoch") != found["epochs"]:
+        raise ValueError(
+            f"{directory} was measured after {found['epochs']} epochs and has since been trained to "
+            f"{shown(state.get('epoch'))}; let mnist_vsc.py --resume finish it"
+        )
+    return args, found, state
+
+
+def read_settings(file, parse):
+    """Return the settings of a run; raise `ValueError` if no command line gives them."""
     config = EARLIER | read_json(file)
     least, most = (settings(parse([]), free_to_change(lr_decay)) for lr_decay in (False, True))
     check_known(file, config, most)
@@ -79,49 +127,46 @@ def read_settings(file, parse, free_to_change):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            args = parse([word for name, value in config.items() for word in words(name, value)])
+            args = parse([word for name, value in config.items() for word in command_line(name, value)])
     except SystemExit as error:
         reason = complaint.getvalue().partition("error: ")[2].strip()
         reason = shortened(re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), reason), 300)
-        raise ValueError(f"{file} is damaged: {reason}; make the run anew") from error
+        raise ValueError(f"{file} is damaged: {reason}; repeat the run") from error
     for name, value in config.items():
         if vars(args)[name] != value:
-            raise ValueError(f"{file} is damaged: {name} cannot be {shown(value)}; make the run anew")
+            raise ValueError(f"{file} is damaged: {name} cannot be {shown(value)}; repeat the run")
     if args.lr_decay != ("epochs" in config):
-        raise ValueError(f"{file} is damaged: it has epochs if and only if lr_decay is true; make the run anew")
+        raise ValueError(f"{file} is damaged: it has epochs if and only if lr_decay is true; repeat the run")
     return args
 
 
-def words(name, value):
-    """Those of a command line that set an option."""
+def command_line(name, value):
+    """Return the words that set the option `name` to `value`."""
     flag = "--" + name.replace("_", "-")
     if value is None or isinstance(value, bool):
         return [flag] if value else []
-    return [flag, *map(str, value)] if name in LISTS and numbers(value) else [f"{flag}={value}"]
+    is_list = name in ("hidden", "hyperprior", "warmup") and numbers(value)
+    return [flag, *map(str, value)] if is_list else [f"{flag}={value}"]
 
 
-def read_metrics(file, args, config, needed, settled):
-    """Figures of a run with the settings `args`, which stand in `config`; its prior takes `needed`.
-
-    `settled(args, dataset)` are these settings on a data set.
-    """
-    earlier = {name: getattr(args, name) if name in {*needed, "cooldown"} else None for name in EARLIER}
+def read_metrics(file, args, config, settled):
+    """Return the settings with the defaults of the data set, and the metrics; they must agree with `config`."""
+    earlier = {name: value for name, value in settings_of(args).items() if name in EARLIER}
     metrics, known = earlier | read_json(file), {**KINDS, **dict.fromkeys(SETTINGS, lambda value: True)}
     check_known(file, metrics, known)
     check_entries(file, metrics, known)
-    is_found = args.dataset == "auto" and metrics["dataset"] in ("mnist", "digits")
-    dataset = metrics["dataset"] if is_found else args.dataset
+    is_auto = args.dataset == "auto" and metrics["dataset"] in ("mnist", "digits")
+    dataset = metrics["dataset"] if is_auto else args.dataset
     args = settled(args, dataset)
-    asked = {name: getattr(args, name) if name in needed or name not in ONLY_WITH_SOME else None for name in SETTINGS}
-    given = {"dataset": dataset, **asked}
+    args.dataset = dataset
     own = {"auto": DATASETS[dataset].binarize} if dataset in DATASETS else {}
-    given["binarize"] = {"none": None, **own}.get(args.binarize, args.binarize)
-    for name, value in given.items():
+    binarize = {"none": None, **own}.get(args.binarize, args.binarize)
+    for name, value in {"dataset": dataset, **settings_of(args), "binarize": binarize}.items():
         if metrics[name] != value:
             raise ValueError(
                 f"{file} is of a run with {name}={shown(metrics[name])}, and {config} of one with {shown(value)}; one "
-                "of the two has been changed: make the run anew"
+                "of the two has been changed: repeat the run"
             )
     if len(metrics["usage"]) != args.latent_dim:
-        raise ValueError(f"{file} is damaged: usage must have {args.latent_dim} numbers; make the run anew")
-    return metrics
+        raise ValueError(f"{file} is damaged: usage must have {args.latent_dim} numbers; repeat the run")
+    return args, metrics

@@ -1,4 +1,4 @@
-"""Options that several examples have, and what their values must be."""
+"""Command-line options that several examples share, and the conversion of their values."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from vsc_pyro._files import expanded
 
 
 def whole(text):
+    """Convert to an integer of at least 1."""
     try:
         return positive_int("the value", int(text))
     except ValueError as error:
@@ -15,12 +16,14 @@ def whole(text):
 
 
 def natural(text):
+    """Convert to an integer of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
     return int(text)
 
 
 def positive(text):
+    """Convert to a number above 0."""
     try:
         return positive_float("the value", float(text))
     except ValueError as error:
@@ -28,25 +31,58 @@ def positive(text):
 
 
 def path(text):
-    """With ~ for the home folder wherever it stands: a shell leaves it as it is in --output=~/run."""
+    """Convert to a path with ~ expanded; a shell does not expand it in --output=~/run."""
     try:
         return expanded(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def run_options(description, output, epochs, datasets, latent_dim="50", binarize="the data set's own"):
-    """A parser of the options that a run on any of `datasets` has.
+def described(description):
+    """Return a parser whose --help keeps the line breaks of `description`."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    `epochs`, `latent_dim` and `binarize` say in words what it takes by default.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def add_data(parser, datasets):
+    """Add --dataset, one of `datasets`, and --data-root."""
+    parser.add_argument(
+        "--dataset", default="auto", choices=["auto", *datasets], help="auto: MNIST, or digits without MNIST"
+    )
+    add_data_root(parser)
+
+
+def add_data_root(parser):
+    parser.add_argument("--data-root", type=path, help="folder that contains MNIST/raw or FashionMNIST/raw")
+
+
+def add_finished_run(parser):
+    """Add the folder of a finished run of mnist_vsc.py, and --data-root."""
+    parser.add_argument("run", type=path, metavar="RUN_DIR", help="output folder of a finished run of mnist_vsc.py")
+    add_data_root(parser)
+
+
+def add_output(parser, output, device=True):
+    """Add the last options of an example that cannot resume: --seed, --device, --output, --overwrite and --quiet."""
     add = parser.add_argument
-    add("--dataset", default="auto", choices=["auto", *datasets], help="auto: MNIST, or else digits")
-    add("--data-root", type=path, help="folder that holds MNIST/raw or FashionMNIST/raw")
+    add("--seed", type=natural, default=0)
+    if device:
+        add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add("--output", type=path, default=Path(output), metavar="DIR")
+    add("--overwrite", action="store_true", help="replace the results in --output")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def run_options(description, output, epochs, datasets, latent_dim="50", binarize="the choice of the data set"):
+    """Return a parser with the options of a resumable run on one of `datasets`.
+
+    `epochs`, `latent_dim` and `binarize` describe their defaults in the help.
+    """
+    parser = described(description)
+    add = parser.add_argument
+    add_data(parser, datasets)
     add("--binarize", default="auto", choices=["auto", "dynamic", "static", "none"], help=f"auto: {binarize}")
     add("--inclusion", type=float, default=0.1, help="prior probability that a latent is on")
-    add("--latent-dim", type=whole, default=50, help=f"default: {latent_dim}")
+    add("--latent-dim", type=whole, default=50, help=f"number of latents; default: {latent_dim}")
     add(
         "--hidden",
         type=whole,
@@ -61,7 +97,7 @@ def run_options(description, output, epochs, datasets, latent_dim="50", binarize
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--iwae-draws", type=whole, default=100, help="draws of the importance-weighted bound")
     add("--output", type=path, default=Path(output), metavar="DIR")
-    add("--resume", action="store_true", help="go on with the run in --output")
+    add("--resume", action="store_true", help="continue the run in --output")
     add("--overwrite", action="store_true", help="replace the run in --output by a new one")
     add("--quiet", action="store_true", help="no progress bars")
     return parser

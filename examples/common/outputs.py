@@ -1,27 +1,32 @@
-"""The folder that a run writes to: what is there, and how it is replaced without being lost."""
+"""The output folder of a run: what is in it, and how a new run replaces it without losing it."""
 
 import contextlib
-import json
 import os
 import shutil
 import sys
 import tempfile
 
-from vsc_pyro._files import check_writable, replacing
+from common.files import read_json, write_json
+from vsc_pyro import parallel
+from vsc_pyro._files import check_writable
 from vsc_pyro.training.checkpoints import shown
 
-# Settings that earlier runs do not name, and what they were.
+# Settings that config.json of old versions lacks, with the values that those runs had.
 EARLIER = {"learn_slab": False, "cooldown": None}
 
 
 def settings(args, free):
+    """Return the settings that decide what a run computes: all but those in `free`."""
     return {name: value for name, value in vars(args).items() if name not in free}
 
 
 def check_output(args, files, last, free):
-    """Refuse to touch a run that is there unless told to.
+    """Exit with a message if --output holds a run and the options do not say what to do with it.
 
-    A run leaves `files`, one of them, `last`, when it is finished; a resumption may change the settings in `free`.
+    Args:
+        files: all that a run writes.
+        last: the one of them that only a finished run has.
+        free: settings that a resumption may change.
     """
     if args.resume and args.overwrite:
         raise SystemExit("--resume and --overwrite contradict each other; pass one of them")
@@ -36,23 +41,24 @@ def check_output(args, files, last, free):
         )
     config = args.output / "config.json"
     if config in there:
-        try:
-            before = EARLIER | read_json(config)
-        except ValueError as error:
-            raise SystemExit(f"{error}; pass --overwrite") from error
-        changed = [
-            f"{k}={shown(before.get(k))} (now {shown(v)})"
-            for k, v in settings(args, free).items()
-            if before.get(k) != v
-        ]
-        if changed:
-            raise SystemExit(
-                f"{args.output} holds a run with {', '.join(changed)}; resume with the same settings, those of {config}"
-            )
+        check_unchanged(config, settings(args, free))
+
+
+def check_unchanged(config, now):
+    """Exit with a message if a setting in `now` differs from that in the file `config`."""
+    try:
+        before = EARLIER | read_json(config)
+    except ValueError as error:
+        raise SystemExit(f"{error}; pass --overwrite") from error
+    changed = [f"{k}={shown(before.get(k))} (now {shown(v)})" for k, v in now.items() if before.get(k) != v]
+    if changed:
+        raise SystemExit(
+            f"{config.parent} holds a run with {', '.join(changed)}; resume with the same settings, those of {config}"
+        )
 
 
 def refuse_to_replace(args, *names):
-    """For an example that cannot go on: refuse what is there unless told to replace it, and what cannot be written."""
+    """Exit with a message if one of the files is there without --overwrite; raise if the first cannot be written."""
     for name in names:
         if (args.output / name).exists() and not args.overwrite:
             raise SystemExit(f"{args.output / name} exists; pass --overwrite to replace it, or another --output")
@@ -60,11 +66,41 @@ def refuse_to_replace(args, *names):
 
 
 @contextlib.contextmanager
-def in_place_of(folder, names, worth_keeping=()):
-    """Within, `folder` is without the files `names`, which are deleted at the end, when others have replaced them.
+def resumable(args, files, config, checkpoints=("checkpoint.pt",), derived=()):
+    """Within this context, a run that can be resumed writes `files` to --output.
 
-    After an error or an interrupt they are put back, and what was written in their place is deleted; unless one of the
-    files `worth_keeping` was: then that stays, and a line says where the old ones are.
+    On entry the first process puts the files of a run to be replaced aside, writes config.json, and warns about files
+    that other examples derived from the old run; the other processes wait for it. An interrupt says how to continue.
+
+    Args:
+        config: content of config.json.
+        checkpoints: files that a resumption needs; see `in_place_of`.
+        derived: files that other examples make from a finished run.
+    """
+    is_first = parallel.rank() == 0
+    with in_place_of(args.output, files if args.overwrite and is_first else (), checkpoints):
+        if is_first:
+            for file in (args.output / name for name in derived if (args.output / name).exists()):
+                print(f"{file} is out of date; repeat it when this run is finished", file=sys.stderr)
+            write_json(args.output / "config.json", config)
+        parallel.wait_for_all()  # no process looks for a checkpoint before the old one is out of the way
+        try:
+            yield
+        except KeyboardInterrupt:
+            is_kept = args.overwrite and not any((args.output / name).exists() for name in checkpoints)
+            raise KeyboardInterrupt(
+                f"the run in {args.output} is unchanged"
+                if is_kept
+                else f"pass --resume to go on with the run in {args.output}"
+            ) from None
+
+
+@contextlib.contextmanager
+def in_place_of(folder, names, worth_keeping=()):
+    """Put the files `names` in `folder` aside within this context, and delete them on leaving it.
+
+    After an error or an interrupt they are put back, and new files of these names are deleted. If one of the files
+    `worth_keeping` has been written, the new files stay instead, and a message says where the old ones are.
     """
     there = [name for name in names if (folder / name).is_file()]
     if not there:
@@ -76,7 +112,7 @@ def in_place_of(folder, names, worth_keeping=()):
         yield
     except BaseException:
         if any((folder / name).exists() for name in worth_keeping):
-            print(f"what was to be replaced is in {aside}", file=sys.stderr)
+            print(f"the files to be replaced are in {aside}", file=sys.stderr)
             raise
         for name in names:
             if name not in there or (aside / name).exists():
@@ -91,77 +127,3 @@ def move(names, source, target):
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / name, target / name)
-
-
-def write_json(path, content):
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path, kind=dict):
-    """Read back a file of `write_json`; raise a `ValueError` that names a file which it cannot have written."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} is damaged: it must hold a {kind.__name__}, got {shown(content)}")
-    return content
-
-
-def check_entries(path, content, kinds):
-    """Raise `ValueError`, with file and key, unless `content` has all of `kinds`, and a value of each kind."""
-    for name, is_one in kinds.items():
-        if name not in content:
-            raise ValueError(f"{path} is damaged: it lacks {name}; make the run anew")
-        if not is_one(content[name]):
-            raise ValueError(
-                f"{path} is damaged: {name} must be {is_one.__doc__}, got {shown(content[name])}; make the run anew"
-            )
-
-
-def check_known(path, content, known):
-    """Raise `ValueError`, with file and key, where `content` has other keys than the `known` ones."""
-    for name in content:
-        if name not in known:
-            raise ValueError(f"{path} is damaged: it has {shown(name)}, which no run writes; make the run anew")
-
-
-def number(value):
-    """a finite number"""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def number_or_none(value):
-    """a finite number or null"""
-    return value is None or number(value)
-
-
-def count(value):
-    """a whole number of at least 0"""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def numbers(value):
-    """a list of finite numbers"""
-    return isinstance(value, list) and all(map(number, value))
-
-
-def text(value):
-    """a text"""
-    return isinstance(value, str)
-
-
-def texts(value):
-    """a list of texts"""
-    return isinstance(value, list) and all(map(text, value))
-
-
-def text_or_none(value):
-    """a text or null"""
-    return value is None or text(value)
-
-
-def truth(value):
-    """true or false"""
-    return isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""How an example ends: what a user has done wrong, an interrupt and a warning are one line each."""
+"""The end of an example: errors of the user, interrupts and warnings become one line each."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ from vsc_pyro import NonFiniteLossError
 
 
 def run(main):
-    """Call `main`; an interrupt, which may say how to go on, is told by the exit status that shells give it."""
+    """Call `main`; after an interrupt, print its message (how to continue) and exit with 130, as shells do."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         main()
