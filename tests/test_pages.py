@@ -84,7 +84,7 @@ def test_ink_is_dark_and_photographs_are_bright(tmp_path, digits):
         (lambda: Custom(lambda decoder, z: decoder(2 * z)), "computes something else than its layers"),
         (
             lambda: Custom(lambda decoder, z: Normal(decoder(z).mean, z.exp().sum(-1, True)).to_event(1)),
-            "has a scale that depends on the code",
+            "returns a scale that depends on the code",
         ),
         (
             lambda: Custom(lambda decoder, z: Laplace(decoder(z).mean, 1.0).to_event(1)),
@@ -199,7 +199,7 @@ def test_a_report_on_a_table_is_whole(tmp_path, unpainted):
     before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
     with pytest.raises(FileExistsError, match=r"report\.html' exists; pass overwrite=True"):
         vsc.report(model, data, page)
-    with pytest.raises(FileExistsError, match=r"holds a report's files \(posterior\.nc\); pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"contains files of a report \(posterior\.nc\); pass overwrite=True"):
         vsc.report(model, data, tmp_path / "new.html", files=folder)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
 
@@ -234,7 +234,7 @@ CASES = {
     "points": (
         lambda: vsc.VAE(vsc.DeltaEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.FlatPrior(3)),
         (9,),
-        ["One latent moved, .* left out: the prior is flat", "Calibration is left out", "Bounds are left out"],
+        ["The traversal and .* left out: the prior is flat", "Calibration is left out", "Bounds are left out"],
     ),
     "pseudo-inputs, one latent": (lambda: pseudo_inputs((1, 4, 4)), (1, 4, 4), ["Pseudo-inputs"]),
     "trunk": (

@@ -68,7 +68,7 @@ class Drawing:
     def kind(self) -> str:
         if len(self.shape) > 1:
             return "picture"
-        return "bars" if self.shape[0] <= _MOST_BARS else "line"
+        return "bars" if math.prod(self.shape) <= _MOST_BARS else "line"
 
     @property
     def height(self) -> float:

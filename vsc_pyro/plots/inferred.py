@@ -74,13 +74,6 @@ def bound_histograms(bounds: Mapping[str, Bounds]) -> Figure:
 
     Raises:
         ValueError: no bounds, bounds of a model that has none, or values that are not finite.
-
-    >>> import torch, vsc_pyro as vsc
-    >>> from vsc_pyro import plots
-    >>> model = vsc.VAE(vsc.NormalEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.NormalPrior(5))
-    >>> found = {name: vsc.bounds(model, torch.rand(20, 64).round(), num_draws=5) for name in ("seen", "unseen")}
-    >>> plots.bound_histograms(found).axes[0].get_ylabel()
-    'share of data'
     """
     if not bounds:
         raise ValueError("bounds is empty; pass at least one result of vsc_pyro.bounds, by the name for the legend")
