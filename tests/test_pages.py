@@ -96,7 +96,7 @@ def test_ink_is_dark_and_photographs_are_bright(tmp_path, digits):
 def test_a_decoder_that_no_browser_can_run_is_refused_with_what_does(tmp_path, decoder, reason):
     decoder = decoder()
     shape = getattr(decoder, "output_shape", (9,))
-    with pytest.raises(ValueError, match=rf"{reason}.*linear map, or linear layers .* vsc_pyro\.report draws"):
+    with pytest.raises(ValueError, match=rf"{reason}.*linear map, or linear layers .* vsc_pyro\.report supports"):
         vsc.explore(build(shape, decoder), torch.rand(5, *shape), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 

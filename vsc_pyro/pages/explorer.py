@@ -93,11 +93,9 @@ def explore(
     model.check_data(data.images)
     drawing = drawing_of(data.images, names, image_shape, ink)
     generator = torch.Generator().manual_seed(seed)
-    indices = torch.randperm(len(data), generator=generator)[: positive_int("num_data", num_data)]
-    if data.labels is not None:
-        indices = indices[data.labels[indices].cpu().argsort(stable=True)]
+    indices = _chosen(data, positive_int("num_data", num_data), generator)
     shown = data[indices].to(data.images.new_empty(0, device="cpu"))
-    images, seen = shown.images, shown.draw(slice(None), generator)
+    seen = shown.draw(slice(None), generator)
     found = codes(model, seen)
     decoder = browser_decoder(model, _codes_to_check(found, generator).to(model.reference))
     with model.evaluating():
@@ -106,7 +104,6 @@ def explore(
         "title": title or data.name,
         "settings": {str(name): _text(value) for name, value in (settings or {}).items()},
         "decoder": decoder.description,
-        "latents": found.centre.shape[1],
         "picture": _picture(drawing),
         "names": None if names is None else [str(name) for name in names],
         "isLikelihood": not decoder.likelihood.of_binary or bool(((seen == 0) | (seen == 1)).all()),
@@ -114,14 +111,27 @@ def explore(
         "slab": family,
         "indices": indices.tolist(),
         "labels": None if shown.labels is None else shown.labels.tolist(),
-        "images": None if torch.equal(images, seen) else packed(images),
+        "images": None if torch.equal(shown.images, seen) else packed(shown.images),
         "seen": packed(seen),
-        "gamma": None if bool((found.inclusion == 1).all()) else packed(found.inclusion),
-        "centre": packed(found.centre),
-        "scale": packed(found.scale),
+        **_posterior(found),
         **decoder.as_json(),
     }
     return write_page(file, "explore.html", {"run": _json(run), **_sources(decoder, family)})
+
+
+def _chosen(data: Dataset, num: int, generator: torch.Generator) -> Tensor:
+    """Draw the indices of `num` data, sorted by label."""
+    indices = torch.randperm(len(data), generator=generator)[:num]
+    return indices if data.labels is None else indices[data.labels[indices].cpu().argsort(stable=True)]
+
+
+def _posterior(found: Codes) -> dict[str, Any]:
+    return {
+        "latents": found.centre.shape[1],
+        "gamma": None if bool((found.inclusion == 1).all()) else packed(found.inclusion),
+        "centre": packed(found.centre),
+        "scale": packed(found.scale),
+    }
 
 
 def _codes_to_check(found: Codes, generator: torch.Generator) -> Tensor:

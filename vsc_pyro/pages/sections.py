@@ -37,7 +37,7 @@ _STATISTICS = {
 }
 
 
-def believes(document: Document, subject: Subject) -> None:
+def single_codes(document: Document, subject: Subject) -> None:
     """Codes of single data, and the contribution of each latent."""
     document.heading("What does it believe about this datum?")
     document.text(
@@ -53,7 +53,7 @@ def believes(document: Document, subject: Subject) -> None:
         document.figure(f"explanation_{i}", plots.explanation(subject.model, x, names=subject.names), caption)
 
 
-def is_sure(document: Document, subject: Subject) -> None:
+def inclusion(document: Document, subject: Subject) -> None:
     """Inclusion probabilities of latents, and how often they are on."""
     document.heading("Which latents are on, and how sure is it?")
     if not subject.has_spikes:
@@ -61,7 +61,7 @@ def is_sure(document: Document, subject: Subject) -> None:
         return
     model, data, seed = subject.model, subject.data, subject.seed
     if subject.inference is not None:
-        _shows_draws(document, subject)
+        _posterior_draws(document, subject)
     if data.labels is not None:
         document.figure("inclusion_by_class", plots.inclusion_map(model, data, seed=seed), "Latents by class.")
     by_datum = plots.inclusion_map(model, data, by="datum", seed=seed)
@@ -72,7 +72,7 @@ def is_sure(document: Document, subject: Subject) -> None:
         document.figure("inclusion_usage", usage, "How much each latent is used, against the prior.")
 
 
-def _shows_draws(document: Document, subject: Subject) -> None:
+def _posterior_draws(document: Document, subject: Subject) -> None:
     import arviz
 
     inference = subject.inference
@@ -87,7 +87,7 @@ def _shows_draws(document: Document, subject: Subject) -> None:
     document.table(least_sure, "The least certain latents, [datum, latent], drawn and exact (inclusion_prob):")
 
 
-def means(document: Document, subject: Subject) -> None:
+def latents(document: Document, subject: Subject) -> None:
     """The effect of latents on decoded data, and the distribution of codes."""
     model, data, x, latent, seed = subject.model, subject.data, subject.x, subject.latent, subject.seed
     document.heading("What does each latent mean?")
@@ -134,8 +134,8 @@ def _pair(subject: Subject) -> list[int]:
     return [first, others[0]] if others else []
 
 
-def explains(document: Document, subject: Subject) -> None:
-    """How well each feature is decoded, for data other than images."""
+def features(document: Document, subject: Subject) -> None:
+    """Share of each feature's variance that the codes explain, for data other than images."""
     if subject.is_image:
         return
     document.heading("Which features does it explain?")
@@ -159,17 +159,17 @@ def explains(document: Document, subject: Subject) -> None:
     document.table(subject.frame(rows), f"{caption}{which} of {len(order)} features:", index=False)
 
 
-def generates(document: Document, subject: Subject) -> None:
+def generation(document: Document, subject: Subject) -> None:
     """Predictive checks, and samples of the prior."""
     document.heading("Does it make such data?")
     with document.unless_refused("Predictions are"):
-        _checks_predictions(document, subject)
+        _predictive_checks(document, subject)
     with document.unless_refused("Samples of the prior are"):
         samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed, names=subject.names)
         document.figure("prior_samples", samples, "Data made from codes of the prior.")
 
 
-def _checks_predictions(document: Document, subject: Subject) -> None:
+def _predictive_checks(document: Document, subject: Subject) -> None:
     numbers = _CHECK_DRAWS * subject.x[0].numel()
     some = subject.data[: max(8, min(_NUM_CHECKED, _NUMBERS_CHECKED // numbers))]
     prior, seed = subject.has_prior, subject.seed
@@ -196,11 +196,11 @@ def _checks_predictions(document: Document, subject: Subject) -> None:
     document.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
     caption = "Means over data, of the data and of predictions given their codes (bpv: how often these are lower)."
     with pyplot.ioff(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Your data appears to have a single value")  # as the smallest of binary data
+        warnings.filterwarnings("ignore", "Your data appears to have a single value")  # the minimum of binary data
         document.arviz_figure("predictive_check", plot_statistics(checks["posterior"]), "mean over data", caption)
 
 
-def is_calibrated(document: Document, subject: Subject) -> None:
+def calibration(document: Document, subject: Subject) -> None:
     """Calibration of the codes inferred from the model's own data."""
     document.heading("Can its probabilities be trusted?")
     with document.unless_refused("Calibration is"):
@@ -219,7 +219,7 @@ def is_calibrated(document: Document, subject: Subject) -> None:
         document.figure("ranks", ranks, "Ranks of true codes among draws; flat is right.")
 
 
-def imputes(document: Document, subject: Subject) -> None:
+def imputation(document: Document, subject: Subject) -> None:
     """Imputation of half of each datum."""
     x = subject.x[:NUM_IMPUTED]
     if x[0].numel() < 2:
@@ -227,7 +227,7 @@ def imputes(document: Document, subject: Subject) -> None:
     document.heading("What if half of the datum is missing?")
     mask, hidden = _half(subject, x)
     with document.unless_refused("Missing values are"):
-        found = subject.model.impute(x, mask, num_samples=10, seed=subject.seed + 1)  # not the stream of x
+        found = subject.model.impute(x, mask, num_samples=10, seed=subject.seed + 1)  # not the seed of x
         missing = ~mask.expand(x.shape)
         guesses = {"impute": found.mean.cpu(), "mean of the data": subject.train.images.mean(0).cpu().expand(x.shape)}
         rows = []
@@ -256,7 +256,7 @@ def _half(subject: Subject, x: Tensor) -> tuple[Tensor, str]:
     return mask, "The same random half of the features"
 
 
-def is_surprised(document: Document, subject: Subject) -> None:
+def novelty(document: Document, subject: Subject) -> None:
     """Bounds of the data, and of other data."""
     document.heading("Does it notice what it has not seen?")
     data = subject.data[:NUM_BOUNDED]
@@ -289,7 +289,7 @@ def is_surprised(document: Document, subject: Subject) -> None:
         document.figure("bounds", plots.bound_histograms(found), "The bound of each datum.")
 
 
-def compares(document: Document, subject: Subject) -> None:
+def comparison(document: Document, subject: Subject) -> None:
     """Importance-weighted likelihoods of several models."""
     if not subject.compare:
         return
@@ -303,4 +303,4 @@ def compares(document: Document, subject: Subject) -> None:
         document.table(compare_models(found), caption)
 
 
-SECTIONS = (believes, is_sure, means, explains, generates, is_calibrated, imputes, is_surprised, compares)
+SECTIONS = (single_codes, inclusion, latents, features, generation, calibration, imputation, novelty, comparison)

@@ -245,7 +245,7 @@ def _scatter_classes(axes: Axes, points: Tensor, labels: Tensor) -> None:
         colour, marker = _HUES[place % len(_HUES)], _MARKERS[place // len(_HUES) % len(_MARKERS)]
         axes.scatter(*own.T.numpy(), s=7, color=colour, marker=marker, linewidths=0, alpha=0.7, label=str(label))
     axes.legend(title="class", bbox_to_anchor=(1, 1), loc="upper left", frameon=False, markerscale=3, fontsize=8)
-    for label in labels.unique().tolist():  # a second loop, to draw the names above all points
+    for label in labels.unique().tolist():  # in a loop of its own, so that names are above all points
         x, y = points[labels == label].mean(0).tolist()
         name = axes.text(x, y, str(label), ha="center", va="center")
         name.set(fontsize=13, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])

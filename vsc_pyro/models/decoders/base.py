@@ -80,11 +80,11 @@ class PixelDecoder(Prepared):
         codes = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)[:_LATENTS_TRIED]]).to(
             scaled.weight
         )
-        # No weights give a bounded or insensitive trunk an effect of that size, so growth is limited.
+        # A bounded or insensitive trunk may not reach that effect with any weights, so growth is limited.
         rounds, growth = (1, math.inf) if isinstance(self.network, MLP) else (_ROUNDS, _MOST_GROWTH)
         for _ in range(rounds):
             with torch.no_grad():
-                # A copy: the trunk's mode and its batch norms' statistics must not change, and it may be on a device.
+                # A copy: the trunk's mode and its batch norms' statistics must not change, nor its device.
                 outputs = copy.deepcopy(self.network).eval().to(scaled.weight)(codes).flatten(1)
                 effect = (outputs[1:] - outputs[0]).square().sum(1).mean().sqrt()
                 if effect > 0:

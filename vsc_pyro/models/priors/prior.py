@@ -113,7 +113,7 @@ def _prior_given(model: VAE, prior: Callable[[Tensor], Distribution], x: Tensor,
     """Return the prior for x, from the same model state and random numbers in each call; None if it fails."""
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with on_copies(model), in_mode(model, training):
-        # A dependence on x may have a weight of zero before training, and be seen only with another.
+        # Before training, weights of zero may hide a dependence on x.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point() and id(tensor) not in own:
                 tensor.masked_fill_(tensor == 0, 0.1)

@@ -43,7 +43,7 @@ from vsc_pyro.models.priors.prior import Prior
 _MARGIN = 0.01
 # Share of the range of a loader's first data by which later data may exceed it without a warning.
 _BEYOND = 0.5
-# Tolerance for a code's dependence on the size of the batch by rounding.
+# Relative tolerance for rounding differences of a code between batches.
 _ROUNDING = 1e-3
 
 
