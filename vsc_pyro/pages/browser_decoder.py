@@ -81,20 +81,19 @@ class BrowserDecoder:
     scale: Tensor | None
     unit: Tensor
 
-    @property
-    def description(self) -> str:
-        """The layers' sizes and the activation."""
-        sizes = "–".join(map(str, [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]))
-        return f"decoder {sizes} ({self.activation or 'linear'})"
-
     def as_json(self) -> dict[str, object]:
-        """Return weights and scales, packed for the page."""
+        """Return description, weights and scales for the page."""
         units = [*[torch.ones_like(self.unit)] * (len(self.layers) - 1), self.unit]
         layers = [
             {"weight": packed(unit * layer.weight), "bias": packed(unit * layer.bias)}
             for layer, unit in zip(self.layers, units, strict=True)
         ]
-        return {"layers": layers, "noise": None if self.scale is None else packed(self.scale)}
+        sizes = "–".join(map(str, [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]))
+        return {
+            "decoder": f"decoder {sizes} ({self.activation or 'linear'})",
+            "layers": layers,
+            "noise": None if self.scale is None else packed(self.scale),
+        }
 
 
 def browser_decoder(model: VAE, z: Tensor) -> BrowserDecoder:

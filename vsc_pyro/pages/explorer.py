@@ -88,8 +88,7 @@ def explore(
     """
     from vsc_pyro.plots.drawing import drawing_of  # here, because `import vsc_pyro` must not import matplotlib
 
-    file = new_file(path, overwrite)
-    seed, data = natural_int("seed", seed), in_memory(data)
+    file, seed, data = new_file(path, overwrite), natural_int("seed", seed), in_memory(data)
     model.check_data(data.images)
     drawing = drawing_of(data.images, names, image_shape, ink)
     generator = torch.Generator().manual_seed(seed)
@@ -98,21 +97,17 @@ def explore(
     seen = shown.draw(slice(None), generator)
     found = codes(model, seen)
     decoder = browser_decoder(model, _codes_to_check(found, generator).to(model.reference))
-    with model.evaluating():
-        family = type(slab_of(model.encoder(seen[:1].to(model.reference)))).__name__
+    family = _slab_family(model, seen)
     run = {
         "title": title or data.name,
         "settings": {str(name): _text(value) for name, value in (settings or {}).items()},
-        "decoder": decoder.description,
         "picture": _picture(drawing),
         "names": None if names is None else [str(name) for name in names],
         "isLikelihood": not decoder.likelihood.of_binary or bool(((seen == 0) | (seen == 1)).all()),
         "seed": seed,
         "slab": family,
         "indices": indices.tolist(),
-        "labels": None if shown.labels is None else shown.labels.tolist(),
-        "images": None if torch.equal(shown.images, seen) else packed(shown.images),
-        "seen": packed(seen),
+        **_values(shown, seen),
         **_posterior(found),
         **decoder.as_json(),
     }
@@ -123,6 +118,19 @@ def _chosen(data: Dataset, num: int, generator: torch.Generator) -> Tensor:
     """Draw the indices of `num` data, sorted by label."""
     indices = torch.randperm(len(data), generator=generator)[:num]
     return indices if data.labels is None else indices[data.labels[indices].cpu().argsort(stable=True)]
+
+
+def _slab_family(model: VAE, seen: Tensor) -> str:
+    with model.evaluating():
+        return type(slab_of(model.encoder(seen[:1].to(model.reference)))).__name__
+
+
+def _values(shown: Dataset, seen: Tensor) -> dict[str, Any]:
+    return {
+        "labels": None if shown.labels is None else shown.labels.tolist(),
+        "images": None if torch.equal(shown.images, seen) else packed(shown.images),
+        "seen": packed(seen),
+    }
 
 
 def _posterior(found: Codes) -> dict[str, Any]:

@@ -92,8 +92,7 @@ def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figu
 
 
 def training_curve(history: History) -> Figure:
-    """The training objective against epochs, as `fit` measured it (the ELBO under the gate of training, where there is
-    one).
+    """The training objective against epochs, as `fit` measured it (for a bound, the ELBO under the training gate).
 
     Raises:
         ValueError: a history without an epoch.

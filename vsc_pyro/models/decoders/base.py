@@ -71,8 +71,7 @@ class PixelDecoder(Prepared):
         return cast(nn.Linear, self.network[-1 if isinstance(self.network, MLP) else 0])
 
     def _start_effects(self, size: float) -> None:
-        """Scale the weights of `own_layer` so that switching one latent on changes the outputs by a vector of length
-        `size`.
+        """Scale `own_layer` so that switching one latent on changes the outputs by a vector of length `size`.
 
         A trunk keeps its weights, which may have been trained elsewhere.
         """
@@ -93,8 +92,7 @@ class PixelDecoder(Prepared):
                     growth /= factor
 
     def prepare(self, images: Tensor) -> None:
-        """Start from the mean of training data, shape ``(N, *output_shape)``: on the first call, if the decoder is
-        trainable.
+        """Start from the mean of training data, shape ``(N, *output_shape)``, in the first call, unless frozen or trained.
 
         This sets the last layer's bias, pixel by pixel. A trunk's bias is set only if it is zero, per channel if it has
         one entry for each channel.
@@ -134,14 +132,13 @@ class PixelDecoder(Prepared):
 
     @property
     def dictionary(self) -> Tensor:
-        """The atoms of a linear decoder (``hidden=()``), what each latent adds to the pixels: shape ``(J,
-        *output_shape)``.
+        """The atoms of a linear decoder, what each latent adds to the pixels: shape ``(J, *output_shape)``.
 
         It is a view of ``network[0].weight``, of shape ``(D, J)``, and can be normalised in place. A `NormalDecoder`
         with ``scale="data"`` returns a copy, that weight times the data's unit.
 
         Raises:
-            ValueError: a decoder that is not linear.
+            ValueError: a decoder that is not linear (``hidden=()``).
         """
         if not self.is_linear:
             raise ValueError("only a linear decoder has a dictionary; build the decoder with hidden=()")

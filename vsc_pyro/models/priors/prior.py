@@ -63,14 +63,10 @@ class Prior(nn.Module):
         return None
 
     def prepare(self, images: Tensor) -> None:
-        """Take starting values from training data, shape ``(N, ...)``; `vsc_pyro.fit` calls this once, before the first
-        step.
-        """
+        """Take starting values from training data, shape ``(N, ...)``; called by `fit`, before the first step."""
 
     def check_range(self, low: Tensor, high: Tensor) -> None:
-        """Warn if the range of the training data differs from that shown to `prepare`; called after an epoch of a
-        `DataLoader`.
-        """
+        """Warn if the training data's range is not that shown to `prepare`; called after an epoch of a `DataLoader`."""
 
 
 def depends_on_data(model: VAE, prior: Callable[[Tensor], Distribution], x: Tensor) -> bool:
