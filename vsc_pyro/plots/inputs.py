@@ -33,7 +33,7 @@ def seeded_evaluation(function: Callable[Concatenate[VAE, P], R]) -> Callable[Co
     """Run in evaluation mode, without gradients, with the argument `seed`; restore mode and random state."""
 
     @functools.wraps(function)
-    def wrapper(model: VAE, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(model: VAE, *args: P.args, **kwargs: P.kwargs) -> R:
         seed = natural_int("seed", cast(int, kwargs.get("seed", 0)))
         with model.evaluating(), seeded(seed, model.reference.device):
             return function(model, *args, **kwargs)

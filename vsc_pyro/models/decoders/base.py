@@ -92,7 +92,7 @@ class PixelDecoder(Prepared):
                     growth /= factor
 
     def prepare(self, images: Tensor) -> None:
-        """Start from the mean of training data, shape ``(N, *output_shape)``, in the first call, unless frozen or trained.
+        """Start from the mean of training data, shape ``(N, *output_shape)``, in the first call, if trainable.
 
         This sets the last layer's bias, pixel by pixel. A trunk's bias is set only if it is zero, per channel if it has
         one entry for each channel.
