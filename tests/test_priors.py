@@ -300,7 +300,7 @@ class TestPseudoInputs:
                 {"pseudo_inputs": torch.rand(20, 50)},
                 r"shape of the encoder's data, \(1, 8, 8\), got data of shape \(50,\)",
             ),
-            ({"pseudo_inputs": torch.zeros(20, 64)}, "stay in the range of the data, and all of these are 0"),
+            ({"pseudo_inputs": torch.zeros(20, 64)}, "stay in the range of the data, and all values are 0"),
         ]:
             with pytest.raises(ValueError, match=message):
                 vsc.PseudoInputPrior(encoder, **settings)

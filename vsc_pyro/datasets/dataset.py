@@ -69,7 +69,7 @@ class Dataset:
                 f"got {tuple(self.images.shape)}"
             )
         labels: object = self.labels
-        if isinstance(labels, np.ndarray) and labels.dtype.kind in "biu":
+        if isinstance(labels, np.ndarray) and (labels.dtype == bool or np.issubdtype(labels.dtype, np.integer)):
             object.__setattr__(self, "labels", torch.as_tensor(labels))
         if self.labels is not None and not isinstance(self.labels, Tensor):
             kind = type(self.labels).__name__

@@ -198,6 +198,11 @@ def embedding(
     Raises:
         ValueError: a model of one latent; fewer than two data, or four for t-SNE; an unknown method; data that do not
             fit the model.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> plots.embedding(vsc.VSC(64, latent_dim=2), torch.rand(10, 64)).axes[0].get_xlabel()
+    'latent 0'
     """
     project = choice("method", method, _METHODS)
     least = 4 if method == "tsne" else 2

@@ -120,6 +120,12 @@ def manifold(
 
     Raises:
         ValueError: a model of another number of latents, or a flat prior.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> model = vsc.VAE(vsc.NormalEncoder(64, 2), vsc.BernoulliDecoder(2, 64), vsc.NormalPrior(2))
+    >>> plots.manifold(model, torch.rand(10, 64), num=3, image_shape=(8, 8)).axes[0].get_ylabel()
+    'latent 1'
     """
     num = positive_int("num", num)
     data = in_memory(data)

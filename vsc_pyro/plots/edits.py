@@ -128,6 +128,12 @@ def traversal(
     Raises:
         ValueError: more than one datum, or one that does not fit the model; a latent out of range; no values, or values
             that are not finite numbers; a flat prior, which has no quantiles, without `values`.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> figure = plots.traversal(vsc.VSC((1, 8, 8), latent_dim=5), torch.rand(1, 8, 8), latent=2, values=[-1, 0, 1])
+    >>> [axes.get_title() for axes in figure.axes]
+    ['datum', 'decoded', 'spike off', 'z = -1.00', 'z = 0.00', 'z = 1.00']
     """
     x = some_data(model, x, 1)
     posterior = model.encoder(x)

@@ -49,6 +49,13 @@ def imputations(
 
     Raises:
         ValueError: arguments that `vsc_pyro.impute` refuses.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> mask = torch.arange(8) < 4  # the left half is observed
+    >>> figure = plots.imputations(vsc.VSC((1, 8, 8), latent_dim=5), torch.rand(9, 1, 8, 8), mask, num=3, num_samples=2)
+    >>> len(figure.axes)
+    15
     """
     data = data_for(model, data)
     x = data.draw(slice(positive_int("num", num))).to(model.reference)

@@ -78,6 +78,12 @@ def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figu
 
     Raises:
         ValueError: a decoder that is not linear.
+
+    >>> import vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> model = vsc.VAE(vsc.NormalEncoder(64, 5), vsc.NormalDecoder(5, 64, hidden=()), vsc.NormalPrior(5))
+    >>> len([axes for axes in plots.receptive_fields(model, image_shape=(8, 8)).axes if axes.images])
+    5
     """
     atoms = cast(Tensor, model.decoder.dictionary).detach().cpu()
     order = atoms.flatten(1).norm(dim=1).argsort(descending=True)[: positive_int("num", num)]

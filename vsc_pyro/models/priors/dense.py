@@ -95,6 +95,9 @@ class FlatPrior(Prior):
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``; it cannot be sampled.
+
+    >>> import vsc_pyro as vsc
+    >>> autoencoder = vsc.VAE(vsc.DeltaEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.FlatPrior(5))
     """
 
     def __init__(self, latent_dim: int) -> None:
