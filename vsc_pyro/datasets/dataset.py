@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -68,8 +68,8 @@ class Dataset:
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
-        labels: object = self.labels
-        if isinstance(labels, np.ndarray) and (labels.dtype == bool or np.issubdtype(labels.dtype, np.integer)):
+        labels = cast(object, self.labels)  # annotated as a tensor, but arrays are accepted
+        if isinstance(labels, np.ndarray) and labels.dtype.kind in "biu":
             object.__setattr__(self, "labels", torch.as_tensor(labels))
         if self.labels is not None and not isinstance(self.labels, Tensor):
             kind = type(self.labels).__name__
