@@ -104,7 +104,7 @@ def test_a_decoder_that_no_browser_can_run_is_refused_with_what_does(tmp_path, d
 def test_an_activation_of_other_settings_is_refused(tmp_path):
     model = build()
     model.decoder.network[1] = nn.LeakyReLU(0.5)
-    with pytest.raises(ValueError, match="computes something else than its layers do"):
+    with pytest.raises(ValueError, match="computes something else than its layers in sequence"):
         vsc.explore(model, torch.randn(5, 9), tmp_path / "page.html")
     model.decoder.network[1] = nn.Sigmoid()
     with pytest.raises(ValueError, match=r"got Sigmoid: vsc_pyro\.explore runs the decoder in the page"):
@@ -229,7 +229,7 @@ CASES = {
     "colour images, dense, two latents": (
         lambda: vsc.VAE(vsc.NormalEncoder((3, 4, 4), 2), vsc.NormalDecoder(2, (3, 4, 4)), vsc.NormalPrior(2)),
         (3, 4, 4),
-        ["has no spikes", "What the two latents draw"],
+        ["has no spikes", "Decoded codes of the two latents"],
     ),
     "points": (
         lambda: vsc.VAE(vsc.DeltaEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.FlatPrior(3)),

@@ -205,7 +205,7 @@ def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
     assert [text.get_text() for text in bars.get_xticklabels()] == [str(u) for u in order]
     assert pixels(figure).std() > 0.02
     assert (pixels(plots.prior_samples(model, test)) == pixels(plots.prior_samples(model, test))).all()
-    with pytest.raises(ValueError, match="must have pseudo-inputs, and SpikeSlabPrior has none; build it with"):
+    with pytest.raises(ValueError, match="must have pseudo-inputs, and SpikeSlabPrior has none; build the model with"):
         plots.pseudo_inputs(trained[0], test)
 
 
