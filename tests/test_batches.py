@@ -318,7 +318,7 @@ def test_a_range_that_the_first_data_do_not_have_is_told():
     fitted_on(x)
     x[1200:] += 5
     with pytest.warns(
-        UserWarning, match="pseudo-inputs stay within .* these data range from .* let a DataLoader"
+        UserWarning, match="pseudo-inputs stay within .* these data range from .* shuffle a DataLoader"
     ) as seen:
         fitted_on(x)
     assert len(seen) == 1

@@ -85,7 +85,7 @@ def test_a_figure_is_of_a_datum():
     values = torch.zeros(4, 2, 2)
     check_figure("code", values)
     values[2, 1, 0], values[3, 0, 0] = -torch.inf, torch.nan
-    with pytest.raises(ValueError, match=r"the code of datum 2 is -inf \(2 of 4 data are like that\); rescale"):
+    with pytest.raises(ValueError, match=r"the code of datum 2 is -inf \(2 of 4 data are not finite\); rescale"):
         check_figure("code", values)
 
 

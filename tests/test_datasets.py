@@ -80,7 +80,7 @@ def test_one_datum_is_a_slice():
     data = vsc.datasets.load("digits").test
     with pytest.raises(TypeError, match=r"by a slice or a tensor of indices, got 3; one datum is data\[i : i \+ 1\]"):
         data[3]
-    with pytest.raises(ValueError, match=r"slice\(400, 500, None\) takes none of the 360 data"):
+    with pytest.raises(ValueError, match=r"slice\(400, 500, None\) selects none of the 360 data"):
         data[400:500]
     with pytest.raises(ValueError, match=r"must have one dimension, got shape \(\)"):
         data[torch.tensor(3)]
@@ -224,7 +224,7 @@ def test_default_root(monkeypatch, tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lacks train-images-idx3-ubyte, .*or load with download=True"):
+    with pytest.raises(FileNotFoundError, match=r"lacks train-images-idx3-ubyte, .*or download=True"):
         vsc.datasets.load("mnist", root=tmp_path, download=False)
 
 
@@ -269,7 +269,7 @@ def test_files_of_an_older_torchvision_do_not_win_over_the_real_ones(tiny_mnist,
     monkeypatch.setenv("VSC_PYRO_DATA", f"~/{tmp_path.name}")
     assert len(vsc.datasets.mnist().test) == 10
     shutil.rmtree(tiny_mnist)
-    with pytest.raises(FileNotFoundError, match=r"torchvision has kept to older files, in .*MNIST"):
+    with pytest.raises(FileNotFoundError, match=r"torchvision found older files in .*MNIST"):
         vsc.datasets.load("mnist", root=tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_colour_and_depth(tmp_path):
 
 
 def test_folders_that_will_not_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not there; name a folder of photographs"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; pass a folder of photographs"):
         patches(folder=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds no photograph; put files of .bmp"):
         patches(folder=tmp_path)
@@ -105,7 +105,7 @@ def test_folders_that_will_not_do(tmp_path):
     with pytest.raises(ValueError, match=r"grey.png of 80x20 pixels is too small for patches of size 21: .* 84x21"):
         patches(folder=tmp_path, size=21)
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    with pytest.raises(ValueError, match=r"torn.jpg is not a photograph that Pillow can read .*take it out"):
+    with pytest.raises(ValueError, match=r"torn.jpg is not a photograph that Pillow can read .*remove it"):
         patches(folder=tmp_path, size=4)
 
 

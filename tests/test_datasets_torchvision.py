@@ -187,7 +187,7 @@ def test_celeba_files_that_are_damaged_or_missing(celeba):
     with pytest.raises(OSError, match=r"CelebA annotation files .*\*.txt are corrupt or truncated"):
         datasets.celeba(celeba.parent)
     (celeba / "identity_CelebA.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"celeba lacks identity_CelebA.txt; name the folder"):
+    with pytest.raises(FileNotFoundError, match=r"celeba lacks identity_CelebA.txt; pass the folder"):
         datasets.celeba(celeba.parent, download=False)
 
 

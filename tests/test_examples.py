@@ -133,7 +133,7 @@ def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     too_many = call("mnist_vsc.py", *arguments, "--overwrite", "--prior", "pseudo-input", "--num-pseudo-inputs", 3000)
     assert (
-        "num_pseudo_inputs=3000 pseudo-inputs start at as many different data, got 1437; take fewer" in too_many.stderr
+        "num_pseudo_inputs=3000 pseudo-inputs start at as many different data, got 1437; pass fewer" in too_many.stderr
     )
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     odd = call("mnist_vsc.py", *arguments, "--overwrite", "--gate", "disarm", "--num-draws", 3)

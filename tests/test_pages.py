@@ -84,7 +84,7 @@ def test_ink_is_dark_and_photographs_are_bright(tmp_path, digits):
         (lambda: Custom(lambda decoder, z: decoder(2 * z)), "computes something else than its layers"),
         (
             lambda: Custom(lambda decoder, z: Normal(decoder(z).mean, z.exp().sum(-1, True)).to_event(1)),
-            "has a scale that depends on the code",
+            "returns a scale that depends on the code",
         ),
         (
             lambda: Custom(lambda decoder, z: Laplace(decoder(z).mean, 1.0).to_event(1)),
@@ -96,7 +96,7 @@ def test_ink_is_dark_and_photographs_are_bright(tmp_path, digits):
 def test_a_decoder_that_no_browser_can_run_is_refused_with_what_does(tmp_path, decoder, reason):
     decoder = decoder()
     shape = getattr(decoder, "output_shape", (9,))
-    with pytest.raises(ValueError, match=rf"{reason}.*linear map, or linear layers .* vsc_pyro\.report draws"):
+    with pytest.raises(ValueError, match=rf"{reason}.*linear map, or linear layers .* vsc_pyro\.report supports"):
         vsc.explore(build(shape, decoder), torch.rand(5, *shape), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
@@ -104,7 +104,7 @@ def test_a_decoder_that_no_browser_can_run_is_refused_with_what_does(tmp_path, d
 def test_an_activation_of_other_settings_is_refused(tmp_path):
     model = build()
     model.decoder.network[1] = nn.LeakyReLU(0.5)
-    with pytest.raises(ValueError, match="computes something else than its layers do"):
+    with pytest.raises(ValueError, match="computes something else than its layers in sequence"):
         vsc.explore(model, torch.randn(5, 9), tmp_path / "page.html")
     model.decoder.network[1] = nn.Sigmoid()
     with pytest.raises(ValueError, match=r"got Sigmoid: vsc_pyro\.explore runs the decoder in the page"):
@@ -199,7 +199,7 @@ def test_a_report_on_a_table_is_whole(tmp_path, unpainted):
     before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
     with pytest.raises(FileExistsError, match=r"report\.html' exists; pass overwrite=True"):
         vsc.report(model, data, page)
-    with pytest.raises(FileExistsError, match=r"holds a report's files \(posterior\.nc\); pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"contains files of a report \(posterior\.nc\); pass overwrite=True"):
         vsc.report(model, data, tmp_path / "new.html", files=folder)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
 
@@ -229,12 +229,12 @@ CASES = {
     "colour images, dense, two latents": (
         lambda: vsc.VAE(vsc.NormalEncoder((3, 4, 4), 2), vsc.NormalDecoder(2, (3, 4, 4)), vsc.NormalPrior(2)),
         (3, 4, 4),
-        ["has no spikes", "What the two latents draw"],
+        ["has no spikes", "Decoded codes of the two latents"],
     ),
     "points": (
         lambda: vsc.VAE(vsc.DeltaEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.FlatPrior(3)),
         (9,),
-        ["One latent moved, .* left out: the prior is flat", "Calibration is left out", "Bounds are left out"],
+        ["The traversal and .* left out: the prior is flat", "Calibration is left out", "Bounds are left out"],
     ),
     "pseudo-inputs, one latent": (lambda: pseudo_inputs((1, 4, 4)), (1, 4, 4), ["Pseudo-inputs"]),
     "trunk": (

@@ -99,7 +99,7 @@ def test_comparison_shows_the_same_data_to_every_model(trained, small_vae):
             assert torch.equal(shown_in(figure.axes[column]), shown_in(own.axes[column]))
             assert torch.equal(shown_in(figure.axes[3 * row + column]), shown_in(own.axes[3 + column]))
     assert not torch.equal(shown_in(figure.axes[3]), shown_in(figure.axes[6]))
-    with pytest.raises(ValueError, match="models holds no model; pass at least one"):
+    with pytest.raises(ValueError, match="models is empty; pass at least one model"):
         plots.comparison({}, test)
 
 
@@ -205,7 +205,7 @@ def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
     assert [text.get_text() for text in bars.get_xticklabels()] == [str(u) for u in order]
     assert pixels(figure).std() > 0.02
     assert (pixels(plots.prior_samples(model, test)) == pixels(plots.prior_samples(model, test))).all()
-    with pytest.raises(ValueError, match="must have pseudo-inputs, and SpikeSlabPrior has none; build it with"):
+    with pytest.raises(ValueError, match="must have pseudo-inputs, and SpikeSlabPrior has none; build the model with"):
         plots.pseudo_inputs(trained[0], test)
 
 
@@ -245,9 +245,9 @@ def test_reliability_shows_shares_and_counts(calibrations):
     assert [text.get_text() for text in curves.get_legend().get_texts()][1] == f"exact: error {exact.ece:.3f}"
     assert len(counts.patches) == 2
     dense = vsc.VAE(vsc.NormalEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.NormalPrior(3))
-    with pytest.raises(ValueError, match="without an atom at zero has no inclusion probabilities"):
+    with pytest.raises(ValueError, match="without an atom at zero, which has no inclusion"):
         plots.reliability({"dense": check_calibration(dense, num_data=20)})
-    with pytest.raises(ValueError, match="calibrations holds none"):
+    with pytest.raises(ValueError, match="calibrations is empty; pass at least one"):
         plots.reliability({})
 
 
@@ -260,5 +260,5 @@ def test_rank_histograms_show_every_latent_and_all(calibrations):
         assert len(latents) == 3
         torch.testing.assert_close(latents[1], result.rank_counts[1] / 20.0, check_dtype=False)
         torch.testing.assert_close(overall, torch.stack(latents).mean(0))
-    with pytest.raises(ValueError, match="calibrations holds none"):
+    with pytest.raises(ValueError, match="calibrations is empty; pass at least one"):
         plots.rank_histograms({})

@@ -217,7 +217,7 @@ def test_embedding_by_neighbours(grey):
 def test_embeddings_that_cannot_be(grey):
     with pytest.raises(ValueError, match="unknown method 'umap'; known are 'pca', 'tsne'"):
         plots.embedding(build("normal", 3), grey, method="umap")
-    with pytest.raises(ValueError, match="codes of at least two latents, and the model's have 1"):
+    with pytest.raises(ValueError, match="codes of at least two latents, and the model has 1"):
         plots.embedding(build("normal", 1), grey)
     with pytest.raises(ValueError, match="method='tsne' needs at least 4 data, got 3"):
         plots.embedding(build("normal", 3), grey, num=3, method="tsne")

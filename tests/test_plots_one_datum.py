@@ -306,7 +306,7 @@ def test_arguments_that_make_no_picture():
         plots.conditional_samples(model, x[:1], 0, slab="both")
     with pytest.raises(ValueError, match=r"coverage must lie strictly between 0 and 1, got 1\.0"):
         plots.code(model, x[:1], coverage=1.0)
-    with pytest.raises(ValueError, match="num_steps must be at least 2, both ends being steps, got 1"):
+    with pytest.raises(ValueError, match="num_steps must be at least 2, to include both ends, got 1"):
         plots.interpolation(model, x[:2], 1)
 
 

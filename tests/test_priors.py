@@ -80,7 +80,7 @@ def test_bad_arguments():
         vsc.SpikeSlabPrior(3, learn_inclusion=True, hyperprior=(1, 0))
     with pytest.raises(ValueError, match="'global' learns one inclusion, and inclusion holds 2; pass one number"):
         vsc.SpikeSlabPrior(2, torch.tensor([0.1, 0.2]), "global")
-    with pytest.raises(ValueError, match=r"weights and scales must be as many, .* got 2 and 1"):
+    with pytest.raises(ValueError, match=r"weights and scales must have the same length, .* got 2 and 1"):
         vsc.NormalMixturePrior(3, scales=[1.0])
     with pytest.raises(ValueError, match=r"weights must be a finite number above 0, got 0\.0"):
         vsc.NormalMixturePrior(3, weights=(1.0, 0.0))
@@ -269,7 +269,9 @@ class TestPseudoInputs:
         with vae.evaluating():
             evaluated = vae.prior(x).component_distribution
         assert torch.equal(trained.base_dist.logits, evaluated.base_dist.logits)
-        with pytest.raises(ValueError, match=r"must not depend on those beside it .*track_running_stats=True"):
+        with pytest.raises(
+            ValueError, match=r"must not depend on the other data of its batch.*track_running_stats=True"
+        ):
             make(nn.BatchNorm1d(8, track_running_stats=False))
 
     def test_samples_are_the_mixtures_own(self):
@@ -288,9 +290,9 @@ class TestPseudoInputs:
             ({"inclusion": 1.0, "sparsity_weight": 1}, "inclusion must lie strictly between 0 and 1, got 1.0"),
             (
                 {"inclusion": 0.1},
-                r"inclusion=0\.1 is what the sparsity term, of .*weight=0\.0, holds.*give both",
+                r"inclusion=0\.1 and sparsity_weight=0\.0 are target and weight .*pass both or neither",
             ),
-            ({"sparsity_weight": 1}, "inclusion=None is what the sparsity term, of weight sparsity_weight=1, holds"),
+            ({"sparsity_weight": 1}, "inclusion=None and sparsity_weight=1 are target and weight of the sparsity term"),
             ({"pseudo_inputs": torch.full((20, 64), float("nan"))}, "pseudo_inputs must be finite, got NaN"),
             ({"sparsity_weight": -1}, "sparsity_weight must be a finite number of at least 0, got -1"),
             ({"pseudo_inputs": torch.rand(3, 64)}, "must be num_pseudo_inputs=20 data, got 3"),
@@ -298,7 +300,7 @@ class TestPseudoInputs:
                 {"pseudo_inputs": torch.rand(20, 50)},
                 r"shape of the encoder's data, \(1, 8, 8\), got data of shape \(50,\)",
             ),
-            ({"pseudo_inputs": torch.zeros(20, 64)}, "stay in the range of the data, and all of these are 0"),
+            ({"pseudo_inputs": torch.zeros(20, 64)}, "stay in the range of the data, and all values are 0"),
         ]:
             with pytest.raises(ValueError, match=message):
                 vsc.PseudoInputPrior(encoder, **settings)

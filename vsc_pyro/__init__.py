@@ -1,4 +1,16 @@
-"""Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro."""
+"""Sparse codes with uncertainty: variational sparse coding and its relatives as probabilistic programs in Pyro.
+
+>>> import torch, vsc_pyro as vsc
+>>> train, test = vsc.datasets.load("digits")
+>>> model = vsc.VAE(
+...     encoder=vsc.SpikeSlabEncoder((1, 8, 8), latent_dim=10),
+...     decoder=vsc.BernoulliDecoder(10, (1, 8, 8)),
+...     prior=vsc.SpikeSlabPrior(10, inclusion=0.1),
+... )
+>>> history = vsc.fit(model, train, epochs=1, progress=False)
+>>> vsc.encode(model, test[:3]).shape
+torch.Size([3, 10])
+"""
 
 from vsc_pyro import datasets, gates
 from vsc_pyro.acceleration import CompiledSVI

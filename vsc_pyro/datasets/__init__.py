@@ -1,14 +1,14 @@
-"""Data sets: one function each, returning a training and a test `Dataset` of tensors ready for the device.
+"""Data sets: each function returns a training and a test `Dataset` of tensors in memory.
 
-Images have shape ``(N, channels, height, width)``; pixels are float32, in [0, 1] but for ``"templates"``,
-``"linear-5x5"`` and ``"patches"``. Where it is known what made an image, `Dataset.factors` says so. The functions
-return pixels as they are; `load` finds a function by name, and binarises: `binarize` says what a model sees of them.
+Images have shape ``(N, channels, height, width)``. Pixels are float32 in [0, 1], except in ``"templates"``,
+``"linear-5x5"`` and ``"patches"``. `Dataset.factors` holds the ground truth of synthetic images. The functions return
+pixels unchanged; `load` calls a function by name and binarises. `binarize` determines what a model sees of the pixels:
 
-* ``"dynamic"``: fresh Bernoulli draws of the grey levels every time an image is used (Salakhutdinov & Murray, 2008;
-  Burda et al., 2016). `Dataset.images` stays grey; `vsc_pyro.fit` and `vsc_pyro.evaluate` do the drawing.
-* ``"static"``: one such draw, made with `seed` when the data are loaded. (A draw of our own, not the file of
-  Larochelle & Murray, 2011, which figures for "static MNIST" usually refer to.)
-* ``None``: pixels as they are. A Bernoulli decoder's figure for grey levels is then a cross-entropy, not a likelihood.
+* ``"dynamic"``: Bernoulli draws of the grey levels, fresh every time an image is used (Salakhutdinov & Murray, 2008;
+  Burda et al., 2016). `Dataset.images` stays grey; `vsc_pyro.fit` and `vsc_pyro.evaluate` draw.
+* ``"static"``: one such draw, made with `seed` when the data are loaded. (Published figures for "static MNIST" usually
+  refer to the file of Larochelle & Murray, 2011, which is another draw.)
+* ``None``: pixels unchanged. On grey levels, a Bernoulli decoder's figure is a cross-entropy, not a likelihood.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 
 
 class Entry(NamedTuple):
-    """A row of `DATASETS`: how to read a data set from (root, seed, download), and its own binarisation."""
+    """A row of `DATASETS`: a function of (root, seed, download) that reads the data, and the default binarisation."""
 
     read: Callable[[Path | None, int, bool], Split]
     binarize: str | None = None
@@ -85,7 +85,7 @@ def load(
     seed: int = 0,
     download: bool = True,
 ) -> Split:
-    """Load a data set by name, as its function returns it by default, and binarise it.
+    """Load a data set by name, with its function's default arguments, and binarise it.
 
     ==================  ====================================================  ===============  ===================
     name                what                                                  read from        binarize="auto"
@@ -102,17 +102,27 @@ def load(
     ==================  ====================================================  ===============  ===================
 
     Args:
-        name: which one.
-        root: folder with the files as torchvision lays them out, ``~`` for the home folder; `default_root()` if None.
-            Only those that are read from it need one.
-        binarize: ``"dynamic"``, ``"static"`` or None, see the module's docstring; ``"auto"`` for the data set's own.
-        seed: of the static draw, and of whatever else is drawn: splits, positions, synthetic data.
-        download: fetch missing files into `root` where the network allows.
+        name: name of the data set.
+        root: folder with the files as torchvision lays them out, ``~`` for the home folder; None for `default_root()`.
+            Used only by data sets that are read from it.
+        binarize: ``"dynamic"``, ``"static"`` or None, see the module's docstring; ``"auto"`` for the data set's
+            default.
+        seed: seed of the static draw, and of the data set's splits, positions or synthetic data.
+        download: download missing files into `root`.
+
+    Returns:
+        The training and the test `Dataset`.
 
     Raises:
-        ValueError: an unknown name (the message lists the known ones) or binarisation, or one of real-valued data.
+        ValueError: an unknown name (the message lists the known ones) or binarisation, or binarisation of real-valued
+            data.
         FileNotFoundError: no files in `root`, and no download.
-        OSError: a corrupt or truncated file, by name.
+        OSError: a corrupt or truncated file; the message names it.
+
+    >>> import vsc_pyro as vsc
+    >>> train, test = vsc.datasets.load("digits")
+    >>> train.images.shape, len(test), train.binarize
+    (torch.Size([1437, 1, 8, 8]), 360, 'dynamic')
     """
     entry = choice("data set", name, DATASETS)
     check_binarize(binarize, ("auto", *BINARIZATIONS))

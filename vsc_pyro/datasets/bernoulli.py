@@ -1,4 +1,4 @@
-"""`bernoulli`: binary draws of many probabilities, a byte of randomness each."""
+"""Binary draws from many probabilities, with one byte of randomness each."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from torch import Tensor
 
 
 def bernoulli(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Independent draws of 0 and 1, 1 with the probabilities `probs`: as `torch.bernoulli`, but faster on a CPU.
+    """Draw 0 or 1 independently, 1 with probability `probs`, like `torch.bernoulli` but faster on a CPU.
 
-    There torch takes a double-precision uniform number for each draw, one after the other, which for a minibatch of
-    MNIST is a quarter of a compiled training step. Here a random byte u decides but for one case in 256 at most:
-    :math:`256p - u`, held within [0, 1], is 0, 1, or the probability that is left for a second draw to be 1. That is
-    exact: every binary floating-point type holds the difference without rounding.
+    On a CPU torch takes a double-precision uniform number for each draw. Here a random byte u settles all but at most
+    one in 256 draws: :math:`256p - u`, clamped to [0, 1], is 0, 1, or the probability with which a second draw is 1.
+    The draws are exact, because every binary floating-point type holds the difference without rounding.
 
     Args:
-        probs: in [0, 1], any shape and floating-point type; not checked.
-        generator: of the device of `probs`; None for torch's own.
+        probs: probabilities in [0, 1] of any shape and floating-point type; not checked.
+        generator: generator on the device of `probs`; None for torch's own.
 
     Returns:
-        Of the shape and type of `probs`.
+        The draws, in shape and type of `probs`.
+
+    >>> bernoulli(torch.tensor([0.0, 1.0, 1.0]))
+    tensor([0., 1., 1.])
     """
     if probs.device.type != "cpu":
         return torch.bernoulli(probs, generator=generator)

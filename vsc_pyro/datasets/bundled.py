@@ -1,14 +1,13 @@
 r"""Data that come with scikit-learn, without a download: small digits, and patches of photographs.
 
-Patches are whitened as a whole, by the zero-phase transform (ZCA; Bell & Sejnowski, 1997) of the training patches. With
-the mean :math:`\mu` and covariance :math:`U \Lambda U^\top` of these, and :math:`\bar\lambda` the mean of
-:math:`\Lambda`,
+Patches are whitened by the zero-phase transform (ZCA; Bell & Sejnowski, 1997) of the training patches. With their mean
+:math:`\mu`, their covariance :math:`U \Lambda U^\top`, and the mean :math:`\bar\lambda` of :math:`\Lambda`,
 
 .. math:: y = c\, U (\Lambda + r \bar\lambda I)^{-1/2} U^\top (x - \mu).
 
-The constant c gives the training patches unit variance per pixel. The regularisation r takes the place of the low-pass
-filter of Olshausen & Field (1996): directions of a variance well above :math:`r \bar\lambda` are whitened, those below,
-the noise of camera and compression, are held back.
+The constant c gives the training patches unit variance per pixel. The regularisation r replaces the low-pass filter of
+Olshausen & Field (1996): directions with a variance well above :math:`r \bar\lambda` are whitened, and those below it,
+the noise of camera and compression, are damped.
 
 References
     E. Alpaydin, C. Kaynak (1998), Cascading classifiers.
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from vsc_pyro._arguments import natural_int, positive_float, positive_int
 from vsc_pyro._files import expanded
 from vsc_pyro.datasets.dataset import Dataset, Split
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to grey
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -37,12 +37,16 @@ def digits(seed: int = 0) -> Split:
     """1,797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak, 1998), grey in 17 levels; 1,437 to train on.
 
     Args:
-        seed: of the split, which keeps the proportions of the classes.
+        seed: seed of the split, which keeps the proportions of the classes.
+
+    >>> import vsc_pyro as vsc
+    >>> [part.images.shape for part in vsc.datasets.digits()]
+    [torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8])]
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = torch.tensor(bunch.images / 16.0, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(bunch.target)
     parts = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=bunch.target)
@@ -58,30 +62,36 @@ def patches(
     whiten: bool = True,
     regularisation: float = 0.01,
 ) -> Split:
-    """Whitened grey patches of photographs, training and test patches from different regions of every photograph.
+    """Whitened grey patches of photographs; training and test patches are from different regions of every photograph.
 
-    Test patches come from the right quarter of each photograph, training patches from what lies left of it and of a gap
-    as wide as a patch: no pixel is in both. Positions are drawn uniformly from all there are, with replacement. The
-    whitening, see the module's docstring, is that of the training patches.
+    Test patches come from the right quarter of each photograph. Training patches come from the rest, less a gap as wide
+    as a patch, so that no pixel is in both. Positions are uniform, with replacement. The whitening, see the module's
+    docstring, is that of the training patches.
 
-    Two photographs of 427x640 pixels (a temple, a flower) are enough for a demonstration of a sparse code's oriented
-    filters, and few for statistics of natural images: pass a `folder` of your own for these.
+    Two photographs of 427x640 pixels (a temple, a flower) are enough to demonstrate the oriented filters of a sparse
+    code, but few for statistics of natural images; pass a `folder` of your own for these.
 
     Args:
-        size: side of a patch, in pixels.
+        size: side of a patch in pixels.
         num_train, num_test: number of patches.
-        seed: of the positions. The test patches' positions do not depend on `num_train`.
-        folder: of photographs (bmp, jpeg, pgm, png, tiff, webp) that replace the bundled ones; colour is made grey.
-        whiten: False for grey levels as they are, in [0, 1].
+        seed: seed of the positions. The test patches' positions do not depend on `num_train`.
+        folder: folder of photographs (bmp, jpeg, pgm, png, tiff, webp) that replace the bundled ones; colour is
+            converted to grey.
+        whiten: False for unchanged grey levels, in [0, 1].
         regularisation: r, see the module's docstring.
 
     Shapes:
         Images are ``(N, 1, size, size)``, real-valued with mean 0 and variance 1 if whitened. There are no labels.
 
     Raises:
-        FileNotFoundError: `folder` is none, or holds no photograph.
+        FileNotFoundError: a `folder` that does not exist or holds no photograph.
         ValueError: a photograph too small for the two regions, an unreadable one, photographs without contrast, or a
             number out of range.
+
+    >>> import vsc_pyro as vsc
+    >>> train, test = vsc.datasets.patches(size=8, num_train=500, num_test=100)
+    >>> train.images.shape, round(train.images.var().item(), 2)
+    (torch.Size([500, 1, 8, 8]), 1.0)
     """
     size, seed = positive_int("size", size), natural_int("seed", seed)
     numbers = positive_int("num_train", num_train), positive_int("num_test", num_test)
@@ -102,7 +112,7 @@ def patches(
 def _bundled_photographs() -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_images
 
-    bunch = load_sample_images()
+    bunch: Any = load_sample_images()
     images = (image @ np.array(_LUMA) / 255 for image in bunch.images)
     return dict(zip(bunch.filenames, images, strict=True))
 
@@ -111,7 +121,9 @@ def _read_photographs(folder: Path) -> dict[str, np.ndarray]:
     from PIL import Image
 
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} is not there; name a folder of photographs, or None for bundled ones")
+        raise FileNotFoundError(
+            f"folder {folder} does not exist; pass a folder of photographs, or None for bundled ones"
+        )
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise FileNotFoundError(f"folder {folder} holds no photograph; put files of {', '.join(_SUFFIXES)} there")
@@ -119,15 +131,11 @@ def _read_photographs(folder: Path) -> dict[str, np.ndarray]:
     for file in files:
         try:
             with Image.open(file) as image:
-                # Pillow's conversion to 8 bits would clip the deeper formats, whole numbers of 16 bits and floats.
+                # Pillow's conversion to 8 bits would clip 16-bit integers and floats.
                 white = {"I": 65535.0, "F": 1.0}.get(image.mode[0])
                 photographs[str(file)] = np.asarray(image if white else image.convert("L"), float) / (white or 255.0)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-        ) as error:  # what Pillow raises for damaged files depends on the format
-            raise ValueError(f"{file} is not a photograph that Pillow can read ({error}); take it out") from error
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's error for a damaged file depends on the format
+            raise ValueError(f"{file} is not a photograph that Pillow can read ({error}); remove it") from error
     return photographs
 
 
@@ -137,7 +145,7 @@ def _regions(name: str, photograph: np.ndarray, size: int) -> tuple[np.ndarray, 
     if height < size or width // 4 < size or border - size < size:
         raise ValueError(
             f"{name} of {width}x{height} pixels is too small for patches of size {size}: it needs at least "
-            f"{4 * size}x{size}, so that a quarter of its width holds a patch; take it out, or choose a smaller size"
+            f"{4 * size}x{size}, so that a quarter of its width holds a patch; remove it, or choose a smaller size"
         )
     return photograph[:, : border - size], photograph[:, border:]
 
@@ -157,7 +165,7 @@ def _whitening(x: np.ndarray, regularisation: float) -> tuple[np.ndarray, np.nda
     mean = x.mean(0)
     variances, directions = np.linalg.eigh(np.cov(x, rowvar=False, bias=True).reshape(x.shape[1], x.shape[1]))
     if not variances.mean() > 1e-12:
-        raise ValueError("the photographs' training patches have no contrast to whiten; take others, or more patches")
+        raise ValueError("the photographs' training patches have no contrast to whiten; use others, or more patches")
     gains = (variances.clip(min=0) + regularisation * variances.mean()) ** -0.5
     unit = (variances * gains**2).mean() ** -0.5
     return mean, unit * (directions * gains) @ directions.T

@@ -1,9 +1,9 @@
-"""What every data set is: tensors in memory, and where it is known the truth about what made each datum."""
+"""Data sets as tensors in memory, with the ground truth of synthetic data."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ BINARIZATIONS = ("dynamic", "static", None)
 
 
 class Factors(NamedTuple):
-    """Ground truth: which of K factors made each datum, and how large they were.
+    """Ground truth of synthetic data: the factors of each datum, and their values.
 
     Attributes:
         presence: bool tensor of shape ``(N, K)``, True where a factor is on.
-        values: float tensor of shape ``(N, K)``, the factor's value where it is on and 0 where it is not.
+        values: float tensor of shape ``(N, K)``, the factor's value where it is on, 0 elsewhere.
         names: K different names.
     """
 
@@ -34,14 +34,20 @@ class Dataset:
 
     Attributes:
         images: float tensor of shape ``(N, ...)``; for images ``(N, channels, height, width)``.
-        labels: integer tensor of shape ``(N,)``, or an array, which becomes one; or None.
-        binarize: what a model sees of the images: ``"dynamic"``, ``"static"`` (done already) or None.
-        name: what to call it in tables.
-        factors: what made the images, where it is known, or None.
+        labels: integer tensor of shape ``(N,)``, or an array, which is converted; or None.
+        binarize: what a model sees of the images: ``"dynamic"`` (fresh draws), ``"static"`` (already drawn) or None.
+        name: name in tables.
+        factors: ground truth of synthetic data, or None.
 
     Raises:
-        ValueError: no datum, no floating-point tensor, labels that are no numbers or of another length, values
-            outside [0, 1] that are to be binarised, or factors that do not fit the data or contradict themselves.
+        ValueError: no datum, images that are not a floating-point tensor, labels that are not integers or of another
+            length, values outside [0, 1] under dynamic binarisation, or factors that do not fit the data or contradict
+            themselves.
+
+    >>> import vsc_pyro as vsc
+    >>> data = vsc.Dataset(torch.rand(10, 64), labels=torch.arange(10), binarize="dynamic")
+    >>> len(data[:4]), data.draw(slice(4)).unique()
+    (4, tensor([0., 1.]))
     """
 
     images: Tensor
@@ -62,8 +68,9 @@ class Dataset:
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
-        if isinstance(self.labels, np.ndarray) and self.labels.dtype.kind in "biu":
-            object.__setattr__(self, "labels", torch.as_tensor(self.labels))
+        labels = cast(object, self.labels)  # annotated as a tensor, but arrays are accepted
+        if isinstance(labels, np.ndarray) and labels.dtype.kind in "biu":
+            object.__setattr__(self, "labels", torch.as_tensor(labels))
         if self.labels is not None and not isinstance(self.labels, Tensor):
             kind = type(self.labels).__name__
             raise ValueError(f"labels must be an integer tensor, got {kind}; pass torch.as_tensor(labels)")
@@ -80,14 +87,14 @@ class Dataset:
         return len(self.images)
 
     def __getitem__(self, rows: slice | Tensor) -> Dataset:
-        """Some of the data, with labels and factors: ``test[:16]``, or the rows of a tensor of indices or of bools."""
+        """Return the data of a slice, ``test[:16]``, or of a tensor of indices or bools, with labels and factors."""
         if not isinstance(rows, (slice, Tensor)):
-            raise TypeError(f"take data by a slice or a tensor of indices, got {rows!r}; one datum is data[i : i + 1]")
+            raise TypeError(f"index data by a slice or a tensor of indices, got {rows!r}; one datum is data[i : i + 1]")
         if isinstance(rows, Tensor) and rows.ndim != 1:
             raise ValueError(f"a tensor of indices must have one dimension, got shape {tuple(rows.shape)}")
         if not len(self.images[rows]):
-            raise ValueError(f"{rows!r} takes none of the {len(self)} data")
-        parts = {"images": self.images[rows]}
+            raise ValueError(f"{rows!r} selects none of the {len(self)} data")
+        parts: dict[str, Any] = {"images": self.images[rows]}
         if self.labels is not None:
             parts["labels"] = self.labels[rows]
         if self.factors is not None:
@@ -96,7 +103,7 @@ class Dataset:
         return dataclasses.replace(self, **parts)
 
     def to(self, like: Tensor) -> Dataset:
-        """The same data on the device of the tensor `like`, images and factors' values in its floating-point type."""
+        """Return the data on the device of the tensor `like`, images and factor values in its floating-point type."""
         labels = None if self.labels is None else self.labels.to(like.device)
         factors = self.factors
         if factors is not None:
@@ -104,15 +111,15 @@ class Dataset:
         return dataclasses.replace(self, images=self.images.to(like), labels=labels, factors=factors)
 
     def draw(self, indices: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
-        """What a model sees of these data: shape ``(B, ...)``, binarised afresh if `binarize` is ``"dynamic"``."""
+        """Return these data as a model sees them, shape ``(B, ...)``; under dynamic binarisation, a fresh draw."""
         batch = self.images[indices]
         return bernoulli(batch, generator) if self.binarize == "dynamic" else batch
 
     def binarized(self, binarize: str | None, generator: torch.Generator | None = None) -> Dataset:
-        """The same data of which a model sees what `binarize` says; ``"static"`` draws now, from `generator`.
+        """Return the data under another binarisation; ``"static"`` draws now, from `generator`.
 
         Raises:
-            ValueError: an unknown binarisation, or values that are no grey levels in [0, 1].
+            ValueError: an unknown binarisation, or values that are not grey levels in [0, 1].
         """
         check_binarize(binarize, BINARIZATIONS)
         images = self.images
@@ -130,22 +137,22 @@ class Dataset:
 
 
 class Split(NamedTuple):
-    """A data set's training and test part."""
+    """Training and test part of a data set."""
 
     train: Dataset
     test: Dataset
 
     def binarized(self, binarize: str | None, seed: int = 0) -> Split:
-        """Both parts as `Dataset.binarized` makes them, with the static draw made from `seed`."""
+        """Apply `Dataset.binarized` to both parts; the static draw uses `seed`."""
         generator = torch.Generator().manual_seed(seed)
         return Split(*(part.binarized(binarize, generator) for part in self))
 
 
 def as_dataset(data: Dataset | Tensor | np.ndarray) -> Dataset:
-    """`data` itself, or a `Dataset` of an array or tensor of numbers of shape ``(N, ...)``.
+    """Return `data` itself, or a `Dataset` made of an array or tensor of numbers of shape ``(N, ...)``.
 
     Raises:
-        ValueError: data without a datum, or not of shape ``(N, ...)``.
+        ValueError: no datum, or data not of shape ``(N, ...)``.
     """
     if isinstance(data, Dataset):
         return data

@@ -1,8 +1,8 @@
-r"""Smiley: drawn faces of 18 parts, each there or not, each with one continuous attribute.
+r"""Smiley: drawn faces of 18 parts, each present or absent, each with one continuous attribute.
 
-Made to the description that goes with published results on such data (32x32 binary faces, 18 known factors in 4 groups,
-every part present with probability 1/2, each with a continuous attribute); the drawing is our own, so figures compare
-only among runs on these faces. The factors, named ``group/part``:
+The data follow the published description of such a set (32x32 binary faces, 18 known factors in 4 groups, every part
+present with probability 1/2, each with a continuous attribute). The drawing is our own, so results are comparable only
+among runs on these faces. The factors, named ``group/part``:
 
 =========  ==================  ======================================================
 group      part                attribute, from -1 to 1
@@ -27,8 +27,9 @@ neck       right wing          height, likewise
 neck       knot                size of the bow tie's knot
 =========  ==================  ======================================================
 
-("Left" and "right" are the viewer's.) The outline of the head is in every image. Every part is drawn in a rectangle of
-pixels of its own, so none hides another and an image is the sum of its parts; a part that is present always has pixels.
+("Left" and "right" are the viewer's.) The outline of the head is in every image. Every part is drawn in its own
+rectangle of pixels, so parts do not overlap and an image is the sum of its parts. A present part has at least one
+pixel.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ _SIDE = 32
 
 
 class _Part(NamedTuple):
-    """A part's zone, in pixels, and what it fills of it: a function of u, v (pixels from the zone's centre to the
-    right and down) and of the attribute a, which broadcasts against them."""
+    """A part of a face: the rectangle of pixels it is drawn in, and a function that fills it.
+
+    `filled` maps u and v (pixels from the centre, to the right and down) and the attribute a, which broadcast, to
+    bools.
+    """
 
     rows: tuple[int, int]
     columns: tuple[int, int]
@@ -63,7 +67,7 @@ def _disc(u: np.ndarray, v: np.ndarray, radius: np.ndarray | float) -> np.ndarra
     return u**2 + v**2 <= radius**2
 
 
-# Left-hand parts lean and open towards the outside of the face, which is their negative u.
+# Parts on the left lean and open towards the outside of the face, which is negative u.
 _BROW = _Part((9, 12), (9, 14), lambda u, v, a: abs(v + 0.5 * a * u) <= 0.55)
 _EYE = _Part((12, 17), (8, 13), lambda u, v, a: (u / 2.4) ** 2 + (v / (1.3 + 0.95 * a)) ** 2 <= 1)
 _CHEEK = _Part((17, 21), (7, 10), lambda u, v, a: _disc(u, v + a, 1.2))
@@ -92,19 +96,24 @@ _PARTS = {
 
 
 def smiley(num_train: int = 20_000, num_test: int = 4_000, seed: int = 0) -> Split:
-    """Binary faces of 32x32 pixels of 18 parts, see the module's docstring for their table.
+    """Binary faces of 32x32 pixels with 18 known parts; the module's docstring has their table.
 
-    Every part is present with probability 1/2, independently, and its attribute then is uniform on (-1, 1).
+    Every part is present with probability 1/2, independently, and its attribute is uniform on (-1, 1).
 
     Args:
-        num_train, num_test: number of images. A part of the split does not depend on the size of the other.
-        seed: of all draws.
+        num_train, num_test: number of images. The draws of one part do not depend on the size of the other.
+        seed: seed of all draws.
 
     Shapes:
-        Images are ``(N, 1, 32, 32)``, of zeros and ones. `factors` has 18 columns, the attributes for values.
+        Images are ``(N, 1, 32, 32)``, of zeros and ones. `factors` has 18 columns, with the attributes as values.
 
     Raises:
         ValueError: a number out of range.
+
+    >>> import vsc_pyro as vsc
+    >>> train, test = vsc.datasets.smiley(num_train=10, num_test=5)
+    >>> train.images.shape, train.factors.names[-1]
+    (torch.Size([10, 1, 32, 32]), 'neck/knot')
     """
     seed, parts = natural_int("seed", seed), []
     for part, number in enumerate((positive_int("num_train", num_train), positive_int("num_test", num_test))):
@@ -117,17 +126,20 @@ def smiley(num_train: int = 20_000, num_test: int = 4_000, seed: int = 0) -> Spl
 
 
 def render_smiley(presence: Tensor, values: Tensor) -> Tensor:
-    """The faces of given factors: what `smiley` returns for those it draws.
+    """Draw the faces of given factors, as `smiley` does.
 
     Args:
         presence: bool, shape ``(N, 18)``.
-        values: attributes, shape ``(N, 18)``; those of absent parts do not matter, the others lie in [-1, 1].
+        values: attributes, shape ``(N, 18)``, in [-1, 1]; those of absent parts are ignored.
 
     Returns:
         Images of zeros and ones, shape ``(N, 1, 32, 32)``.
 
     Raises:
         ValueError: factors of another shape or type, or an attribute of a present part outside [-1, 1].
+
+    >>> render_smiley(torch.ones(2, 18, dtype=torch.bool), torch.zeros(2, 18)).shape
+    torch.Size([2, 1, 32, 32])
     """
     shape = (len(presence), len(_PARTS))
     if presence.dtype != torch.bool or presence.shape != shape or values.shape != shape:
@@ -147,7 +159,7 @@ def render_smiley(presence: Tensor, values: Tensor) -> Tensor:
 
 
 def _outline() -> np.ndarray:
-    """An oval, one pixel thick, that no part's zone touches."""
+    """Return an oval outline, one pixel thick, that touches no part's rectangle."""
     row, column = np.mgrid[:_SIDE, :_SIDE]
     inside = _oval(row, column)
     edge = [_oval(row + dr, column + dc) for dr, dc in ((0, 1), (0, -1), (1, 0), (-1, 0))]

@@ -1,7 +1,7 @@
-r"""Sparse sums whose parts are known: the smallest tasks on which a sparse code can be right or wrong.
+r"""Sparse sums of known parts: the smallest tasks on which a sparse code can be right or wrong.
 
-Both are linear, :math:`x = D s + \epsilon`, with a fixed dictionary D of known pictures, few entries of s other than
-zero and Gaussian noise :math:`\epsilon`. `Dataset.factors` holds s. Pixels are real numbers, not grey levels.
+Both are linear, :math:`x = D s + \epsilon`, with a fixed dictionary D of known pictures, sparse s and Gaussian noise
+:math:`\epsilon`. `Dataset.factors` holds s. Pixels are real numbers, not grey levels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEMPLATES = (
     *("horizontal", "vertical", "falling", "rising", "ring", "centre"),
 )
 PATTERNS = ("corner block", "bottom row", "right column", "cross", "diagonal")
-# Values of a source that is on, all of mean 0 and variance 1.
+# Values of a source that is on; both have mean 0 and variance 1.
 SLABS = {
     "normal": lambda random, shape: random.standard_normal(shape),
     "laplace": lambda random, shape: random.laplace(0.0, 0.5**0.5, shape),
@@ -29,11 +29,11 @@ SLABS = {
 
 
 def template_images() -> Tensor:
-    r"""The ten templates of `templates`, shape ``(10, 10, 10)``, each smooth and with its largest pixel near 1.
+    r"""The ten templates of `templates`, shape ``(10, 10, 10)``, each smooth and with a largest pixel near 1.
 
-    In coordinates u (right) and v (down) from -1 to 1 each is :math:`\exp(-d^2 / 2w^2)` of a distance d: from the
-    points (±0.6, ±0.6) (w = 0.3); from the horizontal and vertical axis and from the two diagonals (w = 0.2); from a
-    circle of radius 0.7 (w = 0.15); and from the centre (w = 0.3). In the order of `TEMPLATES`.
+    In coordinates u (right) and v (down) from -1 to 1, each is :math:`\exp(-d^2 / 2w^2)` with a distance d: from the
+    points (±0.6, ±0.6) (w = 0.3); from the horizontal axis, the vertical axis and the two diagonals (w = 0.2); from a
+    circle of radius 0.7 (w = 0.15); and from the centre (w = 0.3). The order is that of `TEMPLATES`.
     """
     v, u = np.meshgrid(np.linspace(-1, 1, 10), np.linspace(-1, 1, 10), indexing="ij")
     corners = [(np.hypot(u - a, v - b), 0.3) for b in (-0.6, 0.6) for a in (-0.6, 0.6)]
@@ -48,18 +48,23 @@ def templates(num_train: int = 10_000, num_test: int = 2_000, noise: float = 0.1
 
     .. math:: x = w_i T_i + w_j T_j + \epsilon, \quad w \sim U(0.5, 1.5), \quad \epsilon \sim N(0, \mathrm{noise}^2 I)
 
-    with the pair i, j drawn uniformly from the 45 there are. The templates :math:`T` are those of `template_images`.
+    with the pair i, j drawn uniformly from all 45. The templates :math:`T` are those of `template_images`.
 
     Args:
-        num_train, num_test: number of images. A part does not depend on the size of the other.
+        num_train, num_test: number of images. The draws of one part do not depend on the size of the other.
         noise: standard deviation of the noise in every pixel.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Shapes:
-        Images are ``(N, 1, 10, 10)``. `factors` has ten columns, named in `TEMPLATES`, with the weights w for values.
+        Images are ``(N, 1, 10, 10)``. `factors` has ten columns, named in `TEMPLATES`, with the weights w as values.
 
     Raises:
         ValueError: a number out of range.
+
+    >>> import vsc_pyro as vsc
+    >>> train, test = vsc.datasets.templates(num_train=10, num_test=5)
+    >>> train.images.shape, train.factors.presence.sum(1).unique()
+    (torch.Size([10, 1, 10, 10]), tensor([2]))
     """
 
     def sources(number: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +78,7 @@ def templates(num_train: int = 10_000, num_test: int = 2_000, noise: float = 0.1
 def linear_5x5_dictionary() -> Tensor:
     """The dictionary D of `linear_5x5`, shape ``(25, 5)``, columns of unit norm.
 
-    The columns, as pictures of 5x5 pixels and in the order of `PATTERNS`, are of one grey level where there is a #::
+    As pictures of 5x5 pixels, in the order of `PATTERNS`, the columns are constant at the # and zero elsewhere::
 
         ##...    .....    ....#    .....    .....
         ##...    .....    ....#    ..#..    .....
@@ -105,21 +110,26 @@ def linear_5x5(
     .. math:: x = D s + \epsilon, \quad s_k \sim \alpha\, p_{\mathrm{slab}} + (1 - \alpha)\, \delta_0
         \text{ independently}, \quad \epsilon \sim N(0, \mathrm{noise}^2 I)
 
-    with D of `linear_5x5_dictionary`: the model of a linear decoder under a spike-and-slab prior, so that its exact
-    posterior and evidence are sums over the 32 patterns of presence (for the normal slab, of Gaussian densities).
+    with D of `linear_5x5_dictionary`. This is the model of a linear decoder under a spike-and-slab prior, so its exact
+    posterior and evidence are sums over the 32 patterns of presence (of Gaussian densities, for the normal slab).
 
     Args:
-        num_train, num_test: number of images. A part does not depend on the size of the other.
+        num_train, num_test: number of images. The draws of one part do not depend on the size of the other.
         inclusion: :math:`\alpha`, the probability that a source is on.
-        slab: the law of a source that is on, of mean 0 and variance 1: ``"normal"`` or ``"laplace"``.
+        slab: distribution of a source that is on, with mean 0 and variance 1: ``"normal"`` or ``"laplace"``.
         noise: standard deviation of the noise in every pixel.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Shapes:
-        Images are ``(N, 1, 5, 5)``. `factors` has five columns, named in `PATTERNS`, with the sources s for values.
+        Images are ``(N, 1, 5, 5)``. `factors` has five columns, named in `PATTERNS`, with the sources s as values.
 
     Raises:
         ValueError: a number out of range, or an unknown slab (the message lists the known ones).
+
+    >>> import vsc_pyro as vsc
+    >>> train, test = vsc.datasets.linear_5x5(num_train=10, num_test=5, slab="laplace")
+    >>> train.images.shape, train.factors.names[0]
+    (torch.Size([10, 1, 5, 5]), 'corner block')
     """
     draw = choice("slab", slab, SLABS)
     if not 0 < positive_float("inclusion", inclusion) <= 1:

@@ -1,9 +1,9 @@
-"""Data sets that torchvision reads, from files on disk that it downloads where the network allows.
+"""Data sets that torchvision reads from files on disk, and downloads.
 
-Pixels are float32 in [0, 1]. Where nothing else is said, `root` is a folder with the files as torchvision lays them out
-(None for `default_root`), and `download` fetches missing ones into it. All functions raise `FileNotFoundError` where
-files are missing and not downloaded, `OSError` for corrupt or truncated files, by name, and `ImportError` where
-torchvision does not import.
+Pixels are float32 in [0, 1]. Unless documented otherwise, `root` is a folder with the files as torchvision lays them
+out (None for `default_root`), and `download` fetches missing files into it. All functions raise `FileNotFoundError` if
+files are missing and not downloaded, `OSError` for corrupt or truncated files, which it names, and `ImportError` if
+torchvision cannot be imported.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._files import expanded
 from vsc_pyro.datasets.dataset import Dataset, Factors, Split
 
-DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
+DOWNLOAD_TIMEOUT = 20.0  # seconds to wait for the next byte
 _CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218
 
 T = TypeVar("T")
 
 
 def default_root() -> Path:
-    """``$VSC_PYRO_DATA`` where it is set, else ``vsc_pyro`` in the user's cache folder."""
+    """Return ``$VSC_PYRO_DATA`` if it is set, else the folder ``vsc_pyro`` in the user's cache."""
     if root := os.environ.get("VSC_PYRO_DATA"):
         return expanded(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsc_pyro"
@@ -42,20 +42,20 @@ def mnist(root: str | os.PathLike | None = None, download: bool = True) -> Split
 
 
 def fashion_mnist(root: str | os.PathLike | None = None, download: bool = True) -> Split:
-    """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017): ten kinds of clothes, as many and of the size of `mnist`."""
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017): ten kinds of clothes, in numbers and sizes of `mnist`."""
     return _idx_files("FashionMNIST", "fashion-mnist", root, download)
 
 
 def cifar10_grey(root: str | os.PathLike | None = None, size: int = 16, seed: int = 0, download: bool = True) -> Split:
     """Grey crops of CIFAR-10 (Krizhevsky, 2009): 50,000 to train on, 10,000 to test, labels 0 to 9.
 
-    From each image of 32x32 pixels one crop, at a position drawn uniformly; grey is 0.299 red + 0.587 green + 0.114
-    blue. The usual sizes for sparse codes are 12 and 16.
+    Each image of 32x32 pixels yields one crop, at a uniformly drawn position. Grey is 0.299 red + 0.587 green + 0.114
+    blue. Usual sizes for sparse codes are 12 and 16.
 
     Args:
         root: folder that holds ``cifar-10-batches-py``, see the module's docstring.
         size: side of a crop, at most 32.
-        seed: of the positions.
+        seed: seed of the positions.
         download: fetch missing files.
 
     Shapes:
@@ -84,22 +84,22 @@ def celeba(
 ) -> Split:
     """Faces of CelebA (Liu, Luo, Wang & Tang, 2015), aligned: 162,770 to train on, 19,962 to test, in colour.
 
-    The square of side `crop` in the middle of each image of 178x218 pixels, resized (bilinear, with antialiasing). The
-    usual sizes are 32 and 64.
+    Each image is the central square of side `crop` of the original 178x218 pixels, resized (bilinear, with
+    antialiasing). Usual sizes are 32 and 64.
 
-    All images are held in memory in single precision: 8.0 GB at size 64 and 2.0 GB at size 32 for the training part, an
-    eighth of that more for the test part. Reading takes minutes. `num_train` takes the first images only.
+    All images are held in memory in single precision: the training part takes 8.0 GB at size 64 and 2.0 GB at size 32,
+    the test part an eighth of that. Reading takes minutes. `num_train` and `num_test` limit the number of images.
 
     Args:
         root: folder that holds ``celeba``, with the five annotation files and the unpacked ``img_align_celeba``.
         size: side of an image.
         crop: side of the square before it is resized, at most 178.
-        num_train, num_test: number of images, the first in the files' order; all if None.
+        num_train, num_test: number of images, the first in the files' order; None for all.
         download: fetch missing files, which needs the package gdown.
 
     Shapes:
-        Images are ``(N, 3, size, size)``. There are no labels; the 40 attributes (``"Smiling"``, ``"Eyeglasses"``, ...)
-        are the `factors`, each of value 1 where it is present. They are people's annotations, not what made the image.
+        Images are ``(N, 3, size, size)``. There are no labels. The `factors` are the 40 attributes (``"Smiling"``,
+        ``"Eyeglasses"``, ...), with value 1 where present. They are annotations by people, not causes of the image.
 
     Raises:
         ValueError: a number out of range.
@@ -124,7 +124,7 @@ def _idx_files(class_name: str, name: str, root: str | os.PathLike | None, downl
     _fetch(cls, root, folder, [Path(resource).stem for resource, _ in cls.resources], download, "the four files")
 
     def read(kind: str) -> Dataset:
-        # Not by the class, which takes files in a folder `processed`, of an older torchvision, in the place of these.
+        # The class would prefer files of an older torchvision in a folder `processed`.
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
         images = read_image_file(str(folder / f"{kind}-images-idx3-ubyte"))
@@ -163,7 +163,7 @@ def _faces(cls: type, root: Path, folder: Path, part: str, size: int, crop: int,
         listed = cls(root, split=part, download=False)
         if ((listed.attr != 0) & (listed.attr != 1)).any():
             raise ValueError("attributes that are neither 1 nor -1")
-        # The file's line of names ends in a blank, which torchvision takes for the beginning of one more name.
+        # The file's line of names ends in a blank, from which torchvision makes one more, empty name.
         return listed.filename[:limit], listed.attr[:limit].bool(), tuple(filter(None, listed.attr_names))
 
     files, presence, names = _intact(read_list, "CelebA annotation", str(folder / "*.txt"))
@@ -174,7 +174,9 @@ def _faces(cls: type, root: Path, folder: Path, part: str, size: int, crop: int,
         with Image.open(path) as image:
             if image.size != (_CELEBA_WIDTH, _CELEBA_HEIGHT):
                 raise ValueError(f"{image.size[0]}x{image.size[1]} pixels instead of 178x218")
-            square = image.convert("RGB").resize((size, size), Image.BILINEAR, (left, top, left + crop, top + crop))
+            square = image.convert("RGB").resize(
+                (size, size), Image.Resampling.BILINEAR, (left, top, left + crop, top + crop)
+            )
         return torch.tensor(np.asarray(square)).permute(2, 0, 1)
 
     for row, file in enumerate(files):
@@ -203,30 +205,30 @@ def _torchvision_class(class_name: str) -> Any:
 
 
 def _fetch(cls: Any, root: Path, folder: Path, files: Sequence[str], download: bool, all_files: str) -> None:
-    """Download a data set unless all of `files` are in `folder`; `all_files` describes them."""
+    """Download a data set unless all `files` are in `folder`; `all_files` describes them in an error."""
     missing = [file for file in files if not (folder / file).exists()]
     if not missing:
         return
     if not download:
         raise FileNotFoundError(
             f"{cls.__name__} is not in {root}: {folder} lacks {', '.join(missing)}; "
-            "name the folder that has it, or load with download=True"
+            "pass the folder that has it, or download=True"
         )
     try:
         with _network_timeout(DOWNLOAD_TIMEOUT):
             cls(root, download=True)
         if not all((folder / file).exists() for file in files):
-            raise RuntimeError(f"torchvision has kept to older files, in {folder.parent}, and left it at that")
-    except Exception as error:  # URLError, RuntimeError, or what gdown raises: all mean that there are no files
-        reason = str(error).partition("\n")[0].rstrip(":")  # torchvision lists every mirror on lines of their own
+            raise RuntimeError(f"torchvision found older files in {folder.parent} and downloaded nothing")
+    except Exception as error:  # URLError, RuntimeError or an error of gdown: in each case the files are missing
+        reason = str(error).partition("\n")[0].rstrip(":")  # torchvision adds a line for every mirror
         raise FileNotFoundError(
             f"{cls.__name__} is not in {root} and could not be downloaded ({reason}); put {all_files} "
-            f"{', '.join(files)} into {folder}, or name the folder that has them"
+            f"{', '.join(files)} into {folder}, or pass the folder that has them"
         ) from error
 
 
 def _intact(read: Callable[[], T], what: str, files: str) -> T:
-    """What `read` returns; a damaged file fails in its parser in many ways, and all mean the same to the user."""
+    """Return `read()`; raise `OSError` for any error, because parsers fail in many ways on a damaged file."""
     try:
         return read()
     except Exception as error:
@@ -238,7 +240,7 @@ def _intact(read: Callable[[], T], what: str, files: str) -> T:
 
 @contextmanager
 def _network_timeout(seconds: float) -> Iterator[None]:
-    # torchvision's download has no timeout of its own and would wait for ever behind a silent firewall.
+    # torchvision's download has no timeout and would wait forever behind a silent firewall.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

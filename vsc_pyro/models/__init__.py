@@ -1,1 +1,1 @@
-"""What a user builds: networks, encoders, decoders, priors, and the `VAE` of them."""
+"""The parts of a model: networks, encoders, decoders and priors, and the `VAE` that joins them."""

@@ -1,8 +1,9 @@
-"""Checks that data are such as a model's likelihood can have made: finite, of its shape, and in its support."""
+"""Checks of data against a model's likelihood: finite, of its shape, and in its support."""
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,57 +25,56 @@ _INTERVALS = (
 
 
 def in_memory(data: Dataset | Tensor | np.ndarray) -> Dataset:
-    """As `vsc_pyro.datasets.as_dataset`, for what does not take a `DataLoader`.
+    """Return `data` as `vsc_pyro.datasets.as_dataset` does, and refuse a `DataLoader`.
 
     Raises:
-        ValueError: a `DataLoader`, or data without a datum, or not of shape ``(N, ...)``.
+        ValueError: a `DataLoader`, data without a datum, or data not of shape ``(N, ...)``.
     """
     if isinstance(data, DataLoader):
         raise ValueError(
-            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only "
-            "fit, codes and encode take; pass torch.cat of its batches, or part of them"
+            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only fit, codes "
+            "and encode accept; pass torch.cat of its batches"
         )
     return as_dataset(data)
 
 
 def as_events(x: Tensor, likelihood: Distribution) -> Tensor:
-    """Data ``(B, ...)`` in the shape of the likelihood's events.
+    """Reshape data ``(B, ...)`` to the likelihood's event shape.
 
     Raises:
-        ValueError: data of another number of values, or of the same in another order, such as channels last.
+        ValueError: data with another number of values, or with as many in another order, such as channels last.
     """
     shape = likelihood.event_shape
     if math.prod(x.shape[1:]) != math.prod(shape):
         raise ValueError(
             f"data of shape (N, {inner(x)}) do not fit a decoder of shape {tuple(shape)}; "
-            "pass the decoder the shape of one datum"
+            "build the decoder with the shape of one datum"
         )
     check_layout(x, shape, "a decoder")
     return x.reshape(x.shape[:1] + shape)
 
 
 def check_layout(x: Tensor, shape: torch.Size | tuple[int, ...], part: str) -> None:
-    """Raise `ValueError` where data ``(B, ...)`` have as many values as `shape`, in the order of another shape.
+    """Raise `ValueError` if data ``(B, ...)`` have the values of `shape` in another order.
 
-    Flat data, and those of which a dimension of size 1 is left out or added, have them in the same order.
+    Flattening keeps the order, and so does adding or removing a dimension of size 1.
     """
     own, expected = ([size for size in sizes if size != 1] for sizes in (x.shape[1:], shape))
     if own != expected and len(own) > 1 and len(expected) > 1:
         raise ValueError(
             f"data of shape (N, {inner(x)}) have their values in another order than {part} of shape {tuple(shape)} "
-            "takes them; permute the data's dimensions (channels come first), or flatten them"
+            "expects; permute the data's dimensions (channels come first), or flatten them"
         )
 
 
 def inner(x: Tensor) -> str:
-    """The shape of a datum, as text."""
+    """Return the shape of a datum as text."""
     return ", ".join(map(str, x.shape[1:]))
 
 
 def check_finite(x: Tensor, dtype: torch.dtype) -> None:
-    """Raise `ValueError` unless all data ``(N, ...)`` are finite in the precision of a model."""
-    # A number that fits the data's own type may be infinite in the model's. The two ends of the data tell in a tenth of
-    # the time whether there is one.
+    """Raise `ValueError` unless all data ``(N, ...)`` are finite in the precision of the model."""
+    # A number that is finite in the data's type may overflow in the model's. Minimum and maximum are the quickest test.
     if torch.stack(x.aminmax()).to(dtype).isfinite().all():
         return
     finite = torch.cat([chunk.to(dtype).isfinite().flatten(1).sum(1) for chunk in x.split(_ROWS_AT_ONCE)])
@@ -82,14 +82,17 @@ def check_finite(x: Tensor, dtype: torch.dtype) -> None:
     if bad.any():
         raise ValueError(
             f"data holds {int(bad.sum())} NaN or infinite values in the model's type, {dtype}, the first of them in "
-            f"datum {int(bad.nonzero()[0, 0])}; remove, impute or rescale them first"
+            f"datum {int(bad.nonzero()[0, 0])}; remove, impute or rescale them"
         )
 
 
 def check_figure(name: str, values: Tensor, first: int = 0) -> None:
-    """Raise `ValueError` that names the first datum of which `values`, shape ``(N, ...)``, are not finite.
+    """Raise `ValueError` if any of `values`, shape ``(N, ...)``, is not finite; the message names the first such datum.
 
-    They are those of data counted from `first` on.
+    Args:
+        name: what the values are.
+        values: one row for each datum.
+        first: index of the first row's datum.
     """
     finite = values.reshape(len(values), -1).isfinite()
     bad = ~finite.all(1)
@@ -97,41 +100,49 @@ def check_figure(name: str, values: Tensor, first: int = 0) -> None:
         datum = int(bad.nonzero()[0, 0])
         value = float(values[datum].flatten()[~finite[datum]][0])
         raise ValueError(
-            f"the {name} of datum {first + datum} is {value} ({int(bad.sum())} of {len(bad)} data are like that); "
-            "rescale these data or leave them out, or train the model anew if it has diverged"
+            f"the {name} of datum {first + datum} is {value} ({int(bad.sum())} of {len(bad)} data are not finite); "
+            "rescale these data or remove them, or train the model again if it has diverged"
         )
 
 
 def are_in_support(x: Tensor, likelihood: Distribution) -> Tensor:
-    """Whether all data ``(B, ...)`` lie in the support of the likelihood: a 0-d tensor, not waited for."""
-    return likelihood.support.check(as_events(x, likelihood)).all()
+    """Return a 0-d bool tensor, True if all data ``(B, ...)`` lie in the likelihood's support; no device sync."""
+    return _support(likelihood).check(as_events(x, likelihood)).all()
+
+
+def _support(likelihood: Distribution) -> constraints.Constraint:
+    return cast(constraints.Constraint, likelihood.support)  # torch's stub allows None
 
 
 def check_support(x: Tensor, likelihood: Distribution, like: Tensor) -> None:
-    """Raise `ValueError` unless all data ``(N, ...)``, taken where the tensor `like` is, lie in that support."""
+    """Raise `ValueError` unless all data ``(N, ...)`` lie in the likelihood's support.
+
+    Args:
+        x: the data.
+        likelihood: of the model.
+        like: a tensor with the device and type to check the data in.
+    """
     chunks = (chunk.to(like) for chunk in x.split(_ROWS_AT_ONCE))
     if not all(_ends_are_in_support(chunk, likelihood) or are_in_support(chunk, likelihood) for chunk in chunks):
         low, high = float(x.min()), float(x.max())
         raise ValueError(
             f"{must_be_inside(likelihood)}, got values from {low:.4g} to {high:.4g}; "
-            "rescale them or take another decoder"
+            "rescale them or use another decoder"
         )
 
 
 def _ends_are_in_support(x: Tensor, likelihood: Distribution) -> bool:
-    """Whether the least and the greatest value are, and with them all between: sooner told than for each value."""
-    each = likelihood.support
-    while isinstance(each, constraints.independent):
-        each = each.base_constraint
-    if not isinstance(each, _INTERVALS):
+    """Return True if the support is an interval that holds minimum and maximum, and so every value between them."""
+    interval = _support(likelihood)
+    while isinstance(interval, constraints.independent):
+        interval = interval.base_constraint
+    if not isinstance(interval, _INTERVALS):
         return False
     ends = torch.stack(as_events(x, likelihood).aminmax())
-    return bool(
-        each.check(ends.reshape(2, *[1] * len(likelihood.event_shape)).expand(2, *likelihood.event_shape)).all()
-    )
+    shape = likelihood.event_shape
+    return bool(interval.check(ends.reshape(2, *[1] * len(shape)).expand(2, *shape)).all())
 
 
 def must_be_inside(likelihood: Distribution) -> str:
-    """Say of what support, the first half of an error."""
-    base = likelihood.base_dist if hasattr(likelihood, "base_dist") else likelihood
-    return f"data must lie in the support of the likelihood, {base.support}"
+    """Return the first half of an error message: the support that data must lie in."""
+    return f"data must lie in the support of the likelihood, {getattr(likelihood, 'base_dist', likelihood).support}"

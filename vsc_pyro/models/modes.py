@@ -1,4 +1,4 @@
-"""A module for a while: in training or evaluation mode (`in_mode`), and with copies of its state (`on_copies`)."""
+"""Temporary states of a module: training or evaluation mode (`in_mode`), and copies of its tensors (`on_copies`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 @contextlib.contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode within, and afterwards the mode that each part of `module` was in."""
+    """Set `module` to training or evaluation mode, and restore the mode of each submodule on leaving."""
     modes = [(part, part.training) for part in module.modules()]
     module.train(training)
     try:
@@ -25,15 +25,15 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_copies(module: nn.Module) -> Iterator[None]:
-    """Within, `module` works on copies of its tensors and attributes; afterwards it has its own back, untouched.
+    """Let `module` work on copies of its tensors and attributes, and restore the originals on leaving.
 
-    Its parts stay the same objects, so that whoever refers to one of them sees the copies, too.
+    Submodules stay the same objects, so that references to them from elsewhere see the copies, too.
     """
     parts = list(module.modules())
     own = [dict(vars(part)) for part in parts]
     memo: dict[int, Any] = {id(part): part for part in parts}
     for leaf in tree_leaves(own):
-        if isinstance(leaf, Tensor) and not leaf.is_leaf:  # torch copies no tensor in the middle of a graph
+        if isinstance(leaf, Tensor) and not leaf.is_leaf:  # deepcopy refuses tensors that are not leaves of a graph
             memo[id(leaf)] = leaf.detach().clone()
     copies = [{name: _copied(value, memo) for name, value in attributes.items()} for attributes in own]
     try:
@@ -49,5 +49,5 @@ def on_copies(module: nn.Module) -> Iterator[None]:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock or an open file, of which there is but one
+    except Exception:  # locks and open files cannot be copied; the module keeps its own
         return value

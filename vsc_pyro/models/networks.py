@@ -1,4 +1,4 @@
-"""Trunks: plain torch networks that encoders and decoders put their distributions on."""
+"""Plain torch networks that encoders and decoders are built from."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
-# Of the encoders' and decoders' MLPs, where nothing else is said: those of the VSC paper and of its reproduction.
+# The width in the VSC paper and in its reproduction.
 DEFAULT_HIDDEN = (400,)
 
 
 class MLP(nn.Sequential):
-    """Fully connected network: linear layers with an activation between them, none after the last.
+    """Fully connected network: linear layers with an activation between them and none after the last.
 
     Args:
         in_features: size of the last dimension of the input.
@@ -42,6 +42,9 @@ class MLP(nn.Sequential):
 
     Raises:
         ValueError: a width below 1 or an unknown activation.
+
+    >>> MLP(784, 10, hidden=(400, 200))(torch.zeros(2, 784)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class MLP(nn.Sequential):
 
 
 def last_layer(network: nn.Module) -> nn.Module | None:
-    """Return the last layer with weights of `network`, linear or a convolution; None if there is none."""
+    """Return the last linear or convolutional layer of `network`, or None if it has none."""
     layers = [layer for layer in network.modules() if isinstance(layer, (*_LAYERS, _Doubling))]
     return layers[-1] if layers else None
 
@@ -65,20 +68,26 @@ def last_layer(network: nn.Module) -> nn.Module | None:
 class ConvTrunk(nn.Module):
     """Convolutional network from images to features: each 4x4 convolution of stride 2 halves height and width.
 
-    An activation follows each convolution, none the last linear layer. Weights start as in He et al. (2015).
+    An activation follows each convolution, but not the final linear layer. Weights are initialised as in He et al.
+    (2015).
 
     Args:
         input_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
-        channels: of the convolutions, first to last.
+        channels: output channels of the convolutions, first to last.
         features: size of the output.
         activation: one of the names in `ACTIVATIONS`.
 
     Shapes:
-        ``(B, C, H, W)``, or the same flattened ``(B, C * H * W)``, ``-> (B, features)``
+        ``(B, C, H, W)`` or, flattened, ``(B, C * H * W)`` ``-> (B, features)``
 
     Raises:
-        ValueError: an `input_shape` that is no image or too small, no channels, a size below 1, an unknown activation,
-            or (when called) data of another shape.
+        ValueError: an `input_shape` that is not an image or too small, no channels, a size below 1, an unknown
+            activation, or (when called) data of another shape.
+
+    >>> import vsc_pyro as vsc
+    >>> trunk = vsc.ConvTrunk((1, 28, 28))
+    >>> vsc.NormalEncoder((1, 28, 28), latent_dim=5, trunk=trunk)(torch.zeros(2, 1, 28, 28)).event_shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -103,7 +112,7 @@ class ConvTrunk(nn.Module):
         self.layers.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Only a flat image is reshaped: one with its channels last has as many values, in another order.
+        # An image with its channels last has as many values, but in another order.
         if tuple(x.shape[1:]) not in (self.input_shape, (math.prod(self.input_shape),)):
             raise ValueError(f"x must be images of shape {self.input_shape}, flattened or not, got {tuple(x.shape)}")
         return self.layers(x.reshape(len(x), *self.input_shape))
@@ -112,17 +121,17 @@ class ConvTrunk(nn.Module):
 class DeconvTrunk(nn.Module):
     """Convolutional network from features to images: each transposed convolution of stride 2 doubles height and width.
 
-    The mirror of `ConvTrunk`, with an activation after each layer but the last. A stride that divides the kernel's size
-    does not by itself keep a checkerboard away (Odena et al., 2016), for the four output pixels of each input pixel are
-    products with four different kernels. Here these have the same sum, whatever the weights: a constant map stays
-    constant off the border, at the start and after any training. Weights start smooth, as those of a 3x3 convolution
-    of the enlarged map, of variance as in He et al. (2015).
+    The mirror image of `ConvTrunk`, with an activation after each layer but the last. A stride that divides the
+    kernel's size does not prevent checkerboard patterns (Odena et al., 2016): the four output pixels of each input
+    pixel are products with four different kernels. Here the four kernels are constrained to have the same sum, so that
+    a constant map stays constant away from the border, before and after training. The initial weights are smooth: those
+    of a 3x3 convolution of the enlarged map, with the variance of He et al. (2015).
 
-    Sizes are those of the image halved and rounded down; a row or column of output padding gives odd ones back.
+    The maps have the image's sizes, halved and rounded down; output padding adds a row or column where a size is odd.
 
     Args:
         output_shape: ``(channels, height, width)`` of one image; any size that can be halved once for each layer.
-        channels: of the layers' inputs, first to last.
+        channels: input channels of the transposed convolutions, first to last.
         features: size of the input.
         activation: one of the names in `ACTIVATIONS`.
 
@@ -130,8 +139,13 @@ class DeconvTrunk(nn.Module):
         ``(*, features) -> (*, C, H, W)``, any number of leading dimensions.
 
     Raises:
-        ValueError: an `output_shape` that is no image or too small, no channels, a size below 1, or an unknown
+        ValueError: an `output_shape` that is not an image or too small, no channels, a size below 1, or an unknown
             activation.
+
+    >>> import vsc_pyro as vsc
+    >>> trunk = vsc.DeconvTrunk((1, 28, 28))
+    >>> vsc.BernoulliDecoder(5, (1, 28, 28), trunk=trunk)(torch.zeros(2, 5)).event_shape
+    torch.Size([1, 28, 28])
     """
 
     def __init__(
@@ -166,14 +180,14 @@ class DeconvTrunk(nn.Module):
 
 
 class _Doubling(nn.Module):
-    r"""Transposed 4x4 convolution of stride 2 that takes constant maps to constant maps.
+    r"""Transposed 4x4 convolution of stride 2 that maps constant maps to constant maps.
 
-    Output pixels see the entries of the kernel in four groups, by whether row and column are even: 2x2 entries
-    each, :math:`v_{pq}`. Each group is moved to the mean of all, :math:`w_{pq} = v_{pq} - \bar v_{pq} + \bar v`.
+    The parity of an output pixel's row and column selects one of four groups of 2x2 entries of the kernel,
+    :math:`v_{pq}`. Each group is shifted to the mean of all, :math:`w_{pq} = v_{pq} - \bar v_{pq} + \bar v`.
 
     Args:
         before, after: channels of the input and of the output.
-        odd: how many rows and columns to add to twice those of the input, 0 or 1 of each.
+        odd: rows and columns to add to twice those of the input, 0 or 1 of each.
 
     Shapes:
         ``(B, before, H, W) -> (B, after, 2 * H + odd[0], 2 * W + odd[1])``
@@ -183,7 +197,7 @@ class _Doubling(nn.Module):
         super().__init__()
         self._odd = odd
         small = torch.randn(before * after, 1, 3, 3) * math.sqrt(2 / (9 * before))
-        # The 3x3 convolution of a map whose pixels are repeated twice, as one transposed convolution.
+        # Repeating each pixel twice and then applying a 3x3 convolution is one transposed convolution with this kernel.
         kernel = functional.conv2d(small, torch.ones(1, 1, 2, 2), padding=1)
         self.kernel = nn.Parameter(kernel.reshape(before, after, 4, 4))
         self.bias = nn.Parameter(torch.zeros(after))
@@ -196,17 +210,17 @@ class _Doubling(nn.Module):
 
 
 def _initialize(layer: nn.Module) -> None:
-    """Weights of variance 2 / fan-in and no bias (He et al., 2015).
+    """Draw weights of variance 2 / fan-in and set the bias to zero (He et al., 2015).
 
-    Torch's own variance is 1 / (3 fan-in): through five layers little of a code is left, and little of its gradient.
+    Torch's default variance is 1 / (3 fan-in), under which signal and gradient nearly vanish within five layers.
     """
-    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+    if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
         nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.weight[0].numel()))
         nn.init.zeros_(layer.bias)
 
 
 def _image_shape(name: str, value: Sequence[int], channels: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return `value` as (channels, height, width) of an image that every layer can halve."""
+    """Return `value` as the (channels, height, width) of an image that every layer can halve."""
     shape = sizes(name, value)
     if len(shape) != 3:
         raise ValueError(f"{name} must be (channels, height, width), got {value!r}")

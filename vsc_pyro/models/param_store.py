@@ -1,4 +1,4 @@
-"""`register`: a module's parameters in Pyro's parameter store, where those who train by it look for them."""
+"""Registration of a module's parameters in Pyro's parameter store, where Pyro's optimisers look for them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pyro
 import torch
 from torch import nn
 
-_watched = True
-# Held weakly, and by identity: a copy or an unpickled model is another one, with a name of its own.
+_is_registering = True
+# Weak keys, compared by identity: a copied or unpickled model is another module and gets another name.
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _numbers = itertools.count(1)
 
 
 def name_in_store(module: nn.Module) -> str:
-    """The name of `module` in Pyro's parameter store: ``"vae"`` for the first that asks, then ``"vae_2"``, ``"vae_3"``.
+    """Return the name of `module` in Pyro's parameter store: ``"vae"``, and ``"vae_2"``, ``"vae_3"`` for later ones.
 
-    A module keeps its name as long as it lives, whatever becomes of the store, and no other in the process gets it.
+    The name is unique in the process, and the module keeps it for its lifetime, even if the store is cleared.
     """
     if module not in _names:
         number = next(_numbers)
@@ -29,13 +29,17 @@ def name_in_store(module: nn.Module) -> str:
 
 
 def register(module: nn.Module) -> None:
-    """What ``pyro.module(name_in_store(module), module)`` does, without its warning for frozen parameters, and checked.
+    """Register the trainable parameters, as ``pyro.module(name_in_store(module), module)`` does, and check them.
+
+    Frozen parameters are skipped without Pyro's warning. Without gradients nothing is registered: drawing from a model
+    leaves the store unchanged.
 
     Raises:
-        RuntimeError: the store holds another parameter under the name of one of these, or would copy one of them.
+        RuntimeError: the store holds another tensor under the name of a parameter, or a parameter is not contiguous, so
+            that the store would train a copy of it.
     """
-    if not (_watched and torch.is_grad_enabled()):
-        return  # without gradients nobody trains: drawing from a model leaves the store alone
+    if not (_is_registering and torch.is_grad_enabled()):
+        return
     name = name_in_store(module)
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad and not parameter.is_contiguous():
@@ -47,22 +51,21 @@ def register(module: nn.Module) -> None:
         if parameter.requires_grad and pyro.param(full_name, parameter) is not parameter:
             raise RuntimeError(
                 f"Pyro's parameter store holds another tensor under {full_name!r} than the model does, and training "
-                "would change nothing in the model; after loading a store, "
-                f"pyro.module({name!r}, model, update_module_params=True) makes the loaded parameters the model's, and "
-                "pyro.clear_param_store() forgets them (or a handler such as poutine.lift replaces its parameters)"
+                f"would not change the model; after loading a store, call pyro.module({name!r}, model, "
+                "update_module_params=True) to give the model the loaded parameters, or pyro.clear_param_store() to "
+                "discard them (a handler that replaces parameters, such as poutine.lift, has the same effect)"
             )
 
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
-    """Let `register` do nothing within: for steps of an optimiser that has its parameters, and no use for the store.
+    """Switch `register` off, for steps whose optimiser holds the parameters and does not use the store.
 
-    Registering is a message to every handler for each parameter, in model and guide, a seventh of an eager step's
-    bookkeeping.
+    Registering sends a message to every handler for each parameter, in model and guide.
     """
-    global _watched
-    before, _watched = _watched, False
+    global _is_registering
+    before, _is_registering = _is_registering, False
     try:
         yield
     finally:
-        _watched = before
+        _is_registering = before

@@ -1,4 +1,4 @@
-"""`VSC`: the published model, put together from this library's parts."""
+"""The published Variational Sparse Coding model, built from this library's parts."""
 
 from __future__ import annotations
 
@@ -16,29 +16,38 @@ from vsc_pyro.models.vae import VAE
 
 
 class VSC(VAE):
-    r"""Variational sparse coding (Tonolini et al., 2020): spike-and-slab codes under a learned pseudo-input prior.
+    r"""Variational sparse coding (Tonolini et al., 2020): spike-and-slab codes, a learned pseudo-input prior.
 
-    The paper's model from this library's parts. Three things are as they should be rather than as published, each to be
-    had as it was by an argument: spikes are hard in training (``gate="shifted-sigmoid"`` for the soft ones), the
-    assignment to a pseudo-input is paid for, so that the objective is a bound (``assignment="paper"``), and the
-    sparsity term weighs on every datum (``sparsity_weight=1 / N`` for one term on all N data, as published, which is
-    next to nothing beside N bounds: on 1,437 digits with 50 latents and alpha = .01, 11.4 are on per image under it,
-    14.0 without a term, and 0.9 under the default). Train it with
-    ``fit(..., schedules=vsc_pyro.schedules.slab_warmup(num_steps))``, num_steps being those of the whole run.
+    Three defaults differ from the paper; an argument restores each published choice:
+
+    * Spikes are hard in training. Published: soft ones, ``gate="shifted-sigmoid"``.
+    * The objective charges for the assignment to a pseudo-input, which makes it a bound. Published: no charge,
+      ``assignment="paper"``.
+    * The sparsity term is added once for each datum. Published: once for all N data, ``sparsity_weight=1 / N``, which
+      is negligible beside N bounds.
+
+    Train it with ``fit(..., schedules=vsc_pyro.schedules.slab_warmup(num_steps))``, where `num_steps` is the number of
+    steps of the whole run.
 
     Args:
         input_shape: shape of one datum, or its number of pixels.
         latent_dim: number of latents J.
-        inclusion: :math:`\alpha`, the share of latents that are to be on.
-        num_pseudo_inputs: U.
-        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
-        gate: gradient estimator of the spikes.
-        sparsity_weight, assignment: of the `vsc_pyro.PseudoInputPrior`.
-        decoder: instead of a `vsc_pyro.BernoulliDecoder`.
-        beta: weight of the KL divergence of codes.
+        inclusion: :math:`\alpha`, the target share of latents that are on.
+        num_pseudo_inputs: number of pseudo-inputs U.
+        hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
+        gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`.
+        sparsity_weight, assignment: see `vsc_pyro.PseudoInputPrior`.
+        decoder: replaces the `vsc_pyro.BernoulliDecoder`.
+        beta: weight of the codes' KL divergence.
 
     Raises:
-        ValueError: as its parts.
+        ValueError: an argument that one of the parts refuses.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> model = vsc.VSC((1, 8, 8), latent_dim=10, num_pseudo_inputs=4)
+    >>> z = model.encoder(torch.rand(3, 1, 8, 8)).sample()
+    >>> z.shape, model.decoder(z).mean.shape
+    (torch.Size([3, 10]), torch.Size([3, 1, 8, 8]))
     """
 
     def __init__(

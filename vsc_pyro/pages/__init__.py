@@ -1,4 +1,4 @@
-"""Web pages about a trained model, each one file that needs no network: `explore` and `report`."""
+"""Web pages about a trained model, `explore` and `report`; each is one file that needs no network."""
 
 from vsc_pyro.pages.explorer import explore
 from vsc_pyro.pages.inspection import REPORT_FILES, report

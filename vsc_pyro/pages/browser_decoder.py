@@ -1,13 +1,13 @@
-"""Decoders that a page can run in a browser: linear maps and MLPs, with what their outputs say of data.
+"""Decoders that a web page can run in a browser: linear maps and MLPs, with their likelihoods.
 
-JavaScript for each activation, likelihood and slab that the page knows, in float64 from float32 weights.
+The page has JavaScript for each activation, likelihood and slab below; it computes in float64 from float32 weights.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Independent
 from vsc_pyro.models.networks import ACTIVATIONS
 from vsc_pyro.models.vae import VAE
 
-# With the settings that they have in `vsc_pyro.models.networks.ACTIVATIONS`.
+# The settings must be those of `vsc_pyro.models.networks.ACTIVATIONS`.
 ACTIVATION_SOURCES = {
     "relu": "x => Math.max(x, 0)",
     "leaky-relu": "x => (x > 0 ? x : 0.01 * x)",
@@ -26,7 +26,7 @@ ACTIVATION_SOURCES = {
     "softplus": "softplus",
     "tanh": "Math.tanh",
 }
-# One draw of the slab's family, of location 0 and scale 1.
+# One draw from the slab's family with location 0 and scale 1.
 DRAW_SOURCES = {
     "Normal": "() => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform())",
     "Laplace": "() => Math.log(uniform()) - Math.log(uniform())",
@@ -35,13 +35,13 @@ DRAW_SOURCES = {
 
 
 class Likelihood(NamedTuple):
-    """A likelihood of independent values, as the page computes it.
+    """A likelihood of independent values, in JavaScript.
 
     Attributes:
-        parameter: its attribute that the network gives.
-        mean: JavaScript, the mean of that output.
-        log_density: JavaScript, of a value x under the output y and a scale s.
-        of_binary: whether it is one of binary values only, and on others minus a cross-entropy.
+        parameter: name of the distribution's parameter that is the network's output.
+        mean: the mean as a function of the output.
+        log_density: the log-density of a value x, given the output y and a scale s.
+        of_binary: True if it is a likelihood of binary values only, and a cross-entropy on others.
     """
 
     parameter: str
@@ -65,14 +65,14 @@ LIKELIHOODS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BrowserDecoder:
-    """A decoder as a page runs it.
+    """A decoder in the form that the page runs.
 
     Attributes:
-        layers: the linear ones, first to last.
-        activation: its name; of a linear map None.
-        likelihood: what the outputs say of data.
-        scale: of the likelihood, one number for each value, or None.
-        unit: what the last layer's outputs are multiplied by.
+        layers: the linear layers, first to last.
+        activation: name of the activation; None for a linear map.
+        likelihood: likelihood of the data given the outputs.
+        scale: scale of the likelihood, one number for each value, or None.
+        unit: factor of the last layer's outputs.
     """
 
     layers: list[nn.Linear]
@@ -81,52 +81,51 @@ class BrowserDecoder:
     scale: Tensor | None
     unit: Tensor
 
-    @property
-    def description(self) -> str:
-        """The sizes of its layers, and its activation."""
-        sizes = "–".join(map(str, [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]))
-        return f"decoder {sizes} ({self.activation or 'linear'})"
-
     def as_json(self) -> dict[str, object]:
-        """Weights and scales, packed."""
+        """Return description, weights and scales for the page."""
         units = [*[torch.ones_like(self.unit)] * (len(self.layers) - 1), self.unit]
         layers = [
             {"weight": packed(unit * layer.weight), "bias": packed(unit * layer.bias)}
             for layer, unit in zip(self.layers, units, strict=True)
         ]
-        return {"layers": layers, "noise": None if self.scale is None else packed(self.scale)}
+        sizes = "–".join(map(str, [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]))
+        return {
+            "decoder": f"decoder {sizes} ({self.activation or 'linear'})",
+            "layers": layers,
+            "noise": None if self.scale is None else packed(self.scale),
+        }
 
 
 def browser_decoder(model: VAE, z: Tensor) -> BrowserDecoder:
-    """The model's decoder as a page runs it, checked to compute the same of codes z, shape ``(B, J)``.
+    """Convert the model's decoder for the page, and check that it computes the same on codes z, shape ``(B, J)``.
 
     Raises:
-        ValueError: a decoder that no page can run; the message says why, and what draws it instead.
+        ValueError: a decoder that the page cannot run; the message says why, and names the alternative.
     """
     remedy = (
-        "vsc_pyro.explore runs the decoder in the page, and can carry a linear map, or linear layers with one of the "
-        f"activations {', '.join(map(repr, ACTIVATION_SOURCES))} between them, under a BernoulliDecoder, "
-        "ContinuousBernoulliDecoder or NormalDecoder; vsc_pyro.report draws what any decoder makes of codes"
+        "vsc_pyro.explore runs the decoder in the page, and supports a linear map, or linear layers with one of the "
+        f"activations {', '.join(map(repr, ACTIVATION_SOURCES))} between them, in a BernoulliDecoder, "
+        "ContinuousBernoulliDecoder or NormalDecoder; vsc_pyro.report supports any decoder"
     )
     layers, activation = _layers(model.decoder, remedy)
     with model.evaluating():
         expected = _scalars(model.decoder(z))
         family = type(expected).__name__
         if family not in LIKELIHOODS:
-            raise ValueError(f"decoder gives a likelihood, {family}, that the page does not know: {remedy}")
+            raise ValueError(f"decoder returns a likelihood, {family}, that the page does not know: {remedy}")
         likelihood = LIKELIHOODS[family]
         outputs = z
         for place, layer in enumerate(layers):
-            outputs = layer(outputs if not place else ACTIVATIONS[activation]()(outputs))
+            outputs = layer(ACTIVATIONS[activation]()(outputs) if place and activation else outputs)
         unit = getattr(model.decoder, "unit", None)
         unit = outputs.new_ones(()) if unit is None else unit
         outputs = unit * outputs
         own = getattr(expected, likelihood.parameter).reshape(outputs.shape)
         scale = expected.scale.reshape(outputs.shape) if hasattr(expected, "scale") else None
         if not torch.allclose(outputs, own, rtol=1e-4, atol=1e-4 * float(own.abs().max())):
-            raise ValueError(f"decoder computes something else than its layers do one after the other: {remedy}")
+            raise ValueError(f"decoder computes something else than its layers in sequence: {remedy}")
         if scale is not None and not torch.allclose(scale, scale[:1].expand_as(scale)):
-            raise ValueError(f"decoder has a scale that depends on the code: {remedy}")
+            raise ValueError(f"decoder returns a scale that depends on the code: {remedy}")
     return BrowserDecoder(layers, activation, likelihood, None if scale is None else scale[0], unit)
 
 
@@ -143,12 +142,13 @@ def _layers(decoder: nn.Module, remedy: str) -> tuple[list[nn.Linear], str | Non
     return linear, known[kinds.pop()] if kinds else None
 
 
-def _scalars(distribution: Distribution) -> Distribution:
+def _scalars(distribution: Distribution) -> Any:
+    """Return the distribution without the `Independent` around it."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 def packed(tensor: Tensor) -> str:
-    """The tensor's numbers as base64 of little-endian float32."""
+    """Encode a tensor as base64 of little-endian float32."""
     return base64.b64encode(tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()

@@ -1,4 +1,4 @@
-"""A document of headings, sentences, tables and figures, written as one HTML file."""
+"""An HTML document of headings, sentences, tables and figures, written as one file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Document:
-    """Parts in their order.
+    """A document, built part by part.
 
     Args:
-        title: what stands above.
-        folder: where figures are files of their own, too; None for nowhere.
+        title: title of the document.
+        folder: folder that also receives the figures as PNG files; None for none.
     """
 
     def __init__(self, title: str, folder: Path | None = None) -> None:
@@ -37,21 +37,21 @@ class Document:
         self.parts.append(f'<h2 id="part{len(self.headings)}">{escaped(text)}</h2>')
 
     def text(self, sentence: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self.parts.append(f"<p>{escaped(sentence)}</p>")
 
     def plain(self, lines: str) -> None:
-        """Lines as they are, in a typewriter's letters."""
+        """Add preformatted lines."""
         self.parts.append(f"<pre>{escaped(lines)}</pre>")
 
     def table(self, frame: pandas.DataFrame, caption: str, index: bool = True) -> None:
-        """A table under its caption."""
+        """Add a table under its caption."""
         self.text(caption)
         style = {"border": 0, "float_format": "{:.6g}".format, "justify": "left", "na_rep": "", "index": index}
         self.parts.append(f'<div class="wide">{frame.to_html(**style)}</div>')
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
-        """A figure above its caption."""
+        """Add a figure above its caption."""
         picture = io.BytesIO()
         figure.savefig(picture, dpi=130, bbox_inches="tight", format="png")
         if self.folder is not None:
@@ -63,11 +63,11 @@ class Document:
         self.parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
 
     def arviz_figure(self, name: str, shown: Any, label: str, caption: str) -> None:
-        """A figure that ArviZ drew, whose axes say nothing of what they show; afterwards it is closed."""
+        """Add a figure drawn by ArviZ, label its axes, and close it."""
         from matplotlib import pyplot
 
         figure = matplotlib_figure(shown)
-        figure.set_layout_engine("constrained")  # else titles meet the labels above
+        figure.set_layout_engine("constrained")  # else titles overlap the labels of the panel above
         for axes in figure.axes:
             axes.tick_params(labelsize=8)
             axes.set_xlabel(label, fontsize=9)
@@ -76,7 +76,7 @@ class Document:
 
     @contextlib.contextmanager
     def unless_refused(self, what: str) -> Iterator[None]:
-        """Where the library refuses what is done within, a sentence that says why takes its place."""
+        """Write the reason in place of the block if it raises `ValueError` or `NotImplementedError`."""
         try:
             yield
         except (ValueError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""Where a page is written, and the template that it is made of."""
+"""Output files of pages, and the templates they are made from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vsc_pyro._files import destination, replacing
 
 
 def new_file(path: str | os.PathLike, overwrite: bool) -> Path:
-    """The file that `path` names, which is not there unless it may be overwritten.
+    """Return the file at `path`, which may exist only with `overwrite`.
 
     Raises:
-        FileExistsError: a file that is there.
-        ValueError: what is no name of a file.
+        FileExistsError: the file exists.
+        ValueError: a path that cannot name a file.
     """
     file = destination(path)
     if file.exists() and not overwrite:
@@ -24,10 +24,10 @@ def new_file(path: str | os.PathLike, overwrite: bool) -> Path:
 
 
 def write_page(file: Path, template: str, pieces: dict[str, str]) -> Path:
-    """Write a template of this package to `file`, whole or not at all, with ``{{name}}`` replaced by each piece."""
+    """Write a template of this package to `file`, whole or not at all, with each ``{{name}}`` replaced by its piece."""
     page = resources.files("vsc_pyro.pages").joinpath(template).read_text(encoding="utf-8")
     *parts, rest = [page]
-    for name, piece in pieces.items():  # each once and in its order, so that no piece is taken for part of the template
+    for name, piece in pieces.items():  # in the template's order, so that placeholders inside a piece are not replaced
         before, rest = rest.split("{{" + name + "}}", 1)
         parts += [before, piece]
     with replacing(file) as temporary:
@@ -36,5 +36,5 @@ def write_page(file: Path, template: str, pieces: dict[str, str]) -> Path:
 
 
 def escaped(text: str) -> str:
-    """The text as HTML shows it."""
+    """Escape text for HTML."""
     return html.escape(text)

@@ -1,4 +1,4 @@
-"""A report on a trained model: what it believes, what its latents mean, and whether it can be trusted."""
+"""A report on a trained model: its beliefs about data, the meaning of its latents, and its reliability."""
 
 from __future__ import annotations
 
@@ -35,19 +35,11 @@ BOUND_DRAWS = 20
 _FIGURES = (
     *(f"{name}_{i}" for i in range(NUM_EXPLAINED) for name in ("code", "explanation")),
     *("latents_on", "inclusion_by_class", "inclusion_by_datum", "inclusion_usage"),
-    *(
-        "traversals",
-        "traversal",
-        "conditional_samples",
-        "loadings",
-        "interpolation",
-        "embedding",
-        "manifold",
-        "pseudo_inputs",
-    ),
-    *("receptive_fields", "predictive_check", "prior_samples", "reliability", "ranks", "imputations", "bounds"),
+    *("traversals", "traversal", "conditional_samples", "loadings", "interpolation"),
+    *("embedding", "manifold", "pseudo_inputs", "receptive_fields"),
+    *("predictive_check", "prior_samples", "reliability", "ranks", "imputations", "bounds"),
 )
-REPORT_FILES = ("posterior.nc", *(f"{name}.png" for name in _FIGURES))  # what a folder of files may get
+REPORT_FILES = ("posterior.nc", *(f"{name}.png" for name in _FIGURES))  # all that may be written to a folder of files
 
 
 def report(
@@ -69,34 +61,39 @@ def report(
 ) -> Path:
     """Write a report on a trained model: figures and tables in one HTML file that needs no network.
 
-    It asks what the model believes about single data, which latents are on and how sure it is, what each latent means,
-    whether the model makes such data, whether its probabilities can be trusted, what it makes of missing values, and
-    whether it notices what it has not seen. What a model does not have (spikes, a bound, a proper prior) is left out
-    with a sentence that says why. The model's mode and the caller's random state are left as they were. Needs ArviZ.
+    The report asks: What does the model believe about single data? Which latents are on, and how sure is it? What does
+    each latent mean? Does the model make such data? Can its probabilities be trusted? How does it impute missing
+    values? Does it notice data unlike its own? Parts that need what the model lacks (spikes, a bound, a proper prior)
+    are replaced by a sentence with the reason. The model's mode and the caller's random state are restored. Needs ArviZ
+    and matplotlib.
 
     Args:
-        model: a trained `VAE`, of any decoder.
-        data: data that it has not been trained on, shape ``(N, ...)``; with labels, latents are shown by class as well.
+        model: a trained `VAE` with any decoder.
+        data: data that it has not been trained on, shape ``(N, ...)``; with labels, latents are also shown by class.
         path: the HTML file.
-        train: its training data, whose mean missing values are compared with; None for `data`.
-        unseen: other data of the same shape, by name, that it should find unlike its own.
+        train: its training data, whose mean is the baseline for missing values; None for `data`.
+        unseen: other data of the same shape, by name, which the model should find unlike its own.
         compare: other models of the same data, by name.
-        names: one for each of D features, for data that are vectors.
-        title: what stands above; None for the data's name and the number of latents.
-        settings: facts to show first, by name: numbers and texts.
-        files: a folder for the figures as PNG files, and for posterior.nc, the posterior of the first `num_data` data
-            and what is predicted from it, for `arviz.from_netcdf`; None to keep nothing but the page.
-        num_data: how many data, from the first on, are drawn codes of.
-        num_samples: draws of each of these codes.
-        seed: of all that is drawn.
-        overwrite: replace files that are there.
+        names: one name for each of D features, for data that are vectors.
+        title: title of the report; None for the data's name and the number of latents.
+        settings: numbers and texts to show first, by name.
+        files: folder for the figures as PNG files, and for posterior.nc, the posterior of the first `num_data` data
+            with predictions, for `arviz.from_netcdf`; None to write only the page.
+        num_data: number of data, from the first on, whose codes are drawn.
+        num_samples: number of draws of each code.
+        seed: seed of all draws.
+        overwrite: replace existing files.
 
     Returns:
         The HTML file.
 
     Raises:
         ValueError: data that do not fit the model, or another number of names than features.
-        FileExistsError: files that are there, without `overwrite`.
+        FileExistsError: a file exists, and `overwrite` is False.
+
+    >>> import vsc_pyro as vsc
+    >>> train, test = vsc.datasets.load("digits")  # doctest: +SKIP
+    >>> vsc.report(model, test, "report.html", train=train)  # doctest: +SKIP
     """
     from vsc_pyro.pages import sections
 
@@ -112,12 +109,7 @@ def report(
     if settings:
         document.table(subject.frame([dict(settings)]), "Of this model:", index=False)
     with document.unless_refused("The draws of the posterior are"):
-        subject.inference = to_arviz(
-            model, data[:num_data], num_samples, predictive=folder is not None, prior=subject.has_prior, seed=seed
-        )
-        if folder is not None:
-            with replacing(folder / "posterior.nc") as temporary:
-                subject.inference.to_netcdf(temporary)
+        subject.draw_posterior(data[:num_data], num_samples, folder)
     with document.unless_refused("The evaluation is"):
         document.plain(str(evaluate(model, data[:NUM_BOUNDED], num_draws=BOUND_DRAWS, seed=seed)))
     for section in sections.SECTIONS:
@@ -127,7 +119,7 @@ def report(
 
 @dataclasses.dataclass(eq=False)
 class Subject:
-    """The model in question, its data, and what of them more than one section asks for."""
+    """The model of a report, its data, and results that several sections use."""
 
     model: VAE
     data: Dataset
@@ -139,6 +131,15 @@ class Subject:
     name: str = ""
     inference: Any = None
 
+    def draw_posterior(self, data: Dataset, num_samples: int, folder: Path | None) -> None:
+        """Draw codes of `data` into `inference`, and save them in `folder`, with predictions, if there is one."""
+        self.inference = to_arviz(
+            self.model, data, num_samples, predictive=folder is not None, prior=self.has_prior, seed=self.seed
+        )
+        if folder is not None:
+            with replacing(folder / "posterior.nc") as temporary:
+                self.inference.to_netcdf(temporary)
+
     @functools.cached_property
     def x(self) -> Tensor:
         """The first data, as the model sees them."""
@@ -147,7 +148,7 @@ class Subject:
 
     @functools.cached_property
     def codes(self) -> Codes:
-        """Those of `x`."""
+        """The codes of `x`."""
         return codes(self.model, self.x)
 
     @functools.cached_property
@@ -157,17 +158,17 @@ class Subject:
 
     @functools.cached_property
     def has_prior(self) -> bool:
-        """Whether codes can be drawn before any datum is seen."""
+        """True if codes can be drawn before any datum is seen."""
         return has_proper_prior(self.model, self.data)
 
     @property
     def latent(self) -> int:
-        """The latent that says most about the first datum: surely on, and large."""
+        """The latent with the largest product of inclusion and distance from zero in the first datum."""
         return int((self.codes.inclusion * self.codes.centre)[0].abs().argmax())
 
     @property
     def is_image(self) -> bool:
-        """Whether a datum has height and width."""
+        """True if a datum has height and width."""
         return self.names is None and sum(size > 1 for size in self.x.shape[1:]) > 1
 
     @property
@@ -175,7 +176,7 @@ class Subject:
         return bool(((self.x == 0) | (self.x == 1)).all())
 
     def frame(self, rows: list[dict[str, Any]]) -> pandas.DataFrame:
-        """A table of these rows."""
+        """Return a table of these rows."""
         import pandas
 
         return pandas.DataFrame(rows)
@@ -186,7 +187,7 @@ def _folder(files: str | os.PathLike, overwrite: bool) -> Path:
     there = [name for name in REPORT_FILES if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
-            f"files={str(files)!r} holds a report's files ({there[0]}); pass overwrite=True to replace them, or "
+            f"files={str(files)!r} contains files of a report ({there[0]}); pass overwrite=True to replace them, or "
             "another folder"
         )
     return folder

@@ -1,8 +1,9 @@
-"""The sections of a report on a trained model, each a question."""
+"""The sections of a report on a trained model; each answers one question."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from matplotlib import pyplot
 from torch import Tensor
 
 from vsc_pyro import plots
-from vsc_pyro.arviz_bridge import predictive_checks as criticism
+from vsc_pyro.arviz_bridge import predictive_checks
 from vsc_pyro.arviz_bridge.to_arviz import to_arviz
 from vsc_pyro.arviz_bridge.versions import compare_models, plot_statistics
 from vsc_pyro.datasets import Dataset
@@ -22,12 +23,12 @@ from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.inspection import BOUND_DRAWS, NUM_BOUNDED, NUM_EXPLAINED, NUM_IMPUTED, Subject
 
-_NUM_CHECKED = 200  # data that replicated data are held against, fewer of large ones
+_NUM_CHECKED = 200  # data compared with replicated data, fewer if they are large
 _CHECK_DRAWS = 50
-_NUMBERS_CHECKED = 20_000_000  # of values in their predictions
+_NUMBERS_CHECKED = 20_000_000  # greatest number of values in the replicated data
 _NUM_EXPLAINED_BY_FEATURE = 1000  # data
 _MOST_ROWS = 40
-# Statistics of data that are no pictures of ink.
+# Statistics of data other than binary images.
 _STATISTICS = {
     "mean": lambda x: x.reshape(len(x), -1).mean(1),
     "standard deviation": lambda x: x.reshape(len(x), -1).std(1),
@@ -36,31 +37,31 @@ _STATISTICS = {
 }
 
 
-def believes(document: Document, subject: Subject) -> None:
-    """Codes of single data, and what each latent adds to them."""
+def single_codes(document: Document, subject: Subject) -> None:
+    """Codes of single data, and the contribution of each latent."""
     document.heading("What does it believe about this datum?")
     document.text(
-        "For each datum the encoder says with what probability each latent is on, and about which value it then has. "
-        "What a latent contributes is what the decoded datum loses without it."
+        "For each datum the encoder returns the probability that each latent is on, and a distribution of its value if "
+        "it is. The contribution of a latent is what the decoded datum loses without it."
     )
     for i, x in enumerate(subject.x[:NUM_EXPLAINED]):
         document.figure(f"code_{i}", plots.code(subject.model, x, names=subject.names), f"Datum {i} and its code.")
         if not (subject.codes.inclusion[i] > 0.5).any():
             document.text(f"No latent of datum {i} is more likely on than off.")
             continue
-        caption = f"Datum {i} explained: what each active latent adds (and takes away), largest first."
+        caption = f"Datum {i} explained: what each active latent adds (and removes), largest first."
         document.figure(f"explanation_{i}", plots.explanation(subject.model, x, names=subject.names), caption)
 
 
-def is_sure(document: Document, subject: Subject) -> None:
-    """Which latents are on."""
+def inclusion(document: Document, subject: Subject) -> None:
+    """Inclusion probabilities of latents, and how often they are on."""
     document.heading("Which latents are on, and how sure is it?")
     if not subject.has_spikes:
         document.text("This posterior has no spikes: every latent is always on.")
         return
     model, data, seed = subject.model, subject.data, subject.seed
     if subject.inference is not None:
-        _shows_draws(document, subject)
+        _posterior_draws(document, subject)
     if data.labels is not None:
         document.figure("inclusion_by_class", plots.inclusion_map(model, data, seed=seed), "Latents by class.")
     by_datum = plots.inclusion_map(model, data, by="datum", seed=seed)
@@ -68,10 +69,10 @@ def is_sure(document: Document, subject: Subject) -> None:
     document.figure("inclusion_by_datum", by_datum, f"Latents by datum{sorted_by}.")
     with document.unless_refused("The use of latents is"):
         usage = plots.inclusion_usage(model, data, seed=seed)
-        document.figure("inclusion_usage", usage, "How much each latent is used, against what the prior said.")
+        document.figure("inclusion_usage", usage, "How much each latent is used, against the prior.")
 
 
-def _shows_draws(document: Document, subject: Subject) -> None:
+def _posterior_draws(document: Document, subject: Subject) -> None:
     import arviz
 
     inference = subject.inference
@@ -80,29 +81,27 @@ def _shows_draws(document: Document, subject: Subject) -> None:
     caption = f"How many latents are on in each of the first {on.sizes['datum']} data, on[datum]."
     with pyplot.ioff():
         document.arviz_figure("latents_on", arviz.plot_forest(on, combined=True), "latents on", caption)
-    summary = arviz.summary(inference, var_names=["active"], kind="stats", round_to=4)[["mean", "sd"]]
+    summary: Any = arviz.summary(inference, var_names=["active"], kind="stats", round_to=4)[["mean", "sd"]]
     summary.insert(0, "inclusion_prob", inference["constant_data"]["inclusion_prob"].values.flatten())
     least_sure = summary.iloc[(summary["inclusion_prob"] - 0.5).abs().argsort()[:12]]
-    document.table(
-        least_sure, "The latents that it is least sure of, [datum, latent], drawn and exact (inclusion_prob):"
-    )
+    document.table(least_sure, "The least certain latents, [datum, latent], drawn and exact (inclusion_prob):")
 
 
-def means(document: Document, subject: Subject) -> None:
-    """What latents draw, and where codes lie."""
+def latents(document: Document, subject: Subject) -> None:
+    """The effect of latents on decoded data, and the distribution of codes."""
     model, data, x, latent, seed = subject.model, subject.data, subject.x, subject.latent, subject.seed
     document.heading("What does each latent mean?")
     document.figure(
         "traversals", plots.traversals(model, data, seed=seed, names=subject.names), "The most used latents, moved."
     )
-    with document.unless_refused("One latent moved, and drawn anew, is"):
+    with document.unless_refused("The traversal and the samples of one latent are"):
         document.figure(
             "traversal",
             plots.traversal(model, x[0], latent, names=subject.names),
             f"Latent {latent} of datum 0, off and on.",
         )
         redrawn = plots.conditional_samples(model, x[0], latent, names=subject.names)
-        caption = "The same latent off, and on with its value drawn anew from the prior."
+        caption = "The same latent off, and on with its value redrawn from the prior."
         document.figure("conditional_samples", redrawn, caption)
     loadings = plots.loadings(model, subject.names, data, seed=seed)
     document.figure("loadings", loadings, "The features that each of the most used latents changes most.")
@@ -119,7 +118,7 @@ def means(document: Document, subject: Subject) -> None:
     if num_latents == 2:
         with document.unless_refused("The plane of the two latents is"):
             plane = plots.manifold(model, data, seed=seed, names=subject.names)
-            document.figure("manifold", plane, "What the two latents draw, over the prior's range.")
+            document.figure("manifold", plane, "Decoded codes of the two latents, over the prior's range.")
     if hasattr(model.prior, "pseudo_inputs"):
         document.figure(
             "pseudo_inputs", plots.pseudo_inputs(model, data, seed=seed, names=subject.names), "Pseudo-inputs."
@@ -127,7 +126,7 @@ def means(document: Document, subject: Subject) -> None:
 
 
 def _pair(subject: Subject) -> list[int]:
-    """Two data with latents on, of different classes where there are some."""
+    """Return the indices of two data with latents on, from different classes if there are labels."""
     first, *others = (subject.codes.inclusion > 0.5).any(1).nonzero().flatten().tolist() or [None]
     labels = subject.data.labels
     if labels is not None:
@@ -135,8 +134,8 @@ def _pair(subject: Subject) -> list[int]:
     return [first, others[0]] if others else []
 
 
-def explains(document: Document, subject: Subject) -> None:
-    """How well single features are decoded, of data that are no images."""
+def features(document: Document, subject: Subject) -> None:
+    """Share of each feature's variance that the codes explain, for data other than images."""
     if subject.is_image:
         return
     document.heading("Which features does it explain?")
@@ -160,26 +159,28 @@ def explains(document: Document, subject: Subject) -> None:
     document.table(subject.frame(rows), f"{caption}{which} of {len(order)} features:", index=False)
 
 
-def generates(document: Document, subject: Subject) -> None:
-    """Predictive checks, and samples."""
+def generation(document: Document, subject: Subject) -> None:
+    """Predictive checks, and samples of the prior."""
     document.heading("Does it make such data?")
     with document.unless_refused("Predictions are"):
-        _checks_predictions(document, subject)
+        _predictive_checks(document, subject)
     with document.unless_refused("Samples of the prior are"):
         samples = plots.prior_samples(subject.model, subject.data, seed=subject.seed, names=subject.names)
         document.figure("prior_samples", samples, "Data made from codes of the prior.")
 
 
-def _checks_predictions(document: Document, subject: Subject) -> None:
+def _predictive_checks(document: Document, subject: Subject) -> None:
     numbers = _CHECK_DRAWS * subject.x[0].numel()
     some = subject.data[: max(8, min(_NUM_CHECKED, _NUMBERS_CHECKED // numbers))]
     prior, seed = subject.has_prior, subject.seed
     inference = to_arviz(subject.model, some, _CHECK_DRAWS, prior=prior, log_likelihood=False, seed=seed)
-    statistics = dict(criticism.STATISTICS if subject.is_image and subject.is_binary else _STATISTICS)
+    statistics = dict(predictive_checks.STATISTICS if subject.is_image and subject.is_binary else _STATISTICS)
     if subject.has_spikes:
-        statistics["active_latents"] = criticism.active_latents(subject.model)
+        statistics["active_latents"] = predictive_checks.active_latents(subject.model)
     groups = ("posterior", "prior") if prior else ("posterior",)
-    checks = {group: criticism.predictive_check(inference, statistics, group) for group in groups}
+    checks: dict[str, Any] = {
+        group: predictive_checks.predictive_check(inference, statistics, group) for group in groups
+    }
     rows = []
     for name in statistics:
         for group, check in checks.items():
@@ -195,38 +196,38 @@ def _checks_predictions(document: Document, subject: Subject) -> None:
     document.table(subject.frame(rows).set_index(["statistic", "by"]), caption)
     caption = "Means over data, of the data and of predictions given their codes (bpv: how often these are lower)."
     with pyplot.ioff(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Your data appears to have a single value")  # as the smallest of binary data
+        warnings.filterwarnings("ignore", "Your data appears to have a single value")  # the minimum of binary data
         document.arviz_figure("predictive_check", plot_statistics(checks["posterior"]), "mean over data", caption)
 
 
-def is_calibrated(document: Document, subject: Subject) -> None:
-    """Codes inferred from data that the model made."""
+def calibration(document: Document, subject: Subject) -> None:
+    """Calibration of the codes inferred from the model's own data."""
     document.heading("Can its probabilities be trusted?")
     with document.unless_refused("Calibration is"):
         result = check_calibration(subject.model, seed=subject.seed)
         document.text(
-            "Codes are drawn from the prior, data from the decoder, and the encoder is asked for the codes, whose "
-            "truth is then known: this tests the encoder, on the model's own data."
+            "Codes are drawn from the prior and data from the decoder, and the encoder infers the codes, whose true "
+            "values are known: this tests the encoder, on the model's own data."
         )
         found = {name: value for name, value in result.as_dict().items() if isinstance(value, (int, float))}
         caption = "Calibration, by the measures of vsc_pyro.check_calibration:"
         document.table(subject.frame([found]), caption, index=False)
         if subject.has_spikes:
             curve = plots.reliability({"encoder": result})
-            document.figure("reliability", curve, "Probability that is said, share that is on.")
+            document.figure("reliability", curve, "Stated inclusion probability, and share of latents that are on.")
         ranks = plots.rank_histograms({"encoder": result})
         document.figure("ranks", ranks, "Ranks of true codes among draws; flat is right.")
 
 
-def imputes(document: Document, subject: Subject) -> None:
-    """Half of each datum hidden and drawn."""
+def imputation(document: Document, subject: Subject) -> None:
+    """Imputation of half of each datum."""
     x = subject.x[:NUM_IMPUTED]
     if x[0].numel() < 2:
         return
     document.heading("What if half of the datum is missing?")
     mask, hidden = _half(subject, x)
     with document.unless_refused("Missing values are"):
-        found = subject.model.impute(x, mask, num_samples=10, seed=subject.seed + 1)  # not the stream of x
+        found = subject.model.impute(x, mask, num_samples=10, seed=subject.seed + 1)  # not the seed of x
         missing = ~mask.expand(x.shape)
         guesses = {"impute": found.mean.cpu(), "mean of the data": subject.train.images.mean(0).cpu().expand(x.shape)}
         rows = []
@@ -241,7 +242,7 @@ def imputes(document: Document, subject: Subject) -> None:
         caption = f"{hidden} of {len(x)} data hidden; means per hidden value{units}:"
         document.table(subject.frame(rows).set_index("by"), caption)
         figure = plots.imputations(subject.model, subject.data, mask, seed=subject.seed, names=subject.names)
-        caption = "What is observed, the mean of what may be missing, draws of it, and the whole."
+        caption = "The observed values, the mean of the missing ones, draws of them, and the truth."
         document.figure("imputations", figure, caption)
 
 
@@ -255,8 +256,8 @@ def _half(subject: Subject, x: Tensor) -> tuple[Tensor, str]:
     return mask, "The same random half of the features"
 
 
-def is_surprised(document: Document, subject: Subject) -> None:
-    """Bounds of the data and of others."""
+def novelty(document: Document, subject: Subject) -> None:
+    """Bounds of the data, and of other data."""
     document.heading("Does it notice what it has not seen?")
     data = subject.data[:NUM_BOUNDED]
     generator = torch.Generator().manual_seed(subject.seed)
@@ -265,14 +266,14 @@ def is_surprised(document: Document, subject: Subject) -> None:
     others = {name: in_memory(other) for name, other in subject.unseen.items()}
     everything = {data.name: data, "the same, values shuffled": Dataset(shuffled, binarize=data.binarize), **others}
     with document.unless_refused("Bounds are"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "all bounds are NaN")  # it is said below
+        warnings.filterwarnings("ignore", "all bounds are NaN")  # the report says so below
         found = {
             name: bounds(subject.model, some[:NUM_BOUNDED], num_draws=BOUND_DRAWS, seed=subject.seed)
             for name, some in everything.items()
         }
         inside, *_ = found.values()
         if inside.no_bound:
-            raise ValueError(f"there are none, for {inside.no_bound}")
+            raise ValueError(f"the model has none: {inside.no_bound}")
         rows = []
         for name, result in found.items():
             scores = -torch.cat([inside.iwae, result.iwae])
@@ -281,13 +282,14 @@ def is_surprised(document: Document, subject: Subject) -> None:
             rows.append({"data": name, "mean bound": float(result.iwae.mean()), "AUROC of minus the bound": area})
         caption = (
             f"Bound of {BOUND_DRAWS} draws for each of {len(data)} data. AUROC: how often unseen data are lower; 0.5 "
-            "is chance, 1 always. A high bound is no proof of having been seen: simpler data often have a higher one."
+            "is chance, 1 is always. A high bound does not prove that data are familiar: simpler data often have a "
+            "higher one."
         )
         document.table(subject.frame(rows).set_index("data"), caption)
         document.figure("bounds", plots.bound_histograms(found), "The bound of each datum.")
 
 
-def compares(document: Document, subject: Subject) -> None:
+def comparison(document: Document, subject: Subject) -> None:
     """Importance-weighted likelihoods of several models."""
     if not subject.compare:
         return
@@ -296,9 +298,9 @@ def compares(document: Document, subject: Subject) -> None:
         data, found = subject.data[:NUM_BOUNDED], {}
         for name, model in {subject.name: subject.model, **subject.compare}.items():
             draws = to_arviz(model, data, 100, predictive=False, prior=False, seed=subject.seed)
-            found[name] = criticism.elpd(draws)
+            found[name] = predictive_checks.elpd(draws)
         caption = f"Log-likelihood of {len(data)} data, importance-weighted, 100 draws (elpd):"
         document.table(compare_models(found), caption)
 
 
-SECTIONS = (believes, is_sure, means, explains, generates, is_calibrated, imputes, is_surprised, compares)
+SECTIONS = (single_codes, inclusion, latents, features, generation, calibration, imputation, novelty, comparison)

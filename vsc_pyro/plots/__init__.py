@@ -1,9 +1,17 @@
-"""Pictures of a trained model, one function each, returning a `matplotlib.figure.Figure` to show or save.
+"""Figures of a trained model: each function returns a `matplotlib.figure.Figure` to show or save.
 
-Spikes are hard in every picture: a model is put into evaluation mode while it is drawn and left as it was.
+Spikes are hard in every figure: the model is drawn in evaluation mode, and its mode and the caller's random state are
+restored.
 
 Images are drawn as pictures, vectors as bars (up to 40 features) or lines. Functions that draw data take the keyword
-arguments of `Style`: ``names`` of features, ``image_shape`` of flat images, and ``ink``, whether large values are dark.
+arguments of `Style`: ``names`` of features, ``image_shape`` of flat images, and ``ink``, True if large values are dark.
+
+>>> import torch, vsc_pyro as vsc
+>>> from vsc_pyro import plots
+>>> model = vsc.VSC((1, 8, 8), latent_dim=5)
+>>> figure = plots.reconstructions(model, torch.rand(10, 1, 8, 8), num=4)
+>>> len(figure.axes)
+8
 """
 
 from vsc_pyro.plots.calibrations import rank_histograms, reliability

@@ -1,4 +1,4 @@
-"""What `vsc_pyro.check_calibration` found."""
+"""Figures of the results of `vsc_pyro.check_calibration`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from vsc_pyro.evaluation.calibration import Calibration
 
 
 def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
-    """The share of latents that are on against the probability that a posterior says, a curve for each calibration.
+    """Share of latents that are on against their inclusion probability, a curve per calibration (reliability diagram).
 
-    Bars are two standard errors of the share, as if latents of a datum did not depend on one another. Below, how many
-    latents of data are in each bin.
+    Error bars are two standard errors of the share, as if the latents of a datum were independent. The lower panel
+    shows how many latents each bin counts.
 
     Args:
-        calibrations: what `vsc_pyro.check_calibration` returned, by the name to write beside its curve.
+        calibrations: results of `vsc_pyro.check_calibration`, by the names for the legend.
 
     Raises:
         ValueError: no calibration, or one of a posterior without an atom at zero.
     """
     if not calibrations:
-        raise ValueError("calibrations holds none; pass at least one, by the name to write beside its curve")
+        raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
     if any(math.isnan(result.ece) for result in calibrations.values()):
-        raise ValueError("a posterior without an atom at zero has no inclusion probabilities to draw")
+        raise ValueError("calibrations holds a posterior without an atom at zero, which has no inclusion probabilities")
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     curves, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     curves.plot([0, 1], [0, 1], color="0.7", linewidth=1)
@@ -44,19 +44,19 @@ def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
 
 
 def rank_histograms(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Ranks of true codes among draws of the posterior, as multiples of what is expected; a panel for each calibration.
+    """Ranks of true codes among draws of the posterior, relative to the expected count; a panel per calibration.
 
-    A thin line for each latent and a thick one for all of them. Flat is calibrated, a valley a posterior that is too
-    narrow, a slope one that is biased. The grey band holds 99 per cent of the values of a calibrated latent.
+    Each latent has a thin line, and all together a thick one. A calibrated posterior has a flat histogram, one that is
+    too narrow a valley, and a biased one a slope. The grey band holds 99 per cent of the values of a calibrated latent.
 
     Args:
-        calibrations: what `vsc_pyro.check_calibration` returned, by the name to write above its panel.
+        calibrations: results of `vsc_pyro.check_calibration`, by the names for the panels.
 
     Raises:
         ValueError: no calibration.
     """
     if not calibrations:
-        raise ValueError("calibrations holds none; pass at least one, by the name to write above its panel")
+        raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
     figure = Figure(figsize=(3.2 * len(calibrations), 2.8), layout="constrained")
     panels = figure.subplots(1, len(calibrations), sharey=True, squeeze=False)[0]
     for axes, (name, result) in zip(panels, calibrations.items(), strict=True):

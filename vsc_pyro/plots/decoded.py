@@ -1,4 +1,4 @@
-"""What a model makes of data, and what it makes up: reconstructions and samples."""
+"""Figures of decoded codes: reconstructions of data and samples of the prior."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Drawing, Style, as_pixels, drawing_of, show
-from vsc_pyro.plots.inputs import looking, proper_prior, slab_quantiles
+from vsc_pyro.plots.inputs import proper_prior, seeded_evaluation, slab_quantiles
 from vsc_pyro.plots.pictures import grid, in_rows
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def reconstructions(
     model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 12, *, seed: int = 0, **style: Unpack[Style]
 ) -> Figure:
-    """Data as the model sees them above the means that the decoder gives for one draw of their codes.
+    """Data as the model sees them, above the means decoded from one draw of their codes.
 
     Args:
         model, data: a `VAE` and data of shape ``(N, ...)``.
-        num: how many data, from the first on.
-        seed: of binarisation and draws.
+        num: number of data, from the first on.
+        seed: seed of the binarisation and of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
     """
     return comparison({"decoded": model}, data, num, seed=seed, **style)
@@ -44,45 +44,54 @@ def comparison(
     seed: int = 0,
     **style: Unpack[Style],
 ) -> Figure:
-    """The same data above what each of several models makes of them: a row of `reconstructions` for each.
+    """The same data above the reconstructions by several models, one row for each.
 
     Args:
-        models: what to write beside each row, and its `VAE`.
+        models: `VAE`s, by the names to write beside their rows.
         data: data of shape ``(N, ...)``.
-        num: how many data, from the first on.
-        seed: of binarisation, the same for all models, and of draws.
+        num: number of data, from the first on.
+        seed: seed of the binarisation, which is the same for all models, and of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: no model.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> models = {"narrow": vsc.VSC(64, 2), "wide": vsc.VSC(64, 20)}
+    >>> len(plots.comparison(models, torch.rand(10, 64), num=4, image_shape=(8, 8)).axes)
+    12
     """
     if not models:
-        raise ValueError("models holds no model; pass at least one, by the name to write beside its row")
+        raise ValueError("models is empty; pass at least one model, by the name to write beside its row")
     rows = [_reconstruct(model, in_memory(data), positive_int("num", num), seed=seed) for model in models.values()]
     pictures = [rows[0][0], *(decoded for _, decoded in rows)]
     title = "Reconstructions, hard spikes"
     return grid(pictures, ["data", *models], title, drawing_of(pictures[0], **style))
 
 
-@looking
+@seeded_evaluation
 def _reconstruct(model: VAE, data: Dataset, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
     x = data.draw(slice(num)).to(model.reference)
     decoded = model.decoder(model.encoder(x).sample()).mean
     return x.cpu(), decoded.reshape(x.shape).cpu()
 
 
-@looking
+@seeded_evaluation
 def prior_samples(
     model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 60, *, seed: int = 0, **style: Unpack[Style]
 ) -> Figure:
-    """Means that the decoder gives for codes drawn from the prior.
+    """Means decoded from codes drawn from the prior.
 
     Args:
         model: a `VAE`.
-        data: data of shape ``(N, ...)``; gives the pictures their shape (and the prior its x, if it looks at one).
-        num: how many samples.
-        seed: of the draws.
+        data: data of shape ``(N, ...)``, for the shape of the pictures (and for a prior that depends on a datum).
+        num: number of samples.
+        seed: seed of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
+
+    Raises:
+        ValueError: a flat prior.
     """
     data = in_memory(data)
     x = data.images[:1].to(model.reference)
@@ -93,24 +102,30 @@ def prior_samples(
     return grid(rows, [""] * len(rows), "Decoded samples of the prior", drawing)
 
 
-@looking
+@seeded_evaluation
 def manifold(
     model: VAE, data: Dataset | Tensor | np.ndarray, num: int = 15, *, seed: int = 0, **style: Unpack[Style]
 ) -> Figure:
-    """What a model of two latents decodes throughout its plane, at evenly spaced quantiles of the prior.
+    """Decoded means over the plane of a model of two latents, at evenly spaced quantiles of the prior.
 
-    The codes are those at the levels 1/2n, 3/2n, ..., 1 - 1/2n of either latent (Kingma & Welling, 2014). Of a
-    spike-and-slab prior both latents are on: levels are those of the slab.
+    The codes are at the levels 1/2n, 3/2n, ..., 1 - 1/2n of each latent (Kingma & Welling, 2014). Under a
+    spike-and-slab prior both latents are on, and the levels are those of the slab.
 
     Args:
         model: a `VAE` of two latents.
-        data: data of shape ``(N, ...)``; gives the pictures their shape.
-        num: pictures n along either axis.
-        seed: of the draws that quantiles are taken from, where the prior has no formula for them.
+        data: data of shape ``(N, ...)``, for the shape of the pictures.
+        num: number of pictures n along each axis.
+        seed: seed of the draws that estimate quantiles without a formula.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: a model of another number of latents, or a flat prior.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> model = vsc.VAE(vsc.NormalEncoder(64, 2), vsc.BernoulliDecoder(2, 64), vsc.NormalPrior(2))
+    >>> plots.manifold(model, torch.rand(10, 64), num=3, image_shape=(8, 8)).axes[0].get_ylabel()
+    'latent 1'
     """
     num = positive_int("num", num)
     data = in_memory(data)
@@ -119,16 +134,16 @@ def manifold(
     if prior.event_shape != (2,):
         raise ValueError(
             f"manifold needs a model of two latents, and this one has {prior.event_shape[-1]}; "
-            "build it with latent_dim=2, or see embedding or traversals"
+            "build it with latent_dim=2, or use embedding or traversals"
         )
     levels = (torch.arange(num).to(x) + 0.5) / num
     across, up = (slab_quantiles(prior, latent, levels) for latent in (0, 1))
-    # The rows of a picture run down, the axis up.
+    # The rows of a picture run down, and the axis runs up.
     decoded = [model.decoder(torch.stack([across, value.expand(num)], 1)).mean for value in up.flip(0)]
     drawing = drawing_of(data.images, **style)
     draw = _manifold_of_pictures if drawing.kind == "picture" else _manifold_of_vectors
-    values = [[f"{value:.1f}" for value in axis.tolist()] for axis in (across, up.flip(0))]
-    return draw([row.reshape(num, *drawing.shape).cpu() for row in decoded], *values, drawing)
+    columns, rows = ([f"{value:.1f}" for value in axis.tolist()] for axis in (across, up.flip(0)))
+    return draw([row.reshape(num, *drawing.shape).cpu() for row in decoded], columns, rows, drawing)
 
 
 _MANIFOLD = "Decoded codes at quantiles of the prior"

@@ -1,45 +1,51 @@
-"""How one datum is drawn: as a picture, as bars or as a line."""
+"""Drawings of one datum: a picture, bars or a line."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro._arguments import bool_or_auto, sizes
 
 # M. Okabe, K. Ito (2008), Color universal design: hues that differ for the colour-blind.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
-_MOST_BARS = 40  # features whose names there is room for
-_ZEROS = 0.25  # share of pixels that are exactly 0 in pictures of ink
-_BAR = 0.1  # inches of a bar whose name can be read
-_MARKED = 3  # features that a wide line names
-_PICTURE, _LINE = 0.75, 0.6  # inches of a panel's height
+_MOST_BARS = 40  # features with room for their names
+_ZEROS = 0.25  # least share of zero pixels in pictures of ink
+_BAR = 0.1  # height in inches of a bar with a legible name
+_MARKED = 3  # features named on a wide line
+_PICTURE, _LINE = 0.75, 0.6  # heights of panels in inches
 
 
-class Style(TypedDict, total=False):
+class ImageStyle(TypedDict, total=False):
+    """The keyword arguments of `Style` other than `names`."""
+
+    image_shape: int | Sequence[int] | None
+    ink: bool | str
+
+
+class Style(ImageStyle, total=False):
     """Keyword arguments of every function that draws data.
 
-    Data of shape ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)`` are pictures; of another number of channels these stand
-    beside one another. A vector of D features is drawn as bars, the first on top, up to D = 40, and beyond as a line.
+    Data of shape ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)`` are pictures; other numbers of channels are drawn side by
+    side. A vector of D features is drawn as bars for D up to 40, the first on top, and as a line beyond.
 
     Attributes:
         names: D names of features. Data with names are vectors, whatever their shape.
-        image_shape: shape of the picture that a flat datum is, such as ``(28, 28)`` or ``(3, 32, 32)``.
-        ink: whether grey pictures are dark where they are large, on white. ``"auto"``: if all values lie in [0, 1] and
-            a quarter of them or more are exactly 0, as in handwriting; large values of photographs are bright. Pictures
-            in colour are shown as they are.
+        image_shape: shape of a flat datum as a picture, such as ``(28, 28)`` or ``(3, 32, 32)``.
+        ink: True if large values of grey pictures are dark, on white. ``"auto"`` means True if all values lie in [0, 1]
+            and at least a quarter of them are exactly 0, as in handwriting; large values of photographs are bright.
+            Colours of colour pictures are unchanged.
     """
 
     names: Sequence[str] | None
-    image_shape: int | Sequence[int] | None
-    ink: bool | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +53,10 @@ class Drawing:
     """A way to draw data of one kind, all on one scale.
 
     Attributes:
-        shape: of a datum as it is drawn, ``(D,)`` for bars and lines.
-        limits: the values that are white and black, or the ends of the axis.
-        cmap: colours of grey pictures.
-        names: of the features of a vector, or None.
+        shape: shape of a datum, ``(D,)`` for bars and lines.
+        limits: the values shown as white and black, or the ends of the axis.
+        cmap: colour map of grey pictures.
+        names: names of a vector's features, or None.
     """
 
     shape: tuple[int, ...]
@@ -62,16 +68,16 @@ class Drawing:
     def kind(self) -> str:
         if len(self.shape) > 1:
             return "picture"
-        return "bars" if self.shape[0] <= _MOST_BARS else "line"
+        return "bars" if math.prod(self.shape) <= _MOST_BARS else "line"
 
     @property
     def height(self) -> float:
-        """Inches of a panel in which everything can be read."""
+        """Height in inches of a legible panel."""
         return {"picture": _PICTURE, "bars": max(_PICTURE, 0.2 + _BAR * self.shape[0]), "line": _LINE}[self.kind]
 
     @property
     def width_of_names(self) -> float:
-        """Inches of what stands left of bars or lines."""
+        """Width in inches of the labels to the left of bars or lines."""
         if self.kind == "picture":
             return 0.0
         return 0.06 * max(map(len, self.feature_names)) + 0.1 if self.kind == "bars" else 0.4
@@ -82,15 +88,15 @@ class Drawing:
         return self.names or tuple(map(str, range(self.shape[0])))
 
     def per_row(self, most: int) -> int:
-        """How many stand in a row: lines need room."""
+        """Return the number of drawings in a row, `most` unless they are lines, which need more room."""
         return min(most, 3) if self.kind == "line" else most
 
     def between(self, low: float, high: float, cmap: str | None = None) -> Drawing:
-        """The same on another scale."""
+        """Return the same drawing on another scale."""
         return dataclasses.replace(self, limits=(low, high), cmap=cmap or self.cmap)
 
     def holding(self, rows: Sequence[Tensor]) -> Drawing:
-        """The same on the scale of the vectors shown, up to three times the range of the data."""
+        """Return a drawing of vectors scaled to the vectors shown, within three times the range of the data."""
         if self.kind == "picture":
             return self
         low, high = self.limits
@@ -101,9 +107,9 @@ class Drawing:
         return self.between(least, most if most > least else least + 1.0)
 
     def draw(self, axes: Axes, datum: Tensor, first: bool = True, last: bool = True) -> Any:
-        """Draw one datum in axes; of a row of vectors the `first` names values or features, the `last` row its scale.
+        """Draw one datum in `axes`, and return the image, bars or line.
 
-        Returns what was drawn: an image, bars or a line.
+        In rows of vectors, the `first` of a row labels values or features, and the `last` row its scale.
         """
         datum = datum.reshape(self.shape)
         if self.kind == "picture":
@@ -120,14 +126,13 @@ class Drawing:
         axes.set_yticks(at, self.feature_names)
         axes.set_xticks(self.limits, [f"{end:.2g}" for end in self.limits])
         axes.tick_params(labelsize=6, length=2, pad=1, labelleft=first, labelbottom=last)
-        inches = axes.bbox.height / axes.get_figure(root=True).dpi
-        if inches < 0.06 * len(values):  # the names would hide one another
+        if axes.bbox.height / _dpi(axes) < 0.06 * len(values):  # the names would overlap
             axes.tick_params(labelleft=False)
         return bars
 
     def _draw_line(self, axes: Axes, values: np.ndarray, first: bool, last: bool) -> Any:
         width = 0.9 if len(values) <= 200 else 0.5
-        # A value between two that are missing has no line.
+        # A value between two missing ones has no line.
         marker = "." if np.isnan(values).any() else ""
         (line,) = axes.plot(values, color=BLUE, linewidth=width, marker=marker, markersize=1.5)
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
@@ -140,8 +145,8 @@ class Drawing:
         return line
 
     def _mark_features(self, axes: Axes, values: np.ndarray) -> None:
-        inches = axes.bbox.width / axes.get_figure(root=True).dpi
-        room = 0.07 * max(map(len, self.feature_names)) / max(inches, 1e-9) * len(values)  # of a name, in features
+        inches = axes.bbox.width / _dpi(axes)
+        room = 0.07 * max(map(len, self.feature_names)) / max(inches, 1e-9) * len(values)  # a name's width, in features
         marked: list[int] = []
         for place in np.argsort(-np.abs(np.nan_to_num(values)), kind="stable"):
             if len(marked) == min(_MARKED, inches // 1.5) or not values[place]:
@@ -168,7 +173,7 @@ def drawing_of(
     image_shape: int | Sequence[int] | None = None,
     ink: bool | str = "auto",
 ) -> Drawing:
-    """How data ``(N, ...)`` are drawn by the arguments that `Style` describes.
+    """Return the `Drawing` of data ``(N, ...)`` under the keyword arguments of `Style`.
 
     Raises:
         ValueError: another number of names than features, an `image_shape` of another number of pixels or of less than
@@ -186,9 +191,9 @@ def drawing_of(
         if math.prod(shape) != size or len(shape) < 2:
             raise ValueError(
                 f"image_shape must be the height and width, or channels, height and width, of {size} pixels, "
-                f"got {image_shape!r}; leave it out to draw vectors"
+                f"got {image_shape!r}; omit it to draw vectors"
             )
-    elif names is not None or sum(length > 1 for length in shape) <= 1:
+    if names is not None or sum(length > 1 for length in shape) <= 1:
         shape = (size,)
     if len(shape) == 1:
         low, high = min(float(data.min()), 0.0), max(float(data.max()), 0.0)
@@ -200,17 +205,17 @@ def drawing_of(
 
 
 def show(axes: Axes, picture: Tensor, limits: tuple[float, float], cmap: str) -> Any:
-    """One picture, in the colours of `cmap` between the limits, in axes without a frame; returns the image."""
+    """Draw one picture in axes without a frame, coloured by `cmap` between the limits, and return the image."""
     low, high = limits
     pixels = as_pixels(picture)
-    if pixels.ndim == 3:  # of colours matplotlib takes no limits
+    if pixels.ndim == 3:  # matplotlib ignores limits for colours
         pixels = ((pixels - low) / (high - low)).clip(0, 1)
     axes.axis("off")
     return axes.imshow(pixels, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
 
 
 def as_pixels(x: Tensor) -> np.ndarray:
-    """One datum ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)`` as pixels, other numbers of channels beside one another."""
+    """Return one datum ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)`` as pixels, other numbers of channels side by side."""
     if x.ndim > 2:
         x = x.flatten(0, -3)
         x = x.permute(1, 2, 0) if len(x) == 3 else x.transpose(0, 1).flatten(1)
@@ -218,9 +223,13 @@ def as_pixels(x: Tensor) -> np.ndarray:
 
 
 def _limits_of(x: Tensor) -> tuple[float, float]:
-    """From 0 to 1 for data within, and for others their range."""
+    """Return (0, 1) for data within them, else the range of the data."""
     low, high = float(x.min()), float(x.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1.0)
+
+
+def _dpi(axes: Axes) -> float:
+    return cast(Figure, axes.get_figure(root=True)).dpi
 
 
 def _with_margin(low: float, high: float) -> tuple[float, float]:

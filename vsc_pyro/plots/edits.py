@@ -1,7 +1,7 @@
-"""Codes changed one latent at a time, and what the decoder makes of them.
+"""Figures of codes edited one latent at a time, decoded.
 
-The code of a datum is here the most likely one: latents that are on with a probability above 1/2, at the centres of
-their slabs, and all others at zero.
+The code of a datum is here its most likely one: latents that are on with a probability above 1/2 are at the centres of
+their slabs, and all others are zero.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Style, drawing_of
 from vsc_pyro.plots.inputs import (
     latent_index,
-    looking,
     proper_prior,
+    seeded_evaluation,
     slab_draws,
     slab_quantiles,
     some_data,
     usage_of,
 )
-from vsc_pyro.plots.pictures import grid, in_rows, say
+from vsc_pyro.plots.pictures import grid, in_rows, write_sentence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_RANGE = (0.025, 0.975)  # of a slab, that a traversal passes through
+_RANGE = (0.025, 0.975)  # levels of the slab that a traversal spans
 _PER_ROW = 10
-_LOOKED_AT = 1000  # data
-_NAMED = 15  # latents that a title lists by number
+_NUM_MEASURED = 1000  # data from which the range of a latent is measured
+_NAMED = 15  # latents listed in a title
 
 
-@looking
+@seeded_evaluation
 def traversals(
     model: VAE,
     data: Dataset | Tensor | np.ndarray,
@@ -51,20 +51,25 @@ def traversals(
     seed: int = 0,
     **style: Unpack[Style],
 ) -> Figure:
-    """What single latents draw: a row for each of the most used, in a datum in which it is surely on.
+    """Traversals of the most used latents, one row each, in a datum in which the latent is surely on.
 
-    Latents that are in no datum more likely on than off are left out: there is nothing to move.
-
-    The first columns are the datum, its decoded code and the same code with this one latent off; in the others the
-    latent goes from -limit to limit, all others as they are.
+    The first columns are the datum, its decoded code, and the same code with this latent off. In the other columns the
+    latent moves from -limit to limit, and all others keep their values. Latents that are in no datum more likely on
+    than off are omitted.
 
     Args:
         model, data: a `VAE` and data of shape ``(N, ...)``.
         num: number of latents, most used first.
-        limit: range of the latent's value, above 0; None for what 98 in 100 codes of the data do not exceed where these
-            latents are on.
-        seed: of binarisation and draws.
+        limit: largest absolute value of the latent, above 0; None for the 98 per cent quantile of absolute codes in
+            which these latents are on.
+        seed: seed of the binarisation and of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> model = vsc.VAE(vsc.NormalEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.NormalPrior(5))
+    >>> plots.traversals(model, torch.rand(10, 64), num=3, image_shape=(8, 8)).get_suptitle()
+    'Traversals of single latents: 3 of 5 that are ever on, most used first'
     """
     num = positive_int("num", num)
     limit = None if limit is None else positive_float("limit", limit)
@@ -74,11 +79,11 @@ def traversals(
     latents = used[:num].tolist()
     if not latents:
         figure = Figure(figsize=(6, 1.5), layout="constrained")
-        say(figure, f"No latent is on in any of {len(seen)} data: {_is_not_on(usage.highest)}.")
+        write_sentence(figure, f"No latent is on in any of {len(seen)} data: {_why_off(usage.highest)}.")
         return figure
     x = seen[usage.datum[latents]].to(model.reference)
     if limit is None:
-        sizes = hard_code(model.encoder(seen[:_LOOKED_AT].to(x)))[:, latents].abs()
+        sizes = hard_code(model.encoder(seen[:_NUM_MEASURED].to(x)))[:, latents].abs()
         limit = max((float(size[size > 0].quantile(0.98)) for size in sizes.T if (size > 0).any()), default=1.0)
     values = (limit / 3 * torch.arange(-3.0, 4.0)).to(x)
     rows, names = [], []
@@ -91,11 +96,11 @@ def traversals(
     return grid(rows, names, title, drawing_of(seen, **style), [columns])
 
 
-def _is_not_on(inclusion: Tensor) -> str:
+def _why_off(inclusion: Tensor) -> str:
     return f"the largest inclusion probability is {float(inclusion.max()):.2g}, and on means above 0.5"
 
 
-@looking
+@seeded_evaluation
 def traversal(
     model: VAE,
     x: Tensor | np.ndarray,
@@ -106,23 +111,29 @@ def traversal(
     seed: int = 0,
     **style: Unpack[Style],
 ) -> Figure:
-    """What one latent draws in one datum: with its spike off, and on at values through the prior's slab.
+    """Traversal of one latent in one datum: with its spike off, and on at values that span the prior's slab.
 
-    Above, the datum, its decoded code and the same code with the latent off; below with the latent on, all others as
-    they are.
+    The first row is the datum, its decoded code, and the same code with the latent off. Below the latent is on, and all
+    others keep their values.
 
     Args:
         model: a `VAE`.
-        x: one datum, as the model is to see it, with or without a leading dimension of 1.
-        latent: which, counted from 0.
-        num: how many values, evenly spaced between the 2.5 and the 97.5 per cent quantile of the prior's slab.
-        values: these values of the latent instead.
-        seed: of the draws that quantiles are taken from, where the slab has no formula for them (that of a mixture).
+        x: one datum as the model sees it, with or without a leading dimension of 1.
+        latent: index of the latent, from 0.
+        num: number of values, evenly spaced between the 2.5 and 97.5 per cent quantiles of the prior's slab.
+        values: values of the latent, instead of these.
+        seed: seed of the draws that estimate quantiles of a slab without a formula (a mixture's).
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: not one datum, or one that does not fit the model; a latent that there is not; no values, or values
+        ValueError: more than one datum, or one that does not fit the model; a latent out of range; no values, or values
             that are not finite numbers; a flat prior, which has no quantiles, without `values`.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> figure = plots.traversal(vsc.VSC((1, 8, 8), latent_dim=5), torch.rand(1, 8, 8), latent=2, values=[-1, 0, 1])
+    >>> [axes.get_title() for axes in figure.axes]
+    ['datum', 'decoded', 'spike off', 'z = -1.00', 'z = 0.00', 'z = 1.00']
     """
     x = some_data(model, x, 1)
     posterior = model.encoder(x)
@@ -137,7 +148,7 @@ def traversal(
     return _off_and_on(model, x, latent, values, f"Traversal of latent {latent}", style)
 
 
-@looking
+@seeded_evaluation
 def conditional_samples(
     model: VAE,
     x: Tensor | np.ndarray,
@@ -148,23 +159,23 @@ def conditional_samples(
     seed: int = 0,
     **style: Unpack[Style],
 ) -> Figure:
-    """One spike of one datum switched off, and on with its slab redrawn; the rest of the code is kept.
+    """Samples of one latent of one datum: its spike off, and on with the slab redrawn; the rest of the code is kept.
 
-    Above, the datum, its decoded code and the same code with the latent off; below as many draws of the latent given
-    that it is on.
+    The first row is the datum, its decoded code, and the same code with the latent off. Below are draws of the latent
+    given that it is on.
 
     Args:
         model: a `VAE`.
-        x: one datum, as the model is to see it, with or without a leading dimension of 1.
-        latent: which, counted from 0.
-        num: how many draws.
-        slab: from ``"prior"``, what the latent may be where it is on, or ``"posterior"``, what it may be in this datum.
-            Either without its atom at zero, if it has one.
-        seed: of the draws.
+        x: one datum as the model sees it, with or without a leading dimension of 1.
+        latent: index of the latent, from 0.
+        num: number of draws.
+        slab: ``"prior"`` draws the latent as it is distributed over all data, ``"posterior"`` as in this datum; either
+            given that it is on.
+        seed: seed of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: not one datum, or one that does not fit the model; a latent that there is not; no draw; an unknown
+        ValueError: more than one datum, or one that does not fit the model; a latent out of range; no draw; an unknown
             `slab`; a flat prior, which cannot be drawn from.
     """
     x = some_data(model, x, 1)
@@ -193,34 +204,34 @@ def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str, 
 
 
 def _decoded(model: VAE, code: Tensor, latent: int, values: Tensor) -> Tensor:
-    """Means of the code as it is, with the latent at zero, and with it at each of the values."""
+    """Decode the code unchanged, with the latent at zero, and with it at each of the values."""
     codes = code.repeat(2 + len(values), 1)
     codes[1:, latent] = torch.cat([values.new_zeros(1), values])
     return model.decoder(codes).mean
 
 
-@looking
+@seeded_evaluation
 def interpolation(
     model: VAE, x: Tensor | np.ndarray, num_steps: int = 8, *, seed: int = 0, **style: Unpack[Style]
 ) -> Figure:
-    """From one datum to another through the latents that are active in either (after Tonolini et al., 2020).
+    """Interpolation of two data through the latents that are active in either (after Tonolini et al., 2020).
 
-    Above, latents that are active in both data move in a straight line, those in one of them fade to or from zero, and
-    all others are off. Below, for comparison, a straight line between the two mean codes (`centre`), all latents in it.
-    Without spikes all latents are active, and the two rows the same.
+    In the first row, latents that are active in both data move in a straight line, those active in one fade to or from
+    zero, and all others are off. The second row, for comparison, is a straight line between the two mean codes
+    (`centre`). Without spikes all latents are active, and the rows agree.
 
     Args:
         model: a `VAE`.
-        x: two data, shape ``(2, ...)``, as the model is to see them.
-        num_steps: codes from the first to the second, both included.
-        seed: of nothing that is drawn here; taken as in every picture.
+        x: two data, shape ``(2, ...)``, as the model sees them.
+        num_steps: number of codes from the first to the second, both included.
+        seed: unused; accepted as by every other figure.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
         ValueError: other than two data, or data that do not fit the model; fewer than two steps.
     """
     if positive_int("num_steps", num_steps) < 2:
-        raise ValueError(f"num_steps must be at least 2, both ends being steps, got {num_steps}")
+        raise ValueError(f"num_steps must be at least 2, to include both ends, got {num_steps}")
     x = some_data(model, x, 2)
     posterior = model.encoder(x)
     active = inclusion_of(posterior) > 0.5
@@ -234,7 +245,7 @@ def interpolation(
         f"{name}: {_listed(part.nonzero().flatten().tolist())}" for name, part in parts.items()
     )
     if not active.any():
-        union = f"nothing is active in either datum: {_is_not_on(inclusion_of(posterior))}"
+        union = f"nothing is active in either datum: {_why_off(inclusion_of(posterior))}"
     columns = ["first", *(f"{value:.2f}" for value in share.flatten().tolist()), "second"]
     title = "Interpolation of codes\n" + textwrap.fill(union, 100)
     return grid(rows, ["active\nlatents", "all\nlatents"], title, drawing_of(x, **style), [columns])

@@ -1,9 +1,9 @@
-"""The features that each latent turns on."""
+"""Figures of the features that each latent changes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -15,18 +15,18 @@ from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_of, slab_of
 from vsc_pyro.models.vae import VAE
-from vsc_pyro.plots.drawing import BLUE, ORANGE, Drawing, Style, drawing_of
-from vsc_pyro.plots.inputs import data_for, looking, usage_of
+from vsc_pyro.plots.drawing import BLUE, ORANGE, Drawing, ImageStyle, drawing_of
+from vsc_pyro.plots.inputs import data_for, seeded_evaluation, usage_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _CODES_AT_ONCE = 256
 _WIDEST = 10.0  # inches
-_PANEL = 1.5  # inches of bars, without the features' names
+_PANEL = 1.5  # width in inches of bars, without the features' names
 
 
-@looking
+@seeded_evaluation
 def loadings(
     model: VAE,
     names: Sequence[str] | None = None,
@@ -35,45 +35,51 @@ def loadings(
     num_features: int = 8,
     *,
     seed: int = 0,
-    **style: Unpack[Style],
+    **style: Unpack[ImageStyle],
 ) -> Figure:
-    r"""The strongest features of each latent: how much it moves each of them when it alone is turned on.
+    r"""Loadings: the features that change most when a latent alone is turned on, for each latent.
 
     The loading of feature d on latent j is
 
-    .. math:: \ell_{jd} = E[x_d | z = v_j e_j] - E[x_d | z = 0],
+    .. math:: \ell_{jd} = E[x_d | z = v_j e_j] - E[x_d | z = 0]
 
-    at a typical value v of the latent. Of a linear decoder with the mean as its output this is v times the atom. With
-    data, v is the root mean square of the slab's centre where the latent is on, weighted by its inclusion, with the
-    sign of its mean, and latents come most used first. Without, v is 1, a standard deviation of the standard slab, and
-    latents come by the norm of their loadings, largest first.
+    at a typical value v of the latent. For a linear decoder whose output is the mean, it is v times the atom. With
+    data, v is the root mean square of the slab's centre, weighted by the latent's inclusion, with the sign of the mean,
+    and latents are ordered by use. Without data, v is 1, a standard deviation of the standard slab, and latents are
+    ordered by the norm of their loadings.
 
-    Pictures are shown as such, all features of a latent, blue where it adds and red where it takes away; of pictures
-    in colour grey is no change.
+    Loadings of images are shown as pictures of all features, blue where the latent adds and red where it removes; in
+    colour pictures grey is no change.
 
     Args:
         model: a `VAE`.
-        names: D names of features; if None, their numbers.
-        data: data of shape ``(N, ...)`` that the model is of, or None.
-        num: how many latents.
-        num_features: how many features of each, largest absolute loading first.
-        seed: of binarisation.
+        names: D names of features; None for their numbers.
+        data: data of shape ``(N, ...)`` for the typical values, or None.
+        num: number of latents.
+        num_features: number of features of each, largest absolute loading first.
+        seed: seed of the binarisation.
         style: `image_shape`; see `Style`.
 
     Raises:
         ValueError: another number of names than features, or data that do not fit the model.
+
+    >>> import vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> model = vsc.VSC(3, latent_dim=2)
+    >>> [axes.get_title() for axes in plots.loadings(model, names=["age", "dose", "site"]).axes][0].endswith("z = 1")
+    True
     """
     num, num_features = positive_int("num", num), positive_int("num_features", num_features)
     if data is None:
-        values, order, titles = None, None, {}
+        effects, order = _strongest(model, None, None, num)
+        titles = {}
     else:
         seen = data_for(model, data).draw(slice(None))
         usage = usage_of(model, seen)
-        values, order = _typical_values(model, seen), usage.order[:num]
-        titles = {j: f"mean P(on) {float(usage.inclusion[j]):.2g}, z = {float(values[j]):.2f}" for j in order.tolist()}
-    effects, order = _strongest(model, values, order, num)
-    if data is not None:
+        values = _typical_values(model, seen)
+        effects, order = _strongest(model, values, usage.order[:num], num)
         effects = effects.reshape(-1, *seen.shape[1:])
+        titles = {j: f"mean P(on) {float(usage.inclusion[j]):.2g}, z = {float(values[j]):.2f}" for j in order.tolist()}
     drawing = drawing_of(effects, names=names, **style)
     labels = [f"latent {latent}\n{titles.get(latent, 'z = 1')}" for latent in order.tolist()]
     if drawing.kind == "picture":
@@ -82,8 +88,8 @@ def loadings(
 
 
 def _typical_values(model: VAE, seen: Tensor) -> Tensor:
-    """The root mean square of each latent given that it is on, signed as its mean; shape ``(J,)``, on the CPU."""
-    sums, squares, weights = 0.0, 0.0, 0.0
+    """Return the root mean square of each latent given that it is on, signed as its mean; ``(J,)``, on the CPU."""
+    sums = squares = weights = torch.zeros(())
     for x in seen.split(1000):
         posterior = model.encoder(x.to(model.reference))
         inclusion, centres = inclusion_of(posterior), centre(slab_of(posterior))
@@ -95,8 +101,8 @@ def _typical_values(model: VAE, seen: Tensor) -> Tensor:
 
 
 def _strongest(model: VAE, values: Tensor | None, order: Tensor | None, num: int) -> tuple[Tensor, Tensor]:
-    """Loadings of the latents in `order`, or of the `num` with the largest, and these latents."""
-    zeros = model.reference.new_zeros(1, model.decoder.latent_dim)
+    """Return loadings and indices of the latents in `order`, or of the `num` latents with the largest loadings."""
+    zeros = model.reference.new_zeros(1, cast(int, model.decoder.latent_dim))
     empty = model.decoder(zeros).mean
     latents = torch.arange(zeros.shape[-1]) if order is None else order
     values = torch.ones(zeros.shape[-1]) if values is None else values

@@ -1,8 +1,8 @@
-"""One datum and its code: what is on, and what each part of it draws."""
+"""Figures of one datum and its code: the latents that are on, and the contribution of each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from vsc_pyro._arguments import positive_int
 from vsc_pyro.distributions import centre, hard_code, inclusion_of, slab_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, Drawing, Style, drawing_of
-from vsc_pyro.plots.inputs import looking, quantiles, some_data
-from vsc_pyro.plots.pictures import draw_grid, in_rows, name_latents, say
+from vsc_pyro.plots.inputs import quantiles, seeded_evaluation, some_data
+from vsc_pyro.plots.pictures import draw_grid, in_rows, name_latents, write_sentence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -24,7 +24,7 @@ _PER_ROW = 6
 _PAIR = ("datum", "reconstruction")
 
 
-@looking
+@seeded_evaluation
 def code(
     model: VAE,
     x: Tensor | np.ndarray,
@@ -34,22 +34,28 @@ def code(
     seed: int = 0,
     **style: Unpack[Style],
 ) -> Figure:
-    """The code of one datum: how probably each latent is on, and what it is then.
+    """The code of one datum: the inclusion probability of each latent, and its value given that it is on.
 
-    Beside the datum, stems of the inclusion probabilities of the most probable latents, and below them the centres and
-    central intervals of their slabs, pale where a latent is more likely off. Without an atom at zero every latent is on
-    with probability 1, and those farthest from zero come first; a point has intervals of no length.
+    Beside the datum are stems of the inclusion probabilities of the most probable latents. Below them are the centres
+    and central intervals of their slabs, pale where a latent is more likely off. Without an atom at zero every latent
+    is on with probability 1, and those farthest from zero come first; the intervals of a point have length zero.
 
     Args:
         model: a `VAE`.
-        x: one datum, as the model is to see it, with or without a leading dimension of 1.
-        num: how many latents, most probable first.
-        coverage: share of the slab that an interval holds, strictly between 0 and 1, as much beyond either end.
-        seed: of the draws that intervals are taken from, where the slab has no formula for its quantiles.
+        x: one datum as the model sees it, with or without a leading dimension of 1.
+        num: number of latents, most probable first.
+        coverage: probability of the slab's central interval, strictly between 0 and 1.
+        seed: seed of the draws that estimate quantiles of a slab without a formula.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: not one datum, or one that does not fit the model; no latent; a coverage outside (0, 1).
+        ValueError: more than one datum, or one that does not fit the model; no latent; a coverage outside (0, 1).
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> figure = plots.code(vsc.VSC((1, 8, 8), latent_dim=5), torch.rand(1, 8, 8))
+    >>> figure.axes[-1].get_xlabel()
+    'latent, most probable first'
     """
     num = positive_int("num", num)
     if not 0 < coverage < 1:
@@ -81,12 +87,12 @@ def code(
     for axes in (above, below):
         name_latents(axes, order.tolist())
         axes.set_xlim(-0.6, len(order) - 0.4)
-    return above.get_figure(root=True)
+    return cast(Figure, above.get_figure(root=True))
 
 
 def _panels_of_code(drawing: Drawing, datum: Tensor, num: int) -> dict[str, Axes]:
-    """Axes ``"datum"``, with the datum, ``"inclusion"`` and ``"slab"`` of a figure with room for `num` latents."""
-    width = min(8.0, 2.8 + 0.2 * num)  # of all but the datum
+    """Return axes ``"datum"`` (already drawn), ``"inclusion"`` and ``"slab"`` with room for `num` latents."""
+    width = min(8.0, 2.8 + 0.2 * num)  # without the datum
     if drawing.kind == "line":
         figure = Figure(figsize=(max(6.0, width), 5.2), layout="constrained")
         panels = figure.subplot_mosaic([["datum"], ["inclusion"], ["slab"]], height_ratios=(1.2, 1.5, 1.5))
@@ -94,36 +100,35 @@ def _panels_of_code(drawing: Drawing, datum: Tensor, num: int) -> dict[str, Axes
         left = 2.0 + drawing.width_of_names
         size = (min(10.0, left + width), max(3.8, drawing.height + 0.5))
         figure = Figure(figsize=size, layout="constrained")
-        mosaic = [["datum", "inclusion"], ["datum", "slab"]]
-        panels = figure.subplot_mosaic(mosaic, width_ratios=(2, size[0] - left))
+        panels = figure.subplot_mosaic([["datum", "inclusion"], ["datum", "slab"]], width_ratios=(2, size[0] - left))
     drawing.draw(panels["datum"], datum)
     return panels
 
 
-@looking
+@seeded_evaluation
 def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int = 0, **style: Unpack[Style]) -> Figure:
-    r"""What each active latent adds to a picture: the datum, its reconstruction, and contributions, largest first.
+    r"""One datum, its reconstruction, and the contribution of each active latent, largest first.
 
-    The contribution of latent j is what the picture loses without it,
+    The contribution of latent j is what the decoded datum loses without it,
 
     .. math:: c_j = E[x | z] - E[x | z \text{ with } z_j = 0],
 
-    for the most likely code z: active latents, those on with a probability above 1/2, at the centres of their slabs and
-    all others at zero. Only a linear decoder with the mean as its output makes the contributions add up (to the picture
-    less that of an empty code); for any other they do not, since what a latent adds depends on the others, and strokes
-    that several latents draw belong to none of them. The size of a contribution is its Euclidean norm. All share one
-    scale, symmetric about zero. Of pictures in colour the mean over channels is shown, in which a change of hue alone
-    cancels. Of a datum with no active latent the picture says so.
+    for the most likely code z: active latents, those on with a probability above 1/2, are at the centres of their
+    slabs, and all others are zero. Contributions add up (to the decoded datum less that of an empty code) only if the
+    decoder is linear and its output is the mean. Otherwise the contribution of a latent depends on the others, and a
+    stroke that several latents draw belongs to none of them. The size of a contribution is its Euclidean norm. All
+    share one scale, symmetric about zero. For colour pictures the mean over channels is shown, in which a change of hue
+    alone cancels. If no latent is active, the figure says so.
 
     Args:
         model: a `VAE`.
-        x: one datum, as the model is to see it, with or without a leading dimension of 1.
-        num: how many contributions at most, largest first.
-        seed: of nothing that is drawn here; taken as in every picture.
+        x: one datum as the model sees it, with or without a leading dimension of 1.
+        num: greatest number of contributions, largest first.
+        seed: unused; accepted as by every other figure.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: not one datum, or one that does not fit the model; no contribution to show.
+        ValueError: more than one datum, or one that does not fit the model; no contribution to show.
     """
     num = positive_int("num", num)
     x = some_data(model, x, 1)
@@ -154,12 +159,12 @@ _NOTHING = "nothing to explain:\nno latent is more likely on than off,\nand the 
 def _explain_picture(drawing: Drawing, pair: Tensor, added: Tensor, names: list[str]) -> Figure:
     num_rows, num_columns = max(1, -(-len(names) // _PER_ROW)), max(1, min(len(names), _PER_ROW))
     figure = Figure(figsize=(max(5.2, 3.4 + 1.1 * num_columns), 0.5 + 1.5 * max(2, num_rows)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1.1 * num_columns + 1.0))
+    left, right = _subfigures(figure, 1, 2, width_ratios=(1.5, 1.1 * num_columns + 1.0))
     for axes, picture, name in zip(left.subplots(2, 1), pair, _PAIR, strict=True):
         drawing.draw(axes, picture)
         axes.set_title(name, fontsize=8)
     if not names:
-        say(right, _NOTHING)
+        write_sentence(right, _NOTHING)
         return figure
     maps = added.reshape(-1, *drawing.shape)
     if maps.ndim == 4:
@@ -168,10 +173,11 @@ def _explain_picture(drawing: Drawing, pair: Tensor, added: Tensor, names: list[
     panels = right.subplots(num_rows, num_columns, squeeze=False)
     for axes in panels.flat[len(maps) :]:
         axes.axis("off")
+    images = []
     for axes, contribution, name in zip(panels.flat, maps, names, strict=False):
-        image = own.draw(axes, contribution)
+        images.append(own.draw(axes, contribution))
         axes.set_title(name, fontsize=8)
-    bar = right.colorbar(image, ax=panels, shrink=0.8)
+    bar = right.colorbar(images[-1], ax=panels, shrink=0.8)
     bar.set_label("decoded with it minus without", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -180,7 +186,7 @@ def _explain_picture(drawing: Drawing, pair: Tensor, added: Tensor, names: list[
 def _explain_vector(drawing: Drawing, pair: Tensor, added: Tensor, names: list[str]) -> Figure:
     per_row = 1 if drawing.kind == "line" else _PER_ROW
     above, titles = in_rows(pair, _PAIR, min(per_row, 2))
-    below, more = in_rows(added, names, per_row) if names else ([], [])  # no data split into one row of none
+    below, more = in_rows(added, names, per_row) if names else ([], [])  # torch splits no rows into one empty chunk
     rows, titles = above + below, titles + more
     own = drawing.between(*_symmetric(added)) if names else drawing
     drawings = [drawing.holding([pair])] * len(above) + [own] * len(below)
@@ -195,10 +201,14 @@ def _explain_vector(drawing: Drawing, pair: Tensor, added: Tensor, names: list[s
     )
     drawn = figure
     if not names:
-        drawn, note = figure.subfigures(2, 1, height_ratios=(height * len(rows), 0.8))
-        say(note, _NOTHING)
+        drawn, note = _subfigures(figure, 2, 1, height_ratios=(height * len(rows), 0.8))
+        write_sentence(note, _NOTHING)
     draw_grid(drawn, rows, labels, drawings, titles)
     return figure
+
+
+def _subfigures(figure: Figure, num_rows: int, num_columns: int, **ratios: Any) -> Any:
+    return figure.subfigures(num_rows, num_columns, **ratios)  # matplotlib's stub returns a single subfigure
 
 
 def _symmetric(values: Tensor) -> tuple[float, float]:

@@ -1,15 +1,18 @@
-"""How a model is looked at, hard spikes and the caller's random state left alone, and what of a code is seen."""
+"""The inputs of figures: checked data, the use of latents, quantiles of slabs, and evaluation under a seed."""
 
 from __future__ import annotations
 
 import functools
 import numbers
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
-from pyro.distributions import Categorical, MixtureSameFamily
+from pyro.distributions import (
+    Categorical,
+    MixtureSameFamily,  # pyright: ignore[reportAttributeAccessIssue]  Pyro defines it at import
+)
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
@@ -21,38 +24,40 @@ from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, is_pr
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 
-_DRAWS = 10_000  # that quantiles are taken from where there is no formula
-F = TypeVar("F", bound=Callable[..., Any])
+_DRAWS = 10_000  # for quantiles without a formula
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def looking(function: F) -> F:
-    """Run in evaluation mode, without gradients, and leave mode and random state as they were."""
+def seeded_evaluation(function: Callable[Concatenate[VAE, P], R]) -> Callable[Concatenate[VAE, P], R]:
+    """Run in evaluation mode, without gradients, with the argument `seed`; restore mode and random state."""
 
     @functools.wraps(function)
-    def wrapper(model: VAE, *args: Any, **kwargs: Any) -> Any:
-        with model.evaluating(), seeded(natural_int("seed", kwargs.get("seed", 0)), model.reference.device):
+    def wrapper(model: VAE, *args: P.args, **kwargs: P.kwargs) -> R:
+        seed = natural_int("seed", cast(int, kwargs.get("seed", 0)))
+        with model.evaluating(), seeded(seed, model.reference.device):
             return function(model, *args, **kwargs)
 
     return wrapper
 
 
-# What is looked at ----------------------------------------------------------------------------------------------------
+# Data and models ------------------------------------------------------------------------------------------------------
 
 
 def some_data(model: VAE, x: Tensor | np.ndarray, num: int) -> Tensor:
-    """`x` as `num` data of shape ``(num, ...)`` that the model takes, where it is and in its type.
+    """Return `x` as `num` data of shape ``(num, ...)``, on the device and in the type of the model.
 
-    Of one datum the leading dimension may be missing.
+    A single datum may lack the leading dimension.
 
     Raises:
         ValueError: another number of data, or data that do not fit the model.
     """
-    remedy = f"pass data.images[:{num}], or what data.draw(slice({num})) gives"
+    remedy = f"pass data.images[:{num}] or data.draw(slice({num}))"
     if isinstance(x, Dataset):
         raise ValueError(f"x must be a tensor of {_data(num)}, got a Dataset; {remedy}")
     x = torch.as_tensor(x)
     shape = getattr(model.encoder, "input_shape", None)
-    # Of a model of flat data an image of three dimensions, or a row of pixels, is one datum as well.
+    # For a model of flat data, an image of three dimensions or a row of pixels is one datum, too.
     if num == 1 and (x.shape == shape or (x.shape[1:] != shape and x.ndim % 2 == 1)):
         x = x.unsqueeze(0)
     if x.ndim < 2 or len(x) != num:
@@ -67,19 +72,19 @@ def _data(num: int) -> str:
 
 
 def data_for(model: VAE, data: Dataset | Tensor | np.ndarray) -> Dataset:
-    """`data` as a `Dataset` that the model takes, or `ValueError`."""
+    """Return `data` as a `Dataset`, or raise `ValueError` if they do not fit the model."""
     data = in_memory(data)
     model.check_data(data.images)
     return data
 
 
 def batches(model: VAE, data: Dataset) -> Iterator[Tensor]:
-    """The data as the model sees them, a thousand at a time, where it is."""
+    """Yield the data as the model sees them, a thousand at a time, on its device."""
     return (data.draw(rows).to(model.reference) for rows in torch.arange(len(data)).split(1000))
 
 
 def latent_index(latent: int, posterior: Distribution) -> int:
-    """Return `latent` as an `int` that counts a latent of this posterior, or raise `ValueError`."""
+    """Return `latent` as an `int`, or raise `ValueError` if the posterior has no such latent."""
     num = posterior.event_shape[-1]
     if isinstance(latent, bool) or not isinstance(latent, numbers.Integral) or not 0 <= latent < num:
         raise ValueError(f"latent must be a whole number from 0 to {num - 1}, of {num} latents, got {latent!r}")
@@ -87,7 +92,7 @@ def latent_index(latent: int, posterior: Distribution) -> int:
 
 
 def proper_prior(model: VAE, x: Tensor, remedy: str = "build the model with a proper prior") -> Distribution:
-    """The distribution of codes before any datum is seen, or `ValueError` where it is flat."""
+    """Return the distribution of codes before any datum is seen, or raise `ValueError` if it is flat."""
     prior = model.marginal_prior(x)
     if not is_proper(prior):
         raise ValueError(f"the prior is flat, and there is nothing to draw from; {remedy}")
@@ -95,13 +100,13 @@ def proper_prior(model: VAE, x: Tensor, remedy: str = "build the model with a pr
 
 
 class Usage(NamedTuple):
-    """How much of the data each latent is used for, shapes ``(J,)``, on the CPU.
+    """The use of latents over data; tensors of shape ``(J,)``, on the CPU.
 
     Attributes:
         inclusion: mean inclusion probability.
         highest: largest inclusion probability.
-        datum: where the latent is surely on and far from zero: the largest product of inclusion and distance.
-        order: the latents, most used first: by their mean inclusion, and of equals by how much their centres vary.
+        datum: index of the datum in which the product of inclusion and distance from zero is largest.
+        order: the latents, by decreasing mean inclusion, and among equals by decreasing variance of their centres.
     """
 
     inclusion: Tensor
@@ -111,28 +116,28 @@ class Usage(NamedTuple):
 
 
 def usage_of(model: VAE, seen: Tensor) -> Usage:
-    """`Usage` in data ``(N, ...)`` as the model sees them. All pictures take their order of latents from here."""
-    sums, highest, score, datum = 0.0, None, None, None
-    for start in range(0, len(seen), 1000):
-        posterior = model.encoder(seen[start : start + 1000].to(model.reference))
+    """Return the `Usage` of latents over data ``(N, ...)`` as the model sees them; all figures order latents by it."""
+    sums, scores, places, highest = [], [], [], []
+    for start, x in zip(range(0, len(seen), 1000), seen.split(1000), strict=True):
+        posterior = model.encoder(x.to(model.reference))
         inclusion, centres = inclusion_of(posterior).cpu(), centre(posterior).cpu()
-        sums = sums + torch.stack([x.double().sum(0) for x in (inclusion, centres, centres.double() ** 2)])
-        own, place = (inclusion * centres.abs()).max(0)
-        if score is None:
-            score, datum, highest = own, place, inclusion.amax(0)
-        datum = torch.where(own > score, place + start, datum)
-        score, highest = torch.maximum(own, score), torch.maximum(highest, inclusion.amax(0))
-    mean, first, second = sums / len(seen)
+        sums.append(torch.stack([x.double().sum(0) for x in (inclusion, centres, centres.double() ** 2)]))
+        score, place = (inclusion * centres.abs()).max(0)
+        scores.append(score)
+        places.append(place + start)
+        highest.append(inclusion.amax(0))
+    mean, first, second = sum(sums, torch.zeros((), dtype=torch.float64)) / len(seen)
     by_spread = (second - first**2).argsort(descending=True)
     order = by_spread[mean[by_spread].argsort(descending=True, stable=True)]
-    return Usage(mean.float(), highest, datum, order)
+    best = torch.stack(scores).argmax(0, keepdim=True)
+    return Usage(mean.float(), torch.stack(highest).amax(0), torch.stack(places).gather(0, best)[0], order)
 
 
-# What of a code is seen -----------------------------------------------------------------------------------------------
+# Slabs ----------------------------------------------------------------------------------------------------------------
 
 
 def quantiles(slab: Distribution, levels: Tensor) -> Tensor:
-    """Quantiles of every coordinate, shape ``(len(levels), ...)``, of draws where the family has no formula."""
+    """Return quantiles of every coordinate, shape ``(len(levels), ...)``, from draws if there is no formula."""
     try:
         return slab.icdf(levels.reshape(-1, *[1] * len(slab.batch_shape)))
     except NotImplementedError:
@@ -140,12 +145,12 @@ def quantiles(slab: Distribution, levels: Tensor) -> Tensor:
 
 
 def slab_quantiles(distribution: Distribution, latent: int, levels: Tensor) -> Tensor:
-    """Quantiles of one latent given that it is on, shape ``(len(levels),)``."""
+    """Return quantiles of one latent given that it is on, shape ``(len(levels),)``."""
     return quantiles(_given_on(distribution, latent), levels)[..., latent].flatten()
 
 
 def slab_draws(distribution: Distribution, latent: int, num: int) -> Tensor:
-    """Draws of one latent given that it is on, shape ``(num,)``."""
+    """Draw one latent given that it is on, shape ``(num,)``."""
     return _given_on(distribution, latent).sample((num,))[..., latent].flatten()
 
 
@@ -153,7 +158,7 @@ def _given_on(distribution: Distribution, latent: int) -> Distribution:
     slab = slab_of(distribution)
     if not isinstance(slab, MixtureSameFamily) or inclusion_logits(slab) is None:
         return slab
-    # A component is the likelier the more it has of the latent: of a mixture of codes, of this latent alone.
+    # By Bayes' rule, the weight of a component given that the latent is on grows with its inclusion of the latent.
     components, ndims = slab.component_distribution, len(slab.event_shape)
     on = logsigmoid(inclusion_logits(components))
     weights = slab.mixture_distribution.logits + (on[..., latent] if ndims else on)

@@ -1,9 +1,9 @@
-"""What a model has learnt, without a code: pseudo-inputs, atoms, the course of training."""
+"""Figures of learned parameters and of training: pseudo-inputs, atoms, the training curve."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, ORANGE, Style, drawing_of
-from vsc_pyro.plots.inputs import batches, data_for, looking
+from vsc_pyro.plots.inputs import batches, data_for, seeded_evaluation
 from vsc_pyro.plots.pictures import draw_grid, grid, in_rows, name_latents
 from vsc_pyro.training.history import History
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-@looking
+@seeded_evaluation
 def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int = 0, **style: Unpack[Style]) -> Figure:
     """The learned pseudo-inputs of a `PseudoInputPrior`, most used first, and how often each is chosen.
 
-    Above each picture its number and the share of data assigned to it, the mean of q(u | x); below, that share beside
-    the share of data of which it is the most probable. Where the two differ assignments are uncertain.
+    The title of each picture is its number and its share of the data, the mean of q(u | x). The bars below compare that
+    share with the share of data for which the pseudo-input is the most probable one. Where the two differ, assignments
+    are uncertain.
 
     Args:
         model: a `VAE` with such a prior.
-        data: data of shape ``(N, ...)``; gives the pictures their shape, and the shares.
-        seed: of binarisation.
+        data: data of shape ``(N, ...)``, which determine the shares and the shape of the pictures.
+        seed: seed of the binarisation.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
@@ -41,20 +42,20 @@ def pseudo_inputs(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: int 
     if not hasattr(model.prior, "pseudo_inputs"):
         raise ValueError(
             f"the model's prior must have pseudo-inputs, and {type(model.prior).__name__} has none; "
-            "build it with PseudoInputPrior"
+            "build the model with a PseudoInputPrior"
         )
     data = data_for(model, data)
     assignment = torch.cat([model.prior(x).log_assignment.exp().cpu() for x in batches(model, data)])
     shares = assignment.mean(0)
     chosen = assignment.argmax(1).bincount(minlength=len(shares)) / len(assignment)
     order = shares.argsort(descending=True)
-    inputs = model.prior.pseudo_inputs.cpu()[order].reshape(-1, *data.images.shape[1:])
+    inputs = cast(Tensor, model.prior.pseudo_inputs).cpu()[order].reshape(-1, *data.images.shape[1:])
     titles = [f"{u}: {shares[u]:.0%}" for u in order.tolist()]
     drawing = drawing_of(data.images, **style)
     rows, titles = in_rows(inputs, titles, drawing.per_row(10))
     height = (drawing.height + 0.2) * len(rows)
     figure = Figure(figsize=(8.5 + drawing.width_of_names, height + 2.8), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(height, 2.4))
+    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(height, 2.4)))  # the stub has one subfigure
     draw_grid(above, rows, [""] * len(rows), drawing, titles)
     axes = below.subplots()
     at = np.arange(len(order))
@@ -72,17 +73,22 @@ def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figu
 
     Args:
         model: a `VAE` whose decoder has a `dictionary` (``hidden=()``).
-        num: how many atoms.
-        style: `names`, `image_shape`, `ink`; see `Style`. Without data, ``ink="auto"`` is False: what an atom adds is
-            bright.
+        num: number of atoms.
+        style: `names`, `image_shape`, `ink`; see `Style`. Here ``ink="auto"`` means False: what an atom adds is bright.
 
     Raises:
         ValueError: a decoder that is not linear.
+
+    >>> import vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> model = vsc.VAE(vsc.NormalEncoder(64, 5), vsc.NormalDecoder(5, 64, hidden=()), vsc.NormalPrior(5))
+    >>> len([axes for axes in plots.receptive_fields(model, image_shape=(8, 8)).axes if axes.images])
+    5
     """
-    atoms = model.decoder.dictionary.detach().cpu()
+    atoms = cast(Tensor, model.decoder.dictionary).detach().cpu()
     order = atoms.flatten(1).norm(dim=1).argsort(descending=True)[: positive_int("num", num)]
     atoms = atoms[order]
-    # Zero is grey, whatever the sign of an atom.
+    # Limits symmetric about zero, so that zero is grey.
     largest = atoms.flatten(1).abs().amax(1).clamp(min=1e-12)
     shown = atoms / largest.reshape(-1, *[1] * (atoms.ndim - 1))
     drawing = drawing_of(shown, **style).between(-1.0, 1.0)
@@ -92,17 +98,23 @@ def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figu
 
 
 def training_curve(history: History) -> Figure:
-    """What was maximised against epochs, as `fit` measured it (the ELBO by the gate as trained, where there is one).
+    """The training objective against epochs, as `fit` measured it (for a bound, the ELBO under the training gate).
 
     Raises:
         ValueError: a history without an epoch.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from vsc_pyro import plots
+    >>> history = vsc.fit(vsc.VSC(64, 5), torch.rand(40, 64), epochs=2, progress=False)
+    >>> plots.training_curve(history).axes[0].get_xlabel()
+    'epoch'
     """
     if not len(history):
         raise ValueError("history holds no epoch; pass what fit returned")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot(range(1, len(history) + 1), history.elbo, color=BLUE, marker="." if len(history) < 30 else None)
-    # The first epochs fall off a cliff that would hide all others.
+    # The steep rise of the first epochs would hide all others.
     later = history.elbo[len(history) // 10 :]
     margin = 0.05 * (max(later) - min(later)) or 1.0
     axes.set_ylim(min(later) - margin, max(later) + margin)

@@ -1,4 +1,4 @@
-"""Many small drawings in one figure."""
+"""Grids of small drawings in one figure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from vsc_pyro.plots.drawing import Drawing
 
-_INCHES = 0.75  # of one small picture
-_WIDEST = 9.0  # of a row of them: with its name, a laptop's screen
-_BAR_PANEL = 1.5  # of one drawing as bars, where there is room
-_TALLEST = 30.0  # of a figure whose bars have names
-_CHARACTER = 0.075  # of a title's width
+# Sizes in inches.
+_PICTURE = 0.75
+_WIDEST = 9.0  # a row fits a laptop's screen
+_BAR_PANEL = 1.5  # greatest width of a panel of bars
+_TALLEST = 30.0  # greatest height of a figure of bars
+_CHARACTER = 0.075  # width of a title's character
 
 
 def grid(
@@ -26,16 +27,16 @@ def grid(
     drawing: Drawing,
     titles: Sequence[Sequence[str]] = (),
 ) -> Figure:
-    """Rows of data ``(n, ...)``, a name beside each row, and above data `titles`, for the first rows or all.
+    """Draw rows of data ``(n, ...)``, with a name beside each row and `titles` above the data of the first rows.
 
-    Lines lie on their side where that gives them more room: what were columns are rows.
+    Lines are drawn in the transposed grid where that gives them more room.
     """
     rows, names, titles = _turned(rows, names, drawing, titles)
     drawing = drawing.holding(rows)
     width = max(len(row) for row in rows)
     needed = _CHARACTER * max(map(len, title.split("\n")))
     above = 0.5 + 0.2 * len(title.split("\n")) + 0.15 * max(0, sum(map(_lines, titles)) - 1)
-    height = min(drawing.height, max(_INCHES, _TALLEST / len(rows)))
+    height = min(drawing.height, max(_PICTURE, _TALLEST / len(rows)))
     inches = _panel_width(drawing, width)
     size = (max(inches * width + 1.0 + drawing.width_of_names, needed), height * len(rows) + above)
     figure = Figure(figsize=size, layout="constrained")
@@ -47,7 +48,7 @@ def grid(
 def _panel_width(drawing: Drawing, width: int) -> float:
     room = _WIDEST - drawing.width_of_names
     return {
-        "picture": min(_INCHES, room / width),
+        "picture": min(_PICTURE, room / width),
         "bars": min(_BAR_PANEL, room / width),
         "line": room / width,
     }[drawing.kind]
@@ -75,7 +76,7 @@ def draw_grid(
     drawing: Drawing | Sequence[Drawing],
     titles: Sequence[Sequence[str]] = (),
 ) -> None:
-    """What `grid` shows, as it stands, in a figure that is there; each row by the drawing or by one of its own."""
+    """Draw the rows of `grid` in an existing figure, all with one drawing or each with its own."""
     panels = figure.subplots(len(rows), max(len(row) for row in rows), squeeze=False)
     drawings = [drawing] * len(rows) if isinstance(drawing, Drawing) else drawing
     for place, (row, name, line) in enumerate(zip(rows, names, panels, strict=True)):
@@ -94,20 +95,20 @@ def draw_grid(
 
 
 def in_rows(pictures: Tensor, titles: Sequence[str], width: int) -> tuple[list[Tensor], list[Sequence[str]]]:
-    """Pictures and their titles in rows of at most `width`."""
+    """Split pictures and their titles into rows of at most `width`."""
     starts = range(0, len(pictures), width)
     return list(pictures.split(width)), [titles[start : start + width] for start in starts]
 
 
-def say(figure: FigureBase, sentence: str) -> None:
-    """Write a sentence where there is nothing to draw."""
+def write_sentence(figure: FigureBase, sentence: str) -> None:
+    """Write a sentence into an empty figure."""
     axes = figure.subplots()
     axes.axis("off")
     axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", fontsize=9, wrap=True)
 
 
 def name_latents(axes: Axes, latents: Sequence[int]) -> None:
-    """Ticks at 0, 1, ... that say which latent is there, of so many of them as there is room for."""
+    """Label the ticks 0, 1, ... of the x axis by `latents`, as many of them as fit."""
     most = 50 if max(latents) < 100 else 34
     ticks = range(0, len(latents), math.ceil(len(latents) / most))
     axes.set_xticks(ticks, [str(int(latents[tick])) for tick in ticks])

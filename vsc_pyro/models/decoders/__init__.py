@@ -1,7 +1,7 @@
 """Decoders: modules whose forward takes codes z and returns the likelihood p(x | z), a distribution.
 
-Binary data: `BernoulliDecoder`. Data in [0, 1]: `ContinuousBernoulliDecoder`. Any real data: `NormalDecoder`. A decoder
-of your own is any `torch.nn.Module` that takes z of shape ``(*, J)``, with any number of leading dimensions, and
+`BernoulliDecoder` is for binary data, `ContinuousBernoulliDecoder` for data in [0, 1], `NormalDecoder` for real data. A
+custom decoder is any `torch.nn.Module` that takes z of shape ``(*, J)``, with any number of leading dimensions, and
 returns a Pyro distribution of `batch_shape` ``(*)``.
 """
 

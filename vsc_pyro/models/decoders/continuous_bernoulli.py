@@ -2,8 +2,8 @@ r"""The continuous Bernoulli likelihood, for pixels in [0, 1].
 
 .. math:: p(x; l) = \frac{2h}{\tanh h}\, \lambda^x (1 - \lambda)^{1-x}, \qquad \lambda = \mathrm{sigmoid}(l),\ h = l/2
 
-What is left of a Bernoulli's cross-entropy on grey levels to make it a density is the normaliser in front; without it
-the "likelihood" integrates to anything down to 0.
+The factor in front normalises a Bernoulli's cross-entropy on grey levels. Without it the "likelihood" integrates to
+less than 1, down to 0 for large logits.
 
 References
     G. Loaiza-Ganem, J. P. Cunningham (2019), The continuous Bernoulli: fixing a pervasive error in variational
@@ -15,26 +15,26 @@ from __future__ import annotations
 import math
 
 import torch
-from pyro.distributions import ContinuousBernoulli, Independent
+from pyro.distributions import ContinuousBernoulli  # pyright: ignore[reportAttributeAccessIssue]  defined at import
 from torch import Tensor
 
 from vsc_pyro.models.decoders.base import PixelDecoder
 
-# Where series take over: the closed forms lose digits to cancellation as h goes to 0.
+# Below these values series replace the closed forms, which lose digits to cancellation as h goes to 0.
 _SMALL_H = 0.3
 _SMALL_LOGIT = 1e-3
-# No pixel starts further out: the density of one that is always black rises without limit, but slowly.
+# The largest logit to start from: the maximum-likelihood logit of a pixel that is always black is infinite.
 _LARGEST_START = 12.0
 _HALVINGS = 50
 
 
 class StableContinuousBernoulli(ContinuousBernoulli):
-    r"""`pyro.distributions.ContinuousBernoulli` computed from its logits, exact for all that a network may output.
+    r"""`pyro.distributions.ContinuousBernoulli` computed from its logits, exact for all values a network can output.
 
     torch computes normaliser, moments and draws from probabilities, which in float32 end at :math:`1 - 2^{-23}`. Beyond
     logits of :math:`\pm 16` its log-density is therefore too small (by 1.1 nats a pixel at 50), its gradient wrong
-    (white pixels get none) and its mean stuck at 0.937; near 0 its variance is off by half. Here, with
-    :math:`L(h) = \coth h - 1/h` for h = logits / 2,
+    (white pixels get none) and its mean stuck at 0.937; near 0 its variance is wrong by half. Here, with :math:`L(h) =
+    \coth h - 1/h` for h = logits / 2,
 
     .. math:: \log C = \log 2 + \log(1 + h L), \qquad E x = (1 + L)/2, \qquad Var\, x = L'/4.
     """
@@ -66,7 +66,7 @@ class StableContinuousBernoulli(ContinuousBernoulli):
         if self._validate_args:
             self._validate_sample(value)
         far, small, rate = self._regions()
-        # A truncated exponential that falls from the end where the density is highest: from 1 if the logit is positive.
+        # A truncated exponential that decays from 1 if the logit is positive, and from 0 if it is negative.
         up = 1 - torch.expm1(-rate * (1 - value)) / torch.expm1(-rate)
         down = torch.expm1(-rate * value) / torch.expm1(-rate)
         near = value - self.logits * value * (1 - value) / 2
@@ -96,29 +96,21 @@ def _langevin_ratio(h: Tensor) -> Tensor:
 class ContinuousBernoulliDecoder(PixelDecoder):
     r"""Independent continuous Bernoulli pixels with logits f(z) (Loaiza-Ganem & Cunningham, 2019).
 
-    For grey levels in [0, 1], on which a Bernoulli's cross-entropy is no likelihood. A density: on a pixel that is
-    always black (x = 0) the log-density is about :math:`\log |l|`, 2.8 nats at a logit of -16, 4.6 at -100. It has no
-    upper limit, but one that is this slow; compare densities only with those of the same data in the same units, never
-    with a Bernoulli's.
+    For grey levels in [0, 1], on which a Bernoulli's cross-entropy is not a likelihood. Arguments, shapes and errors
+    are those of `BernoulliDecoder`; data must lie in [0, 1].
 
-    Args:
-        latent_dim: number of latents J.
-        output_shape: shape of one datum, or its number of pixels.
-        hidden: widths of the MLP's hidden layers, ``()`` for a linear map; None for ``(400,)``.
-        activation: name of the activation, see `vsc_pyro.models.networks.ACTIVATIONS`.
-        trunk: module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``, instead of the MLP.
+    The log-density has no upper limit: on a pixel that is always black (x = 0) it is about :math:`\log |l|`, 2.8 nats
+    at a logit of -16, 4.6 at -100. Compare it only with densities of the same data in the same units, never with a
+    Bernoulli's probabilities.
 
-    Shapes:
-        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`. Data must lie in
-        [0, 1].
-
-    Raises:
-        ValueError: a size below 1, an unknown activation (the message lists the known ones), `hidden` beside a trunk,
-            or a trunk whose output does not fit `output_shape`.
+    >>> import vsc_pyro as vsc
+    >>> decoder = vsc.ContinuousBernoulliDecoder(latent_dim=5, output_shape=64, hidden=())
+    >>> decoder(torch.zeros(3, 5)).log_prob(torch.rand(3, 64)).shape
+    torch.Size([3])
     """
 
     def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
-        # The mean of the likelihood rises with the logit: halve an interval that holds the root.
+        # Bisection: the likelihood's mean rises with the logit.
         low, high = torch.full_like(mean, -_LARGEST_START), torch.full_like(mean, _LARGEST_START)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -126,5 +118,5 @@ class ContinuousBernoulliDecoder(PixelDecoder):
             low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
         return (low + high) / 2
 
-    def forward(self, z: Tensor) -> Independent:
-        return StableContinuousBernoulli(logits=self.pixels(z)).to_event(len(self.output_shape))
+    def _likelihood(self, outputs: Tensor) -> StableContinuousBernoulli:
+        return StableContinuousBernoulli(logits=outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pyro.distributions import Independent, Normal
@@ -13,7 +14,7 @@ from vsc_pyro._arguments import choice, positive_float
 from vsc_pyro.distributions import LinearNormal
 from vsc_pyro.models.decoders.base import PixelDecoder
 
-# Of the data's standard deviation: under all of it a latent that explains little does not pay for itself.
+# Share of the data's standard deviation to start from: under all of it, a latent that explains little is switched off.
 _SHARE = 0.4
 
 
@@ -22,53 +23,57 @@ def _amplitude(scale: float, floor: float) -> float:
 
 
 class NormalDecoder(PixelDecoder):
-    r"""Independent normal pixels, :math:`p(x|z) = \prod_d N(x_d; f_d(z), \sigma_d^2)`, the scale not a function of z.
+    r"""Independent normal pixels, :math:`p(x|z) = \prod_d N(x_d; f_d(z), \sigma_d^2)`; the scale does not depend on z.
 
-    With ``hidden=()``, f is linear: sparse coding, with `dictionary` as its atoms. The likelihood is then a
+    With ``hidden=()``, f is linear: sparse coding with `dictionary` as its atoms. The likelihood is then a
     `vsc_pyro.distributions.LinearNormal`, which can be trained without sampling: ``fit(..., objective="exact")``.
 
-    **The scale** decides what is worth coding: under one far above the data's spread no latent pays for itself, under
-    one far below all do. By default, ``scale="data"``, it is four tenths of the training data's standard deviation s
-    around their mean, and learned from there on, one for all pixels, if the code has fewer latents than the datum
-    pixels. Of more latents it stays there: such a code can copy the datum, and no scale is identified. What the network
-    puts out is in units of s, :math:`f(z) = s\,g(z)`: data in other units, :math:`a x + b`, are fitted alike.
-    `prepare`, which `vsc_pyro.fit` calls, measures s; before, it is 1.
+    **The scale** decides which latents are used: far above the data's spread no latent pays for its KL, far below all
+    do. The default, ``scale="data"``, is 0.4 times the standard deviation s of the training data around their mean. If
+    the code has fewer latents than the datum has pixels, one scale for all pixels is learned from there. Otherwise it
+    stays fixed: such a code can copy the datum, and the scale is not identified. The network's outputs are in units of
+    s, :math:`f(z) = s\,g(z)`, so that data in other units, :math:`a x + b`, are fitted alike. `prepare`, which
+    `vsc_pyro.fit` calls, measures s; before that, s is 1.
 
-    A learned scale needs a floor. On a pixel that is the same in all data (a border) the log-density
-    :math:`-\log(\sigma\sqrt{2\pi})` grows without limit as :math:`\sigma \to 0`; the bound then measures how far the
-    optimiser got, and the gradient of the mean, error / :math:`\sigma^2`, drowns that of all other pixels. A tiny floor
-    does not help: one of 0.001 is the reward, 6.9 nats a pixel over a scale of 1 with gradients multiplied by a
-    million. So the floor is a tenth of `scale` (of s, by default) unless you say otherwise:
+    **A learned scale needs a floor.** On a pixel that is constant in all data (a border) the log-density
+    :math:`-\log(\sigma\sqrt{2\pi})` grows without limit as :math:`\sigma \to 0`. The bound then measures how far the
+    optimiser got, and the gradient of that pixel's mean, error / :math:`\sigma^2`, dominates all others. A tiny floor
+    does not help: a floor of 0.001 earns 6.9 nats a pixel over a scale of 1, with gradients multiplied by a million.
+    The default floor is therefore a tenth of `scale` (of s, for ``scale="data"``):
 
     .. math:: \sigma_d^2 = m^2 + (s^2 - m^2)\, a_d^2, \qquad m = \mathrm{min\_scale},\ s = \mathrm{scale},
 
-    with parameters a. No pixel ever has a log-density above :math:`-\log(m\sqrt{2\pi})` (1.38 nats for m = 0.1);
-    shrinking its scale earns one at most :math:`\log(s/m) = 2.30` nats, and gradients of the mean grow at most a
-    hundredfold. A constant pixel has all of it at a finite a = 0, where the gradient of a vanishes: nothing is left to
-    chase. Scales above m are maximum-likelihood estimates as if there were no floor, and follow the units of the data
-    if `scale` does.
+    with parameters a. No log-density of a pixel exceeds :math:`-\log(m\sqrt{2\pi})` (1.38 nats for m = 0.1), shrinking
+    a scale earns at most :math:`\log(s/m) = 2.30` nats, and gradients of the mean grow at most a hundredfold. A
+    constant pixel reaches the floor at a finite a = 0, where the gradient of a vanishes. Scales above m are
+    maximum-likelihood estimates, as they are without a floor, and follow the units of the data if `scale` does.
 
     Args:
-        latent_dim: number of latents J.
-        output_shape: shape of one datum, or its number of pixels.
-        hidden: widths of the MLP's hidden layers, ``()`` for a linear map; None for ``(400,)``.
-        activation: name of the activation, see `vsc_pyro.models.networks.ACTIVATIONS`.
-        scale: standard deviation of the pixels given z, in units of the data: as it is or, if learned, to start from.
-            ``"data"`` takes the unit from the training data.
-        variance: ``"fixed"``; ``"shared"``, learned, one for all pixels; ``"per-pixel"``, learned, one for each; None
-            for ``"shared"`` if the scale is the data's and there are fewer latents than pixels, else ``"fixed"``.
-        min_scale: floor of a learned scale, in units of the data (of s, if the scale is the data's); None for a tenth
-            of `scale`.
-        trunk: module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``, instead of the MLP.
+        latent_dim, output_shape, hidden, activation, trunk: see `BernoulliDecoder`.
+        scale: standard deviation of the pixels given z, in units of the data; a learned scale starts there. ``"data"``
+            measures it on the training data.
+        variance: ``"fixed"``; ``"shared"``, learned, one for all pixels; ``"per-pixel"``, learned, one for each. None
+            means ``"shared"`` for ``scale="data"`` and fewer latents than pixels, else ``"fixed"``.
+        min_scale: floor of a learned scale, in units of the data (of s, for ``scale="data"``); None for a tenth of
+            `scale`.
 
     Shapes:
         z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`.
 
     Raises:
         ValueError: a size below 1, a scale that is not above 0 or not above `min_scale`, a `min_scale` for a fixed
-            variance, an unknown activation or variance (the message lists the known ones), `hidden` beside a trunk, or
-            a trunk whose output does not fit `output_shape`.
+            variance, an unknown activation or variance (the message lists the known ones), both `hidden` and a trunk,
+            or a trunk whose output does not fit `output_shape`.
+
+    >>> import vsc_pyro as vsc
+    >>> decoder = vsc.NormalDecoder(latent_dim=5, output_shape=(1, 8, 8), hidden=(), scale=0.1)
+    >>> decoder.dictionary.shape, round(decoder.scale.item(), 3)
+    (torch.Size([5, 1, 8, 8]), 0.1)
     """
+
+    initial_scale: Tensor
+    min_scale: Tensor
+    unit: Tensor | None
 
     def __init__(
         self,
@@ -76,7 +81,7 @@ class NormalDecoder(PixelDecoder):
         output_shape: int | Sequence[int],
         hidden: int | Sequence[int] | None = None,
         activation: str = "relu",
-        scale: float | str = "data",
+        scale: float | Literal["data"] = "data",
         variance: str | None = None,
         min_scale: float | None = None,
         trunk: nn.Module | None = None,
@@ -88,9 +93,9 @@ class NormalDecoder(PixelDecoder):
             variance = "shared" if self.follows_data and identified else "fixed"
         self.variance = variance
         share = _SHARE if variance == "fixed" else 1.0
-        scale = share if self.follows_data else positive_float("scale", scale)
+        scale = share if scale == "data" else positive_float("scale", scale)
         amplitude_shape = choice("variance", variance, {"fixed": None, "shared": (), "per-pixel": self.output_shape})
-        # Buffers, so that a checkpoint restores the scale whatever the decoder was built with.
+        # Buffers, because a checkpoint must restore the scale whatever the decoder was built with.
         self.register_buffer("initial_scale", torch.tensor(scale))
         self.register_buffer("unit", torch.ones(()) if self.follows_data else None)
         if not self.follows_data:
@@ -101,13 +106,13 @@ class NormalDecoder(PixelDecoder):
             return
         min_scale = scale / 10 if min_scale is None else positive_float("min_scale", min_scale)
         if min_scale >= scale:
-            raise ValueError(f"min_scale must be below scale, from where learning starts, got {min_scale} and {scale}")
+            raise ValueError(f"min_scale must be below scale, where learning starts, got {min_scale} and {scale}")
         self.register_buffer("min_scale", torch.tensor(min_scale))
         start = _amplitude(max(_SHARE, min_scale), min_scale) if self.follows_data else 1.0
         self.amplitude = nn.Parameter(torch.full(amplitude_shape, start))
 
     def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
-        if not self.follows_data:
+        if self.unit is None:
             return mean
         self.unit.copy_(scale)
         return mean / scale
@@ -135,8 +140,11 @@ class NormalDecoder(PixelDecoder):
         scale = "'data'" if self.follows_data else f"{float(self.initial_scale):g}"
         return f"variance={self.variance!r}, scale={scale}{floor}"
 
+    def _likelihood(self, outputs: Tensor) -> Normal:
+        return Normal(outputs, self.scale)
+
     def forward(self, z: Tensor) -> Independent:
         if self.is_linear:
-            bias = self._in_units(self.network[0].bias.unflatten(0, self.output_shape))
+            bias = self._in_units(self.own_layer.bias.unflatten(0, self.output_shape))
             return LinearNormal(z, self.dictionary, bias, self.scale)
-        return Normal(self.pixels(z), self.scale).to_event(len(self.output_shape))
+        return super().forward(z)

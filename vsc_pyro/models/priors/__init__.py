@@ -1,8 +1,7 @@
 """Priors: modules whose forward takes data x and returns the prior p(z), a distribution (most ignore x).
 
-A prior of your own is a subclass of `Prior`, or any `torch.nn.Module`, with such a forward; `vsc_pyro.VAE` uses, checks
-and trains it like these. With one that depends on x the objective is no bound, and is said to be
-none, see `vsc_pyro.VAE.is_bound`.
+A custom prior is a subclass of `Prior`, or any `torch.nn.Module` with such a forward; `vsc_pyro.VAE` uses, checks and
+trains it like these. If it depends on x, the objective is not a bound, see `vsc_pyro.VAE.is_bound`.
 """
 
 from vsc_pyro.models.priors.dense import CauchyPrior, FlatPrior, LaplacePrior, NormalMixturePrior, NormalPrior

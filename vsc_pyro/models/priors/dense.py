@@ -1,20 +1,19 @@
-"""Priors without an atom: every latent of every datum is on."""
+"""Priors without an atom at zero: every latent of every datum is on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import (
+from pyro.distributions import (  # Pyro defines some of these at import, unseen by pyright
     Categorical,
-    Cauchy,
+    Cauchy,  # pyright: ignore[reportAttributeAccessIssue]
     ImproperUniform,
     Independent,
-    Laplace,
-    MixtureSameFamily,
+    Laplace,  # pyright: ignore[reportAttributeAccessIssue]
+    MixtureSameFamily,  # pyright: ignore[reportAttributeAccessIssue]
     Normal,
-    TorchDistribution,
 )
 from torch import Tensor
 from torch.distributions import constraints
@@ -24,7 +23,8 @@ from vsc_pyro.models.priors.prior import Prior
 
 
 class _FactorialPrior(Prior):
-    family: ClassVar[type[TorchDistribution]]
+    family: ClassVar[Any]  # a class of distributions with location and scale
+    loc: Tensor
 
     def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
         super().__init__()
@@ -40,27 +40,31 @@ class _FactorialPrior(Prior):
 
 
 class NormalPrior(_FactorialPrior):
-    """Normal prior around zero (Kingma & Welling, 2014).
+    """Normal prior, :math:`p(z_j) = N(z_j; 0, s^2)` (Kingma & Welling, 2014).
 
     Args:
         latent_dim: number of latents J.
-        scale: standard deviation.
+        scale: standard deviation s.
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
 
     Raises:
         ValueError: a `latent_dim` below 1 or a `scale` that is not positive.
+
+    >>> import vsc_pyro as vsc
+    >>> vsc.NormalPrior(latent_dim=5)(torch.zeros(1, 64)).event_shape
+    torch.Size([5])
     """
 
     family = Normal
 
 
 class LaplacePrior(_FactorialPrior):
-    r"""Laplace prior, :math:`p(z_j) = e^{-|z_j|/b} / 2b` (Olshausen & Field, 1997; in a VAE, Barello et al., 2018).
+    """Laplace prior, :math:`p(z_j) = e^{-|z_j|/b} / 2b` (Olshausen & Field, 1997; in a VAE, Barello et al., 2018).
 
-    Closed divergences from `NormalEncoder` and `LaplaceEncoder`; with `DeltaEncoder` the L1 penalty of a sparse
-    autoencoder. Arguments, shapes and errors as of `NormalPrior`; `scale` is b.
+    Its KL divergence from `NormalEncoder` and `LaplaceEncoder` has a closed form; with `DeltaEncoder` it is the L1
+    penalty of a sparse autoencoder. Arguments, shapes and errors are those of `NormalPrior`; `scale` is b.
     """
 
     family = Laplace
@@ -69,28 +73,31 @@ class LaplacePrior(_FactorialPrior):
 class CauchyPrior(_FactorialPrior):
     r"""Cauchy prior, :math:`p(z_j) = g / \pi (g^2 + z_j^2)` (Olshausen & Field, 1997).
 
-    Closed divergence from `CauchyEncoder` (F. Chyzak, F. Nielsen, 2019); from the others it is sampled. Arguments,
-    shapes and errors as of `NormalPrior`; `scale` is g.
+    Its KL divergence from `CauchyEncoder` has a closed form (F. Chyzak, F. Nielsen, 2019); from other encoders it is
+    sampled. Arguments, shapes and errors are those of `NormalPrior`; `scale` is g.
     """
 
     family = Cauchy
 
 
 class Flat(ImproperUniform):
-    """Pyro's puts the logarithm of its density, 0, on the CPU."""
+    """`ImproperUniform` whose log-density is on the device of the value; Pyro's is on the CPU."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(()).expand(super().log_prob(value).shape)
 
 
 class FlatPrior(Prior):
-    """The improper uniform prior: none at all, for the plain autoencoder of a `DeltaEncoder`.
+    """The improper uniform prior, for the plain autoencoder of a `DeltaEncoder`.
 
     Args:
         latent_dim: number of latents J.
 
     Shapes:
-        The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``; it cannot be drawn from.
+        The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``; it cannot be sampled.
+
+    >>> import vsc_pyro as vsc
+    >>> autoencoder = vsc.VAE(vsc.DeltaEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.FlatPrior(5))
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -105,22 +112,29 @@ class FlatPrior(Prior):
 
 
 class NormalMixturePrior(Prior):
-    r"""A narrow and a wide Normal, :math:`p(z_j) = \sum_k w_k N(z_j; 0, s_k^2)` (George & McCulloch, 1993).
+    r"""Mixture of a narrow and a wide Normal, :math:`p(z_j) = \sum_k w_k N(z_j; 0, s_k^2)` (George & McCulloch, 1993).
 
-    The continuous spike-and-slab: codes become small, never zero. Its divergence from a posterior has no closed form;
-    it is sampled, and the library says so once.
+    The continuous spike-and-slab: codes become small, never zero. Its KL divergence has no closed form; it is sampled,
+    and a warning says so once.
 
     Args:
         latent_dim: number of latents J.
-        weights: weights of the components, positive; they are divided by their sum.
-        scales: standard deviations of the components, as many.
+        weights: weights of the components, positive; they are normalised.
+        scales: standard deviations of the components, as many as weights.
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: weights or scales that are not positive, or of different numbers.
+        ValueError: weights or scales that are not positive, or unequal numbers of them.
+
+    >>> import vsc_pyro as vsc
+    >>> vsc.NormalMixturePrior(5, weights=(9, 1))(torch.zeros(1, 64)).event_shape
+    torch.Size([5])
     """
+
+    _logits: Tensor
+    _scales: Tensor
 
     def __init__(
         self, latent_dim: int, weights: Sequence[float] = (0.8, 0.2), scales: Sequence[float] = (0.1, 1.0)
@@ -131,8 +145,8 @@ class NormalMixturePrior(Prior):
         self.scales = tuple(positive_float("scales", scale) for scale in scales)
         if len(self.weights) != len(self.scales):
             raise ValueError(
-                f"weights and scales must be as many, one of each for every component, got {len(self.weights)} and "
-                f"{len(self.scales)}"
+                f"weights and scales must have the same length, one of each for every component, got "
+                f"{len(self.weights)} and {len(self.scales)}"
             )
         self.register_buffer("_logits", torch.tensor(self.weights).log(), persistent=False)
         self.register_buffer("_scales", torch.tensor(self.scales), persistent=False)

@@ -1,9 +1,10 @@
-"""What a prior is: a module whose forward takes data x and returns p(z), and what it may offer besides."""
+"""The interface of a prior: a module whose forward takes data x and returns p(z), with optional further methods."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -13,13 +14,24 @@ from torch.distributions import Distribution
 from vsc_pyro._seeding import seeded
 from vsc_pyro.models.modes import in_mode, on_copies
 
+if TYPE_CHECKING:
+    from vsc_pyro.models.vae import VAE
+
 
 class Prior(nn.Module):
-    """Base class of the priors. Define `forward`; the rest has defaults, for priors that need none of it.
+    """Base class of the priors. A subclass defines `forward`; the other methods have defaults.
 
     Attributes:
-        is_bound: whether training against `forward` bounds the evidence; None for yes unless it depends on x, or
-            returns a distribution for each datum, see `vsc_pyro.VAE.is_bound`.
+        is_bound: True if training against `forward` bounds the evidence, False if not. None for a test: True unless the
+            prior depends on x or returns a distribution for each datum, see `vsc_pyro.VAE.is_bound`.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> from pyro.distributions import StudentT
+    >>> class StudentPrior(vsc.Prior):
+    ...     def forward(self, x):
+    ...         return StudentT(3.0, torch.zeros(4), torch.ones(4)).to_event(1)
+    >>> vsc.VAE(vsc.NormalEncoder(64, 4), vsc.BernoulliDecoder(4, 64), StudentPrior()).is_bound
+    True
     """
 
     is_bound: bool | None = None
@@ -27,42 +39,46 @@ class Prior(nn.Module):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if not isinstance(cls.is_bound, property) and "is_bound" not in vars(cls):
-            # None of the library's own depends on x; what a subclass overrides may.
+            # The library's own priors do not depend on x. A subclass may, so it does not inherit their answer.
             cls.is_bound = True if cls.__module__.startswith("vsc_pyro.models.priors.") else None
 
-    def forward(self, x: Tensor, **hyperparameters: Tensor) -> Distribution:
-        """What the objective holds a posterior against: `event_shape` ``(J,)``, `batch_shape` ``()`` or ``(B,)``."""
+    def forward(self, x: Tensor) -> Distribution:
+        """Return the distribution that the objective compares a posterior with.
+
+        Its `event_shape` is ``(J,)`` and its `batch_shape` ``()`` or ``(B,)``. The values of `hyperparameters` arrive
+        as keyword arguments, by their names.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
 
     def marginal(self, x: Tensor) -> Distribution:
-        """The distribution that codes have before any datum is seen: what samples and weights are taken from."""
+        """Return the distribution of codes before any datum is seen, from which samples are drawn."""
         return self(x)
 
     def hyperparameters(self) -> dict[str, tuple[Distribution, Distribution]]:
-        """Latent variables common to all data, by name of site: prior and posterior; `forward` takes their values."""
+        """Return prior and posterior of each latent variable that is common to all data, by the name of its site."""
         return {}
 
     def penalty(self) -> Tensor | None:
-        """What the objective is charged besides, in nats per datum, as a tensor of no dimension."""
+        """Return a term that the objective subtracts, in nats per datum, a 0-d tensor; None for no term."""
         return None
 
     def prepare(self, images: Tensor) -> None:
-        """Look at training data, shape ``(N, ...)``, once, before the first step; `vsc_pyro.fit` calls it."""
+        """Take starting values from training data, shape ``(N, ...)``; called by `fit`, before the first step."""
 
     def check_range(self, low: Tensor, high: Tensor) -> None:
-        """Warn where that range of the training data is not what `prepare` was shown; after a `DataLoader`'s epoch."""
+        """Warn if the training data's range is not that shown to `prepare`; called after an epoch of a `DataLoader`."""
 
 
-def depends_on_data(model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor) -> bool:
-    """Whether `prior` depends on the data that it is given, or returns a distribution for each of them.
+def depends_on_data(model: VAE, prior: Callable[[Tensor], Distribution], x: Tensor) -> bool:
+    """Return True if `prior` depends on the data that it is given, or returns a distribution for each of them.
 
-    Its log-density is compared at a draw, given batches that differ in all values, in either mode of `model`. The
-    encoder is given each of them first, for a prior may read what that keeps.
+    The test compares the prior's log-density at one draw for several batches that differ in all values, in training and
+    in evaluation mode. The encoder sees each batch first, because a prior may read what the encoder keeps.
 
     Args:
-        model: with an encoder; it is left as it was.
-        prior: of `model`.
-        x: a batch of zeros, of a size that is no dimension's of a batch of priors otherwise.
+        model: the model; its state is left unchanged.
+        prior: a function of the model that returns its prior, given data.
+        x: a batch of zeros, whose size is not the size of any other batch dimension of the prior.
     """
     generator = torch.Generator().manual_seed(0)
     inside, near = torch.rand(x.shape, generator=generator), 3 * torch.randn(x.shape, generator=generator)
@@ -72,13 +88,13 @@ def depends_on_data(model: nn.Module, prior: Callable[[Tensor], Distribution], x
 
 
 def _depends(
-    model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor, others: tuple[Tensor, ...], training: bool
+    model: VAE, prior: Callable[[Tensor], Distribution], x: Tensor, others: tuple[Tensor, ...], training: bool
 ) -> bool:
-    # A prior may refuse some data, which is not to depend on them.
-    given = [p for p in (_given(model, prior, y, training) for y in (x, *others)) if p is not None]
-    if not given:
+    # Refusing some data does not count as depending on them.
+    priors = [p for p in (_prior_given(model, prior, y, training) for y in (x, *others)) if p is not None]
+    if not priors:
         return not training
-    first, *rest = given
+    first, *rest = priors
     try:
         with seeded(0, x.device):
             z = _draw(first, x)
@@ -89,11 +105,11 @@ def _depends(
         return True  # distributions of different shapes
 
 
-def _given(model: nn.Module, prior: Callable[[Tensor], Distribution], x: Tensor, training: bool) -> Distribution | None:
-    """What `prior` returns for x, each time from the same state and random numbers; None where it fails."""
+def _prior_given(model: VAE, prior: Callable[[Tensor], Distribution], x: Tensor, training: bool) -> Distribution | None:
+    """Return the prior for x, from the same model state and random numbers in each call; None if it fails."""
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with on_copies(model), in_mode(model, training):
-        # What depends on x may have a weight of zero before training.
+        # Before training, weights of zero may hide a dependence on x.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point() and id(tensor) not in own:
                 tensor.masked_fill_(tensor == 0, 0.1)

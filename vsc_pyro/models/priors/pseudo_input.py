@@ -1,4 +1,4 @@
-r"""The pseudo-input prior of Variational Sparse Coding: codes look like those of a few learned inputs.
+r"""The pseudo-input prior of Variational Sparse Coding: the mixture of the posteriors of a few learned inputs.
 
 .. math:: p(z) = \sum_u \pi_u\, q_\phi(z | x_u), \qquad u = 1 \dots U,
 
@@ -7,12 +7,11 @@ assigns a datum to them. With u a latent, enumerated exactly, the objective
 
 .. math:: E_q[\log p(x|z)] - \sum_u r_u\, KL(q(z|x) \| q(z|x_u)) - KL(r \| \pi)
 
-bounds the evidence. Tonolini et al. (2020) leave the last term, at most log U for equal weights, out: a prior that is
-chosen by looking at the datum, free of charge, is no prior, and their objective no bound.
+bounds the evidence. Tonolini et al. (2020) omit the last term, which is at most log U for equal weights. Their prior is
+then chosen by looking at the datum, at no charge, and their objective is not a bound.
 
-A second term keeps codes sparse where the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
-\mathrm{Bern}(\alpha))`, with :math:`\bar\gamma` the mean inclusion probability of the pseudo-inputs' codes over latents
-and pseudo-inputs.
+A second term keeps codes sparse although the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
+\mathrm{Bern}(\alpha))`, where :math:`\bar\gamma` is the mean inclusion probability over latents and pseudo-inputs.
 
 References
     F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
@@ -24,9 +23,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from pyro.distributions import MixtureSameFamily
+from pyro.distributions import MixtureSameFamily  # pyright: ignore[reportAttributeAccessIssue]  defined at import
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
@@ -39,44 +39,58 @@ from vsc_pyro.models.networks import MLP
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.priors.prior import Prior
 
-# Pseudo-inputs start this share of the range away from its ends, where a sigmoid still has a gradient.
+# Pseudo-inputs start at least this share of the range away from its ends, where a sigmoid has a gradient.
 _MARGIN = 0.01
-# Of the range of a loader's first data: by so much more of it the others' tails may reach further.
+# Share of the range of a loader's first data by which later data may exceed it without a warning.
 _BEYOND = 0.5
-# Of a code, by how many others are encoded beside it.
+# Relative tolerance for rounding differences of a code between batches.
 _ROUNDING = 1e-3
 
 
 class PseudoInputPrior(Prior):
-    r"""Mixture of the posteriors of learned pseudo-inputs, see the module's docstring.
+    r"""Mixture of the posteriors of learned pseudo-inputs (Tonolini et al., 2020).
 
-    `fit` lets the pseudo-inputs start at random training data and takes the range they stay in from the data; for bare
-    Pyro, or to start elsewhere, pass `pseudo_inputs`, or call ``prepare(images)``.
+    .. math:: p(z) = \sum_u \pi_u\, q_\phi(z | x_u)
 
-    The encoder sees pseudo-inputs in evaluation mode, also in training: by the running statistics of its batch
-    normalisation, which stay those of data, and without dropout.
+    The module's docstring has the objective. `vsc_pyro.fit` starts the pseudo-inputs at random training data and
+    confines them to the range of the training data. For bare Pyro, or to start elsewhere, pass `pseudo_inputs` or call
+    ``prepare(images)``.
+
+    The encoder sees pseudo-inputs in evaluation mode, in training as well: batch normalisation uses its running
+    statistics, which stay those of the data, and dropout is off.
 
     Args:
         encoder: the encoder of the same model; it has `input_shape` and a posterior with a density.
-        num_pseudo_inputs: U.
-        inclusion: :math:`\alpha` of the aggregate sparsity term, to be given with its weight and not without.
-        sparsity_weight: weight of that term in the objective, per datum; 0 leaves it out. (The paper adds the term once
-            to the sum over all N data, which is a weight of 1/N.)
-        assignment: ``"bound"``, u a latent whose assignment is paid for; or ``"paper"``, the published objective, which
-            is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture instead).
-        pseudo_inputs: where to start, shape ``(U, ...)``, instead of random training data; the range is then theirs.
+        num_pseudo_inputs: number of pseudo-inputs U.
+        inclusion: :math:`\alpha` of the sparsity term; required with a `sparsity_weight`, and refused without.
+        sparsity_weight: weight of the sparsity term in the objective, per datum; 0 omits it. (The paper adds the term
+            once to the sum over all N data, a weight of 1/N.)
+        assignment: ``"bound"`` treats u as a latent and charges for its assignment. ``"paper"`` is the published
+            objective, which is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture
+            instead).
+        pseudo_inputs: data to start at, shape ``(U, ...)``, instead of random training data; they also set the range.
         hidden: widths of the classifier's hidden layers.
-        activation: name of their activation.
+        activation: name of the classifier's activation.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
         ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
-            other data beside a datum (batch normalisation without running statistics); pseudo-inputs that do not fit
-            it; an inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
+            other data in the batch (batch normalisation without running statistics); pseudo-inputs that do not fit it;
+            an inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
             `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
+
+    >>> import vsc_pyro as vsc
+    >>> encoder = vsc.SpikeSlabEncoder(64, latent_dim=5)
+    >>> prior = vsc.PseudoInputPrior(encoder, num_pseudo_inputs=3, pseudo_inputs=torch.rand(3, 64))
+    >>> prior(torch.rand(2, 64)).batch_shape, prior.marginal(torch.rand(2, 64)).event_shape
+    (torch.Size([2]), torch.Size([5]))
     """
+
+    low: Tensor
+    high: Tensor
+    prepared: Tensor
 
     def __init__(
         self,
@@ -96,38 +110,33 @@ class PseudoInputPrior(Prior):
             )
         if assignment not in ("bound", "paper"):
             raise ValueError(f"unknown assignment {assignment!r}; known are 'bound', 'paper'")
-        if not (sparsity_weight >= 0 and math.isfinite(sparsity_weight)):
-            raise ValueError(f"sparsity_weight must be a finite number of at least 0, got {sparsity_weight!r}")
-        if (inclusion is None) == bool(sparsity_weight):
-            raise ValueError(
-                f"inclusion={inclusion!r} is what the sparsity term, of weight sparsity_weight={sparsity_weight!r}, "
-                "holds the pseudo-inputs' codes to; give both or neither"
-            )
-        if inclusion is not None and not 0 < inclusion < 1:
-            raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
+        _check_sparsity(inclusion, sparsity_weight)
+        input_shape = cast(tuple[int, ...], encoder.input_shape)
         self.encoder = encoder
-        self.latent_dim = encoder.latent_dim
+        self.latent_dim = cast(int, encoder.latent_dim)
         self.num_pseudo_inputs = positive_int("num_pseudo_inputs", num_pseudo_inputs)
         self.inclusion = inclusion
         self.sparsity_weight = float(sparsity_weight)
         self.assignment = assignment
         self.network_precision = "float32"
-        pixels = math.prod(encoder.input_shape)
+        pixels = math.prod(input_shape)
         self.classifier = nn.Sequential(nn.Flatten(), *MLP(pixels, self.num_pseudo_inputs, hidden, activation))
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.ones(()))
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
-        self._unconstrained = nn.Parameter(torch.randn(self.num_pseudo_inputs, *encoder.input_shape))
+        self._unconstrained = nn.Parameter(torch.randn(self.num_pseudo_inputs, *input_shape))
         if pseudo_inputs is not None:
-            pseudo_inputs = torch.as_tensor(pseudo_inputs)
-            if not torch.isfinite(pseudo_inputs).all():
-                raise ValueError("pseudo_inputs must be finite, got NaN or infinite values; remove these data")
-            if len(pseudo_inputs) != self.num_pseudo_inputs:
-                raise ValueError(
-                    f"pseudo_inputs must be num_pseudo_inputs={self.num_pseudo_inputs} data, got {len(pseudo_inputs)}"
-                )
-            self._start_at(pseudo_inputs, pseudo_inputs)
+            self._start_at_given(torch.as_tensor(pseudo_inputs))
         self._check_encoder()
+
+    def _start_at_given(self, pseudo_inputs: Tensor) -> None:
+        if not torch.isfinite(pseudo_inputs).all():
+            raise ValueError("pseudo_inputs must be finite, got NaN or infinite values; remove these data")
+        if len(pseudo_inputs) != self.num_pseudo_inputs:
+            raise ValueError(
+                f"pseudo_inputs must be num_pseudo_inputs={self.num_pseudo_inputs} data, got {len(pseudo_inputs)}"
+            )
+        self._start_at(pseudo_inputs, pseudo_inputs)
 
     def _check_encoder(self) -> None:
         with torch.no_grad():
@@ -135,46 +144,46 @@ class PseudoInputPrior(Prior):
         if is_point(posterior):
             raise ValueError(
                 f"the posterior of pseudo-inputs must have a density to be a prior, and {type(self.encoder).__name__} "
-                "gives points; take SpikeSlabEncoder, NormalEncoder or another"
+                "returns points; use SpikeSlabEncoder, NormalEncoder or another"
             )
         with torch.no_grad(), in_mode(self.encoder, False):
             twice = self.pseudo_inputs[[0, 0]]
             first, other = centre(posterior)[0], centre(self.encoder(twice))[0]
         if not torch.allclose(first, other, _ROUNDING, _ROUNDING * float(other.abs().max())):
             raise ValueError(
-                "the posterior of a pseudo-input must not depend on those beside it in a batch, as the encoder's does "
-                "in evaluation mode; let its batch normalisation keep running statistics (track_running_stats=True), "
-                "or take LayerNorm"
+                "the posterior of a pseudo-input must not depend on the other data of its batch, and this encoder's "
+                "does in evaluation mode; let its batch normalisation keep running statistics "
+                "(track_running_stats=True), or use LayerNorm"
             )
         try:
             insert_batch_dims(posterior, 1)
         except NotImplementedError as error:
             raise ValueError(
                 f"the encoder's posterior cannot be broadcast against data, as a prior of pseudo-inputs must be "
-                f"({error}); take an encoder whose posterior is a spike-and-slab, or of independent scalars"
+                f"({error}); use an encoder whose posterior is a spike-and-slab, or of independent scalars"
             ) from error
         if self.sparsity_weight and inclusion_logits(posterior) is None:
             raise ValueError(
                 f"sparsity_weight={self.sparsity_weight} needs spikes, and {type(self.encoder).__name__} has none; "
-                "take SpikeSlabEncoder, or sparsity_weight=0"
+                "use SpikeSlabEncoder, or sparsity_weight=0"
             )
 
     @property
-    def is_bound(self) -> bool:
+    def is_bound(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  follows `assignment`
         return self.assignment == "bound"
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """The pseudo-inputs, shape ``(U, *input_shape)``, within the data's range."""
+        """The pseudo-inputs, shape ``(U, *input_shape)``, within the range of the data."""
         return self.low + (self.high - self.low) * torch.sigmoid(self._unconstrained)
 
     def prepare(self, images: Tensor) -> None:
-        """Start at random training data, shape ``(N, ...)`` (torch's random state decides which); only the first time.
+        """Start at randomly chosen training data, shape ``(N, ...)`` (by torch's random state), in the first call.
 
-        Warns later of data outside the range of the first.
+        Later calls warn of data outside the range of the first.
 
         Raises:
-            ValueError: fewer data than pseudo-inputs, or of another shape.
+            ValueError: fewer data than pseudo-inputs, or data of another shape.
         """
         if self.prepared:
             self._warn_of_range(images.min(), images.max(), 0.0)
@@ -182,13 +191,13 @@ class PseudoInputPrior(Prior):
         if len(images) < self.num_pseudo_inputs:
             raise ValueError(
                 f"num_pseudo_inputs={self.num_pseudo_inputs} pseudo-inputs start at as many different data, "
-                f"got {len(images)}; take fewer"
+                f"got {len(images)}; pass fewer"
             )
         chosen = torch.randperm(len(images))[: self.num_pseudo_inputs].to(images.device)
         self._start_at(images[chosen], images)
 
     def check_range(self, low: Tensor, high: Tensor) -> None:
-        """Warn of training data, of the range `low` to `high`, that lie far outside the range of the first of them."""
+        """Warn if the training data's range, `low` to `high`, lies far outside the range of the first data."""
         self._warn_of_range(low, high, _BEYOND)
 
     def _warn_of_range(self, low: Tensor, high: Tensor, share: float) -> None:
@@ -197,7 +206,7 @@ class PseudoInputPrior(Prior):
             warnings.warn(
                 f"pseudo-inputs stay within {float(self.low):.4g} to {float(self.high):.4g}, the range of the data "
                 f"they started at, and these data range from {float(low):.4g} to {float(high):.4g}; build a new "
-                "PseudoInputPrior for them, or rescale them (and let a DataLoader shuffle them)",
+                "PseudoInputPrior for them, or rescale them (and shuffle a DataLoader)",
                 stacklevel=3,
             )
 
@@ -210,7 +219,9 @@ class PseudoInputPrior(Prior):
             )
         low, high = images.min(), images.max()
         if not high > low:
-            raise ValueError(f"pseudo-inputs stay in the range of the data, and all of these are {float(low):g}")
+            raise ValueError(
+                f"pseudo-inputs stay in the range of the data, and all values are {float(low):g}; pass data that differ"
+            )
         with torch.no_grad():
             self.low.copy_(low)
             self.high.copy_(high)
@@ -223,15 +234,15 @@ class PseudoInputPrior(Prior):
         return AssignedMixture(self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound)
 
     def marginal(self, x: Tensor) -> MixtureSameFamily:
-        """The mixture itself, without a classifier (VampPrior-like)."""
+        """Return the mixture itself, without a classifier (as in a VampPrior)."""
         return AssignedMixture(self._components(), self._log_weights(), self._log_weights()).mixture
 
     def penalty(self) -> Tensor | None:
-        r""":math:`J\, KL(\mathrm{Bern}(\bar\gamma) \| \mathrm{Bern}(\alpha))` times its weight."""
-        if not self.sparsity_weight:
+        r"""Return :math:`J\, KL(\mathrm{Bern}(\bar\gamma) \| \mathrm{Bern}(\alpha))` times its weight."""
+        if self.inclusion is None or not self.sparsity_weight:
             return None
         logits = inclusion_logits(self._components()).flatten()
-        # torch's divergence of two Bernoullis reads the values of 0-d tensors, which no captured step can.
+        # torch's divergence of two Bernoullis reads the values of 0-d tensors, which breaks the capture of a step.
         log_on = torch.logsumexp(logsigmoid(logits), 0) - math.log(len(logits))
         log_off = torch.logsumexp(logsigmoid(-logits), 0) - math.log(len(logits))
         on = log_on.exp() * (log_on - math.log(self.inclusion))
@@ -239,10 +250,10 @@ class PseudoInputPrior(Prior):
         return self.sparsity_weight * self.latent_dim * (on + off)
 
     def _components(self) -> Distribution:
-        """The pseudo-inputs' posteriors, as evaluation has them.
+        """Return the pseudo-inputs' posteriors, computed in evaluation mode.
 
-        Batch normalisation by the pseudo-inputs' own statistics, or dropout, would train another prior than is
-        evaluated; and its running statistics are those of data.
+        In training mode, batch normalisation by the pseudo-inputs' own statistics, or dropout, would train another
+        prior than the one that is evaluated, and would mix pseudo-inputs into the running statistics of the data.
         """
         with in_mode(self.encoder, False):
             return self.encoder(self.pseudo_inputs)
@@ -255,3 +266,15 @@ class PseudoInputPrior(Prior):
             f"num_pseudo_inputs={self.num_pseudo_inputs}, inclusion={self.inclusion}, "
             f"sparsity_weight={self.sparsity_weight}, assignment={self.assignment!r}"
         )
+
+
+def _check_sparsity(inclusion: float | None, sparsity_weight: float) -> None:
+    if not (sparsity_weight >= 0 and math.isfinite(sparsity_weight)):
+        raise ValueError(f"sparsity_weight must be a finite number of at least 0, got {sparsity_weight!r}")
+    if (inclusion is None) == bool(sparsity_weight):
+        raise ValueError(
+            f"inclusion={inclusion!r} and sparsity_weight={sparsity_weight!r} are target and weight of the sparsity "
+            "term; pass both or neither"
+        )
+    if inclusion is not None and not 0 < inclusion < 1:
+        raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
