@@ -200,7 +200,7 @@ def _inclusion_scores(inclusion: Tensor, on: Tensor, bins: int) -> dict[str, Any
     }
 
 
-def _rank_test(ranks: Tensor, num_draws: int, bins: int) -> dict[str, Tensor]:
+def _rank_test(ranks: Tensor, num_draws: int, bins: int) -> dict[str, Any]:
     from scipy.stats import chi2
 
     bin_of_rank = torch.arange(num_draws + 1) * bins // (num_draws + 1)

@@ -15,9 +15,9 @@ WORDS: dict[str, str] = {
     "0.",
     "latents used": "Number of the J latents that carry information about the data. The information of a latent is the "
     "mean divergence of its posterior from the average of its posteriors, KL(q(z_j | datum) || mean of q(z_j | any "
-    "datum)), in nats. A latent is used if this exceeds .01 of its mean rate plus .15 of the entropy of that rate. So a "
-    "dense latent needs a hundredth of a nat, and the datum must decide 15% of a spike's entropy. A latent that is on "
-    "at the same rate for every datum carries no information and is unused.",
+    "datum)), in nats. A latent is used if this exceeds .01 of its mean rate plus .15 of the entropy of that rate. So "
+    "a dense latent needs a hundredth of a nat, and the datum must decide 15% of a spike's entropy. A latent that is "
+    "on at the same rate for every datum carries no information and is unused.",
     "R2": "Share of the data's squared deviation from their per-pixel mean that the decoded mean code explains: 1 for "
     "a perfect copy, 0 for the mean alone, below 0 for anything worse. The mean code is the posterior mean (for Cauchy "
     "codes the median).",
