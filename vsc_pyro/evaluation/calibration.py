@@ -1,4 +1,4 @@
-r"""`check_calibration`: are posterior probabilities right on data that the model itself generates?
+r"""`check_calibration`: a test of posterior probabilities on data that the model itself generates.
 
 Codes z are drawn from the prior and data x from the decoder, so the true codes are known and the model is correct; only
 the posterior can be wrong. Under the exact posterior,

@@ -1,6 +1,6 @@
 r"""`evaluate`: bounds, sparsity and usefulness of the codes of a trained `VAE`, always with hard spikes.
 
-* Does the model work? How many latents a datum uses and how much of the data its code explains, see
+* Usefulness: the number of latents that a datum uses and the share of the data that its code explains, see
   `vsc_pyro.evaluation.survey`; problems and remedies, see `vsc_pyro.evaluation.advice`.
 * Bounds: ELBO, its two parts and the importance-weighted bound, means of `vsc_pyro.evaluation.bounds`.
 * Relaxation gap: the objective with codes drawn as in training (soft spikes under a relaxed gate) minus the objective
@@ -67,7 +67,7 @@ def evaluate(
     of a chunk depends on the type of device and determines which random numbers make up a draw, so results on a CPU and
     on a GPU differ by sampling noise. The caller's random state and the model's mode are restored.
 
-    Warns by `vsc_pyro.NothingExplainedWarning` if codes explain nothing of data that a linear code would explain.
+    If codes explain nothing of data that a linear code would explain, this issues a `vsc_pyro.NothingExplainedWarning`.
 
     Args:
         model: a `VAE`.

@@ -109,7 +109,7 @@ def linear_probe(
 
 @dataclasses.dataclass(frozen=True)
 class FactorAUROC:
-    """How well single latents detect the factors; the result of `factor_auroc`.
+    """The best single latent for each factor, and its area under the ROC curve; the result of `factor_auroc`.
 
     Attributes:
         names: of the factors.

@@ -10,7 +10,7 @@ r"""`survey`: how much the codes tell about the data and how much they explain, 
   for two codes c: the posterior mean (`vsc_pyro.distributions.centre`) and the hard code (`hard_code`) with exact zeros
   where :math:`\gamma \le 1/2`. A perfect copy has 1, the per-pixel mean 0, and anything worse a negative value.
 * For Bernoulli data the share of the cross-entropy explained: 1 minus the cross-entropy of the decoded code over that
-  of the per-pixel mean. Binarised data cannot reach 1 in either measure while a pixel's probability is neither 0 nor 1.
+  of the per-pixel mean. Neither share can reach 1 for data that are drawn from grey levels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ROWS_AT_ONCE = 1000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """Means over data of what `survey` measures.
+    """The result of `survey`; means over data.
 
     Attributes:
         usage: mean inclusion probability of each latent, shape ``(J,)``, float64, on the CPU.

@@ -45,8 +45,7 @@ from vsc_pyro.training.svi import SVI
 
 _ROWS_AT_ONCE = 10_000  # decoded codes
 _BOUND_DRAWS = 100
-# A low temperature has little bias in the gradient of spikes, and the number of draws makes up for its noise. At the
-# encoders' temperature of 0.5 inclusion probabilities of linear models end .01 to .03 from the optimum.
+# Below the encoders' temperature, for less bias in the gradient of spikes. The number of draws makes up for its noise.
 _GATE = BinaryConcrete(temperature=0.1)
 
 
