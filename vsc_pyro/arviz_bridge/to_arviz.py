@@ -159,7 +159,7 @@ class _Draws:
             mixture = getattr(prior, "mixture_distribution", None)
             components = 1 if mixture is None else mixture.logits.shape[-1]
             variables = self.variables([*self.of_data(model, x, 1), *self.of_model(model, x, 1, 1)])
-        return variables, max(x[0].numel(), prior.event_shape.numel() * components)
+        return variables, max(x[0].numel(), math.prod(prior.event_shape) * components)
 
     def variables(self, named: Iterable[_Named]) -> _Variables:
         from xarray import Variable

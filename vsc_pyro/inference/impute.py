@@ -247,7 +247,7 @@ def _checked_prior(model: VAE, x: Tensor) -> Distribution:
     """Return the prior of a model whose posterior has a density and whose pixels are independent given a code."""
     if is_point(model.encoder(x[:1])):
         raise ValueError(
-            "the posterior must have a density, for the acceptance of proposals, and "
+            "the posterior must have a density for the acceptance of proposals, and "
             f"{type(model.encoder).__name__} gives points; take SpikeSlabEncoder, NormalEncoder or another"
         )
     prior = model.marginal_prior(x[:1])

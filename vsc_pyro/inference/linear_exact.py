@@ -210,7 +210,7 @@ def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
     latents = len(statistics.logits)
     if latents > MAX_LATENTS:
         raise ValueError(
-            f"enumeration takes at most {MAX_LATENTS} latents, got {latents}, which have 2^{latents} patterns; "
+            f"enumeration takes at most {MAX_LATENTS} latents, got {latents} with 2^{latents} patterns; "
             "use gibbs_posterior"
         )
     patterns = Patterns(statistics.gram, statistics.logits)
