@@ -44,7 +44,10 @@ def test_faces_like_data_under_a_scale_of_one():
     assert len(said) == 1
     assert said[0].startswith("after 160 steps the code explains nothing: R2 ")
     assert "principal components reach 0.9" in said[0]
-    assert "16 of 16 latents unused; scale 1 against the data's 0.17; try NormalDecoder(scale='data')" in said[0]
+    assert (
+        "16 of 16 latents unused; the decoder's scale is 1, the data's deviation 0.17; try NormalDecoder(scale='data')"
+        in said[0]
+    )
 
 
 def test_faces_like_data_under_atoms_that_start_too_large():
@@ -52,7 +55,7 @@ def test_faces_like_data_under_atoms_that_start_too_large():
     _, said = fitted(x, 0.05, 16, hidden=(), weight=0.5, objective="exact")
     assert len(said) == 1
     assert "moves the output by" in said[0]
-    assert "its decoder.network[0].weight times 0.0" in said[0]
+    assert "scale decoder.network[0].weight by 0.0" in said[0]
     # What it says to do does it.
     _, said = fitted(x, 0.05, 16, hidden=(), weight=0.5 * 0.01, objective="exact", epochs=40, lr=5e-3)
     assert said == []
@@ -61,10 +64,11 @@ def test_faces_like_data_under_atoms_that_start_too_large():
 def test_frames_like_data_under_a_scale_of_one():
     x = low_rank(600, 100, 10, 0.1)
     model, said = fitted(x, 1.0, 20)
-    assert "20 of 20 latents unused; scale 1 against the data's 0.1; try NormalDecoder(scale='data')" in said[0]
-    with pytest.warns(
-        vsc.NothingExplainedWarning, match=r"^the code explains nothing: R2 .*scale 1 against the data's"
-    ):
+    assert (
+        "20 of 20 latents unused; the decoder's scale is 1, the data's deviation 0.1; try NormalDecoder(scale='data')"
+        in said[0]
+    )
+    with pytest.warns(vsc.NothingExplainedWarning, match=r"^the code explains nothing: R2 .*scale is 1, the data's"):
         result = vsc.evaluate(model, x, num_draws=2)
     assert result.advice[0] in said[0]
     assert f"advice: {result.advice[0]}" in str(result)
@@ -78,7 +82,7 @@ def test_standardised_digits_under_a_scale_of_one(digits):
     result = vsc.evaluate(model, x, num_draws=2)
     print(result)
     assert 0.3 < result.r2 < 0.8
-    assert "scale 1 against the residuals' 0." in result.advice[0]
+    assert "scale is 1, the residuals' deviation 0." in result.advice[0]
 
 
 def test_noise_is_nothing_to_explain():
@@ -123,13 +127,13 @@ def seen():
     ("changed", "line"),
     [
         ({}, None),
-        ({"noise": 1e-3}, r"scale 0.001 against the residuals' .* noise is coded as well"),
-        ({"noise": 0.9}, r"scale 0.9 against the residuals' .* smaller structure counts as noise"),
-        ({"usage": torch.full((6,), 0.99), "prior_inclusion": 0.3}, "all latents are on, 0.99 of them for a datum"),
+        ({"noise": 1e-3}, r"scale is 0.001, the residuals' .* the code describes noise"),
+        ({"noise": 0.9}, r"scale is 0.9, the residuals' .* smaller structure counts as noise"),
+        ({"usage": torch.full((6,), 0.99), "prior_inclusion": 0.3}, "codes are not sparse: 0.99 of all latents are on"),
         ({"mean": torch.full((30,), 100.0)}, r"the data's mean is \d+\.?\d* times their deviation"),
         ({"variance": torch.tensor([1e3, *29 * [1.0]])}, r"one of 30 values of a datum has 97% of all variance"),
         ({"prior_inclusion": 0.005}, r"the prior expects 0.03 latents on for a datum, and \d"),
-        ({"information": torch.zeros(6).double()}, "6 of 6 latents unused; a latent that goes from 0 to 1 moves"),
+        ({"information": torch.zeros(6).double()}, "6 of 6 latents unused; switching a latent from 0 to 1 moves"),
     ],
 )
 def test_one_line_for_each_thing_that_is_wrong(seen, changed, line):
@@ -148,7 +152,9 @@ def test_bernoulli_data_and_loaders(digits):
         vsc.SpikeSlabEncoder(64, 5, hidden=(8,)), vsc.BernoulliDecoder(5, 64, hidden=(8,)), vsc.SpikeSlabPrior(5, 0.1)
     )
     loader = DataLoader(digits.train.images.flatten(1)[:400].round(), batch_size=20)
-    with pytest.warns(vsc.NothingExplainedWarning, match=r"after 400 steps the code explains nothing.*let the diverg"):
+    with pytest.warns(
+        vsc.NothingExplainedWarning, match=r"after 400 steps the code explains nothing.*weight of the KL diverg"
+    ):
         vsc.fit(model, loader, epochs=20, lr=1e-5, progress=False)
 
 

@@ -11,7 +11,8 @@ from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation.evaluate import bounds, hoyer
+from vsc_pyro.evaluation.bounds import bounds
+from vsc_pyro.evaluation.evaluate import hoyer
 from vsc_pyro.evaluation.probes import auroc
 from vsc_pyro.gates import GATES, get_gate
 
@@ -334,7 +335,7 @@ def test_against_the_exact_posterior_and_the_sampled_one(linear):
 
 
 def test_refuses_a_reference_that_cannot_be_had_before_the_work(small_vae, digits, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.evaluation.evaluate._evaluate_batch", None)
+    monkeypatch.setattr("vsc_pyro.evaluation.evaluate.figures_of_batch", None)
     with pytest.raises(ValueError, match="unknown reference 'nuts'; known are 'exact', 'gibbs'"):
         vsc.evaluate(linear_vae(), torch.zeros(5, D), reference="nuts")
     with pytest.raises(ValueError, match="use gibbs_posterior"):
@@ -343,7 +344,9 @@ def test_refuses_a_reference_that_cannot_be_had_before_the_work(small_vae, digit
         with pytest.raises(ValueError, match="only a linear decoder"):
             vsc.evaluate(small_vae(), digits.test, reference=reference)
     dense = vsc.VAE(vsc.NormalEncoder(D, 3), vsc.NormalDecoder(3, D, hidden=()), vsc.SpikeSlabPrior(3))
-    with pytest.raises(ValueError, match="tells inclusion probabilities, and the encoder's codes have none"):
+    with pytest.raises(
+        ValueError, match="needs a posterior with inclusion probabilities, and the encoder's codes have none"
+    ):
         vsc.evaluate(dense, torch.zeros(5, D), reference="gibbs")
 
 

@@ -24,9 +24,9 @@ def nats(posterior, parts=1):
         pieces = [posterior]
     information = Information()
     for piece in pieces:
-        information.look(piece)
+        information.locate(piece)
     for piece in pieces:
-        information.add(piece)
+        information.count(piece)
     return information.nats()
 
 

@@ -109,7 +109,7 @@ def test_predictive_check_refuses(trained, digits):
     with pytest.raises(ValueError, match="no group prior_predictive"):
         vsc.predictive_check(inference, group="prior")
     with pytest.raises(
-        ValueError, match=r"statistics\['all'\] must give one number for each of the 6 data.*shape \(\)"
+        ValueError, match=r"statistics\['all'\] must return one number for each of the 6 data.*shape \(\)"
     ):
         vsc.predictive_check(inference, {"all": np.sum})
     dense = vsc.VAE(vsc.NormalEncoder(64, 3), vsc.BernoulliDecoder(3, 64), vsc.NormalPrior(3))

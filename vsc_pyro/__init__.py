@@ -21,9 +21,10 @@ from vsc_pyro.datasets import Dataset, Factors
 from vsc_pyro.distributions import SpikeSlab, ThresholdedSpikeSlab
 from vsc_pyro.evaluation import glossary
 from vsc_pyro.evaluation.advice import NothingExplainedWarning
+from vsc_pyro.evaluation.bounds import Bounds, bounds
 from vsc_pyro.evaluation.calibration import Calibration, check_calibration
 from vsc_pyro.evaluation.codes import Codes, codes
-from vsc_pyro.evaluation.evaluate import Bounds, bounds, evaluate
+from vsc_pyro.evaluation.evaluate import evaluate
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.probes import FactorAUROC, encode, factor_auroc, linear_probe
 from vsc_pyro.inference.impute import Imputation, impute

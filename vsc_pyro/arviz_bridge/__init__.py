@@ -1,1 +1,1 @@
-"""Posteriors for ArviZ, and what it computes of them."""
+"""Posteriors as ArviZ objects, and model checks by ArviZ."""

@@ -1,18 +1,23 @@
-r"""Is the model any good? Comparison by importance-weighted likelihoods, and predictive checks, for ArviZ to show.
+r"""Checks of a model by ArviZ: comparison by importance-weighted likelihoods, and predictive checks.
 
 * `elpd`: :math:`\sum_n \log p(x_n)` of test data, estimated by
-  :math:`\log \frac1S \sum_s p(x|z_s)\,p(z_s)/q(z_s|x)` (Burda et al., 2016), as what `arviz.compare` takes. It is a
-  lower bound in expectation, the closer the more draws; compare models by as many draws each.
-* `predictive_check`: statistics of data drawn from the model beside those of the data (Box, 1980; Gelman, Meng & Stern,
-  1996). Predictions given a datum's own code are the easier test, for the code has seen the datum; those of the prior
-  are the harder one.
+  :math:`\log \frac1S \sum_s p(x|z_s)\,p(z_s)/q(z_s|x)` (Burda et al., 2016), in the form that `arviz.compare` takes.
+  The estimate is a lower bound in expectation and rises with the number of draws; compare models by equal numbers.
+* `predictive_check`: statistics of data drawn from the model beside those of the observed data (Box, 1980; Gelman, Meng
+  & Stern, 1996). Predictions from a datum's own code are the easier test, because the code has seen the datum;
+  predictions from the prior are the harder one.
+
+References
+    G. E. P. Box (1980), Sampling and Bayes' inference in scientific modelling and robustness.
+    Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders.
+    A. Gelman, X.-L. Meng, H. Stern (1996), Posterior predictive assessment of model fitness via realized discrepancies.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -32,24 +37,28 @@ _PREDICTIONS = {"posterior": "posterior_predictive", "prior": "prior_predictive"
 
 
 def elpd(inference: arviz.InferenceData | xarray.DataTree) -> arviz.ELPDData:
-    """Log-likelihood of the data under the model, datum by datum, ready for ``arviz.compare({name: elpd(...), ...})``.
+    """Return the log-likelihood of each datum under the model, ready for ``arviz.compare({name: elpd(...), ...})``.
 
-    With several models in the object, each draw weighs the same: it is that of the equal mixture of the models.
+    Draws of several models in one object have equal weights, so the estimate is that of an equal mixture of the models.
 
     Args:
-        inference: what `vsc_pyro.to_arviz` returned for test data, with ``log_likelihood=True``.
+        inference: result of `vsc_pyro.to_arviz` for test data, with ``log_likelihood=True``.
 
     Raises:
-        ValueError: an object without log-likelihoods, or of a posterior that is a point, which has no weights; or a
-            density of a datum that is not finite.
+        ValueError: an object without log-likelihoods, a posterior that is a point, or a density that is not finite.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> model = vsc.VAE(vsc.NormalEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.NormalPrior(2))
+        >>> vsc.elpd(vsc.to_arviz(model, torch.randn(3, 4), 10))["n_data_points"]
+        3
     """
-    if "log_likelihood" not in group_names(inference):
-        raise ValueError("inference holds no group log_likelihood; call to_arviz with log_likelihood=True")
-    stats = inference["sample_stats"]
-    weights = inference["log_likelihood"]["x"] + stats["log_prior"] - stats["log_posterior"]
+    likelihood = _group(inference, "log_likelihood", "log_likelihood=True")
+    stats = _group(inference, "sample_stats", "log_likelihood=True")
+    weights = likelihood["x"] + stats["log_prior"] - stats["log_posterior"]
     weights = weights.astype(float).stack(sample=("chain", "draw")).transpose("datum", "sample")
-    if np.isnan(stats["log_posterior"]).all(("draw", "datum")).any():
-        raise ValueError("the posterior is a point, which has no density to weigh draws by; compare by reconstructions")
+    if stats["log_posterior"].isnull().all(("draw", "datum")).any():
+        raise ValueError("the posterior is a point, without a density to weight draws by; compare by reconstructions")
     num_samples = weights.sizes["sample"]
     total = torch.logsumexp(torch.from_numpy(weights.values), 1).numpy() - math.log(num_samples)
     check_figure("log predictive density", torch.from_numpy(total))
@@ -58,36 +67,50 @@ def elpd(inference: arviz.InferenceData | xarray.DataTree) -> arviz.ELPDData:
 
 
 def ink(x: np.ndarray) -> np.ndarray:
-    """Sum of the pixels of each image, shape ``(N, ...) -> (N,)``."""
+    """Return the sum of the pixels of each image, shape ``(N, ...) -> (N,)``."""
     return x.reshape(len(x), -1).sum(1)
 
 
 def pixels_on(x: np.ndarray) -> np.ndarray:
-    """Number of pixels above one half, shape ``(N, ...) -> (N,)``."""
+    """Return the number of pixels above one half, shape ``(N, ...) -> (N,)``."""
     return (x.reshape(len(x), -1) > 0.5).sum(1)
 
 
 def strokes(x: np.ndarray) -> np.ndarray:
-    """Number of connected regions of pixels above one half, neighbours at corners included, ``(N, ..., H, W) -> (N,)``.
+    """Return the number of connected regions of pixels above one half, shape ``(N, ..., H, W) -> (N,)``.
 
-    Regions are counted in every channel by itself.
+    Pixels that touch at a corner are connected. Channels are counted separately and summed.
 
     Raises:
         ValueError: data that are not images.
+
+    Example:
+        >>> import numpy as np
+        >>> from vsc_pyro.arviz_bridge.predictive_checks import strokes
+        >>> strokes(np.array([[[1, 0, 1], [1, 0, 0]]]))
+        array([2])
     """
     from scipy.ndimage import label
 
     if x.ndim < 3:
         raise ValueError(f"strokes needs images, (N, ..., H, W), got data of shape {x.shape}; pass other statistics")
     on = x.reshape(len(x), -1, *x.shape[-2:]) > 0.5
-    return np.array([sum(label(channel, np.ones((3, 3)))[1] for channel in image) for image in on])
+    corners = np.ones((3, 3))
+    return np.array([sum(cast(tuple, label(channel, corners))[1] for channel in image) for image in on])
 
 
 def active_latents(model: VAE) -> Callable[[np.ndarray], np.ndarray]:
-    r"""The statistic :math:`\sum_j \gamma_j(x)`: how many latents the model's encoder says are on for each image.
+    r"""Return the statistic :math:`\sum_j \gamma_j(x)`: the number of latents that the encoder has on for each image.
 
     Raises:
-        ValueError: a model without spikes, in the first call.
+        ValueError: a model without spikes, when the statistic is called.
+
+    Example:
+        >>> import numpy as np, vsc_pyro as vsc
+        >>> from vsc_pyro.arviz_bridge.predictive_checks import active_latents
+        >>> model = vsc.VAE(vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.SpikeSlabPrior(2))
+        >>> active_latents(model)(np.zeros((3, 4))).shape
+        (3,)
     """
 
     def statistic(x: np.ndarray) -> np.ndarray:
@@ -111,32 +134,40 @@ def predictive_check(
     statistics: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
     group: str = "posterior",
 ) -> arviz.InferenceData | xarray.DataTree:
-    """Statistics of predicted and of observed data, as an ArviZ object for its own plots.
+    """Return statistics of predicted and of observed data, as an ArviZ object for ArviZ's own plots.
 
-    The result has the groups ``posterior_predictive`` (of the prior's predictions, too: the name is what ArviZ looks
-    for) and ``observed_data``, in each a variable for every statistic. With ArviZ 0.x::
+    The result has the groups ``posterior_predictive`` and ``observed_data``, with a variable for every statistic.
+    Predictions of the prior are under ``posterior_predictive``, too, because ArviZ looks for that name. With ArviZ
+    0.x::
 
         arviz.plot_bpv(check, kind="t_stat", t_stat="mean")
 
-    and with 1.x ``arviz.plot_ppc_tstat(check, t_stat="mean")`` show where the mean over data lies among those of
-    replicated data. A draw of the prior's predictions has as many data as were observed, so that this holds for both.
+    and with 1.x ``arviz.plot_ppc_tstat(check, t_stat="mean")`` show the mean over data among the means of replicated
+    data. A draw of the prior's predictions has as many data as were observed, so the plot is right for both.
 
     Args:
-        inference: what `vsc_pyro.to_arviz` returned with ``predictive=True``.
-        statistics: functions of an array of data, shape ``(N, ...)``, to one number each, shape ``(N,)``, by name; None
-            for `STATISTICS`. See `active_latents` for one of a model.
+        inference: result of `vsc_pyro.to_arviz` with ``predictive=True``.
+        statistics: functions, by name, from an array of data, shape ``(N, ...)``, to one number each, shape ``(N,)``;
+            None for `STATISTICS`. See `active_latents` for a statistic of a model.
         group: ``"posterior"``, predictions given the code of each datum; or ``"prior"``.
 
     Raises:
-        ValueError: an unknown group, or one that is not there; a statistic that does not give a number for each datum.
+        ValueError: an unknown or missing group, or a statistic that does not return a number for each datum.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> model = vsc.VAE(vsc.NormalEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.NormalPrior(2))
+        >>> inference = vsc.to_arviz(model, torch.randn(3, 4), 10)
+        >>> check = vsc.predictive_check(inference, {"largest": lambda x: x.max(1)})
+        >>> check["posterior_predictive"]["largest"].shape
+        (1, 10, 3)
     """
     import xarray
 
     predictions = choice("group", group, _PREDICTIONS)
-    if predictions not in group_names(inference):
-        raise ValueError(f"inference holds no group {predictions}; call to_arviz with predictive=True, prior=True")
     statistics = STATISTICS if statistics is None else statistics
-    drawn, observed = inference[predictions]["x"], inference["observed_data"]["x"]
+    drawn = _group(inference, predictions, "predictive=True, prior=True")["x"]
+    observed = _group(inference, "observed_data", "predictive=True, prior=True")["x"]
     pixels = observed.dims[1:]
     found: dict[str, dict[str, xarray.DataArray]] = {"posterior_predictive": {}, "observed_data": {}}
     for name, statistic in statistics.items():
@@ -145,8 +176,14 @@ def predictive_check(
             values = np.asarray(statistic(x.values.reshape(-1, *observed.shape[1:])))
             if values.shape != (outer.size,):
                 raise ValueError(
-                    f"statistics[{name!r}] must give one number for each of the {outer.size} data it was given, "
+                    f"statistics[{name!r}] must return one number for each of the {outer.size} data it was given, "
                     f"got shape {values.shape}"
                 )
             found[place][name] = outer.copy(data=values.reshape(outer.shape)).astype(float)
     return from_datasets({place: xarray.Dataset(variables) for place, variables in found.items()})
+
+
+def _group(inference: arviz.InferenceData | xarray.DataTree, name: str, arguments: str) -> xarray.Dataset:
+    if name not in group_names(inference):
+        raise ValueError(f"inference holds no group {name}; call to_arviz with {arguments}")
+    return cast("xarray.Dataset", inference[name])

@@ -1,4 +1,4 @@
-"""What differs between the two lines of ArviZ, 0.x (Python 3.11 and older) and 1.x; asked for nowhere else."""
+"""All code that depends on the version of ArviZ: 0.x (Python 3.11 and older) or 1.x."""
 
 from __future__ import annotations
 
@@ -13,69 +13,62 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _is_first_line() -> bool:
+def _arviz() -> tuple[Any, bool]:
+    """Return the module, untyped because each version has its own signatures, and True if it is 0.x."""
     import arviz
 
-    return arviz.__version__.startswith("0.")  # 1.x has an `InferenceData`, too, which is none
+    return arviz, arviz.__version__.startswith("0.")  # 1.x has a name `InferenceData` for something else
 
 
 def from_datasets(datasets: Mapping[str, xarray.Dataset]) -> arviz.InferenceData | xarray.DataTree:
-    """Groups as one object: an `arviz.InferenceData` for ArviZ 0.x, an `xarray.DataTree` for 1.x."""
-    import arviz
+    """Return groups as one object: an `arviz.InferenceData` for ArviZ 0.x, an `xarray.DataTree` for 1.x."""
     import xarray
 
-    if _is_first_line():
-        return arviz.InferenceData(**datasets)
-    return xarray.DataTree.from_dict(dict(datasets))
+    arviz, is_first = _arviz()
+    return arviz.InferenceData(**datasets) if is_first else xarray.DataTree.from_dict(dict(datasets))
 
 
-def group_names(inference: arviz.InferenceData | xarray.DataTree) -> list[str]:
-    """Names of the groups of such an object."""
+def group_names(inference: Any) -> list[str]:
+    """Return the names of the groups of an object made by `from_datasets`."""
     return list(inference.children) if hasattr(inference, "children") else inference.groups()
 
 
 def elpd_data(pointwise: xarray.DataArray, num_samples: int) -> arviz.ELPDData:
-    """Expected log predictive densities of data that were left out, as `arviz.compare` takes them.
+    """Return expected log predictive densities of held-out data as `arviz.compare` takes them.
 
     Args:
-        pointwise: of each datum, one dimension.
-        num_samples: draws that they were estimated by.
+        pointwise: one density for each datum, one dimension.
+        num_samples: draws behind each estimate.
     """
-    import arviz
-
+    arviz, is_first = _arviz()
     num_data = pointwise.size
-    total = float(pointwise.sum())
-    error = math.sqrt(num_data) * float(pointwise.std(ddof=1)) if num_data > 1 else math.nan
-    if _is_first_line():
-        # "loo" is one of the two kinds that it knows; these are held out, not left out one by one.
-        fields = {"elpd_loo": total, "se": error, "p_loo": math.nan, "n_samples": num_samples}
-        fields |= {"n_data_points": num_data, "warning": False, "loo_i": pointwise, "scale": "log"}
-        return arviz.ELPDData(data=list(fields.values()), index=list(fields))
-    return arviz.ELPDData(
-        elpd=total,
-        se=error,
-        p=math.nan,
-        n_samples=num_samples,
-        n_data_points=num_data,
-        scale="log",
-        warning=False,
-        good_k=math.nan,
-        elpd_i=pointwise,
-    )
+    fields = {
+        "elpd": float(pointwise.sum()),
+        "se": math.sqrt(num_data) * float(pointwise.std(ddof=1)) if num_data > 1 else math.nan,
+        "p": math.nan,
+        "n_samples": num_samples,
+        "n_data_points": num_data,
+        "scale": "log",
+        "warning": False,
+    }
+    if is_first:
+        # 0.x knows the kinds "loo" and "waic" only. The data are held out, not left out one by one.
+        names = [{"elpd": "elpd_loo", "p": "p_loo"}.get(name, name) for name in fields]
+        return arviz.ELPDData(data=[*fields.values(), pointwise], index=[*names, "loo_i"])
+    return arviz.ELPDData(**fields, good_k=math.nan, elpd_i=pointwise)
 
 
-def plot_statistics(check: arviz.InferenceData | xarray.DataTree) -> Any:
-    """ArviZ's plot of means over data, replicated and observed, of what `vsc_pyro.predictive_check` returned."""
-    import arviz
-
+def plot_statistics(check: Any) -> Any:
+    """Plot the means over data, replicated and observed, of a result of `vsc_pyro.predictive_check`."""
+    arviz, is_first = _arviz()
     size = (10, 3 * math.ceil(len(check["observed_data"].data_vars) / 4))
-    if _is_first_line():
+    if is_first:
         return arviz.plot_bpv(check, kind="t_stat", t_stat="mean", figsize=size, textsize=9)
     return arviz.plot_ppc_tstat(check, t_stat="mean", backend="matplotlib", figure_kwargs={"figsize": size})
 
 
 def matplotlib_figure(shown: Any) -> Figure:
-    """The figure of what an ArviZ plot returned: of 0.x axes, an array of them if several, of 1.x a collection."""
+    """Return the figure of a result of an ArviZ plot: axes or an array of axes (0.x), or a plot collection (1.x)."""
     if hasattr(shown, "viz"):
         return shown.viz["figure"].item()
     while not hasattr(shown, "figure"):
@@ -84,7 +77,6 @@ def matplotlib_figure(shown: Any) -> Figure:
 
 
 def compare_models(found: Mapping[str, arviz.ELPDData]) -> pandas.DataFrame:
-    """`arviz.compare`, without the rounding by which 1.x would make -10017 of four digits -10000."""
-    import arviz
-
-    return arviz.compare(dict(found), **({} if _is_first_line() else {"round_to": "none"}))
+    """Return `arviz.compare` without rounding: 1.x rounds -10017 to the two digits -10000."""
+    arviz, is_first = _arviz()
+    return arviz.compare(dict(found), **({} if is_first else {"round_to": "none"}))

@@ -1,1 +1,1 @@
-"""What a model is worth: bounds, sparsity, codes, probes, calibration, and advice."""
+"""Measures of a trained model: bounds, sparsity, codes, probes, calibration, and advice."""

@@ -1,10 +1,12 @@
-r"""`advise`: one line for each thing that looks wrong with a model, and what to try; `NothingExplainedWarning`.
+r"""`advise`: the problems of a model and remedies, one line each; `NothingExplainedWarning`.
 
-The rules read a `vsc_pyro.evaluation.survey.Survey` and, where that shows a failure, the model and a few data. Whether
-there was anything to explain is told by principal components: as many of them as there are latents (at most 50, and a
-quarter of the pixels and of the data), of at most 1,000 data. Of noise, too, the first components explain a share of
-the very data that they were found in, so theirs is compared with the share that is left when each pixel is shuffled
-among the data (J. L. Horn, 1965). What is above that is structure of several pixels, and pure noise has none.
+The rules read a `vsc_pyro.evaluation.survey.Survey`. If it shows a failure, they also look at the model and a few data.
+
+A code that explains nothing is a failure only if the data have structure to explain. The test is by principal
+components of at most 1,000 data: as many components as latents, but at most 50 and at most a quarter of the pixels and
+of the data. The first components of pure noise also explain a share of the data they were fitted to. So their share is
+compared with the share after each pixel is shuffled among the data (J. L. Horn, 1965), which destroys all structure
+that several pixels have in common.
 
 References
     J. L. Horn (1965), A rationale and test for the number of factors in factor analysis.
@@ -25,55 +27,65 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.survey import Survey, as_share
 from vsc_pyro.models.vae import VAE
 
-NOTHING = 0.05  # what explains less explains nothing
-_STRUCTURE = 0.1  # by how much principal components must explain more than those of shuffled data
+NOTHING = 0.05  # a code with a smaller R2 explains nothing
+_STRUCTURE = 0.1  # excess of the share that principal components explain over that of shuffled data
 _COMPONENTS, _DATA = 50, 1000
 _SHUFFLES, _DEVIATIONS = 8, 3.0
-_WRONG = 1.4  # times: a noise scale that is off by it has half, or twice, the right variance
-_UNLIKE = 4.0  # times that a prior's and a posterior's number of latents may differ
+_WRONG = 1.4  # factor: a noise scale wrong by it has half, or twice, the right variance
+_UNLIKE = 4.0  # factor by which the prior's and the posterior's numbers of latents may differ
 _OFF_CENTRE, _DOMINANT = 10.0, 0.5
 _JUMP, _LATENTS = 5.0, 32
-_WARM_UP = "let the divergence's weight rise (fit(..., warmup=0.2))"
+_WARM_UP = "raise the weight of the KL divergence gradually (fit(..., warmup=0.2))"
+_SMALLER_SCALE = "try NormalDecoder(scale='data') or a smaller number"
 
 
 class NothingExplainedWarning(UserWarning):
-    """A model decodes data no better than their mean does, though a linear code would."""
+    """A model decodes data no better than their mean does, although a linear code would."""
 
 
 def advise(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> tuple[str, ...]:
-    """Say what looks wrong with a model and what to try: a line for each, the most serious first; none if nothing does.
+    """Return the problems of a model with remedies, a line each, the most serious first.
 
-    The caller's random state and the model's mode are left as they were.
+    The caller's random state and the model's mode are restored.
 
     Args:
-        model: that was surveyed.
-        data: that it was surveyed on; some are looked at where little is explained or used.
-        seen: what `vsc_pyro.evaluation.survey.survey` returned.
-        seed: of what is drawn.
+        model: the model of the survey.
+        data: the data of the survey.
+        seen: the result of `vsc_pyro.evaluation.survey.survey`.
+        seed: of random draws.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> from vsc_pyro.evaluation.advice import advise
+        >>> from vsc_pyro.evaluation.survey import survey
+        >>> model = vsc.VAE(vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.SpikeSlabPrior(2))
+        >>> data = vsc.Dataset(100 + torch.randn(50, 4))
+        >>> any("subtract it" in line for line in advise(model, data, survey(model, data)))
+        True
     """
     first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen)
     all_on = _all_on(seen)
     lines = [
         first,
         all_on,
-        None if first and seen.noise > seen.residual else _noise(model, seen),  # it has been said
+        None if first and seen.noise > seen.residual else _noise(model, seen),  # `first` names the scale
         _units(seen),
-        None if all_on else _prior(seen),  # which would ask for the opposite
+        None if all_on else _prior(seen),  # which would contradict `all_on`
     ]
     return tuple(line for line in lines if line)
 
 
 def warn_of_nothing(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0, stacklevel: int = 3) -> None:
-    """Warn by a `NothingExplainedWarning` where `nothing_explained` has something to say."""
+    """Warn by a `NothingExplainedWarning` if `nothing_explained` returns a line."""
     if line := nothing_explained(model, data, seen, seed=seed):
         warnings.warn(line, NothingExplainedWarning, stacklevel=stacklevel)
 
 
 def nothing_explained(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> str | None:
-    """Say that the code explains nothing, and the likely cause; None where it does, or where there is no structure."""
+    """Return a line with the likely cause if the code explains nothing of data that have structure; else None."""
     if math.isnan(seen.r2) or seen.r2 >= NOTHING:
         return None
-    # More would leave out little even of noise, and tell nothing.
+    # More components would explain nearly everything, noise included.
     num = max(1, min(_COMPONENTS, len(seen.usage), len(seen.mean) // 4, min(seen.num_data, _DATA) // 4))
     components, chance = principal_components(model, data, num, seed)
     if components - chance < _STRUCTURE:
@@ -86,10 +98,10 @@ def nothing_explained(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0)
 
 
 def principal_components(model: VAE, data: Dataset, num: int, seed: int) -> tuple[float, float]:
-    """The share of squared deviation explained by `num` principal components, and by those of shuffled data at most.
+    """Return the share of squared deviation that `num` principal components explain, and its limit under no structure.
 
-    In shuffled data each pixel has been permuted among the data by itself, so that no two have anything in common. The
-    most is three standard deviations above the mean of several shuffles.
+    The limit is three standard deviations above the mean share of several shuffled copies of the data. In a shuffled
+    copy each pixel is permuted among the data independently of the other pixels.
     """
     like = model.reference
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
@@ -107,29 +119,30 @@ def _explained(x: Tensor, num: int) -> float:
 
 
 def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
-    """The likely cause of latents that are not used, and what to try."""
-    # Where nothing is explained the residuals are the data, and no scale is too large for them.
+    """Return the likely cause of unused latents, and a remedy."""
+    # If nothing is explained, the residuals are the data and no scale is too large for them.
     follows = getattr(model.decoder, "follows_data", False)
     if seen.r2 < NOTHING and _WRONG * seen.noise > seen.deviation and not follows:
-        return f"{_scales(seen)}; try NormalDecoder(scale='data') or a smaller number"
+        return f"{_scales(seen)}; {_SMALLER_SCALE}"
     if seen.noise > _WRONG * seen.residual and not follows:
-        return f"{_scales(seen, of_residuals=True)}; try NormalDecoder(scale='data') or a smaller number"
-    # Where nothing is explained, what some latents tell of the data is of no use to the decoder.
+        return f"{_scales(seen, of_residuals=True)}; {_SMALLER_SCALE}"
+    # If nothing is explained, the decoder does not use the informative latents either.
     idle = ~seen.is_informative if seen.r2 >= NOTHING else torch.ones_like(seen.is_informative)
     jump = _jump(model, data, idle.nonzero()[:_LATENTS, 0])
     if jump > _JUMP:
         factor = math.sqrt(0.5 / jump)
         return (
-            f"a latent that goes from 0 to 1 moves the output by {jump:.0f} nats, so that it is shut before it has "
-            f"learnt what to add; build the model anew, its decoder.network[0].weight times {factor:.1g}"
+            f"switching a latent from 0 to 1 moves the output by {jump:.0f} nats, so training turns latents off before "
+            f"the decoder has learnt to use them; build the model anew and scale decoder.network[0].weight by "
+            f"{factor:.1g}"
         )
     if model.beta > 1:
-        return f"lower beta, {model.beta:g}, which weighs what codes cost"
+        return f"lower beta, {model.beta:g}, the weight of the KL divergence"
     return f"{_WARM_UP}, raise the encoder's initial_inclusion, or train for longer"
 
 
 def _jump(model: VAE, data: Dataset, latents: Tensor) -> float:
-    """By how many nats the output moves when one of the latents goes from 0 to 1, their median; 0 where not known."""
+    """Return the median over latents of the output's change in nats when a latent goes from 0 to 1; 0 if unknown."""
     with model.evaluating(), pyro.validation_enabled(False):
         shape = model.encoder(data.images[:1].to(model.reference)).event_shape
         off = model.reference.new_zeros(len(latents), shape.numel())
@@ -149,7 +162,7 @@ def _count(seen: Survey) -> str:
 def _unused(model: VAE, data: Dataset, seen: Survey) -> str | None:
     if 2 * int(seen.is_informative.sum()) >= len(seen.usage):
         return None
-    # Less is explained than would show in principal components.
+    # At such an R2 `nothing_explained` has found no structure.
     remedy = "the data have little structure" if seen.r2 < NOTHING else _remedy(model, data, seen)
     return f"{_count(seen)}; {remedy}"
 
@@ -160,22 +173,22 @@ def _all_on(seen: Survey) -> str | None:
         return None
     remedy = "take a smaller inclusion for the prior, or a larger beta"
     if not math.isnan(seen.noise) and _WRONG * seen.noise < seen.deviation:
-        remedy = f"{_scales(seen)}; try a larger one"
-    return f"all latents are on, {as_share(on)} of them for a datum: codes are not sparse; {remedy}"
+        remedy = f"{_scales(seen)}; try a larger scale"
+    return f"codes are not sparse: {as_share(on)} of all latents are on for a datum; {remedy}"
 
 
 def _noise(model: VAE, seen: Survey) -> str | None:
-    """A scale that is not that of what is left unexplained, where something is explained."""
+    """Compare the decoder's scale with the residuals, if the code explains something."""
     if seen.r2 < NOTHING or math.isnan(seen.noise) or not seen.residual > 0:
         return None
     if getattr(model.decoder, "follows_data", False) or 1 / _WRONG <= seen.noise / seen.residual <= _WRONG:
         return None
-    harm = "smaller structure counts as noise" if seen.noise > seen.residual else "noise is coded as well"
-    return f"{_scales(seen, of_residuals=True)}, so that {harm}; try NormalDecoder(scale='data', variance='shared')"
+    harm = "smaller structure counts as noise" if seen.noise > seen.residual else "the code describes noise, too"
+    return f"{_scales(seen, of_residuals=True)}, so {harm}; try NormalDecoder(scale='data', variance='shared')"
 
 
 def _units(seen: Survey) -> str | None:
-    """Data in units that a scale common to all pixels does not fit."""
+    """Find data in units that no scale common to all pixels fits."""
     if math.isnan(seen.noise) or not seen.deviation > 0:
         return None
     offset = float(seen.mean.square().mean().sqrt()) / seen.deviation
@@ -201,4 +214,4 @@ def _prior(seen: Survey) -> str | None:
 
 def _scales(seen: Survey, of_residuals: bool = False) -> str:
     name, other = ("residuals'", seen.residual) if of_residuals else ("data's", seen.deviation)
-    return f"scale {seen.noise:.2g} against the {name} {other:.2g}"
+    return f"the decoder's scale is {seen.noise:.2g}, the {name} deviation {other:.2g}"

@@ -1,4 +1,4 @@
-"""`Evaluation`: the figures that `vsc_pyro.evaluate` returns, and the table they are printed as."""
+"""`Evaluation`: the figures that `vsc_pyro.evaluate` returns, and the table that prints them."""
 
 from __future__ import annotations
 
@@ -15,47 +15,49 @@ _Row = tuple[str, str, str]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Means over data; nats per datum where they are log-probabilities.
+    r"""Means over data, in nats per datum where they are log-probabilities; the result of `vsc_pyro.evaluate`.
 
     Attributes:
-        elbo: evidence lower bound, hard spikes; `reconstruction` minus `kl`. NaN where there is none, for the reason
-            that `no_bound` gives. A latent variable common to all data (a learned inclusion's posterior) is held at
-            its mean: the bound is of the model with that inclusion.
-        objective: what training maximises at beta = 1, hard spikes, without penalty and divergences common to all data.
-            The same as `elbo` but for objectives that are not bounds: points, and priors that depend on the datum, see
-            `vsc_pyro.VAE.is_bound` (the `elbo` of pseudo-inputs assigned without charge is that of the mixture,
-            sampled).
-        reconstruction: :math:`E_q[\\log p(x|z)]`.
-        kl: :math:`KL(q \\| p)`, in closed form if `kl_is_exact`, else sampled.
-        iwae: importance-weighted bound of `num_draws` draws; NaN where there is none.
-        relaxation_gap: objective as trained minus the same with hard spikes; exactly 0 for gates that draw hard ones.
-            NaN where there is none, for the reason that `no_gap` gives.
-        expected_l0: latents on per datum, :math:`\\sum_j \\gamma_j` (codes of a point: those that are not 0).
-        hard_l0: latents per datum with :math:`\\gamma_j > 1/2`.
-        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (a mixture's: those of its
-            mean), NaN where a spike-and-slab posterior meets a prior that has no odds for each latent.
-        hoyer: sparsity of a drawn code, 0 (all equal) to 1 (one latent on).
-        active_units: latents whose posterior mean (`centre`) varies over data by more than 0.01 (variance).
-        used_latents: latents that are on (:math:`\\gamma_j > 1/2`) for at least one datum.
+        elbo: evidence lower bound with hard spikes, `reconstruction` minus `kl`; NaN if there is none, see `no_bound`.
+            A latent variable common to all data (a learned inclusion's posterior) is held at its mean, so the bound is
+            that of the model with this inclusion.
+        objective: objective of training at beta = 1 with hard spikes, without the penalty and without divergences
+            common to all data. It equals `elbo` unless the objective is no bound: for points, and for priors that
+            depend on the datum, see `vsc_pyro.VAE.is_bound`. (For pseudo-inputs assigned without charge, `elbo` is that
+            of the mixture, sampled.)
+        reconstruction: :math:`E_q[\log p(x|z)]`.
+        kl: :math:`KL(q \| p)`, in closed form if `kl_is_exact`, else sampled.
+        iwae: importance-weighted bound of `num_draws` draws; NaN if there is none.
+        relaxation_gap: objective as trained minus objective with hard spikes; exactly 0 for gates that draw hard
+            spikes. NaN if there is none, see `no_gap`.
+        expected_l0: latents on per datum, :math:`\sum_j \gamma_j`; for a point, the number of nonzero latents.
+        hard_l0: latents per datum with :math:`\gamma_j > 1/2`.
+        hard_l0_odds: latents per datum whose posterior odds of being on exceed the prior's (for a mixture, the odds of
+            its mean probability). NaN if a spike-and-slab posterior meets a prior without odds for each latent.
+        hoyer: sparsity of a drawn code, from 0 (all latents equal) to 1 (one latent on).
+        active_units: number of latents whose posterior mean (`centre`) has a variance over data above 0.01.
+        used_latents: number of latents that are on (:math:`\gamma_j > 1/2`) for at least one datum.
         usage: mean inclusion probability of each latent, shape ``(J,)``, on the CPU.
         num_draws, num_data, binarize: the protocol.
-        reference: ``"exact"`` or ``"gibbs"``, what the following were measured by; None if that was not asked for, and
-            they are NaN then.
-        no_bound: why there is no bound, or None.
-        no_gap: why there is no relaxation gap, or None.
-        evidence: mean :math:`\\log p(x)`, by enumeration only.
+        reference: true posterior behind `evidence`, `gap` and `inclusion_error`: ``"exact"``, ``"gibbs"``, or None, and
+            then the three are NaN.
+        no_bound: reason why there is no bound, or None.
+        no_gap: reason why there is no relaxation gap, or None.
+        evidence: mean :math:`\log p(x)`, from the ``"exact"`` reference only.
         gap: `evidence` minus `elbo`.
-        inclusion_error: mean of :math:`|\\gamma_j - P(z_j \\neq 0 | x)|` over data and latents; NaN for posteriors
-            without an atom.
-        used_per_datum: how many latents a datum uses: the sum of :math:`\\gamma_j` over informative latents.
-        informative_latents: how many latents carry information about the data, see `vsc_pyro.evaluation.information`.
-        information: how much each latent carries, in nats, shape ``(J,)``, on the CPU.
+        inclusion_error: mean of :math:`|\gamma_j - P(z_j \neq 0 | x)|` over data and latents; NaN for posteriors
+            without an atom at zero.
+        used_per_datum: latents that a datum uses: the sum of :math:`\gamma_j` over informative latents.
+        informative_latents: number of latents that carry information about the data, see
+            `vsc_pyro.evaluation.information`.
+        information: information of each latent, in nats, shape ``(J,)``, on the CPU.
         r2: share of the data's squared deviation from their per-pixel mean that the decoded posterior-mean code
-            explains; NaN where there is none, or the likelihood has no mean.
-        hard_r2: the same of the hard code, a latent at its slab's centre where :math:`\\gamma_j > 1/2` and else 0.
-        entropy_explained, hard_entropy_explained: the same of the cross-entropy of Bernoulli data; NaN of others.
-        baseline: what the per-pixel mean alone leaves of a datum: squared error, or nats of Bernoulli data.
-        advice: what looks wrong and what to try, a line each, see `vsc_pyro.evaluation.advice`.
+            explains; NaN if the data do not vary or the likelihood has no mean.
+        hard_r2: `r2` of the hard code: a latent is at its slab's centre if :math:`\gamma_j > 1/2`, else 0.
+        entropy_explained, hard_entropy_explained: share of the cross-entropy of Bernoulli data that the two codes
+            explain; NaN for other data.
+        baseline: error of the per-pixel mean for a datum: squared error, or cross-entropy in nats for Bernoulli data.
+        advice: problems of the model and remedies, a line each, see `vsc_pyro.evaluation.advice`.
     """
 
     elbo: float
@@ -92,10 +94,8 @@ class Evaluation:
     advice: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain numbers, strings and lists, ready for JSON (what is not defined is None)."""
-        fields = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        fields["advice"] = list(self.advice)
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+        """Return the fields as plain numbers, strings and lists, ready for JSON; NaN becomes None."""
+        return plain(vars(self))
 
     def __str__(self) -> str:
         lines = [f"{self.num_data} data, binarisation: {self.binarize or 'none'}"]
@@ -149,6 +149,17 @@ class Evaluation:
             error = f"{self.inclusion_error:.4f}"
             rows.append(("inclusion error", error, f"mean distance, {self.reference} posterior"))
         return rows
+
+
+def plain(value: Any) -> Any:
+    """Return `value` ready for JSON: tensors and tuples as lists, NaN as None."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _line(name: str, value: str, note: str) -> str:

@@ -1,9 +1,9 @@
-r"""Importance weights of drawn codes, :math:`p(x|z)\,p(z)/q(z|x)`, chunk by chunk: the work of `vsc_pyro.evaluate`.
+r"""Importance weights :math:`p(x|z)\,p(z)/q(z|x)` of drawn codes, computed chunk by chunk for `vsc_pyro.evaluate`.
 
-A chunk is a few draws of the codes of a few data. What it holds at once is bounded in numbers, not in codes, whatever
-the size of a datum, of the decoder's layers or of a mixture prior, however many draws and data there are: on a CPU so
-few that they stay in its caches (784 pixels, eagerly: a third faster than chunks of 30 MB). All full chunks are of one
-shape and do the same operations, so that they can be captured and compiled (`vsc_pyro.acceleration.CompiledFunction`).
+A chunk holds a few draws of the codes of a few data. Its largest tensor has a bounded number of elements, whatever the
+size of a datum, of the decoder's layers or of a mixture prior, and however many draws and data there are. On a CPU the
+bound is small enough for the caches. All full chunks have the same shape and run the same operations, so they can be
+captured and compiled (`vsc_pyro.acceleration.CompiledFunction`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.utils._pytree import tree_leaves
 from vsc_pyro.acceleration import CompiledFunction, is_worth_compiling
 from vsc_pyro.models.vae import VAE
 
-# Of a chunk's largest tensor: 2,000 codes of 784 pixels, 6 MB in float32, on a CPU; a GPU wants more to do.
+# Elements of a chunk's largest tensor. On a CPU 2,000 codes of 784 pixels, 6 MB in float32; a GPU needs larger chunks.
 _ELEMENTS_AT_ONCE = {"cpu": 2000 * 784, "cuda": 40_000 * 784}
-# Of a datum. The same for any number of draws, so that a chunk is of many data and their encoding is done at once.
+# Draws of a datum in a chunk. Few, so that a chunk has many data and one pass of the encoder serves all of them.
 _DRAWS_AT_ONCE = 20
 # Seconds that compilation saves in a full chunk, roughly; see `vsc_pyro.acceleration.backends`.
 _SAVED_BY_CHUNK = 0.003
 
 
-class Codes(NamedTuple):
+class CodeDistributions(NamedTuple):
     """The distributions of the codes of a batch of data, all of `batch_shape` ``(B,)``.
 
     Attributes:
         posterior: q(z|x).
-        prior: p(z), before any datum is seen; where it depends on the datum, given that.
-        trained: the prior that the model is trained with.
-        trained_kl: KL divergence of the posterior from it, shape ``(B,)``; None where it has no closed form.
+        prior: the marginal p(z); if the prior has none, p(z) given the datum.
+        trained: the prior used in training.
+        trained_kl: KL divergence of `posterior` from `trained`, shape ``(B,)``; None if it has no closed form.
     """
 
     posterior: Distribution
@@ -45,8 +45,8 @@ class Codes(NamedTuple):
     trained_kl: Tensor | None
 
 
-def codes_of(model: VAE, x: Tensor) -> Codes:
-    """The distributions of the codes of data x, shape ``(B, ...)``."""
+def codes_of(model: VAE, x: Tensor) -> CodeDistributions:
+    """Return the distributions of the codes of data x, shape ``(B, ...)``."""
     posterior = model.encoder(x)
     trained = model.prior(x).expand(posterior.batch_shape)
     prior = getattr(model.prior, "marginal", model.prior)(x).expand(posterior.batch_shape)
@@ -54,17 +54,17 @@ def codes_of(model: VAE, x: Tensor) -> Codes:
         trained_kl = kl_divergence(posterior, trained)
     except NotImplementedError:
         trained_kl = None
-    return Codes(posterior, prior, trained, trained_kl)
+    return CodeDistributions(posterior, prior, trained, trained_kl)
 
 
 def log_likelihood_of(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    r""":math:`\log p(x|z)` of data ``(B, ...)`` given codes ``(*, B, J)``; shape ``(*, B)``."""
+    r"""Return :math:`\log p(x|z)` of data ``(B, ...)`` given codes ``(*, B, J)``; shape ``(*, B)``."""
     likelihood = model.decoder(z)
     return likelihood.log_prob(x.reshape(x.shape[:1] + likelihood.event_shape))
 
 
 class Chunk(NamedTuple):
-    """Sizes of a full chunk: data, draws of each, and how large the largest tensor is for each code."""
+    """Sizes of a full chunk: number of data, draws of each datum, and elements of the largest tensor per code."""
 
     rows: int
     draws: int
@@ -72,21 +72,21 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(model: VAE, x: Tensor, num_draws: int, other_draws: int) -> Chunk:
-    """The chunk for data like x, shape ``(1, ...)``, on their device, which are looked at and their codes decoded.
+    """Return the chunk size for data like x; one and two codes are drawn and decoded to measure it.
 
     Args:
         model: in evaluation mode.
-        x: a datum.
-        num_draws: of each.
-        other_draws: that are taken of a datum for something else, all at once.
+        x: a datum on the model's device, shape ``(1, ...)``.
+        num_draws: draws of each datum.
+        other_draws: draws of each datum that another computation makes in one batch.
     """
     codes = codes_of(model, x)
     one, two = _Sizes(), _Sizes()
     for draws, sizes in ((1, one), (2, two)):
         with sizes:
             _weigh(model, draws, x, codes.posterior, codes.prior, codes.trained if codes.trained_kl is None else None)
-    # What grows with the draws is the chunk's, what does not the model's. The same operations, unless the decoder is
-    # particular about numbers of draws.
+    # Only tensors that grow with the draws count, not the weights. If a decoder runs other operations for two draws
+    # than for one, the tensors cannot be paired and all of them count.
     base = one.seen if len(one.seen) == len(two.seen) else [0] * len(two.seen)
     elements = max(1, *(after - before for before, after in zip(base, two.seen, strict=True)))
     at_once = max(1, _ELEMENTS_AT_ONCE.get(x.device.type, _ELEMENTS_AT_ONCE["cpu"]) // elements)
@@ -95,7 +95,7 @@ def chunk_of(model: VAE, x: Tensor, num_draws: int, other_draws: int) -> Chunk:
 
 
 class _Sizes(TorchDispatchMode):
-    """Takes down how many elements each operation returns."""
+    """Record the number of elements of every tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,33 +110,33 @@ class _Sizes(TorchDispatchMode):
 
 
 class Weights(NamedTuple):
-    r"""What is left of the draws, each of shape ``(B,)`` but for the last.
+    r"""Averages over the draws of each datum, shape ``(B,)``, and the last draw.
 
     Attributes:
         log_likelihood: mean of :math:`\log p(x|z)`.
         log_ratio: mean of :math:`\log q(z|x) - \log p(z)`.
-        trained_ratio: the same for the prior as trained; None where its divergence has a closed form.
+        trained_kl: KL divergence from the prior used in training; the mean log-ratio if it has no closed form.
         log_mean: :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)`.
         last: the last code drawn, shape ``(B, J)``.
     """
 
     log_likelihood: Tensor
     log_ratio: Tensor
-    trained_ratio: Tensor | None
+    trained_kl: Tensor
     log_mean: Tensor
     last: Tensor
 
 
 class Weighing:
-    """Draws codes of batches of data, and weighs them.
+    """Draw codes of batches of data and compute their importance weights.
 
     Args:
-        model: in evaluation mode whenever this is called.
-        chunk: sizes of a full chunk. Smaller ones, the last of the draws or of the data, are not compiled.
-        num_draws: K of each code.
-        name: of the work, for a warning.
-        compile: whether to.
-        after_chunk: called after every chunk with the number of codes in it.
+        model: in evaluation mode in every call.
+        chunk: sizes of a full chunk. Smaller chunks, at the end of the draws or of the data, are not compiled.
+        num_draws: draws K of each code.
+        name: name of the work in a warning.
+        compile: compile full chunks.
+        after_chunk: called with the number of codes after every chunk.
     """
 
     def __init__(
@@ -150,12 +150,12 @@ class Weighing:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether full chunks are, and capturing them has not been given up."""
+        """True if full chunks are compiled; False after a failed capture."""
         return self._compiled is not None and not self._compiled.is_eager
 
-    def __call__(self, x: Tensor, codes: Codes) -> Weights:
-        """Weigh `num_draws` codes of each of the data x, shape ``(B, ...)``."""
-        log_likelihood, log_ratio, trained_ratio = x.new_zeros(3, len(x))
+    def __call__(self, x: Tensor, codes: CodeDistributions) -> Weights:
+        """Draw and weigh `num_draws` codes of each of the data x, shape ``(B, ...)``."""
+        log_likelihood, log_ratio, trained_ratio, last = x.new_zeros(4, len(x))
         log_total = x.new_full((len(x),), -math.inf)
         trained = codes.trained if codes.trained_kl is None else None
         for start in range(0, self._num_draws, self._chunk.draws):
@@ -172,7 +172,7 @@ class Weighing:
         return Weights(
             log_likelihood / self._num_draws,
             log_ratio / self._num_draws,
-            None if trained is None else trained_ratio / self._num_draws,
+            trained_ratio / self._num_draws if codes.trained_kl is None else codes.trained_kl,
             log_total - math.log(self._num_draws),
             last,
         )
@@ -184,7 +184,7 @@ class Weighing:
 def _weigh(
     model: VAE, num_draws: int, x: Tensor, posterior: Distribution, prior: Distribution, trained: Distribution | None
 ) -> tuple[Tensor, ...]:
-    """Sums over a chunk's draws, the last of them, and if `trained` is given a sum more."""
+    """Return the sums over a chunk's draws and its last draw; with `trained`, also the sum of that log-ratio."""
     z = posterior.sample((num_draws,))
     log_likelihood = log_likelihood_of(model, x, z)
     log_posterior = posterior.log_prob(z)
@@ -194,6 +194,6 @@ def _weigh(
 
 
 def are_worth_compiling(chunk: Chunk, num_codes: int, device: torch.device) -> bool:
-    """Whether so many codes in such chunks are; warns if they are and there is no compiler."""
+    """Return True if compilation pays for `num_codes` codes in such chunks; warn if it would and no compiler exists."""
     num_chunks = num_codes * chunk.elements // _ELEMENTS_AT_ONCE.get(device.type, _ELEMENTS_AT_ONCE["cpu"])
     return is_worth_compiling(num_chunks, device, _SAVED_BY_CHUNK, "chunks of draws")

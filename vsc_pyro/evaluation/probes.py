@@ -1,12 +1,16 @@
-r"""What the codes of a trained `VAE` are good for: telling classes apart, and recovering the factors of the data.
+r"""Uses of the codes of a trained `VAE`: to classify data, and to recover the known factors behind them.
 
-Codes are posterior means :math:`E_q[z|x]` (`vsc_pyro.distributions.centre` for families that need not have one), in
-evaluation mode.
+Codes are posterior means :math:`E_q[z|x]` in evaluation mode (`vsc_pyro.distributions.centre`, which takes the median
+of families without a mean).
 
-* `linear_probe`: test accuracy of a linear classifier trained on the codes of a few labelled data, as Tonolini et al.
-  (2020) compare codes;
-* `factor_auroc`: how well a single latent tells whether a known factor is present, by the area under the ROC curve
-  (Hanley & McNeil, 1982).
+* `linear_probe`: test accuracy of a linear classifier trained on the codes of a few labelled data, as in Tonolini et
+  al. (2020);
+* `factor_auroc`: how well a single latent detects a known factor, by the area under the ROC curve (Hanley & McNeil,
+  1982).
+
+References
+    J. A. Hanley, B. J. McNeil (1982), The meaning and use of the area under a receiver operating characteristic curve.
+    F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
 """
 
 from __future__ import annotations
@@ -19,27 +23,32 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils.data import DataLoader
 
 from vsc_pyro._arguments import choice, natural_int, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits
-from vsc_pyro.evaluation.codes import checked_codes, in_batches
+from vsc_pyro.evaluation.codes import Encodable, checked_codes, has_atom, in_batches
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 
 
-def encode(model: VAE, data: Dataset | Tensor | np.ndarray | DataLoader, *, seed: int = 0) -> Tensor:
-    """Posterior means of the codes of `data`, shape ``(N, J)``, on the CPU; for sparse codes see `vsc_pyro.codes`.
+def encode(model: VAE, data: Encodable, *, seed: int = 0) -> Tensor:
+    """Return the posterior means of `data`, shape ``(N, J)``, on the CPU; see `vsc_pyro.codes` for sparse codes.
 
-    The caller's random state and the model's mode are left as they were.
+    The caller's random state and the model's mode are restored.
 
     Args:
         model: a `VAE`.
-        data, seed: as of `vsc_pyro.codes`.
+        data, seed: as in `vsc_pyro.codes`.
 
     Raises:
         ValueError: data that do not fit the model, or codes that are not finite.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> model = vsc.VAE(vsc.NormalEncoder(6, 2), vsc.NormalDecoder(2, 6), vsc.NormalPrior(2))
+        >>> vsc.encode(model, torch.zeros(5, 6)).shape
+        torch.Size([5, 2])
     """
     return _encode(model, data, centre, seed)
 
@@ -53,19 +62,27 @@ def linear_probe(
     standardize: bool = True,
     seed: int = 0,
 ) -> float:
-    """Accuracy on `test`, 0 to 1, of a logistic regression on the codes of `num_labels` labelled data of `train`.
+    """Return the accuracy on `test`, 0 to 1, of a logistic regression on the codes of labelled training data.
 
     Args:
         model: a `VAE`.
         train, test: data sets with labels.
-        num_labels: how many training data the classifier sees, drawn without replacement.
-        standardize: shift and scale each latent to mean 0 and variance 1 over those training data (latents that never
-            vary are only shifted). The classifier's L2 penalty is the same for every latent, so without it latents of
-            a small scale count less; to compare with figures for means as they are, ``standardize=False``.
+        num_labels: number of labelled training data, drawn without replacement.
+        standardize: give each latent mean 0 and variance 1 over those training data (a latent that never varies is only
+            shifted). The classifier has one L2 penalty for all latents, so without this a latent of small scale counts
+            less. Published figures for raw posterior means need ``standardize=False``.
         seed: of the choice of training data and of dynamic binarisation.
 
     Raises:
-        ValueError: data without labels, more labels asked for than there are data, or labels of only one class.
+        ValueError: data without labels, fewer data than `num_labels`, or labels of only one class.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> x = torch.tensor([[-1.0], [1.0]]).repeat(20, 3)
+        >>> data = vsc.Dataset(x, labels=torch.tensor([0, 1]).repeat(20))
+        >>> model = vsc.VAE(vsc.NormalEncoder(3, 2), vsc.NormalDecoder(2, 3), vsc.NormalPrior(2))
+        >>> vsc.linear_probe(model, data, data, num_labels=20)
+        1.0
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -83,7 +100,7 @@ def linear_probe(
             "a classifier needs two classes, so draw more"
         )
     labelled = Dataset(train.images[rows], binarize=train.binarize)
-    # A ceiling, not a setting: the solver stops when it has converged.
+    # Far above the iterations that convergence takes.
     regression = LogisticRegression(max_iter=10_000)
     classifier = make_pipeline(StandardScaler(), regression) if standardize else regression
     classifier.fit(encode(model, labelled, seed=seed).double().numpy(), labels)
@@ -92,12 +109,12 @@ def linear_probe(
 
 @dataclasses.dataclass(frozen=True)
 class FactorAUROC:
-    """How well single latents tell whether factors are present, factor by factor; what `factor_auroc` returns.
+    """The best single latent for each factor, and its area under the ROC curve; the result of `factor_auroc`.
 
     Attributes:
         names: of the factors.
-        latents: the latent chosen for each factor, on training data; one latent may serve several factors.
-        forms: what of it was taken as the score: ``"inclusion"``, ``"mean"``, ``"-mean"`` or ``"|mean|"``.
+        latents: the latent chosen for each factor on training data; one latent may serve several factors.
+        forms: the score taken from it: ``"inclusion"``, ``"mean"``, ``"-mean"`` or ``"|mean|"``.
         auroc: area under the ROC curve of that score on test data; 0.5 is chance, 1 perfect.
         score: ``"inclusion"`` or ``"mean"``.
     """
@@ -126,36 +143,43 @@ class FactorAUROC:
 
 
 def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "auto", seed: int = 0) -> FactorAUROC:
-    r"""How well the best single latent tells whether each known factor of the data is present.
+    r"""Return how well the best single latent detects each known factor of the data.
 
-    For every factor the latent of the highest area under the ROC curve,
-    :math:`P(s_{present} > s_{absent}) + \frac12 P(s_{present} = s_{absent})`, is chosen on `train`, and its area on
-    `test` reported. Latents are chosen with replacement: one may serve several factors, so that a code that merges
-    factors is not punished for it here (`FactorAUROC.latents` shows it).
+    The latent with the largest area under the ROC curve on `train`,
+    :math:`P(s_{present} > s_{absent}) + \frac12 P(s_{present} = s_{absent})`, is chosen for each factor. Its area on
+    `test` is reported. One latent may be chosen for several factors, so a code that merges factors is not penalised
+    here; `FactorAUROC.latents` shows the choice.
 
     Args:
         model: a `VAE`.
         train, test: data sets with the same `factors`.
-        score: what of a latent is the score s. ``"inclusion"``: the inclusion probability. ``"mean"``: the best, on
-            `train`, of the posterior mean, its negative and its absolute value, which is generous: three candidates
-            a latent. ``"auto"``: inclusion where the posterior has an atom at zero, else the mean. Compare sparse
-            and dense codes by ``"mean"`` for both.
+        score: the score s of a latent. ``"inclusion"``: the inclusion probability. ``"mean"``: the best, on `train`, of
+            the posterior mean, its negative and its absolute value; three candidates for each latent make this
+            generous. ``"auto"``: inclusion if the posterior has an atom at zero, else the mean. To compare sparse with
+            dense codes, use ``"mean"`` for both.
         seed: of dynamic binarisation.
 
     Raises:
-        ValueError: data without factors, with factors of different names, or with one that is always or never
-            present; an unknown score, or inclusion asked of a posterior that has none.
+        ValueError: data without factors, factors of different names, a factor that is always or never present, an
+            unknown score, or ``"inclusion"`` for a posterior without an atom at zero.
+
+    Example:
+        >>> import vsc_pyro as vsc
+        >>> train, test = vsc.datasets.load("templates")
+        >>> shape = train.images.shape[1:]
+        >>> model = vsc.VAE(vsc.SpikeSlabEncoder(shape, 6), vsc.NormalDecoder(6, shape), vsc.SpikeSlabPrior(6))
+        >>> len(vsc.factor_auroc(model, train[:100], test[:100]).latents) == len(train.factors.names)
+        True
     """
     choice("score", score, dict.fromkeys(("auto", "inclusion", "mean")))
-    present, present_in_test = _presence("train", train), _presence("test", test)
-    names = tuple(train.factors.names)
-    if tuple(test.factors.names) != names:
-        raise ValueError(f"train and test must have the same factors, got {names} and {tuple(test.factors.names)}")
-    has_atom = _has_atom(model, train)
-    if score == "inclusion" and not has_atom:
+    (present, names), (present_in_test, test_names) = _presence("train", train), _presence("test", test)
+    if test_names != names:
+        raise ValueError(f"train and test must have the same factors, got {names} and {test_names}")
+    atom = has_atom(model, train)
+    if score == "inclusion" and not atom:
         raise ValueError("score='inclusion' needs a posterior with an atom at zero; take score='mean' for this model")
-    by_inclusion = has_atom and score != "mean"
-    # Log-odds rank data as the probabilities do, and do not saturate at one.
+    by_inclusion = atom and score != "mean"
+    # Log-odds rank data as probabilities do, and do not saturate at one.
     summary, forms = (inclusion_logits, ["inclusion"]) if by_inclusion else (_signed, ["mean", "-mean", "|mean|"])
     scores = _encode(model, train, summary, seed)
     best = auroc(scores, present).argmax(1)
@@ -170,9 +194,7 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
     )
 
 
-def _encode(
-    model: VAE, data: Dataset | Tensor | np.ndarray | DataLoader, summary: Callable[[Distribution], Tensor], seed: int
-) -> Tensor:
+def _encode(model: VAE, data: Encodable, summary: Callable[[Distribution], Tensor], seed: int) -> Tensor:
     return torch.cat(in_batches(model, data, lambda posterior: checked_codes(summary(posterior)), seed))
 
 
@@ -181,13 +203,8 @@ def _signed(posterior: Distribution) -> Tensor:
     return torch.cat([mean, -mean, mean.abs()], 1)
 
 
-def _has_atom(model: VAE, data: Dataset) -> bool:
-    with model.evaluating():
-        return inclusion_logits(model.encoder(data.images[:1].to(model.reference))) is not None
-
-
 def auroc(scores: Tensor, present: np.ndarray) -> np.ndarray:
-    """Areas of factors (rows) by scores (columns), as the rank-sum statistic (Hanley & McNeil, 1982)."""
+    """Return the areas of factors (rows) by scores (columns), from the rank-sum statistic (Hanley & McNeil, 1982)."""
     from scipy.stats import rankdata
 
     ranks = rankdata(scores.double().numpy(), axis=0)
@@ -196,13 +213,14 @@ def auroc(scores: Tensor, present: np.ndarray) -> np.ndarray:
 
 
 def _labels(part: str, data: Dataset) -> np.ndarray:
-    if in_memory(data).labels is None:
+    labels = in_memory(data).labels
+    if labels is None:
         raise ValueError(f"{part} must have labels, and {part}.labels is None; pass Dataset(images, labels)")
-    return data.labels.cpu().numpy()
+    return labels.cpu().numpy()
 
 
-def _presence(part: str, data: Dataset) -> np.ndarray:
-    """Shape ``(N, K)``, ones and zeros in float64."""
+def _presence(part: str, data: Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the presence of factors as ones and zeros in float64, shape ``(N, K)``, and their names."""
     factors = in_memory(data).factors
     if factors is None:
         raise ValueError(f"{part} must have known factors, and {part}.factors is None; pass Dataset(factors=...)")
@@ -210,7 +228,7 @@ def _presence(part: str, data: Dataset) -> np.ndarray:
     for name, share in zip(factors.names, present.mean(0), strict=True):
         if share in (0, 1):
             raise ValueError(
-                f"factor {name!r} is {'always' if share else 'never'} present in {part}, so there is nothing to tell "
-                "apart; leave it out"
+                f"factor {name!r} is {'always' if share else 'never'} present in {part}, so there is nothing to "
+                "detect; leave it out"
             )
-    return present
+    return present, tuple(factors.names)

@@ -1,4 +1,4 @@
-"""`relaxation_gap`: what an objective makes of soft spikes that the model itself does not have."""
+"""`relaxation_gap`: the part of an objective that is due to relaxed spikes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from vsc_pyro.evaluation.importance import log_likelihood_of
 from vsc_pyro.models.modes import in_mode, on_copies
 from vsc_pyro.models.vae import VAE
 
-GAP_DRAWS = 10  # of each code, all at once
+GAP_DRAWS = 10  # of each code, in one batch
 
 
 def relaxation_gap(model: VAE, x: Tensor, seed: int) -> tuple[Tensor, str | None]:
-    """Log-likelihood of data ``(B, ...)`` given codes as training draws them, minus that given exact draws.
+    r"""Return :math:`E[\log p(x|z_{soft})] - E[\log p(x|z_{hard})]` for each datum, with the reason if there is none.
 
-    Of one posterior, that of training mode, by the same random numbers; shape ``(B,)``. The KL part of the objective
-    knows no difference: a draw is scored by its spike. `model` is in evaluation mode, and without gradients.
+    Soft codes are drawn as in training, hard codes with exact zeros. Both come from the posterior of training mode and
+    from the same random numbers. The KL term is the same for both, because a draw is scored by its spike.
+
+    Args:
+        model: in evaluation mode, called without gradients.
+        x: data, shape ``(B, ...)``.
+        seed: of the draws.
 
     Returns:
-        The gap, and None; or NaN, and why the encoder does not work in training mode on these data.
+        The gaps, shape ``(B,)``, and None. If the encoder fails in training mode: NaN, and the error as text.
     """
     try:
-        soft, hard = _codes_as_trained(model, x, seed)
-    except Exception as error:  # whatever an encoder of a user's own raises
+        soft, hard = _soft_and_hard_codes(model, x, seed)
+    except Exception as error:  # a user's encoder may raise anything
         reason = str(error).partition("\n")[0][:100]
         return x.new_full((len(x),), math.nan), f"the encoder fails in training mode ({type(error).__name__}: {reason})"
     if torch.equal(soft, hard):
@@ -35,8 +40,7 @@ def relaxation_gap(model: VAE, x: Tensor, seed: int) -> tuple[Tensor, str | None
     return log_likelihood_of(model, x, soft).mean(0) - log_likelihood_of(model, x, hard).mean(0), None
 
 
-def _codes_as_trained(model: VAE, x: Tensor, seed: int) -> list[Tensor]:
-    """Codes as training draws them, and exact ones, of which no trace is left in the encoder."""
+def _soft_and_hard_codes(model: VAE, x: Tensor, seed: int) -> list[Tensor]:
     with on_copies(model.encoder), in_mode(model.encoder, True):
         for module in model.encoder.modules():
             if isinstance(module, _BatchNorm):
@@ -45,8 +49,8 @@ def _codes_as_trained(model: VAE, x: Tensor, seed: int) -> list[Tensor]:
             posterior = model.encoder(x)
         codes = []
         for draw in (posterior, posterior.sample):
-            # The same noise for both, so that hard gates give the same codes. What is drawn without gradients need not
-            # be what training draws; nothing here requires one, so that no graph is kept.
+            # Equal noise makes equal codes under hard gates. Gradients are on because a gate may draw otherwise
+            # without them; no tensor here requires one, so no autograd graph is kept.
             with seeded(seed, x.device), torch.enable_grad():
                 codes.append(draw(torch.Size([GAP_DRAWS])).detach())
     return codes

@@ -1,16 +1,16 @@
-r"""`survey`: whether a model works, in two passes over data without a draw: what codes tell, and what they explain.
+r"""`survey`: how much the codes tell about the data and how much they explain, in two passes without a random draw.
 
-* Which latents carry information, see `vsc_pyro.evaluation.information`; how many of them a datum uses,
-  :math:`\sum_j \gamma_j` over these, mean over data.
+* The informative latents, see `vsc_pyro.evaluation.information`, and how many of them a datum uses:
+  :math:`\sum_j \gamma_j` over informative latents, averaged over data.
 * The share of the data's squared deviation from their per-pixel mean that a decoded code explains,
 
   .. math:: R^2 = 1 - \frac{\sum_n \|x_n - \hat x_n\|^2}{\sum_n \|x_n - \bar x\|^2},
       \qquad \hat x_n = E[x | z = c_n],
 
-  of the posterior-mean code c (`vsc_pyro.distributions.centre`) and of the hard code (`hard_code`: exact zeros where
-  :math:`\gamma \le 1/2`). 0 is what the mean alone explains, 1 everything; worse than the mean is negative.
-* Of Bernoulli data the same of their entropy: 1 minus the cross-entropy of the decoded code over that of the per-pixel
-  mean. Draws of the data, so far as pixels are undecided, bound both away from 1.
+  for two codes c: the posterior mean (`vsc_pyro.distributions.centre`) and the hard code (`hard_code`) with exact zeros
+  where :math:`\gamma \le 1/2`. A perfect copy has 1, the per-pixel mean 0, and anything worse a negative value.
+* For Bernoulli data the share of the cross-entropy explained: 1 minus the cross-entropy of the decoded code over that
+  of the per-pixel mean. Neither share can reach 1 for data that are drawn from grey levels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import torch
@@ -27,6 +28,7 @@ from torch.distributions import Distribution
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of, is_bernoulli, noise_scale
+from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.evaluation.information import Information, is_informative
 from vsc_pyro.models.data_checks import as_events
 from vsc_pyro.models.vae import VAE
@@ -37,21 +39,22 @@ _ROWS_AT_ONCE = 1000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """What codes of data tell and explain; means over data.
+    """The result of `survey`; means over data.
 
     Attributes:
         usage: mean inclusion probability of each latent, shape ``(J,)``, float64, on the CPU.
-        information: what each latent carries, in nats, shape ``(J,)``.
-        r2, hard_r2: share of squared deviation explained by the posterior-mean code and by the hard code. NaN where the
-            data do not vary, or the likelihood has no centre.
-        entropy_explained, hard_entropy_explained: likewise of the entropy of Bernoulli data; NaN for others.
-        baseline: what the per-pixel mean alone is off by: squared error of a datum, or nats of Bernoulli data.
+        information: information of each latent, in nats, shape ``(J,)``.
+        r2, hard_r2: share of squared deviation explained by the posterior-mean code and by the hard code; NaN if the
+            data do not vary or the likelihood has no centre.
+        entropy_explained, hard_entropy_explained: share of the cross-entropy of Bernoulli data explained by the same
+            two codes; NaN for other data.
+        baseline: error of the per-pixel mean: squared error of a datum, or cross-entropy of a Bernoulli datum in nats.
         mean, variance: of each pixel of the data, flat, float64, on the CPU.
-        residual: root mean square over data and pixels of data minus decoded mean.
-        noise: root mean square over pixels of the likelihood's scale, in units of the data; NaN where it has none.
-        prior_inclusion: mean inclusion probability of the prior; NaN where it has none.
-        has_atom: whether codes have exact zeros.
-        num_data: how many data.
+        residual: root mean square, over data and pixels, of the data minus the decoded mean.
+        noise: root mean square over pixels of the likelihood's scale, in units of the data; NaN if it has no scale.
+        prior_inclusion: mean inclusion probability under the prior; NaN if the prior has no atom at zero.
+        has_atom: True if the posterior has an atom at zero.
+        num_data: number of data.
     """
 
     usage: Tensor
@@ -71,21 +74,21 @@ class Survey:
 
     @property
     def is_informative(self) -> Tensor:
-        """Which latents carry information, bool, shape ``(J,)``."""
+        """True for each latent that carries information, bool, shape ``(J,)``."""
         return is_informative(self.information, self.usage)
 
     @property
     def deviation(self) -> float:
-        """Root mean square over data and pixels of the deviation from the per-pixel mean."""
+        """Root mean square, over data and pixels, of the deviation from the per-pixel mean."""
         return float(self.variance.mean().sqrt())
 
     @property
     def used_per_datum(self) -> float:
-        """How many of the informative latents are on for a datum."""
+        """Mean number of informative latents that are on for a datum."""
         return float(self.usage[self.is_informative].sum())
 
     def as_dict(self) -> dict[str, float]:
-        """The figures that say whether a run has worked, as plain numbers; what is not defined is left out."""
+        """Return the main figures as plain numbers, without those that are NaN."""
         figures = {
             "latents": len(self.usage),
             "informative_latents": int(self.is_informative.sum()),
@@ -110,38 +113,48 @@ class Survey:
 
 
 def as_share(value: float) -> str:
-    """A share of one as two digits after the point."""
+    """Return a share of one with two digits after the point."""
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text
 
 
 def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
-    """Survey `model`, where it is and in evaluation mode, on `data` that fit it.
+    """Survey `model` in evaluation mode, on its device; see the module's docstring for the measures.
 
-    The caller's random state and the model's mode are left as they were.
+    The caller's random state and the model's mode are restored.
 
     Args:
         model: a `VAE`.
-        data: in memory; dynamic binarisation is drawn by `seed`.
-        seed: of binarisation.
+        data: data in memory that fit the model.
+        seed: of dynamic binarisation.
 
     Raises:
         NotImplementedError: a posterior that has neither a mean nor a median.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> from vsc_pyro.evaluation.survey import survey
+        >>> _ = torch.manual_seed(0)
+        >>> model = vsc.VAE(vsc.SpikeSlabEncoder(64, 9), vsc.BernoulliDecoder(9, 64), vsc.SpikeSlabPrior(9))
+        >>> survey(model, vsc.datasets.load("digits").test).usage.shape
+        torch.Size([9])
     """
     like = model.reference
     with model.evaluating(), seeded(seed, like.device), pyro.validation_enabled(False):
-        rows = _rows(model, data)
-        information, total = Information(), torch.zeros((), dtype=torch.float64)
-        usage = torch.zeros((), dtype=torch.float64)
+        x = data.images[:1].to(like)
+        posterior = model.encoder(x)
+        rows = _rows_at_once(x, posterior)
+        information = Information()
+        usage = total = torch.zeros((), dtype=torch.float64)
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
-            information.look(posterior)
+            information.locate(posterior)
             usage = usage + inclusion_of(posterior).flatten(1).cpu().double().sum(0)
             total = total + x.flatten(1).cpu().double().sum(0)
         errors = _Errors(total / len(data))
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
-            information.add(posterior)
+            information.count(posterior)
             errors.add(x, [model.decoder(code(posterior)) for code in (centre, hard_code)])
         prior = inclusion_logits(getattr(model.prior, "marginal", model.prior)(x))
         prior_inclusion = math.nan if prior is None else float(prior.sigmoid().mean())
@@ -155,22 +168,20 @@ def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
     )
 
 
-def _rows(model: VAE, data: Dataset) -> int:
-    """How many data to take at once, so that memory does not depend on the sizes of data and codes."""
-    x = data.images[:1].to(model.reference)
-    numbers = max(x.numel(), model.encoder(x).event_shape.numel())
+def _rows_at_once(x: Tensor, posterior: Distribution) -> int:
+    """Return a number of data that bounds memory, whatever the sizes of the datum x and of its code."""
+    numbers = max(x.numel(), posterior.event_shape.numel())
     return min(max(1, _ELEMENTS_AT_ONCE // numbers), _ROWS_AT_ONCE)
 
 
 def _batches(data: Dataset, rows: int, seed: int, like: Tensor) -> Iterator[Tensor]:
-    """The data as the model sees them, the same whenever they are asked for."""
+    """Yield the same batches in every call, binarised by `seed`, on the device of `like`."""
     generator = torch.Generator(data.images.device).manual_seed(seed)
-    for indices in torch.arange(len(data)).split(rows):
-        yield data.draw(indices, generator).to(like)
+    return (x.to(like) for x in drawn_batches(data, rows, generator))
 
 
 class _Errors:
-    """Squared errors and cross-entropies of the decoded codes, and of the data's mean."""
+    """Sums of the squared errors and cross-entropies of the two decoded codes and of the data's mean."""
 
     def __init__(self, mean: Tensor) -> None:
         self._mean = mean
@@ -196,9 +207,9 @@ class _Errors:
             return math.nan
         return float((as_events(x, likelihood) - decoded).square().flatten(1).sum(1).double().sum())
 
-    def figures(self, num_data: int) -> dict[str, Tensor | float]:
+    def figures(self, num_data: int) -> dict[str, Any]:
         variance, mean = self._squares / num_data, self._mean
-        # What rounding leaves of data that are all alike is no variance.
+        # Rounding leaves a tiny variance where all data are equal.
         variance = torch.where(variance > 1e-20 * mean**2, variance, torch.zeros_like(variance))
         share = mean.clamp(0, 1)
         entropy = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).sum()

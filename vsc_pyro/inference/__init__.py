@@ -1,1 +1,1 @@
-"""Posteriors better than the encoder's: exact, by sampling, refined, and of data with parts missing."""
+"""Posteriors better than the encoder's: exact, sampled, refined, and given incomplete data."""

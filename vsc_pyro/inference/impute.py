@@ -1,21 +1,27 @@
-r"""`impute`: pixels that are missing, drawn from the model's own distribution given those that are not.
+r"""`impute`: missing pixels drawn from the model's own distribution, given the observed pixels.
 
-With observed pixels :math:`x_o` and missing ones :math:`x_m`, chains on (z, x_m) whose stationary distribution is
-:math:`p(z, x_m | x_o)` whatever the encoder, which was trained on whole data and only proposes. A step is
+With observed pixels :math:`x_o` and missing pixels :math:`x_m`, Markov chains on (z, x_m) have the stationary
+distribution :math:`p(z, x_m | x_o)` for any encoder. The encoder, trained on whole data, only proposes codes. A step is
 
 * a code :math:`z' \sim q(z|x_o, x_m)`, accepted with probability
 
   .. math:: \min\Big(1, \frac{p(x_o, x_m|z')\, p(z')\, q(z|x_o, x_m)}{p(x_o, x_m|z)\, p(z)\, q(z'|x_o, x_m)}\Big),
 
-  all of them the exact densities of hard spikes (Metropolis within Gibbs; P.-A. Mattei, J. Frellsen, 2018);
+  with the exact densities of hard spikes (Metropolis within Gibbs; P.-A. Mattei, J. Frellsen, 2018);
 * missing pixels :math:`x_m \sim p(x_m|z)`.
 
-A code of many latents drawn anew as a whole is rarely accepted. Where q draws latents independently, a proposal
-therefore redraws each with a probability of 1, 1/2, 1/4 or 1/8, itself drawn anew for every step and chain, and keeps
-the others; which are redrawn depends on nothing, and those that are kept drop out of the ratio.
+A proposal that redraws many latents at once is rarely accepted. If q draws latents independently, each latent is
+therefore redrawn with probability 1, 1/2, 1/4 or 1/8, and the others are kept. The probability is drawn for every step
+and chain, independently of the code, so the kept latents drop out of the ratio.
 
-Chains start from the prior, with steps whose codes are always accepted (pseudo-Gibbs; D. J. Rezende, S. Mohamed,
-D. Wierstra, 2014): from anywhere they are near the data in a few, and only near.
+Chains start from the prior, with steps that accept every code (pseudo-Gibbs; D. J. Rezende, S. Mohamed, D. Wierstra,
+2014). These move quickly to the region of the data, but their stationary distribution is not exact.
+
+References
+    A. E. Gelfand, A. F. M. Smith (1990), Sampling-based approaches to calculating marginal densities.
+    P.-A. Mattei, J. Frellsen (2018), Leveraging the exact likelihood of deep latent variable models.
+    D. J. Rezende, S. Mohamed, D. Wierstra (2014), Stochastic backpropagation and approximate inference in deep
+        generative models.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ import dataclasses
 import numpy as np
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent
 from tqdm.auto import tqdm
 
@@ -34,23 +40,23 @@ from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, is_point
 from vsc_pyro.models.data_checks import check_figure, in_memory
+from vsc_pyro.models.vae import VAE
 
-_ROWS_AT_ONCE = 10_000  # chains side by side: 784 pixels in float32 take 30 MB a copy
+_ROWS_AT_ONCE = 10_000  # chains in a batch: 30 MB for 784 pixels in float32
 _SMALLEST_SHARE = 3  # as a power of a half
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Imputation:
-    """What `impute` returns, on the model's device.
+    """The result of `impute`, on the model's device.
 
     Attributes:
-        mean: observed pixels as they are, missing ones :math:`E[x_m | x_o]`, shape of the data ``(B, ...)``: the mean
-            over chains of the decoder's mean, not of the draws (Rao-Blackwellised; A. E. Gelfand, A. F. M. Smith,
-            1990).
-        samples: observed pixels as they are, missing ones drawn, shape ``(S, B, ...)``, a draw from each chain.
-        codes: z of those draws, shape ``(S, B, J)``.
+        mean: observed pixels, and :math:`E[x_m | x_o]` at missing pixels; shape of the data, ``(B, ...)``. The estimate
+            averages the decoder's mean over chains (Rao-Blackwellised; A. E. Gelfand, A. F. M. Smith, 1990).
+        samples: observed pixels, and one draw of the missing pixels from each chain; shape ``(S, B, ...)``.
+        codes: the code z of each sample, shape ``(S, B, J)``.
         acceptance: share of the proposed changes of a code that were accepted, over chains and steps, shape ``(B,)``;
-            NaN where none was proposed. Near 0 the chains have hardly moved, whatever `samples` look like.
+            NaN if none was proposed. Near 0 the chains have hardly moved, whatever `samples` look like.
     """
 
     mean: Tensor
@@ -60,7 +66,7 @@ class Imputation:
 
 
 def impute(
-    model: nn.Module,
+    model: VAE,
     x: Tensor | np.ndarray,
     mask: Tensor | np.ndarray,
     *,
@@ -70,42 +76,51 @@ def impute(
     seed: int = 0,
     progress: bool = False,
 ) -> Imputation:
-    r"""Draw missing pixels from :math:`p(x_m | x_o)`, the model's own distribution given the observed ones.
+    r"""Draw missing pixels from :math:`p(x_m | x_o)`, the model's own distribution given the observed pixels.
 
-    By Markov chains whose stationary distribution that is, whatever the encoder, which only proposes. How near they are
-    after `num_steps` depends on the model: run more and compare. Memory is bounded but for what is returned. Mode and
-    the caller's random state are left as they were. A latent variable of the prior common to all data (a learned
-    inclusion's posterior) is held at its mean, as in `vsc_pyro.evaluate`.
+    Markov chains converge to this distribution for any encoder. The number of steps they need depends on the model: run
+    more and compare. Memory is bounded except for the result. The model's mode and the caller's random state are
+    restored. A latent variable of the prior common to all data (a learned inclusion's posterior) is held at its mean,
+    as in `vsc_pyro.evaluate`.
 
     Args:
         model: a `vsc_pyro.VAE`.
-        x: data as the model sees them (binarised, if they are to be), shape ``(B, ...)``. Values at missing pixels
-            are not looked at and may be anything, NaN too. (Grey levels under a `BernoulliDecoder` are weighed by
-            their cross-entropy, which is no likelihood.)
-        mask: bool, **True where a pixel is OBSERVED**, False where it is missing; of the shape of x or one that
-            broadcasts to it. Where nothing of a datum is observed it is drawn from the model's prior.
-        num_samples: independent chains S of each datum, which give one draw each.
-        num_steps: of each chain, after the pseudo-Gibbs ones. A step takes one pass of the encoder and two of the
-            decoder.
-        num_pseudo_steps: steps before those whose codes are always accepted.
-        seed: of everything that is drawn.
+        x: data as the model sees them (after binarisation, if any), shape ``(B, ...)``. Values at missing pixels are
+            ignored and may be NaN. (Grey levels under a `BernoulliDecoder` are weighted by their cross-entropy, which
+            is no likelihood.)
+        mask: bool, **True where a pixel is OBSERVED**, False where it is missing; of the shape of x, or of one that
+            broadcasts to it. A datum without an observed pixel is drawn from the model's prior.
+        num_samples: independent chains S of each datum, one draw from each.
+        num_steps: exact steps of each chain, after the pseudo-Gibbs steps. A step takes one pass of the encoder and two
+            of the decoder.
+        num_pseudo_steps: pseudo-Gibbs steps, which accept every code.
+        seed: of all random draws.
         progress: show a bar.
 
     Raises:
-        ValueError: a mask that is not bool or of another shape; observed pixels that are not finite or not in the
-            support of the likelihood; a posterior that is a point, a flat prior, or a likelihood whose pixels are
-            not independent given the code; or numbers below 1.
+        ValueError: a mask that is not bool or has another shape, observed pixels that are not finite or outside the
+            support of the likelihood, a posterior that is a point, a flat prior, a likelihood whose pixels are not
+            independent given the code, or numbers below 1.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> _ = torch.manual_seed(0)
+        >>> model = vsc.VAE(vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.SpikeSlabPrior(2))
+        >>> x, mask = torch.randn(3, 4), torch.tensor([True, True, False, False])
+        >>> imputed = vsc.impute(model, x, mask, num_samples=5, num_steps=10)
+        >>> imputed.samples.shape, torch.equal(imputed.mean[:, :2], x[:, :2])
+        (torch.Size([5, 3, 4]), True)
     """
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     num_steps = positive_int("num_steps", num_steps)
     num_pseudo_steps = natural_int("num_pseudo_steps", num_pseudo_steps)
-    if isinstance(x, Dataset):  # whose images need not be what the model sees
+    if isinstance(x, Dataset):  # its images may still have to be binarised
         raise ValueError("x must be a tensor of data as the model sees them, got a Dataset; pass data.draw(slice(10))")
     x = in_memory(x).images.to(model.reference)
     mask = _checked_mask(mask, x)
     with model.evaluating(), seeded(seed, x.device), pyro.validation_enabled(False):
         x = _without_missing(model, x, mask)
-        prior = _refuse(model, x)
+        prior = _checked_prior(model, x)
         chains = torch.arange(len(x) * num_samples, device=x.device).split(_ROWS_AT_ONCE)
         steps = num_pseudo_steps + num_steps
         mean, parts = torch.zeros_like(x), []
@@ -128,9 +143,9 @@ def impute(
 
 
 def _run(
-    model: nn.Module, prior: Distribution, x: Tensor, mask: Tensor, num_pseudo_steps: int, num_steps: int, bar: tqdm
+    model: VAE, prior: Distribution, x: Tensor, mask: Tensor, num_pseudo_steps: int, num_steps: int, bar: tqdm
 ) -> tuple[Tensor, ...]:
-    """One chain for each row of x: the last mean of the decoder, draw and code; changes accepted and proposed."""
+    """Run a chain for each row of x; return its last mean, draw and code, and counts of accepted and proposed codes."""
     z = prior.expand(x.shape[:1]).sample()
     likelihood = model.decoder(z)
     accepted, proposed = x.new_zeros(2, len(x))
@@ -144,7 +159,7 @@ def _run(
             redrawn = _redrawn(posterior, z)
             proposal = torch.where(redrawn, proposal, z)
             log_ratio = (
-                _log_ratio(model.decoder(proposal), likelihood, x)
+                _log_likelihood_ratio(model.decoder(proposal), likelihood, x)
                 + (prior.log_prob(proposal) - prior.log_prob(z))
                 + _log_proposal_ratio(posterior, z, proposal, redrawn)
             )
@@ -160,32 +175,33 @@ def _run(
 
 
 def _redrawn(posterior: Distribution, z: Tensor) -> Tensor:
-    """Which latents a proposal draws anew: bool, of the shape of z."""
-    if _scalars(posterior) is None:
+    """Return True for each latent that the proposal redraws; bool, shape of z."""
+    if _scalars(posterior).event_shape:
         return torch.ones_like(z, dtype=torch.bool)
     share = 0.5 ** torch.randint(_SMALLEST_SHARE + 1, z.shape[:1], device=z.device)
     return torch.rand_like(z) < _unsqueeze_like(share, z)
 
 
 def _log_proposal_ratio(posterior: Distribution, z: Tensor, proposal: Tensor, redrawn: Tensor) -> Tensor:
-    if _scalars(posterior) is None:
-        return posterior.log_prob(z) - posterior.log_prob(proposal)
-    # Latents that are kept are left out and not cancelled: far out in a sharp q they would drown the others' digits.
     each = _scalars(posterior)
+    if each.event_shape:
+        return posterior.log_prob(z) - posterior.log_prob(proposal)
+    # Kept latents are left out rather than cancelled: in the tails of a sharp q their huge terms would absorb the
+    # digits of the others.
     difference = each.log_prob(z) - each.log_prob(proposal)
     return torch.where(redrawn, difference, torch.zeros_like(difference)).flatten(1).sum(1)
 
 
-def _log_ratio(new: Distribution, old: Distribution, x: Tensor) -> Tensor:
+def _log_likelihood_ratio(new: Distribution, old: Distribution, x: Tensor) -> Tensor:
     value = x.reshape(x.shape[:1] + new.event_shape)
     return (_scalars(new).log_prob(value) - _scalars(old).log_prob(value)).flatten(1).sum(1)
 
 
-def _scalars(distribution: Distribution) -> Distribution | None:
-    """The distributions of the coordinates of an event, where they are independent; else None."""
+def _scalars(distribution: Distribution) -> Distribution:
+    """Return the distribution without `Independent`; its `event_shape` is empty if its coordinates are independent."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
-    return None if distribution.event_shape else distribution
+    return distribution
 
 
 def _unsqueeze_like(rows: Tensor, z: Tensor) -> Tensor:
@@ -209,14 +225,15 @@ def _checked_mask(mask: Tensor | np.ndarray, x: Tensor) -> Tensor:
     bad = int((mask & ~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(
-            f"x holds {bad} NaN or infinite values where mask is True, which says observed; make it False there"
+            f"x holds {bad} NaN or infinite values where mask is True (observed); make mask False where a pixel is "
+            "missing"
         )
     return mask
 
 
-def _without_missing(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """x with values at missing pixels that depend on the model alone, checked to be data of the model."""
-    # Zero is not in the support of every likelihood; a draw is.
+def _without_missing(model: VAE, x: Tensor, mask: Tensor) -> Tensor:
+    """Return x, checked, with values at missing pixels that do not depend on the values given there."""
+    # Zero may lie outside the support of the likelihood; a draw does not.
     x = torch.where(mask, x, torch.zeros_like(x))
     code = model.marginal_prior(x[:1])
     draw = model.decoder(x.new_zeros(1, *code.event_shape)).sample()
@@ -226,19 +243,18 @@ def _without_missing(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     return x
 
 
-def _refuse(model: nn.Module, x: Tensor) -> Distribution:
-    """The prior, of a model whose posterior has a density and whose pixels are independent given a code."""
+def _checked_prior(model: VAE, x: Tensor) -> Distribution:
+    """Return the prior of a model whose posterior has a density and whose pixels are independent given a code."""
     if is_point(model.encoder(x[:1])):
         raise ValueError(
-            "the posterior must have a density for a proposal to be accepted or not, and "
+            "the posterior must have a density for the acceptance of proposals, and "
             f"{type(model.encoder).__name__} gives points; take SpikeSlabEncoder, NormalEncoder or another"
         )
     prior = model.marginal_prior(x[:1])
     likelihood = model.decoder(x.new_zeros(1, *prior.event_shape))
-    if _scalars(likelihood) is None:
+    if _scalars(likelihood).event_shape:
         raise ValueError(
-            "pixels must be independent given a code, so that the missing ones can be drawn apart from the observed, "
-            f"got {type(likelihood).__name__}; let the decoder return a distribution of scalars made one of data by "
-            ".to_event()"
+            "pixels must be independent given a code, so that missing ones can be drawn separately, got "
+            f"{type(likelihood).__name__}; let the decoder return a distribution of scalars with .to_event()"
         )
     return prior

@@ -3,20 +3,25 @@ r"""The exact posterior of a linear decoder with Gaussian noise under a spike-an
 .. math:: z_j \sim \alpha_j N(0, 1) + (1 - \alpha_j)\, \delta_0, \qquad x = D z + b + \epsilon, \quad
     \epsilon \sim N(0, \Sigma), \ \Sigma \text{ diagonal}
 
-All that x says about z is in :math:`h = D^\top \Sigma^{-1} (x - b)`, and all that the dictionary says in
-:math:`G = D^\top \Sigma^{-1} D`. Given which latents are on, a pattern :math:`s \in \{0, 1\}^J`, all is Gaussian:
+The sufficient statistics are :math:`h = D^\top \Sigma^{-1} (x - b)` of a datum and
+:math:`G = D^\top \Sigma^{-1} D` of the dictionary. Given a pattern :math:`s \in \{0, 1\}^J` of the latents that are on,
+everything is Gaussian:
 
 .. math:: z_s \mid x, s \sim N(C_s h_s, C_s), \qquad C_s = (I + G_{ss})^{-1}, \qquad
-    \log p(x | s) = \log N(x; b, \Sigma) + \tfrac12 \log |C_s| + \tfrac12 h_s^\top C_s h_s,
+    \log p(x | s) = \log N(x; b, \Sigma) + \tfrac12 \log |C_s| + \tfrac12 h_s^\top C_s h_s.
 
-so evidence and posterior are sums over the :math:`2^J` patterns, each of which costs :math:`J^2` operations a datum,
-whatever the number of pixels. (T. J. Mitchell, J. J. Beauchamp, 1988, for regression.)
+Evidence and posterior are therefore sums over :math:`2^J` patterns. A pattern costs :math:`J^2` operations for a datum,
+whatever the number of pixels.
+
+References
+    T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,17 +35,17 @@ from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 
 MAX_LATENTS = 12
-NUMBERS_AT_ONCE = 2**22  # in float64 32 MB a copy
+NUMBERS_AT_ONCE = 2**22  # 32 MB in float64
 _ROWS_AT_ONCE = 4096
 
 
 class LinearGaussian(NamedTuple):
-    """The sufficient statistics of data under a linear-Gaussian model, in float64; see the module's docstring.
+    """Sufficient statistics of data under a linear-Gaussian model, float64; symbols as in the module's docstring.
 
     Attributes:
         gram: G, shape ``(J, J)``.
         projection: h, shape ``(B, J)``.
-        log_noise: log N(x; b, Sigma), the evidence of a datum if no latent is on, shape ``(B,)``.
+        log_noise: log N(x; b, Sigma), the log-evidence of a datum given that no latent is on, shape ``(B,)``.
         logits: log-odds of the prior inclusion probabilities, shape ``(J,)``.
     """
 
@@ -51,11 +56,11 @@ class LinearGaussian(NamedTuple):
 
 
 def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
-    """Reduce data x, shape ``(B, ...)``, to what a linear-Gaussian model sees of them.
+    """Return the sufficient statistics of data x, shape ``(B, ...)``, under a linear-Gaussian model.
 
     Raises:
-        ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior that is
-            not one spike-and-slab with standard normal slabs.
+        ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior other
+            than a spike-and-slab with standard normal slabs that is the same for all data.
     """
     images = in_memory(x).images
     model.check_data(images)
@@ -81,23 +86,25 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
 
 
 def _logits(prior: Distribution) -> Tensor:
-    """Log-odds of a prior of spikes and standard normal slabs, the same for all data; float64, shape ``(J,)``."""
+    """Return the log-odds of a prior of spikes and standard normal slabs, float64, shape ``(J,)``."""
     base = prior.base_dist if isinstance(prior, Independent) else prior
-    slab = base.slab if isinstance(base, SpikeSlab) else None
-    if not isinstance(slab, Normal) or prior.batch_shape or (slab.loc != 0).any() or (slab.scale != 1).any():
-        kind = type(base).__name__ if slab is None else f"SpikeSlab of {type(slab).__name__}"
+    kind = type(base).__name__
+    if isinstance(base, SpikeSlab):
+        slab = base.slab
+        kind = f"SpikeSlab of {type(slab).__name__}"
         if isinstance(slab, Normal) and not prior.batch_shape:
+            if (slab.loc == 0).all() and (slab.scale == 1).all():
+                return base.logits.double()
             far = int((slab.loc.abs() + (slab.scale - 1).abs()).argmax())
             kind += f", with a slab of location {float(slab.loc[far]):.3g} and scale {float(slab.scale[far]):.3g}"
-        raise ValueError(
-            f"the exact posterior is that under one spike-and-slab with standard normal slabs, got a prior of {kind}; "
-            "build the model with SpikeSlabPrior(..., slab='normal', learn_slab=False)"
-        )
-    return base.logits.double()
+    raise ValueError(
+        "the exact posterior needs one spike-and-slab prior for all data with standard normal slabs, got a prior of "
+        f"{kind}; build the model with SpikeSlabPrior(..., slab='normal', learn_slab=False)"
+    )
 
 
 class Patterns:
-    """All on-off patterns of J latents, and the Gaussian posterior of the latents in each.
+    """All on-off patterns of J latents, with the Gaussian posterior of the latents under each pattern.
 
     Args:
         gram: G, shape ``(J, J)``.
@@ -105,7 +112,7 @@ class Patterns:
 
     Attributes:
         on: the patterns, ones and zeros, shape ``(2^J, J)``.
-        covariance: C, zero in rows and columns of latents that are off, shape ``(2^J, J, J)``.
+        covariance: C, with zeros in the rows and columns of latents that are off, shape ``(2^J, J, J)``.
     """
 
     def __init__(self, gram: Tensor, logits: Tensor) -> None:
@@ -113,7 +120,8 @@ class Patterns:
         latents = torch.arange(num, device=gram.device)
         self.on = (torch.arange(2**num, device=gram.device).unsqueeze(1) >> latents & 1).to(gram)
         identity = torch.eye(num).to(gram)
-        # A latent that is off has a row and column of the identity, which changes neither determinant nor the others.
+        # A latent that is off has a row and column of the identity, which leaves the determinant and the other latents
+        # as they are.
         precision = identity + gram * self.on.unsqueeze(2) * self.on.unsqueeze(1)
         factor = torch.linalg.cholesky(precision)
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
@@ -123,17 +131,17 @@ class Patterns:
         self._log_weight = prior - factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
     def log_joint(self, projection: Tensor) -> Tensor:
-        """Of a pattern and x, without log N(x; b, Sigma): ``(*, J) -> (*, 2^J)``."""
+        """Return log p(s, x) - log N(x; b, Sigma) for all patterns s: ``(*, J) -> (*, 2^J)``."""
         products = (projection.unsqueeze(-1) * projection.unsqueeze(-2)).flatten(-2)
         return self._log_weight + 0.5 * products @ self.covariance.flatten(1).T
 
     def mean(self, weights: Tensor, projection: Tensor) -> Tensor:
-        """E[z | x], shape ``(*, J)``, of patterns with probabilities `weights`, shape ``(*, 2^J)``."""
+        """Return E[z | x], shape ``(*, J)``, if patterns have the probabilities `weights`, shape ``(*, 2^J)``."""
         mixed = (weights @ self.covariance.flatten(1)).unflatten(-1, self.covariance.shape[1:])
         return (mixed @ projection.unsqueeze(-1)).squeeze(-1)
 
     def sample(self, weights: Tensor, projection: Tensor, num_draws: int) -> Tensor:
-        """Draws of z, exact zeros included, shape ``(*, num_draws, J)``; from torch's random state."""
+        """Draw z with exact zeros from torch's random state, shape ``(*, num_draws, J)``."""
         cumulative = weights.cumsum(-1)
         uniform = torch.rand(*weights.shape[:-1], num_draws).to(weights) * cumulative[..., -1:]
         chosen = torch.searchsorted(cumulative, uniform, right=True).clamp(max=weights.shape[-1] - 1)
@@ -144,7 +152,7 @@ class Patterns:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExactPosterior:
-    """What `exact_posterior` returns: moments in float64, on the model's device.
+    """The result of `exact_posterior`: moments in float64, on the model's device.
 
     Attributes:
         log_evidence: log p(x), shape ``(B,)``.
@@ -159,10 +167,9 @@ class ExactPosterior:
     _patterns: Patterns = dataclasses.field(repr=False)
     _projection: Tensor = dataclasses.field(repr=False)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Independent draws of z given x, from torch's random state, shape `sample_shape + (B, J)`, float64."""
-        sample_shape = torch.Size(sample_shape)
-        num = sample_shape.numel()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw z given x from torch's random state, shape `sample_shape + (B, J)`, float64."""
+        num = torch.Size(sample_shape).numel()
         patterns, latents = self._patterns.on.shape
         at_once = max(1, NUMBERS_AT_ONCE // latents**2)
         draws = []
@@ -177,10 +184,10 @@ class ExactPosterior:
 
 
 def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
-    r"""Evidence and posterior of data under a linear `NormalDecoder` and a `SpikeSlabPrior` of at most 12 latents.
+    r"""Return evidence and posterior of data under a linear `NormalDecoder` and a `SpikeSlabPrior` of up to 12 latents.
 
-    The sum over all :math:`2^J` patterns of the module's docstring, in float64, with bounded memory. An inclusion that
-    is learned is taken as it stands (one with a posterior: at its mean).
+    Sums over all :math:`2^J` patterns of latents, see the module's docstring, in float64 with bounded memory. A learned
+    inclusion has its current value; an inclusion with a posterior is held at its mean.
 
     Args:
         model: a `VAE` with a ``NormalDecoder(..., hidden=())``, of any variance, and a `SpikeSlabPrior` of normal
@@ -189,6 +196,15 @@ def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
 
     Raises:
         ValueError: another decoder, prior or slab; more than 12 latents; or data that do not fit the model.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> model = vsc.VAE(
+        ...     vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4, hidden=()), vsc.SpikeSlabPrior(2, 0.3)
+        ... )
+        >>> posterior = vsc.exact_posterior(model, torch.randn(5, 4))
+        >>> posterior.log_evidence.shape, posterior.inclusion.shape, posterior.sample((7,)).shape
+        (torch.Size([5]), torch.Size([5, 2]), torch.Size([7, 5, 2]))
     """
     statistics = linear_gaussian(model, x)
     latents = len(statistics.logits)
@@ -205,7 +221,7 @@ def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
         weights = log_joint.softmax(-1)
         means = torch.einsum("sij,bj->bsi", patterns.covariance, projection)
         mean = patterns.mean(weights, projection)
-        # Around the mean: the difference of two second moments would lose what a sharp posterior has.
+        # Around the mean, because a difference of second moments cancels the small variance of a sharp posterior.
         between = torch.einsum("bs,bsi->bi", weights, (means - mean.unsqueeze(1)).square())
         fields.append((torch.logsumexp(log_joint, -1), weights @ patterns.on, mean, weights @ spread + between))
     evidence, inclusion, mean, variance = (torch.cat(field) for field in zip(*fields, strict=True))

@@ -1,13 +1,18 @@
-r"""`refine`: what an encoder's posteriors lose by coming from one network, and the better ones.
+r"""`refine`: a better posterior for each datum than the encoder's, and the loss that amortisation causes.
 
-An encoder gives the posterior of every datum by the same function. With decoder and prior held, the parameters of each
-datum's own posterior may be moved on to a higher bound, with no network between; the gain
+An encoder computes the posterior of every datum by one function. With decoder and prior held fixed, the parameters of
+each datum's own posterior can be optimised further, without a network. The gain
 
 .. math:: \max_q \{E_q[\log p(x|z)] - KL(q \| p)\} - \{E_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \| p)\}
 
-is the *amortisation gap* (C. Cremer, X. Li, D. Duvenaud, 2018), or as much of it as the optimiser found. What is then
-left to the evidence is the family's own: latents that depend on one another given x, which no posterior of independent
-latents can say. (D. Hjelm et al., 2016, and Y. Kim et al., 2018, refine in training.)
+is the *amortisation gap* (C. Cremer, X. Li, D. Duvenaud, 2018), or the part of it that the optimiser finds. The
+remaining distance to the evidence is due to the family: its latents are independent given x, those of the true
+posterior are not. (D. Hjelm et al., 2016, and Y. Kim et al., 2018, refine posteriors during training.)
+
+References
+    C. Cremer, X. Li, D. Duvenaud (2018), Inference suboptimality in variational autoencoders.
+    R. D. Hjelm et al. (2016), Iterative refinement of the approximate posterior for directed belief networks.
+    Y. Kim, S. Wiseman, A. C. Miller, D. Sontag, A. M. Rush (2018), Semi-amortized variational autoencoders.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from typing import cast
 
 import numpy as np
 import pyro
@@ -37,30 +43,37 @@ from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import OBJECTIVES, TraceELBO, get_objective
 from vsc_pyro.training.svi import SVI
 
-_ROWS_AT_ONCE = 10_000  # decoded codes held in memory
+_ROWS_AT_ONCE = 10_000  # decoded codes
 _BOUND_DRAWS = 100
-# Of the relaxations' biases in the spikes' gradient the least that a few draws can bear: with the encoders' temperature
-# of 0.5 inclusion probabilities of linear models end .01 to .03 from the optimum's.
+# Below the encoders' temperature, for less bias in the gradient of spikes. The number of draws makes up for its noise.
 _GATE = BinaryConcrete(temperature=0.1)
 
 
 class FreePosterior(nn.Module):
-    """An encoder without a network: parameters of its own for every datum, starting from a given posterior.
+    """An encoder without a network: parameters for every datum, starting from a given posterior.
 
-    Every parameter of the family is moved from where it starts: a real one in units of the scale beside it, where there
-    is one, for a step that suits a sharp posterior then suits a wide one; a positive one by a factor; any other in the
-    unconstrained space of `torch.distributions.transform_to`.
+    Parameters are optimised as offsets from their start. The offset of a real parameter is in units of the scale beside
+    it, if any, so that one step size suits sharp and wide posteriors. The offset of a positive parameter is a factor.
+    The offset of any other parameter is in the unconstrained space of `torch.distributions.transform_to`.
 
     Args:
-        distribution: where to start, of `batch_shape` ``(B,)``: independent scalars of any family whose arguments are
-            its `arg_constraints`, a spike-and-slab of these, thresholded or not, or a point (`Delta`).
-        gate: of the spikes, a name or a `vsc_pyro.gates.Gate`; None for that of `distribution`.
+        distribution: the start, `batch_shape` ``(B,)``: independent scalars of any family whose constructor takes its
+            `arg_constraints`, a spike-and-slab of these, thresholded or not, or a point (`Delta`).
+        gate: gate of the spikes, a name or a `vsc_pyro.gates.Gate`; None for that of `distribution`.
 
     Shapes:
-        x ``(B, ...)``, whose values do not matter; the distribution has `batch_shape` ``(B,)``.
+        x ``(B, ...)``, whose values are ignored; the distribution has `batch_shape` ``(B,)``.
 
     Raises:
         ValueError: a distribution of another family.
+
+    Example:
+        >>> import torch
+        >>> from pyro.distributions import Normal
+        >>> from vsc_pyro.inference.refine import FreePosterior
+        >>> free = FreePosterior(Normal(torch.zeros(5, 2), 1.0).to_event(1))
+        >>> free(torch.zeros(5, 9)).event_shape, len(list(free.parameters()))
+        (torch.Size([2]), 2)
     """
 
     def __init__(self, distribution: Distribution, gate: str | Gate | None = None) -> None:
@@ -69,7 +82,7 @@ class FreePosterior(nn.Module):
             spikes = copy.copy(distribution.base_dist)
             spikes.gate = get_gate(gate)
             distribution = spikes.to_event(distribution.reinterpreted_batch_ndims)
-        self._start = distribution  # its family and gate; of its parameters the buffers
+        self._start = distribution  # for its family and gate; its parameters are buffers
 
         def keep(name: str, value: Tensor, _: Constraint) -> Tensor:
             self.register_buffer(_first(name), value.detach().clone())
@@ -80,12 +93,12 @@ class FreePosterior(nn.Module):
             changed(distribution, keep)
         except NotImplementedError as error:
             raise ValueError(
-                f"posteriors to refine are independent scalars, spike-and-slab or not, or points: {error}; refine a "
-                "model with one of the library's encoders"
+                f"refine takes posteriors of independent scalars, spike-and-slab or not, or points: {error}; use one "
+                "of the library's encoders"
             ) from error
 
     def forward(self, x: Tensor) -> TorchDistribution:
-        return changed(self._start, self._parameter)
+        return cast(TorchDistribution, changed(self._start, self._parameter))
 
     def _parameter(self, name: str, _: Tensor, constraint: Constraint) -> Tensor:
         first, moved = getattr(self, _first(name)), getattr(self, _moved(name))
@@ -98,7 +111,7 @@ class FreePosterior(nn.Module):
         return transform(transform.inv(first) + moved)
 
     def restart(self, rows: Tensor) -> None:
-        """Put data where `rows`, a bool tensor of shape ``(B,)``, is True back where they started."""
+        """Reset the posteriors of some data to their start; `rows` is a bool tensor of shape ``(B,)``."""
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter[rows] = 0.0
@@ -112,8 +125,8 @@ def _moved(name: str) -> str:
     return f"moved_{name.replace('.', '_')}"
 
 
-class _Held(nn.Module):
-    """A prior that is the same at every step: what it makes of x depends on no parameter that is moved here."""
+class _FixedPrior(nn.Module):
+    """A prior computed once: it depends on no parameter that is optimised here."""
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
@@ -125,12 +138,12 @@ class _Held(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Refinement:
-    """What `refine` returns.
+    """The result of `refine`.
 
     Attributes:
         posterior: the refined q(z|x) of all data, `batch_shape` ``(N,)``.
-        elbo_before, elbo_after: bound of every datum, nats, shape ``(N,)``, at beta = 1 and with hard spikes, by the
-            same noise for both. (For models without a bound, points for instance, it is what training maximises, as
+        elbo_before, elbo_after: bound of each datum in nats, shape ``(N,)``, at beta = 1, with hard spikes and equal
+            noise for both. (For models without a bound, such as points, the objective of training, as in
             `Evaluation.objective`.)
     """
 
@@ -140,7 +153,7 @@ class Refinement:
 
     @property
     def gain(self) -> Tensor:
-        """Bound gained, shape ``(N,)``: an estimate of the amortisation gap from below."""
+        """Gain of the bound, shape ``(N,)``: an estimate from below of the amortisation gap."""
         return self.elbo_after - self.elbo_before
 
 
@@ -157,29 +170,39 @@ def refine(
     seed: int = 0,
     progress: bool = False,
 ) -> Refinement:
-    """Improve the posteriors that the encoder gives data x, datum by datum, with decoder and prior as they are.
+    """Improve the encoder's posteriors of data x, datum by datum, with decoder and prior held fixed.
 
-    Parameters start at the encoder's output and are moved by Adam, whose rate falls to zero along half a cosine; data
-    whose bound is then no higher than before, by draws of their own, are put back where they started. The model, the
-    caller's random state and Pyro's parameter store are left as they were. A latent variable of the prior
-    common to all data (a learned inclusion's posterior) is held at its mean, as in `evaluate`.
+    Parameters start at the encoder's output. Adam optimises them, with a learning rate that falls to zero along half a
+    cosine. A datum whose bound, estimated with separate draws, has not risen is reset to its start. A latent variable
+    of the prior common to all data (a learned inclusion's posterior) is held at its mean, as in `evaluate`. The model,
+    the caller's random state and Pyro's parameter store are restored.
 
     Args:
-        model: a `VAE` whose encoder gives a family that `FreePosterior` takes.
-        x: data as the model sees them (binarised, if they are to be), shape ``(N, ...)``.
-        steps: of the optimiser, for every datum.
-        lr: its rate at the start; locations move in units of the posterior's scale.
+        model: a `VAE` whose encoder returns a family that `FreePosterior` takes.
+        x: data as the model sees them (after binarisation, if any), shape ``(N, ...)``.
+        steps: optimiser steps for every datum.
+        lr: initial learning rate; locations move in units of the posterior's scale.
         objective: ``"analytic"``, ``"trace"``, ``"exact"`` (linear decoders: no noise), or any `pyro.infer.ELBO`.
-        num_draws: draws of each code per step, for a named objective; None for 20, where it draws any.
-        gate: gradient estimator of the spikes; None for the encoder's, with hard spikes. A low
-            temperature is nearly unbiased, and noise is taken care of by the draws.
+        num_draws: draws of each code per step, for a named objective; None for 20 if the objective draws codes.
+        gate: gradient estimator of the spikes; None for the encoder's, with hard spikes. The default has a low
+            temperature: it is nearly unbiased, and the draws average out its noise.
         seed: of all draws.
         progress: show a bar.
 
     Raises:
         ValueError: data that do not fit the model, a posterior of another family, bad numbers, or a bound of a datum
             that is not finite.
-        NotImplementedError: an ELBO of Pyro's without an estimator for the gate (as Pyro's validation has it).
+        NotImplementedError: an ELBO of Pyro without an estimator for the gate, if Pyro's validation is on.
+
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> _ = torch.manual_seed(0)
+        >>> model = vsc.VAE(
+        ...     vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4, hidden=()), vsc.SpikeSlabPrior(2, 0.3)
+        ... )
+        >>> refined = vsc.refine(model, torch.randn(5, 4), steps=10)
+        >>> refined.gain.shape, float(refined.gain.mean()) > 0
+        (torch.Size([5]), True)
     """
     steps, lr, seed = positive_int("steps", steps), positive_float("lr", lr), natural_int("seed", seed)
     if num_draws is None and not isinstance(objective, ELBO):
@@ -187,41 +210,45 @@ def refine(
     loss = get_objective(objective, num_draws, (Gate() if gate is None else get_gate(gate)).draws_at_once)
     x = in_memory(x).images
     model.check_data(x)
-    decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)  # so that the model's own is not touched
+    decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)
     chunks = x.split(max(1, _ROWS_AT_ONCE // max(loss.num_particles, _BOUND_DRAWS)))
     parts, bounds = [], []
     with tqdm(total=len(chunks) * steps, desc="refine", unit="step", disable=not progress) as bar:
         for rows in chunks:
-            rows = rows.to(model.reference, copy=True)  # those made in inference mode take no part in a gradient
+            rows = rows.to(model.reference, copy=True)  # tensors of inference mode take no part in a gradient
             with model.evaluating():
                 encoded, prior = model.encoder(rows), model.prior(rows).expand(rows.shape[:1])
                 start = _bounds(decoder, rows, encoded, prior, seed)
             check_figure("bound", start, first=sum(map(len, bounds)))
             free = FreePosterior(encoded, gate)
             with seeded(seed, rows.device), pyro.get_param_store().scope(), torch.enable_grad():
-                _climb(VAE(free, decoder, _Held(prior)), rows, loss, steps, lr, bar)
+                _climb(VAE(free, decoder, _FixedPrior(prior)), rows, loss, steps, lr, bar)
             with torch.no_grad():
-                # Chosen by other draws than are reported, which would flatter.
+                # Data are reset by other draws than are reported; selection by the same draws would bias the report.
                 before, after = (_bounds(decoder, rows, q, prior, seed + 1) for q in (encoded, free(rows)))
                 free.restart(~(after > before))
                 bounds.append(torch.stack([start, _bounds(decoder, rows, free(rows), prior, seed)], 1))
             parts.append(free)
+    return Refinement(_joined(parts)(x), *torch.cat(bounds).T)
+
+
+def _joined(parts: list[FreePosterior]) -> FreePosterior:
+    """Return the free posteriors of all data as one, in place of the first."""
     whole = parts[0]
     for name in whole.state_dict():
         getattr(whole, name).data = torch.cat([getattr(part, name).detach() for part in parts])
-    whole.requires_grad_(False)
-    return Refinement(whole(x), *torch.cat(bounds).T)
+    return whole.requires_grad_(False)
 
 
 def _climb(vae: VAE, x: Tensor, loss: ELBO, steps: int, lr: float, bar: tqdm) -> None:
     optimizer = torch.optim.Adam(vae.encoder.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     svi = SVI(vae.model, vae.guide, optimizer, loss)
-    # Some of Pyro's own objectives refuse what they have no estimator for only where they validate.
+    # Some of Pyro's objectives refuse a gate without an estimator only under validation.
     validate = is_validation_enabled() and not isinstance(loss, TraceELBO)
     for _ in range(steps):
         with pyro.validation_enabled(validate), warnings.catch_warnings():
-            # What is sampled for want of a closed form was said when the model was trained.
+            # Training the model has shown this warning.
             warnings.filterwarnings("ignore", message="the KL divergence at site 'z' has no closed form")
             svi.step(x)
         schedule.step()
@@ -229,7 +256,7 @@ def _climb(vae: VAE, x: Tensor, loss: ELBO, steps: int, lr: float, bar: tqdm) ->
 
 
 def _bounds(decoder: nn.Module, x: Tensor, posterior: Distribution, prior: Distribution, seed: int) -> Tensor:
-    """ELBO of every datum, with noise that depends on the shapes and the seed alone."""
+    """Return the ELBO of each datum, with noise that depends on the shapes and the seed alone."""
     with seeded(seed, x.device):
         z = posterior.sample((_BOUND_DRAWS,))
     likelihood = decoder(z)

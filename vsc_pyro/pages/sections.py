@@ -15,9 +15,9 @@ from vsc_pyro.arviz_bridge import predictive_checks
 from vsc_pyro.arviz_bridge.to_arviz import to_arviz
 from vsc_pyro.arviz_bridge.versions import compare_models, plot_statistics
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.evaluation.bounds import bounds
 from vsc_pyro.evaluation.calibration import check_calibration
 from vsc_pyro.evaluation.codes import codes
-from vsc_pyro.evaluation.evaluate import bounds
 from vsc_pyro.evaluation.probes import auroc
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document

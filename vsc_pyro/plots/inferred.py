@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation.evaluate import Bounds
+from vsc_pyro.evaluation.bounds import Bounds
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, GREEN, ORANGE, PURPLE, Style, drawing_of
 from vsc_pyro.plots.inputs import data_for, seeded_evaluation

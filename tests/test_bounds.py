@@ -90,7 +90,7 @@ def test_a_prior_that_depends_on_the_datum_is_labelled(kind):
     assert math.isfinite(result.objective)
     assert str(result).count("none: the prior depends on the datum") == 2
     assert "NOT a bound" in str(result)
-    with pytest.warns(UserWarning, match="all bounds are NaN, for there is none: the prior depends on the datum"):
+    with pytest.warns(UserWarning, match="all bounds are NaN, because there is none: the prior depends on the datum"):
         each = vsc.bounds(model, EVERY, num_draws=5)
     assert each.elbo.isnan().all()
     assert each.iwae.isnan().all()
