@@ -117,7 +117,7 @@ class ExactELBO(AnalyticELBO):
             expected = likelihood.expected_log_prob(site["value"], cast("Tensor", variance))
             site["log_prob"] = scale_and_mask(expected, site["scale"], site["mask"])
             if is_validation_enabled():
-                check_site_shape(cast("Any", site), int(self.max_plate_nesting))
+                check_site_shape(cast("Any", site), cast("int", self.max_plate_nesting))
 
     def _open_term(self, model_trace: Trace, name: str, guide_sites: dict[str, Site]) -> Term:
         if name != self.latent:
