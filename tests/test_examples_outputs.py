@@ -12,9 +12,8 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import inspect_posterior
 import mnist_vsc
-from common import data
+from common import data, outputs, running
 from common import finished as finished_run
-from common import outputs, running
 
 import vsc_pyro as vsc
 

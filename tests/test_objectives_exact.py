@@ -268,7 +268,7 @@ def test_what_is_not_exact_is_refused(sites, message, validate):
 
 
 def test_the_codes_go_by_their_name():
-    with pytest.raises(ValueError, match=r"no common latent site 'code'; name that of the codes, ExactELBO\(latent="):
+    with pytest.raises(ValueError, match=r"no common latent site 'code'; name the codes' site, ExactELBO\(latent="):
         ExactELBO(latent="code").loss(*program(NORMAL))
     # Latents before the codes may be anything; here they are independent of x.
     both = [ExactELBO().loss(*program(NORMAL, before=before)) for before in ([], ["w"])]

@@ -1,51 +1,52 @@
-"""Checks of what a user passes in: each error names the argument, the value it got and what would do."""
+"""Checks of arguments: each error names the argument, the value it got and what to pass instead."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def positive_int(name: str, value: int) -> int:
-    """Return `value` as an `int` of at least 1, or raise `ValueError` naming the argument `name`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return int(value)
+def positive_int(name: str, value: object) -> int:
+    """Return `value` as an `int` of at least 1, or raise a `ValueError` that names the argument `name`."""
+    return _int_from(1, name, value)
 
 
-def natural_int(name: str, value: int) -> int:
-    """Return `value` as an `int` of at least 0, or raise `ValueError` naming the argument `name`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
-    return int(value)
+def natural_int(name: str, value: object) -> int:
+    """Return `value` as an `int` of at least 0, or raise a `ValueError` that names the argument `name`."""
+    return _int_from(0, name, value)
 
 
-def positive_float(name: str, value: float) -> float:
-    """Return `value` as a finite `float` above 0, or raise `ValueError` naming the argument `name`."""
+def _int_from(least: int, name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or (number := int(value)) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return number
+
+
+def positive_float(name: str, value: object) -> float:
+    """Return `value` as a finite `float` above 0, or raise a `ValueError` that names the argument `name`."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
     return float(value)
 
 
 def bool_or_auto(name: str, value: bool | str) -> bool | str:
-    """Return `value`, True, False or ``"auto"``, or raise `ValueError` naming the argument `name`."""
+    """Return `value`, which is True, False or ``"auto"``, or raise a `ValueError` that names the argument `name`."""
     if value not in (True, False, "auto"):
         raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
     return value if value == "auto" else bool(value)
 
 
-def sizes(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
-    """Return `value`, one size or a sequence of sizes, as a tuple of whole numbers of at least 1."""
-    values = (value,) if isinstance(value, numbers.Integral) else tuple(value)
-    return tuple(positive_int(name, v) for v in values)
+def sizes(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
+    """Return `value`, one size or several, as a tuple of integers of at least 1."""
+    return tuple(positive_int(name, size) for size in (value if isinstance(value, Iterable) else (value,)))
 
 
 def choice(name: str, value: str, table: Mapping[str, T]) -> T:
-    """Return `table[value]`, or raise `ValueError` listing the known names."""
+    """Return ``table[value]``, or raise a `ValueError` that lists the known names."""
     if value not in table:
         known = ", ".join(repr(key) for key in sorted(table))
         raise ValueError(f"unknown {name} {value!r}; known are {known}")

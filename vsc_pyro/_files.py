@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is replaced as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_LEFT_BEHIND = 3600.0  # seconds without a byte, after which a temporary file is one of a process that was killed
+_ABANDONED = 3600.0  # seconds since the last write, after which a temporary file belongs to a process that was killed
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on leaving without an error it is flushed to disk and renamed.
+    """Yield a temporary path beside `path`; when the block ends without an error, flush it to disk and rename it.
 
-    A reader, or a process that is killed at any moment, finds the old file or the new one, never half of one; of two
-    writers at the same time the later one's file stays. The temporary is hidden, has a name of its own, and keeps the
-    suffix of `path`, by which some writers choose a format. Where a killed process left one behind, a write of the same
-    file removes it when it is an hour old. Missing folders are made, ``~`` is the home folder, and links are written
-    through.
+    A reader finds the old file or the new one, even if the writer is killed. If two processes write the same file, the
+    one that finishes last wins. The temporary file is hidden and keeps the suffix of `path`, by which some writers
+    choose a format. An old temporary file, left by a process that was killed, is removed by the next write to `path`.
+    Missing folders are created, ``~`` is expanded and symbolic links are followed.
 
     Raises:
-        ValueError: something at `path` that is no regular file.
-        OSError: what the file system refuses; the message names `path`.
+        ValueError: `path` exists and is not a regular file.
+        OSError: the file system refuses to write; the message names `path`.
     """
     path = destination(path)
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(path)
+        _remove_abandoned(path)
         temporary = _temporary(path)
         try:
             yield temporary
@@ -45,10 +44,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def expanded(path: str | os.PathLike, name: str = "path") -> Path:
-    """`path` with a leading ``~`` or ``~user`` replaced by the home folder.
+    """Return `path` with a leading ``~`` or ``~user`` replaced by the home folder.
 
     Raises:
-        ValueError: an unknown user, or what is no name of a file; the message calls it `name`.
+        ValueError: `path` is not the name of a file, or the user is unknown; the message calls the argument `name`.
     """
     text = path if isinstance(path, str) else path.__fspath__() if isinstance(path, os.PathLike) else None
     if not isinstance(text, str) or "\0" in text:
@@ -60,11 +59,12 @@ def expanded(path: str | os.PathLike, name: str = "path") -> Path:
 
 
 def destination(path: str | os.PathLike, name: str = "path") -> Path:
-    """The file that writing to `path` makes or replaces: ``~`` expanded, and links followed to their end.
+    """Return the file that writing to `path` creates or replaces: ``~`` is expanded and symbolic links are followed.
 
     Raises:
-        ValueError: a folder, device, pipe or socket there, or no name of a file; the message calls it `name`.
-        OSError: a file that is write-protected, or links that lead round in a circle.
+        ValueError: `path` is a folder, a device, a pipe or a socket, or not the name of a file; the message calls the
+            argument `name`.
+        OSError: the file is write-protected, or symbolic links form a circle.
     """
     given = expanded(path, name)
     path = Path(os.path.realpath(given))
@@ -80,7 +80,7 @@ def destination(path: str | os.PathLike, name: str = "path") -> Path:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise where `replacing` would, and leave nothing behind: for long work to ask before it starts."""
+    """Raise the error that `replacing` would raise, and leave nothing behind. Call it before long work."""
     path = destination(path)
     with _naming(path):
         folder = next(parent for parent in path.parents if parent.exists())
@@ -94,19 +94,19 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem}-partial-{secrets.token_hex(6)}{path.suffix}")
 
 
-def _remove_left_behind(path: Path) -> None:
-    like = _temporary(path).name
-    start = like[: like.rindex("-")]
+def _remove_abandoned(path: Path) -> None:
+    example = _temporary(path).name
+    start = example[: example.rindex("-")]
     for file in path.parent.iterdir():
-        if len(file.name) == len(like) and file.name.startswith(start) and file.suffix == path.suffix:
-            with contextlib.suppress(FileNotFoundError):  # another writer may have been quicker
-                if time.time() - file.stat().st_mtime > _LEFT_BEHIND:
+        if len(file.name) == len(example) and file.name.startswith(start) and file.suffix == path.suffix:
+            with contextlib.suppress(FileNotFoundError):  # another writer may have removed it first
+                if time.time() - file.stat().st_mtime > _ABANDONED:
                     file.unlink()
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let an error of the file system name `path`, and neither nothing (as of a full disk) nor a temporary file."""
+    """Make errors of the file system name `path`: some name no file (a full disk), others the temporary one."""
     try:
         yield
     except OSError as error:

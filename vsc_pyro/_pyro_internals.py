@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
@@ -72,7 +72,7 @@ def transformation_around(distribution: Distribution) -> TransformedDistribution
 
 
 def _samples(trace: Trace) -> set[str]:
-    return {name for name, site in trace.nodes.items() if site["type"] == "sample"}
+    return {name for name, site in cast("dict[str, dict]", trace.nodes).items() if site["type"] == "sample"}
 
 
 def _frames() -> Iterator[FrameType]:

@@ -29,5 +29,5 @@ class ScalarModule(nn.Module):
         if buffer is None or isinstance(value, Tensor) or not isinstance(value, numbers.Real):
             super().__setattr__(name, value)
         else:
-            self.check_scalar(name, value)
+            self.check_scalar(name, float(value))
             buffer.fill_(value)

@@ -1,4 +1,4 @@
-"""Random state that belongs to one piece of work, and one piece of work at a time."""
+"""Random state, and a lock: torch's generators are shared by all threads, so one thread at a time may use them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
-F = TypeVar("F", bound=Callable[..., Any])
-_PATIENCE = 60.0  # seconds without a word
+P = ParamSpec("P")
+R = TypeVar("R")
+_PATIENCE = 60.0  # seconds of waiting before a warning
 
 
 class _Turn:
-    """Who is at work: a lock, and the name of the thread that holds it."""
+    """A lock and the name of the thread that holds it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -28,23 +29,23 @@ class _Turn:
 
 _turn = _Turn()
 if hasattr(os, "register_at_fork"):
-    # A forked process has none of the other threads, and what one of them holds would be held for ever.
+    # A fork copies the lock but not the thread that holds it, so the child would wait for ever.
     os.register_at_fork(after_in_child=_turn.__init__)
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """No other thread within: torch's generators, Pyro's stack of handlers and a module's mode belong to all of them.
+    """Keep other threads out of the block: they share torch's generators, Pyro's handlers and every module's mode.
 
-    A thread that holds it may ask again. Others wait, for as long as a `vsc_pyro.fit` takes, and warn if that is long:
-    the thread that holds it may be waiting for them.
+    The lock is reentrant. Other threads wait until the block ends, which may be as long as a call of `vsc_pyro.fit`.
+    They warn after a minute, because the thread that holds the lock may be waiting for them.
     """
     lock = _turn.lock
     if not lock.acquire(timeout=_PATIENCE):
         warnings.warn(
             f"thread {threading.current_thread().name} has waited for {_PATIENCE:g} s for thread {_turn.holder}, which "
-            "trains, evaluates or is within model.evaluating(), as one thread at a time can; if that one waits for "
-            "this one, neither will go on: let it leave model.evaluating() first",
+            "trains, evaluates or is inside model.evaluating(); only one thread at a time can. If that thread waits "
+            "for this one, both wait for ever: let it leave model.evaluating() first",
             stacklevel=3,
         )
         lock.acquire()
@@ -55,19 +56,22 @@ def alone() -> Iterator[None]:
         lock.release()
 
 
-def trains(step: F) -> F:
-    """Let a function that trains run alone, and with gradients: under a caller's `torch.no_grad` it trains nothing."""
+def trains(step: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that trains: it runs alone (see `alone`) and with gradients.
+
+    A caller's `torch.no_grad` or `torch.inference_mode`, under which nothing would be trained, is suspended.
+    """
 
     @functools.wraps(step)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with alone(), torch.inference_mode(False):
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with alone(), torch.inference_mode(False):  # switches gradients on as well
             return step(*args, **kwargs)
 
     return wrapper
 
 
 def manual_seed(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the CPU and of `device`, and no others (`torch.manual_seed` seeds every one)."""
+    """Seed torch's generators of the CPU and of `device` only; `torch.manual_seed` seeds those of all devices."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -76,7 +80,7 @@ def manual_seed(seed: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators of the CPU and of `device` seeded within, and afterwards as the caller had them."""
+    """Seed torch's generators of the CPU and of `device` in the block, and restore the caller's state after it."""
     with alone(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         manual_seed(seed, device)
         yield
@@ -84,8 +88,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_random_numbers() -> Iterator[None]:
-    """Random numbers of torch on the CPU, of Python and of NumPy, afterwards as the caller had them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 that of user functions
+    """Restore the state of torch's CPU generator, of Python's and of NumPy's after the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 user functions may draw from it
     try:
         with alone(), torch.random.fork_rng([]):
             yield

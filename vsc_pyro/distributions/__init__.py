@@ -1,4 +1,4 @@
-"""The spike-and-slab distribution, mixtures of it, what is linear in a code, and Kullback-Leibler divergences."""
+"""Distributions of codes and data, their divergences, and the questions that every family answers (`families`)."""
 
 from vsc_pyro._pyro_internals import PARTICLES
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)

@@ -2,17 +2,19 @@ r"""Kullback-Leibler divergences of the spike-and-slab, registered with `torch.d
 
 .. math:: KL(q \| p) = \gamma_q\, KL(F_q \| F_p) + KL(\mathrm{Bern}(\gamma_q) \| \mathrm{Bern}(\gamma_p))
 
-for any two slabs that have a KL divergence of their own. An atom-free q has :math:`KL(q \| F_p) - \log \gamma_p`. A
-spike-and-slab q against an atom-free p has none: its atom has no mass there, the divergence is infinite, and asking for
-it is an error. So it is with a Cauchy q against the lighter tails of a Normal, a Laplace or a mixture of these
-(:math:`E_q|z|` is infinite), and with any q but a point against an improper p. All return `batch_shape` and compose
-with ``.to_event``.
+for any two slabs whose KL divergence is registered. For a q without an atom it is :math:`KL(q \| F_p) - \log \gamma_p`.
+
+Infinite divergences raise a `ValueError`: those of a spike-and-slab from a p without an atom; of a Cauchy distribution
+from a Normal, a Laplace or a mixture of these, whose tails are lighter (:math:`E_q|z|` is infinite); and of any q but a
+point from an improper p.
+
+All functions return `batch_shape`, in nats, and work for ``.to_event`` distributions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 from pyro.distributions import Delta, ImproperUniform, MultivariateNormal
@@ -31,18 +33,18 @@ from vsc_pyro.distributions.spikes import almost_certain
 @register_kl(SpikeSlab, SpikeSlab)
 @kl_in_float32
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
-    r""":math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))` for any two slabs."""
+    r"""Return :math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))`."""
     on, prior_on = almost_certain(p.logits), almost_certain(q.logits)
     # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
     off = logsigmoid(-on) - logsigmoid(-prior_on)
     kl = p.probs * (kl_divergence(p.slab, q.slab) + (on - prior_on)) + off
-    return kl.masked_fill(q.logits.isinf() & (p.logits != q.logits), math.inf)  # certain for q, and not so for p
+    return kl.masked_fill(q.logits.isinf() & (p.logits != q.logits), math.inf)  # q is certain and p is not
 
 
 @register_kl(Distribution, SpikeSlab)
 @kl_in_float32
 def _kl_atom_free_spike_slab(p: Distribution, q: SpikeSlab) -> Tensor:
-    r""":math:`KL(p \| F_q) - \log \gamma_q`: finite, since q dominates any atom-free p."""
+    r"""Return :math:`KL(p \| F_q) - \log \gamma_q`, which is finite because q dominates any atom-free p."""
     if not p.has_rsample or not is_atom_free(p):
         raise NotImplementedError(f"no closed form for KL({type(p).__name__} || SpikeSlab)")
     return kl_divergence(p, q.slab) - logsigmoid(q.logits)
@@ -56,7 +58,7 @@ def _kl_delta_spike_slab(p: Delta, q: SpikeSlab) -> NoReturn:
 
 def _refuse_infinite(p: Distribution, q: Distribution) -> NoReturn:
     if reason := why_infinite(p, q):
-        # ValueError, not NotImplementedError: Pyro would take the latter as a request to sample the infinite number.
+        # Not a NotImplementedError, for which an ELBO would sample the infinite divergence.
         raise ValueError(reason)
     raise NotImplementedError(f"no closed form for KL({type(p).__name__} || {type(q).__name__})")
 
@@ -71,10 +73,11 @@ register_kl(IndependentSpikeSlab, MultivariateNormal)(_refuse_infinite)
 def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent) -> Tensor:
     if p.reinterpreted_batch_ndims != q.reinterpreted_batch_ndims:
         raise NotImplementedError(f"events of shapes {tuple(p.event_shape)} and {tuple(q.event_shape)} have no KL")
-    return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)
+    kl = kl_divergence(p.base_dist, q.base_dist)
+    return cast("Tensor", sum_rightmost(kl, p.reinterpreted_batch_ndims))
 
 
-# A number or NotImplementedError, which Pyro takes as a request to sample, would hide that these are infinite.
+# Without these, torch would return a number or an ELBO would sample the infinite divergence.
 register_kl(Cauchy, Normal)(_refuse_infinite)
 register_kl(Cauchy, Laplace)(_refuse_infinite)
 register_kl(Cauchy, MixtureSameFamily)(_refuse_infinite)
@@ -87,7 +90,7 @@ def _kl_delta_flat(p: Delta, q: ImproperUniform) -> Tensor:
 
 def _refuse_improper(p: Distribution, q: ImproperUniform) -> NoReturn:
     raise ValueError(
-        f"KL({family(p)} || ImproperUniform) does not exist, for the prior has no finite mass: a posterior would "
+        f"KL({family(p)} || ImproperUniform) does not exist because the prior has no finite mass: a posterior would "
         "spread without bound; use DeltaEncoder (a plain autoencoder), or a proper prior such as NormalPrior"
     )
 

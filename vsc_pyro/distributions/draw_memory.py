@@ -1,49 +1,50 @@
-r"""Copies of a draw: the value of an operation on a draw, scored as the draw itself would be.
+r"""Copies of a draw: values computed from a draw that are scored as the draw itself would be.
 
-A spike-and-slab's density jumps at zero, so its gradient cannot be read off a number; it takes the draw behind the
-number (see `vsc_pyro.distributions.spike_slab`). Let v be computed from draws :math:`z = s w` of spikes s and slabs w.
-Autograd holds the Jacobian of v by z. Where a cell of v depends on one cell of one draw, and linearly,
+The density of a spike-and-slab jumps at zero, so its gradient needs the draw behind a number (see
+`vsc_pyro.distributions.draws`). Let v be computed from draws :math:`z = s w` with spikes s and slabs w. Autograd holds
+the Jacobian of v by z. If an element of v depends on one element of one draw, and linearly, then
 
-.. math:: v = c + a z, \qquad \log p(v) = s \log p(c + a w) + (1 - s) \log p(c),
+.. math:: v = c + a z, \qquad \log p(v) = s \log p(c + a w) + (1 - s) \log p(c).
 
-which is linear in the spike, as the density of the draw is, and its gradient is as unbiased. That covers views, slices,
-concatenations, padding and repetition (a = 1, c = 0), and scaled and shifted draws. A cell that depends on several
-cells is a number of its own: its gradient is that of the gate, as in any likelihood. Refused are
+Like the density of the draw itself, this is linear in the spike, and its gradient is unbiased. It covers views, slices,
+concatenations, padding and repetition (a = 1, c = 0), and scaled and shifted draws. An element that depends on several
+elements of draws is a number of its own. Its gradient is the gate's gradient, as in any likelihood. Refused are
 
-* a number that is exactly zero: the gate knows nothing of the jump there;
-* a function of one cell that is not linear, piecewise linear ones such as relu included;
-* positions or masks that are tensors (`gather`, `where`, a sort): they may depend on the values, and a spike that flips
+* such a number if it is exactly zero: the gate does not see the jump there;
+* a function of one element that is not linear, which includes piecewise linear functions such as relu;
+* positions or masks that are tensors (`gather`, `where`, a sort): they may depend on the values, and a different spike
   would change them.
 
-What has been computed from a detached draw is taken for a constant, and a log-sum-exp of densities by hand is not seen.
+A value computed from a detached draw counts as a constant. A log-sum-exp of densities outside of an ELBO is not
+detected.
 
-A draw of a *soft* gate is never zero, and its copy has the wrong density, not only the wrong gradient. A copy without a
-graph is recognised by its memory or its numbers as long as the draw is in use, and refused.
+A draw of a *soft* gate is never zero. A copy of it that has lost its graph has the wrong density, not only the wrong
+gradient. Such a copy is recognised by its memory or its numbers while the draw is in use, and is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from vsc_pyro.distributions.draws import Draw, draw_at, shares_soft_memory, soft_draws
+from vsc_pyro.distributions.draws import Draw, draw_at, is_vectorised, shares_soft_memory, soft_draws
 from vsc_pyro.gates import Gate
 
-_SOFT_DRAWS_KNOWN = 8  # the latest ones
+_SOFT_DRAWS_COMPARED = 8  # only the latest draws, to bound the cost
 
 
 class Copy(NamedTuple):
-    """The parts of a value, cell by cell, all of the value's shape.
+    """A value as a function of the spikes behind its elements. All tensors have the shape of the value.
 
     Attributes:
-        spike: the spike of the draw behind each cell, 1 where there is none.
-        on, off: the cell's value with that spike on and off.
-        gate: that of the draws, or of one of them.
-        is_repeated: whether a cell of a draw is behind several cells of the value.
+        spike: the spike behind each element, 1 for an element without a draw.
+        on, off: the element's value if that spike is on, and if it is off.
+        gate: the gate of one of the draws.
+        is_repeated: True if an element of a draw is behind several elements of the value.
     """
 
     spike: Tensor
@@ -54,7 +55,7 @@ class Copy(NamedTuple):
 
 
 class LostDrawError(ValueError):
-    """A value that was drawn, and of whose density the gradient is not known."""
+    """The gradient of a density is unknown, because its argument was computed from a draw in an unsupported way."""
 
     def __init__(self, gate: Gate, why: str = "") -> None:
         super().__init__(
@@ -65,19 +66,19 @@ class LostDrawError(ValueError):
 
 
 def copy_of(value: Tensor) -> Copy | None:
-    """How `value` was made of draws; None if it is a number of its own.
+    """Return `value` as a copy of the draws it was computed from, or None if it is a number of its own.
 
     Raises:
-        LostDrawError: a value that is neither.
-        ValueError: a copy of a soft draw without its graph.
+        LostDrawError: the value is neither.
+        ValueError: the value is a copy of a soft draw that has lost its graph.
     """
     draws, between = _draws_behind(value)
-    if not torch.is_grad_enabled():  # the number of a hard draw tells its density
+    if not torch.is_grad_enabled():  # without a gradient, the number of a hard draw is enough
         draws = {node: draw for node, draw in draws.items() if draw.is_soft}
     if draws:
         gate = next(iter(draws.values())).by.gate
-        if torch.jit.is_tracing():
-            raise LostDrawError(gate, " (a trace would keep what is found in this draw for all others)")
+        if _is_traced():
+            raise LostDrawError(gate, " (torch.jit.trace would reuse the structure of this draw for all others)")
         if any(draw.is_edited() for draw in draws.values()):
             raise LostDrawError(gate, " (it has been edited in place)")
         try:
@@ -85,7 +86,7 @@ def copy_of(value: Tensor) -> Copy | None:
                 tolerance = _tolerance(value, between)
                 return _composed(value, *_sources(value, draws, tolerance), tolerance, between, gate)
         except RuntimeError as error:
-            if "_local_scalar_dense" in str(error):  # a recorder's, which nothing here may look at values for
+            if "_local_scalar_dense" in str(error):  # a recorder of graphs refuses that values are read
                 raise
             raise LostDrawError(gate, " (a step between them cannot be differentiated twice)") from error
     if value.grad_fn is None and _is_copy_of_soft_draw(value):
@@ -97,7 +98,7 @@ def copy_of(value: Tensor) -> Copy | None:
 
 
 def _draws_behind(value: Tensor) -> tuple[dict[Node, Draw], list[Node]]:
-    """The draws that `value` was computed from, by the nodes of the graph that made them, and the nodes between."""
+    """Return the draws that `value` was computed from, by the nodes that carry them, and the nodes in between."""
     found: dict[Node, Draw] = {}
     seen, waiting = set(), [value.grad_fn]
     while waiting:
@@ -113,15 +114,15 @@ def _draws_behind(value: Tensor) -> tuple[dict[Node, Draw], list[Node]]:
 
 
 def _depends_on_values(node: Node) -> bool:
-    """Return True if the derivative of an operation may depend on its values without a trace in the graph.
+    """Return True if the derivative of an operation may depend on its values in a way that the graph does not show.
 
-    It does where one input or the result is kept for it, as by a relu; and positions and masks that are kept as tensors
-    may come from values.
+    This is so if the node saves its only input or its result for the derivative, as relu does. Positions and masks
+    that are saved as tensors may have been computed from values.
     """
     kept = {name: getattr(node, name) for name in dir(node) if name.startswith("_saved_")}
     operands = [kept.pop("_saved_self", None), kept.pop("_saved_other", None)]
     others = [t for held in kept.values() for t in (held if isinstance(held, (tuple, list)) else (held,))]
-    # An operand without dimensions is a Python number.
+    # An operand without dimensions comes from a Python number.
     positions = others + [t for t in operands if isinstance(t, Tensor) and t.dim()]
     if any(isinstance(t, Tensor) and not t.is_floating_point() for t in positions):
         return True
@@ -131,37 +132,44 @@ def _depends_on_values(node: Node) -> bool:
 
 
 class _Source(NamedTuple):
-    """The cells of a value that a draw is behind: which, times what, and the index of the draw's cell."""
+    """The elements of a value that are copies of elements of one draw.
+
+    Attributes:
+        draw: the draw.
+        copied: True for the copies.
+        scale: the factor a of each copy.
+        origin: the flat index of the element of the draw.
+    """
 
     draw: Draw
     copied: Tensor
     scale: Tensor
-    index: Tensor
+    origin: Tensor
 
-    def gathered(self, cells: Tensor) -> Tensor:
-        return cells.reshape(-1)[self.index].to(self.scale.dtype)
+    def gathered(self, elements: Tensor) -> Tensor:
+        return elements.reshape(-1)[self.origin].to(self.scale.dtype)
 
-    def scaled(self, cells: Tensor) -> Tensor:
-        return self.scale * self.gathered(cells)
+    def scaled(self, elements: Tensor) -> Tensor:
+        return self.scale * self.gathered(elements)
 
     def has_unused_spike_off(self) -> bool:
-        used = torch.zeros(self.draw.spike.numel(), dtype=torch.bool, device=self.index.device)
-        used[self.index[self.copied]] = True
+        used = torch.zeros(self.draw.spike.numel(), dtype=torch.bool, device=self.origin.device)
+        used[self.origin[self.copied]] = True
         return bool((~used & (self.draw.spike.detach().reshape(-1) == 0)).any())
 
 
 def _composed(
     value: Tensor, parts: list[_Source], is_mixed: Tensor, tolerance: float, between: list[Node], gate: Gate
 ) -> Copy | None:
-    """The value as a copy of its sources; `is_mixed` says which cells depend on draws in another way."""
+    """Return the value as a copy of its sources; `is_mixed` marks elements that depend on draws in another way."""
     copied = sum(part.copied.long() for part in parts)
     is_mixed = is_mixed | (copied > 1)
     is_copied = (copied == 1) & ~is_mixed
-    off = value - sum(torch.where(is_copied, part.scaled(part.draw.value), 0.0) for part in parts)
+    off = value - sum(torch.where(is_copied, part.scaled(cast("Tensor", part.draw.value)), 0.0) for part in parts)
     is_exact = off.detach().abs() <= tolerance * value.detach().abs()
     off = torch.where(is_copied & is_exact, 0.0, off)
     zero = value.detach() == 0
-    # A zero that depends on no draw may be a constant, such as padding, or a spike that is off behind a kink.
+    # A zero that depends on no draw is a constant, such as padding, or hides a spike that is off, as relu(z) does.
     constant = (copied == 0) & ~is_mixed
     is_lost = (zero & is_mixed).any() or ((zero | is_copied).any() and any(map(_depends_on_values, between)))
     if is_lost or ((zero & constant).any() and any(part.has_unused_spike_off() for part in parts)):
@@ -173,12 +181,12 @@ def _composed(
         mine = part.copied & is_copied
         on = torch.where(mine, off + part.scaled(part.draw.slab), on)
         spike = torch.where(mine, part.gathered(part.draw.spike), spike)
-        is_repeated |= len(part.index[mine].unique()) < int(mine.sum())
+        is_repeated |= len(part.origin[mine].unique()) < int(mine.sum())
     return Copy(spike, on, off, gate, is_repeated)
 
 
 def _sources(value: Tensor, draws: dict[Node, Draw], tolerance: float) -> tuple[list[_Source], Tensor]:
-    """For each draw what it is behind, and which cells depend on draws in another way."""
+    """Return the copies of each draw, and a mask of the elements that depend on draws in another way."""
     edges = [GradientEdge(node, 0) for node in draws]
     weight = _spread(value).requires_grad_()
     pulled = torch.autograd.grad(value, edges, weight, create_graph=True, allow_unused=True)
@@ -189,16 +197,16 @@ def _sources(value: Tensor, draws: dict[Node, Draw], tolerance: float) -> tuple[
         push = _pushing(back, weight)
         scale = push(torch.ones_like(back))
         size = scale.detach()
-        index = _index(push, back, size)
-        # A Jacobian that depends on a draw is not linear in it, whatever its derivative is here.
+        origin = _origin(push, back, size)
+        # If the Jacobian depends on a draw, the value is not linear in it.
         copied = (size != 0) if not _leads_to(back, draws) else torch.zeros_like(mixed)
         depends = size != 0
         for probe in (_spread(back), _spread(back).flip(0) if back.dim() else _spread(back)):
             pushed = push(probe).detach()
-            copied = copied & ((pushed - size * probe.reshape(-1)[index]).abs() <= tolerance * size.abs())
+            copied = copied & ((pushed - size * probe.reshape(-1)[origin]).abs() <= tolerance * size.abs())
             depends = depends | (pushed != 0)
         mixed = mixed | (depends & ~copied)
-        parts.append(_Source(draw, copied, scale, index))
+        parts.append(_Source(draw, copied, scale, origin))
     return parts, mixed
 
 
@@ -207,7 +215,7 @@ def _leads_to(tensor: Tensor, draws: dict[Node, Draw]) -> bool:
 
 
 def _pushing(back: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The Jacobian's product with a vector: the derivative, by the vector that was pulled back, of what came of it."""
+    """Return the product of the Jacobian with a vector, as the derivative of `back` (a pull-back) by `weight`."""
 
     def push(tangent: Tensor) -> Tensor:
         if not back.requires_grad:
@@ -218,37 +226,44 @@ def _pushing(back: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
     return push
 
 
-def _index(push: Callable[[Tensor], Tensor], cells: Tensor, scale: Tensor) -> Tensor:
-    """The index of the cell that each cell of the value is a multiple of, digit by digit, for a digit fits its type."""
-    bits = 8 if torch.finfo(cells.dtype).eps < 1e-5 else 3
-    number = torch.arange(cells.numel(), device=cells.device).reshape(cells.shape)
+def _origin(push: Callable[[Tensor], Tensor], elements: Tensor, scale: Tensor) -> Tensor:
+    """Return the flat index of the element of the draw that each element of the value is a multiple of.
+
+    The Jacobian is applied to the digits of the indices, because the dtype cannot hold large indices exactly.
+    """
+    bits = 8 if torch.finfo(elements.dtype).eps < 1e-5 else 3
+    number = torch.arange(elements.numel(), device=elements.device).reshape(elements.shape)
     index, divisor = torch.zeros_like(scale, dtype=torch.long), torch.where(scale == 0, 1.0, scale)
-    for shift in range(0, max(1, cells.numel() - 1).bit_length(), bits):
-        digit = ((number >> shift) & ((1 << bits) - 1)).to(cells.dtype)
+    for shift in range(0, max(1, elements.numel() - 1).bit_length(), bits):
+        digit = ((number >> shift) & ((1 << bits) - 1)).to(elements.dtype)
         index += (push(digit).detach() / divisor).nan_to_num().round().long() << shift
-    return index.clamp(0, max(0, cells.numel() - 1))
+    return index.clamp(0, max(0, elements.numel() - 1))
 
 
 def _tolerance(value: Tensor, between: list[Node]) -> float:
-    """Relative error of a value, by the coarsest type on its way from the draws."""
+    """Return the relative error of a value, from the coarsest dtype between it and the draws."""
     types = {value.dtype} | {made.dtype for node in between for made in getattr(node, "_input_metadata", ())}
     return 8 * max(torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point)
 
 
 def _spread(like: Tensor) -> Tensor:
-    """Numbers from 0.5 to 1.5 of the shape of `like` without a pattern, and without drawing any."""
+    """Return irregular numbers from 0.5 to 1.5 with the shape of `like`, without touching the random state."""
     cells = torch.arange(1, like.numel() + 1, dtype=torch.float64, device=like.device)
     return (0.5 + (torch.sin(12.9898 * cells) * 43758.5453).remainder(1)).reshape(like.shape).to(like.dtype)
 
 
+def _is_traced() -> bool:
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] torch documents it as public
+
+
 def _is_copy_of_soft_draw(value: Tensor) -> bool:
-    """Return True if `value` has the memory, or most of the numbers, of a soft draw that is still in use."""
-    if torch.jit.is_tracing() or torch._C._functorch.is_functorch_wrapped_tensor(value) or not value.numel():
-        return False  # what is traced or vectorised cannot be looked at
+    """Return True if `value` has the memory, or most of the numbers, of a soft draw that is in use."""
+    if _is_traced() or is_vectorised(value) or not value.numel():
+        return False  # the values cannot be read
     if shares_soft_memory(value):
         return True
-    for draw in (draw.detach() for draw in soft_draws()[-_SOFT_DRAWS_KNOWN:]):
-        # A much larger value is no copy, and a type of 16 bits has too few numbers to tell.
+    for draw in (draw.detach() for draw in soft_draws()[-_SOFT_DRAWS_COMPARED:]):
+        # A much larger value is not a copy. Numbers of 16 bits coincide by chance.
         is_alike = draw.device == value.device and draw.dtype == value.dtype
         if not is_alike or value.numel() > 4 * draw.numel() or value.dtype.itemsize < 4:
             continue

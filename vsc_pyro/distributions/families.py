@@ -1,43 +1,72 @@
-"""What the library asks of a distribution, answered by its family.
+"""Questions about a distribution that its family answers: centre, inclusion, slab, mean, tails.
 
-Every function here takes `Independent` off and asks the class of what is left. A family answers by registering with the
-function, beside its own class, as divergences are registered by `register_kl`::
+Each question is a function that removes `Independent` and dispatches on the class of the base distribution, as
+`functools.singledispatch` does. A family registers its answer beside its class, as `register_kl` registers a
+divergence::
 
     @centre.register
     def _(distribution: StudentT) -> Tensor:
         return distribution.loc
 
-What a family does not register is answered from its moments and attributes. So a new family is one file.
+A family that registers nothing is answered from its moments and attributes. So a new family is one file.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from pyro.distributions import Delta, ImproperUniform
+from pyro.distributions import (
+    AsymmetricLaplace,
+    Delta,
+    ImproperUniform,
+    InverseGamma,
+    Logistic,
+    MultivariateStudentT,
+    SoftAsymmetricLaplace,
+    SoftLaplace,
+    TorchDistribution,
+)
 from torch import Tensor
-from torch.distributions import Bernoulli, Cauchy, Distribution, Independent, MixtureSameFamily, StudentT
+from torch.distributions import (
+    Bernoulli,
+    Cauchy,
+    Distribution,
+    Exponential,
+    FisherSnedecor,
+    Gamma,
+    Gumbel,
+    HalfCauchy,
+    HalfNormal,
+    Independent,
+    Laplace,
+    LowRankMultivariateNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Pareto,
+    StudentT,
+    Weibull,
+)
 from torch.distributions.constraints import Constraint, real
 from torch.nn.functional import logsigmoid
 
 
 def _by_family(answer: Callable[[Distribution], Any]) -> Any:
-    """The function `answer`, and where a family has registered an answer of its own that one."""
+    """Make `answer` the default answer of a question, to which families register their own."""
     answers = functools.singledispatch(answer)
 
-    @functools.wraps(answer)
     def ask(distribution: Distribution) -> Any:
         return answers(_without_independent(distribution))
 
-    ask.register = answers.register
-    return ask
+    question = cast("Any", functools.wraps(answer)(ask))
+    question.register = answers.register
+    return question
 
 
 def _without_independent(distribution: Distribution) -> Distribution:
-    """The distribution without the `Independent` around it."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
@@ -45,7 +74,7 @@ def _without_independent(distribution: Distribution) -> Distribution:
 
 @_by_family
 def is_point(distribution: Distribution) -> bool:
-    """Whether the distribution is a point (`Delta`), which has no density."""
+    """Return True if the distribution is a point (`Delta`), which has no density."""
     return False
 
 
@@ -56,7 +85,7 @@ def _(distribution: Delta) -> bool:
 
 @_by_family
 def is_proper(distribution: Distribution) -> bool:
-    """Whether it integrates to 1 and can be drawn from."""
+    """Return True if the distribution integrates to 1 and can be sampled."""
     return True
 
 
@@ -67,7 +96,7 @@ def _(distribution: ImproperUniform) -> bool:
 
 @_by_family
 def is_bernoulli(distribution: Distribution) -> bool:
-    """Whether data are distributed as independent Bernoullis, so that their cross-entropy is at least 0."""
+    """Return True for independent Bernoulli distributions of data, whose cross-entropy is at least 0."""
     return False
 
 
@@ -78,7 +107,7 @@ def _(distribution: Bernoulli) -> bool:
 
 @_by_family
 def has_mean(distribution: Distribution) -> bool:
-    """Whether the mean is finite; not of Cauchy, nor of a spike-and-slab that has such a slab."""
+    """Return True if the mean is finite: False for Cauchy, and for a spike-and-slab with a Cauchy slab."""
     return True
 
 
@@ -89,11 +118,25 @@ def _(distribution: Cauchy) -> bool:
 
 @_by_family
 def inclusion_logits(distribution: Distribution) -> Tensor | None:
-    """Log-odds of P(z != 0) of every coordinate, shape `batch_shape + event_shape`; None where zero has no mass.
+    """Return the log-odds of P(z != 0) for every coordinate, or None for a distribution without an atom at zero.
 
-    Of a mixture, those of its weighted mean probability.
+    For a mixture these are the log-odds of the components' weighted mean probability.
+
+    Returns:
+        Shape `batch_shape + event_shape`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from vsc_pyro.distributions import SpikeSlab, inclusion_logits
+        >>> slab = dist.Normal(torch.zeros(3), 1.0)
+        >>> inclusion_logits(SpikeSlab(slab, logits=torch.tensor([-1.0, 0.0, 2.0])).to_event(1))
+        tensor([-1.,  0.,  2.])
+        >>> print(inclusion_logits(slab))
+        None
     """
-    return inclusion_logits(distribution.base_dist) if hasattr(distribution, "base_dist") else None
+    base = getattr(distribution, "base_dist", None)
+    return None if base is None else inclusion_logits(base)
 
 
 @inclusion_logits.register
@@ -109,50 +152,63 @@ def _(distribution: MixtureSameFamily) -> Tensor | None:
 
 @_by_family
 def slab_of(distribution: Distribution) -> Distribution:
-    """What a code of independent latents is distributed by where it is not zero: a spike-and-slab's slab, or itself.
+    """Return the slab of a spike-and-slab, or the distribution itself for all others.
 
-    The latents are dimensions of its batch: the shape is `batch_shape + event_shape` of the distribution.
+    `Independent` is removed, so the slab's `batch_shape` is `batch_shape + event_shape` of the distribution.
     """
     return distribution
 
 
 @_by_family
 def centre(distribution: Distribution) -> Tensor:
-    r"""The mean, or where a family need not have one its median; shape `batch_shape + event_shape`.
+    r"""Return the mean, or the median of a family that need not have a mean.
 
-    That is `loc` for Cauchy and Student's t, :math:`\gamma c` for a spike-and-slab whose slab has the centre c, and
-    the mean for all others. What `evaluate`, the probes and the plots take as the code of a datum.
+    It is `loc` for Cauchy and Student's t, :math:`\gamma c` for a spike-and-slab whose slab has the centre c, and the
+    mean for all others. `vsc_pyro.evaluate`, the probes and the plots take it as the code of a datum.
+
+    Returns:
+        Shape `batch_shape + event_shape`.
 
     Raises:
-        NotImplementedError: a distribution that does not give its mean.
+        NotImplementedError: the distribution does not implement its mean.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from vsc_pyro.distributions import SpikeSlab, centre, hard_code
+        >>> q = SpikeSlab(dist.Cauchy(torch.tensor([4.0, 8.0]), 1.0), probs=torch.tensor([0.25, 0.75])).to_event(1)
+        >>> centre(q)
+        tensor([1., 6.])
+        >>> hard_code(q)
+        tensor([0., 8.])
     """
     return distribution.mean
 
 
 @centre.register(Cauchy)
 @centre.register(StudentT)
-def _(distribution: Distribution) -> Tensor:
+def _(distribution: Cauchy | StudentT) -> Tensor:
     return distribution.loc
 
 
 @_by_family
 def noise_scale(distribution: Distribution) -> Tensor | None:
-    """The parameter `scale` of the data's family, in units of the data; None where it has none."""
+    """Return the parameter `scale` of a distribution of data, in units of the data, or None for a family without it."""
     return getattr(distribution, "scale", None)
 
 
 @_by_family
 def scale_of(distribution: Distribution) -> Tensor:
-    """How wide the distribution of every coordinate is, of the shape of `centre`.
+    """Return the width of every coordinate: the parameter `scale`, 0 for a point, else the standard deviation.
 
-    The parameter `scale` of a family that has one, 0 of a point, and the standard deviation of any other.
+    Returns:
+        Shape of `centre`.
 
     Raises:
-        NotImplementedError: a distribution that gives neither.
+        NotImplementedError: the family has no `scale` and does not implement its standard deviation.
     """
-    if hasattr(distribution, "scale"):
-        return distribution.scale.expand(distribution.batch_shape + distribution.event_shape)
-    return distribution.stddev
+    scale = getattr(distribution, "scale", None)
+    return distribution.stddev if scale is None else scale.expand(distribution.batch_shape + distribution.event_shape)
 
 
 @scale_of.register
@@ -160,30 +216,67 @@ def _(distribution: Delta) -> Tensor:
     return torch.zeros_like(centre(distribution))
 
 
+@_by_family
+def moment_order(distribution: Distribution) -> Tensor | float | None:
+    """Return the order below which all moments are finite, or None for a family whose moments are all finite."""
+    return None
+
+
+moment_order.register(Cauchy, lambda q: 1)
+moment_order.register(HalfCauchy, lambda q: 1)
+moment_order.register(StudentT, lambda q: q.df)
+moment_order.register(MultivariateStudentT, lambda q: q.df)
+moment_order.register(Pareto, lambda q: q.alpha)
+moment_order.register(InverseGamma, lambda q: q.concentration)
+moment_order.register(FisherSnedecor, lambda q: q.df2 / 2)
+
+
+@_by_family
+def tail_power(distribution: Distribution) -> Tensor | float | None:
+    """Return k where minus the log-density grows as the k-th power of ``|z|``; None if it is logarithmic or unknown."""
+    return None
+
+
+for _family in (Normal, HalfNormal, MultivariateNormal, LowRankMultivariateNormal):
+    tail_power.register(_family, lambda p: 2)
+for _family in (Laplace, Exponential, Gamma, Gumbel, Logistic, SoftLaplace, AsymmetricLaplace, SoftAsymmetricLaplace):
+    tail_power.register(_family, lambda p: 1)
+tail_power.register(Weibull, lambda p: p.concentration)
+
+
 Change = Callable[[str, Tensor, Constraint], Tensor]
-"""Makes a parameter's new value from its name, its value and its constraint."""
+"""Maps the name, the value and the constraint of a parameter to its new value."""
 
 
 @functools.singledispatch
 def changed(distribution: Distribution, change: Change) -> Distribution:
-    """The distribution of the same family with other parameters, each of which `change` gives.
+    """Return a distribution of the same family, each of whose parameters is replaced by what `change` returns.
 
-    Parts come under dotted names, such as ``"slab.loc"``. Of probabilities it is the log-odds that change.
+    The parameters of a part have dotted names, such as ``"slab.loc"``. A family that has both `probs` and `logits` is
+    rebuilt from its `logits`.
 
     Raises:
-        NotImplementedError: a distribution that is not one of scalars, or has no parameters.
+        NotImplementedError: the distribution is not one of scalars, or has no parameters.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from vsc_pyro.distributions.families import changed
+        >>> changed(dist.Normal(torch.tensor(1.0), torch.tensor(2.0)), lambda name, value, constraint: 10 * value)
+        Normal(loc: 10.0, scale: 20.0)
     """
     constraints = distribution.arg_constraints
     names = [name for name in constraints if not (name == "probs" and "logits" in constraints)]
     if distribution.event_shape or not names:
         raise NotImplementedError(f"{type(distribution).__name__} cannot be made of other parameters")
     parameters = {name: change(name, getattr(distribution, name), constraints[name]) for name in names}
-    return type(distribution)(**parameters, validate_args=False)
+    return cast("Any", type(distribution))(**parameters, validate_args=False)
 
 
 @changed.register
 def _(distribution: Independent, change: Change) -> Distribution:
-    return changed(distribution.base_dist, change).to_event(distribution.reinterpreted_batch_ndims)
+    base = cast("TorchDistribution", changed(distribution.base_dist, change))
+    return base.to_event(distribution.reinterpreted_batch_ndims)
 
 
 @changed.register
@@ -192,12 +285,16 @@ def _(distribution: Delta, change: Change) -> Distribution:
 
 
 def of_part(name: str, change: Change) -> Change:
-    """The change of a part of that name."""
+    """Return `change` for the parameters of the part `name`."""
     return lambda parameter, value, constraint: change(f"{name}.{parameter}", value, constraint)
 
 
 def inclusion_of(distribution: Distribution) -> Tensor:
-    """P(z != 0) of every coordinate: 1 without an atom at zero, and of a point whether it is not zero."""
+    """Return P(z != 0) for every coordinate: 1 without an atom at zero; 0 or 1 for a point.
+
+    Returns:
+        Shape `batch_shape + event_shape`.
+    """
     logits = inclusion_logits(distribution)
     if logits is not None:
         return logits.sigmoid()
@@ -206,9 +303,12 @@ def inclusion_of(distribution: Distribution) -> Tensor:
 
 
 def hard_code(distribution: Distribution) -> Tensor:
-    r"""The code with exact zeros: the slab's centre where :math:`\gamma > 1/2`, else 0; shape as of `centre`.
+    r"""Return the code with exact zeros: the slab's centre where :math:`\gamma > 1/2`, else 0.
 
-    Of a distribution without an atom at zero, and of a point, it is the `centre`.
+    For a distribution without an atom at zero, such as a point, it is the `centre`.
+
+    Returns:
+        Shape `batch_shape + event_shape`.
     """
     logits = inclusion_logits(distribution)
     if logits is None:

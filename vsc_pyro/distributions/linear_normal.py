@@ -1,11 +1,11 @@
-r"""The normal distribution that is a linear map of a code, whose expected log-density needs no sampling.
+r"""The normal distribution of a linear map of a code, whose expected log-density needs no sampling.
 
-With :math:`p(x|z) = N(x;\, b + \sum_j z_j d_j,\, \sigma^2)` and any z of independent coordinates with means m and
-variances v, each pixel's squared error is that of the mean plus the variance that the atoms hand on:
+For :math:`p(x|z) = N(x;\, b + \sum_j z_j d_j,\, \sigma^2)` and independent :math:`z_j` of means m and variances v, the
+expected squared error of a pixel is the squared error at the mean plus the variance that the atoms pass on:
 
 .. math:: E \log p(x|z) = \log p(x|m) - \frac12 \sum_j v_j \sum_d \frac{D_{jd}^2}{\sigma_d^2}.
 
-Nothing else of z's distribution enters: it may have an atom at zero, or any tails of finite variance.
+Only the first two moments of z enter. The distribution of z may have an atom at zero, or any tails of finite variance.
 
 References
     M. K. Titsias, M. Lázaro-Gredilla (2011), Spike and slab variational inference for multi-task learning.
@@ -13,26 +13,38 @@ References
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor
+from torch.types import _size
 
 
 class LinearNormal(Independent):
-    r"""Independent normal pixels whose mean is a linear map of a code: what a linear `vsc_pyro.NormalDecoder` returns.
+    r"""Independent normal pixels whose mean is a linear map of a code; a linear `vsc_pyro.NormalDecoder` returns it.
 
-    To everything else it is the `Independent` Normal that it is; what ``.to_event()`` makes of it no longer knows its
-    code.
+    It behaves as an `Independent` Normal. The result of ``.to_event()`` is a plain `Independent`, without the code.
 
     Args:
         code: z, shape ``(*, J)``.
         dictionary: atoms :math:`d_j`, shape ``(J, *event_shape)``.
         bias: b, shape `event_shape`.
-        scale: :math:`\sigma`, above 0, of a shape that broadcasts to `event_shape`.
-        validate_args: as everywhere in `torch.distributions`.
+        scale: :math:`\sigma`, above 0, in units of the data; its shape broadcasts to `event_shape`.
+        validate_args: as in `torch.distributions`.
 
     Shapes:
-        `batch_shape` ``(*)``, `event_shape` that of an atom.
+        `batch_shape` is ``(*)``, `event_shape` is the shape of an atom.
+
+    Example:
+        >>> import torch
+        >>> from vsc_pyro.distributions import LinearNormal
+        >>> dictionary = torch.eye(2, 3)
+        >>> x = LinearNormal(torch.zeros(5, 2), dictionary, bias=torch.zeros(3), scale=torch.ones(()))
+        >>> x.batch_shape, x.event_shape
+        (torch.Size([5]), torch.Size([3]))
+        >>> x.expected_log_prob(torch.zeros(3), variance=torch.ones(2)) - x.log_prob(torch.zeros(3))
+        tensor([-1., -1., -1., -1., -1.])
     """
 
     def __init__(
@@ -45,17 +57,20 @@ class LinearNormal(Independent):
         base = Normal(pixels.unflatten(-1, dictionary.shape[1:]), scale, validate_args=validate_args)
         super().__init__(base, dictionary.dim() - 1, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: LinearNormal | None = None) -> LinearNormal:
-        new = self._get_checked_instance(LinearNormal, _instance)
+    def expand(self, batch_shape: _size, _instance: LinearNormal | None = None) -> LinearNormal:
+        new = cast("LinearNormal", self._get_checked_instance(LinearNormal, _instance))
         new.code, new.dictionary, new.scale = self.code, self.dictionary, self.scale
         return super().expand(batch_shape, _instance=new)
 
     def expected_log_prob(self, value: Tensor, variance: Tensor) -> Tensor:
-        r""":math:`E \log p(x|z)` over independent coordinates of z whose means are `code`; exact, shape `batch_shape`.
+        r"""Return the exact :math:`E \log p(x|z)` in nats for independent :math:`z_j` whose means are `code`.
 
         Args:
             value: x, shape ``(*, *event_shape)``.
-            variance: of the coordinates, a shape that broadcasts to that of `code`.
+            variance: the variances of the :math:`z_j`; its shape broadcasts to the shape of `code`.
+
+        Returns:
+            Shape `batch_shape`.
         """
         precision = (self.dictionary / self.scale).square().flatten(1).sum(1)
         return self.log_prob(value) - 0.5 * (variance * precision).sum(-1)

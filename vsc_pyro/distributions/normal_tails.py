@@ -1,62 +1,73 @@
-r"""The tails of a Normal distribution, shifted together: what a shifted soft threshold leaves of its draws.
+r"""The tails of a normal distribution, shifted together: the slab that a shifted soft threshold leaves.
 
 With the threshold in standard deviations :math:`t = \lambda / \sigma` and the excess :math:`y = |z - \mu| / \sigma`,
 
 .. math::
     F(z) = \frac{\phi(y + t)}{2 \sigma \Phi(-t)} = \frac{h(t)}{2 \sigma}\, e^{-t y - y^2 / 2}, \qquad
-    h(t) = \frac{\phi(t)}{\Phi(-t)} = \sqrt{2 / \pi} \,/\, \mathrm{erfcx}(t / \sqrt 2),
+    h(t) = \frac{\phi(t)}{\Phi(-t)} = \sqrt{2 / \pi} \,/\, \mathrm{erfcx}(t / \sqrt 2).
 
-the Normal distribution at t = 0 and close to a Laplace one of scale :math:`\sigma / t` deep in the tails. Written with
-the hazard h nothing under- or overflows. A draw solves :math:`P(Y > y) = u`; its derivative follows from the equation,
-:math:`dy / dt = h(t) / h(t + y) - 1`. With :math:`r = E\,y = h(t) - t` and :math:`v = E\,y^2 = 1 - t r`, and
+This is the normal distribution at t = 0, and close to a Laplace distribution of scale :math:`\sigma / t` for large t.
+Written with the hazard h, nothing under- or overflows. A draw solves :math:`P(Y > y) = u`; implicit differentiation
+gives :math:`dy / dt = h(t) / h(t + y) - 1`. The moments of the excess are :math:`r = E\,y = h(t) - t` and
+:math:`v = E\,y^2 = 1 - t r`. With
 
 .. math:: E\,|z - m| = D + \sigma\, P(Y > D / \sigma)\, r(t + D / \sigma), \qquad D = |\mu - m|,
 
-the divergences from Normal, Laplace and other shifted tails are closed.
+the divergences from Normal, Laplace and other shifted tails have closed forms.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Laplace, Normal, constraints, register_kl
 from torch.distributions.utils import broadcast_all, lazy_property
+from torch.types import _size
 
+from vsc_pyro.distributions.families import tail_power
 from vsc_pyro.distributions.low_precision import kl_in_float32
 
-_VERY_FAR = 30.0  # tails beyond it times the survival of a draw might leave float64's range
-_FAR = 5.0  # where the fraction below, cut off at its depth, is as precise as float32, and 1 - t r no longer is
-_DEPTH = 12
+_VERY_FAR = 30.0  # from here on, a tail times the survival of a draw may underflow in float64
+_FAR = 5.0  # from here on, 1 - t r loses the precision of float32, and the continued fraction reaches it
+_DEPTH = 12  # of the continued fraction
 
 
 class ShiftedNormalTails(TorchDistribution):
     r"""The distribution of :math:`\zeta - \mathrm{sign}(\zeta - \mu) \lambda` where :math:`|\zeta - \mu| > \lambda`.
 
-    :math:`\zeta \sim N(\mu, \sigma^2)`; the slab of a `ThresholdedSpikeSlab`. Draws are pathwise in all parameters.
+    Here :math:`\zeta \sim N(\mu, \sigma^2)`. It is the slab of a `ThresholdedSpikeSlab`, with pathwise gradients in all
+    parameters.
 
     Args:
         loc: :math:`\mu`.
         scale: :math:`\sigma`, above 0.
         threshold: :math:`\lambda`, at least 0; broadcast against the others.
-        validate_args: as everywhere in `torch.distributions`.
+        validate_args: as in `torch.distributions`.
 
     Shapes:
         `batch_shape` is the parameters' broadcast; `event_shape` is ``()``.
 
     Raises:
         ValueError: a scale or a threshold outside its range.
+
+    Example:
+        >>> import torch
+        >>> from vsc_pyro.distributions import ShiftedNormalTails
+        >>> tails = ShiftedNormalTails(loc=1.0, scale=2.0, threshold=torch.tensor([0.0, 4.0]))
+        >>> tails.stddev  # at a threshold of 0, the scale of the normal distribution
+        tensor([2.0000, 1.0071])
     """
 
-    arg_constraints: ClassVar = {
+    arg_constraints: ClassVar[Any] = {
         "loc": constraints.real,
         "scale": constraints.positive,
         "threshold": constraints.nonnegative,
     }
-    support = constraints.real
+    support: ClassVar[Any] = constraints.real
     has_rsample = True
 
     def __init__(
@@ -69,8 +80,8 @@ class ShiftedNormalTails(TorchDistribution):
         self.loc, self.scale, self.threshold = broadcast_all(loc, scale, threshold)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: ShiftedNormalTails | None = None) -> ShiftedNormalTails:
-        new = self._get_checked_instance(ShiftedNormalTails, _instance)
+    def expand(self, batch_shape: _size, _instance: ShiftedNormalTails | None = None) -> ShiftedNormalTails:
+        new = cast("ShiftedNormalTails", self._get_checked_instance(ShiftedNormalTails, _instance))
         batch_shape = torch.Size(batch_shape)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))
@@ -89,7 +100,7 @@ class ShiftedNormalTails(TorchDistribution):
 
     @property
     def log_peak(self) -> Tensor:
-        """The largest log-density, at the location."""
+        """Log-density at the location, which is its maximum; shape `batch_shape`."""
         return ((self.cut + self._moments[0]) / (2 * self.scale)).log()
 
     @property
@@ -98,11 +109,11 @@ class ShiftedNormalTails(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        r""":math:`\sigma^2 v(t)`."""
+        r""":math:`\sigma^2 v(t)`, shape `batch_shape`."""
         return self.scale**2 * self._moments[1]
 
     def entropy(self) -> Tensor:
-        r""":math:`\log 2 \sigma - \log h(t) + (1 + t r) / 2`."""
+        r""":math:`\log 2 \sigma - \log h(t) + (1 + t r) / 2` in nats, shape `batch_shape`."""
         mean, _ = self._moments
         return 0.5 * (1 + self.cut * mean) - self.log_peak
 
@@ -120,7 +131,7 @@ class ShiftedNormalTails(TorchDistribution):
         excess = _excess_beyond(self.cut, -torch.log(2 * torch.minimum(value, 1 - value)))
         return self.loc + self.scale * torch.sign(value - 0.5) * excess
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:
         cut = self.cut.expand(self._extended_shape(sample_shape))
         with torch.no_grad():
             excess = _excess_beyond(cut, torch.empty_like(cut).exponential_())
@@ -130,14 +141,14 @@ class ShiftedNormalTails(TorchDistribution):
         return self.loc + self.scale * sign * excess
 
     def absolute_deviation(self, centre: Tensor | float) -> Tensor:
-        r""":math:`E\,|z - m|` from any number m, shape of the batch and its broadcast."""
+        r"""Return :math:`E\,|z - m|` for numbers m, whose shape is broadcast against `batch_shape`."""
         distance = (self.loc - centre).abs()
         beyond = distance / self.scale
         mean, _ = _excess_moments(self.cut + beyond)
         return distance + self.scale * _survival(self.cut, beyond) * mean
 
     def squared_deviation(self, centre: Tensor | float) -> Tensor:
-        r""":math:`E\,(z - m)^2` from any number m, shape of the batch and its broadcast."""
+        r"""Return :math:`E\,(z - m)^2` for numbers m, whose shape is broadcast against `batch_shape`."""
         return self.variance + (self.loc - centre) ** 2
 
 
@@ -146,25 +157,25 @@ def _hazard(cut: Tensor) -> Tensor:
 
 
 def _survival(cut: Tensor, excess: Tensor) -> Tensor:
-    """P(Y > excess)."""
+    """Return P(Y > excess)."""
     return _hazard(cut) / _hazard(cut + excess) * torch.exp(-excess * (cut + 0.5 * excess))
 
 
 def _excess_beyond(cut: Tensor, level: Tensor) -> Tensor:
-    """The excess whose survival is exp(-level)."""
+    """Return the excess y with P(Y > y) = exp(-level)."""
     near = cut.double().clamp(max=_VERY_FAR)
     tail = torch.special.ndtri(0.5 * torch.erfc(near / math.sqrt(2)) * torch.exp(-level.double()))
-    # Where float64 underflows, too, the hazard is linear over the excess to seven digits, and its integral invertible.
+    # Where float64 underflows, the hazard is linear over the excess to seven digits, so its integral can be inverted.
     hazard = _hazard(cut)
     linear = 2 * level / (hazard + (hazard * (hazard + 2 * (hazard - cut) * level)).sqrt())
     return torch.where(cut < _VERY_FAR, (-tail - near).clamp(min=0).to(cut.dtype), linear)
 
 
 def _excess_moments(cut: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`E\,y = r` and :math:`E\,y^2 = v`."""
+    r"""Return :math:`r = E\,y` and :math:`v = E\,y^2`."""
     near, far = cut.clamp(max=_FAR), cut.clamp(min=_FAR)
     mean = _hazard(near) - near
-    # h - t is a small difference of large numbers far out; there 1 / (t + 2 / (t + 3 / ...)) has none.
+    # For large t, h - t is a small difference of large numbers, and 1 / (t + 2 / (t + 3 / ...)) is not.
     rest = torch.zeros_like(far)
     for k in range(_DEPTH, 1, -1):
         rest = k / (far + rest)
@@ -184,6 +195,11 @@ def _kl_normal(p: ShiftedNormalTails, q: Normal) -> Tensor:
 @kl_in_float32
 def _kl_laplace(p: ShiftedNormalTails, q: Laplace) -> Tensor:
     return p.absolute_deviation(q.loc) / q.scale + (2 * q.scale).log() - p.entropy()
+
+
+@tail_power.register
+def _tail_power(distribution: ShiftedNormalTails) -> float:
+    return 2
 
 
 @register_kl(ShiftedNormalTails, ShiftedNormalTails)

@@ -1,16 +1,17 @@
-r"""Divergences of every distribution of a batch from every one of a set, :math:`KL(q_b \| p_u)`.
+r"""Divergences of every distribution of a batch from every component of a mixture, :math:`KL(q_b \| p_u)`.
 
-A prior of U components asks for B times U divergences of J latents. Written out they cost several times a whole
-training step; those of Normal slabs, and of all spikes, are sums of products, and come as matrix products instead.
+B posteriors and a prior of U components with J latents need B U J divergences. For Bernoulli spikes and normal slabs,
+the sum over J is a matrix product, which avoids the ``(B, U, J)`` tensor and most of its cost.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
 
@@ -19,38 +20,52 @@ from vsc_pyro.distributions.low_precision import in_float32, is_coarse
 from vsc_pyro.distributions.spike_slab import SpikeSlab
 from vsc_pyro.distributions.spikes import bounded, spike_entropy
 
-_INFINITE = 1e20  # no other divergence comes near to what stands for an infinite one in a matrix product
+_INFINITE = 1e20  # above this, a divergence comes from log-odds that `bounded` has made finite
 
 
 def pairwise_kl(p: Distribution, components: Distribution) -> Tensor:
-    r""":math:`KL(p_b \| q_u)`, shape ``(*, U)``, for p of `batch_shape` ``(*)`` and components of ``(U,)``.
+    r"""Return :math:`KL(p_b \| q_u)`, shape ``(*, U)``, in nats.
+
+    Args:
+        p: distributions :math:`p_b`, `batch_shape` ``(*)``.
+        components: distributions :math:`q_u`, `batch_shape` ``(U,)``.
 
     Raises:
         NotImplementedError: no closed form.
         ValueError: an infinite divergence.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from vsc_pyro.distributions.pairwise import pairwise_kl
+        >>> q = dist.Normal(torch.zeros(4, 7), 1.0).to_event(1)
+        >>> components = dist.Normal(torch.ones(3, 7), 1.0).to_event(1)
+        >>> kl = pairwise_kl(q, components)
+        >>> kl.shape, kl[0, 0]  # 7 latents of 1/2 nat each
+        (torch.Size([4, 3]), tensor(3.5000))
     """
     if is_coarse(p) or is_coarse(components):
         p, components = in_float32(p), in_float32(components)
-    if _is_code(p) and _is_code(components):
+    if _is_vector(p) and _is_vector(components):
         ones = torch.ones((), dtype=p.mean.dtype, device=p.mean.device)
         return _pairwise(p.base_dist, components.base_dist, ones)
-    return _written_out(p, components).movedim(0, -1)
+    return _by_broadcasting(p, components).movedim(0, -1)
 
 
-def _is_code(distribution: Distribution) -> bool:
-    return isinstance(distribution, torch.distributions.Independent) and distribution.reinterpreted_batch_ndims == 1
+def _is_vector(distribution: Distribution) -> TypeGuard[Independent]:
+    return isinstance(distribution, Independent) and distribution.reinterpreted_batch_ndims == 1
 
 
 def _pairwise(p: Distribution, q: Distribution, weight: Tensor) -> Tensor:
-    r""":math:`\sum_j w_j KL(p_{bj} \| q_{uj})` of scalars with batch shapes ``(*, J)`` and ``(U, J)``."""
+    r"""Return :math:`\sum_j w_j KL(p_{bj} \| q_{uj})` for scalars with batch shapes ``(*, J)`` and ``(U, J)``."""
     if isinstance(p, SpikeSlab) and isinstance(q, SpikeSlab):
         on, off, q_logits = p.probs, torch.sigmoid(-p.logits), bounded(q.logits)
         cross = on @ logsigmoid(q_logits).mT + off @ logsigmoid(-q_logits).mT
         spikes = -spike_entropy(p.logits).sum(-1, keepdim=True) - cross
         return spikes.masked_fill(spikes > _INFINITE, math.inf) + _pairwise(p.slab, q.slab, on)
     if isinstance(p, Normal) and isinstance(q, Normal):
-        # Multiplied out, (m - m_u)^2 / s_u^2 is a difference of numbers far larger where slabs are narrow: in float32
-        # it would be lost in rounding.
+        # The expanded square (m - m_u)^2 / s_u^2 is a difference of large numbers for narrow slabs, which float32 would
+        # round away.
         weight, loc, scale, q_loc, q_scale = (
             t.double() for t in (weight.expand_as(p.loc), p.loc, p.scale, q.loc, q.scale)
         )
@@ -59,20 +74,20 @@ def _pairwise(p: Distribution, q: Distribution, weight: Tensor) -> Tensor:
         squares = (weight * (scale**2 + loc**2)) @ precision.mT - 2 * (weight * loc) @ (q_loc * precision).mT
         squares = squares + weight @ (q_loc**2 * precision).mT
         return (weight @ q_scale.log().mT - own + 0.5 * squares).to(p.loc.dtype)
-    return (weight * _written_out(p, q, 1)).sum(-1).movedim(0, -1)
+    return (weight * _by_broadcasting(p, q, 1)).sum(-1).movedim(0, -1)
 
 
-def _written_out(p: Distribution, q: Distribution, event_dims: int = 0) -> Tensor:
-    """Shape ``(U, *)``, by broadcasting one against the other."""
+def _by_broadcasting(p: Distribution, q: Distribution, event_dims: int = 0) -> Tensor:
+    """Return the divergences with shape ``(U, *)``."""
     num = len(p.batch_shape) - event_dims
     return kl_divergence(p.expand(q.batch_shape[:1] + p.batch_shape), insert_batch_dims(q, num, event_dims))
 
 
 def insert_batch_dims(distribution: Distribution, num: int, before: int = 0) -> Distribution:
-    """The same distribution with `num` dimensions of size one in its batch shape, `before` dimensions from the right.
+    """Insert `num` dimensions of size 1 into the batch shape, `before` dimensions from its right end.
 
     Raises:
-        NotImplementedError: a distribution that is not made of scalars with parameters of their own.
+        NotImplementedError: the distribution is not made of scalars with parameters, see `families.changed`.
     """
     before += len(distribution.event_shape)
 

@@ -1,4 +1,4 @@
-"""The support of a spike-and-slab: that of its slab, and the point zero, which no transformation reaches."""
+"""The support of a spike-and-slab: its slab's support and the point zero, which no bijection can reach."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class WithZero(constraints.Constraint):
 @biject_to.register(WithZero)
 @transform_to.register(WithZero)
 def _refuse_bijection(constraint: WithZero) -> NoReturn:
-    # Asked for by HMC, NUTS and automatic guides, none of which would ever draw the atom.
+    # HMC, NUTS and automatic guides ask for the bijection.
     raise NotImplementedError(
-        "a SpikeSlab is zero with positive probability, and no transformation of continuous numbers is, so that HMC, "
+        "a SpikeSlab is zero with positive probability, and a transformation of a continuous number is not, so HMC, "
         "NUTS and automatic guides such as AutoNormal and AutoDelta would lose its atom; write a guide that draws the "
         "site from a SpikeSlab, or hide the site from the automatic guide (pyro.poutine.block) and guide it by hand"
     )

@@ -1,29 +1,29 @@
-r"""A draw of a Laplace or Normal distribution through a shifted soft threshold is a spike-and-slab, and exactly which.
+r"""The spike-and-slab of a Laplace or normal draw after a shifted soft threshold.
 
-Draw :math:`\zeta` from the *base* of location :math:`\mu` and scale :math:`\sigma`, and let
+Draw :math:`\zeta` from the *base*, with location :math:`\mu` and scale :math:`\sigma`, and let
 
 .. math::
     z = 0 \;\text{where}\; |\zeta - \mu| \le \lambda, \qquad
     z = \zeta - \mathrm{sign}(\zeta - \mu)\, \lambda \;\text{elsewhere.}
 
-So z is zero with a probability of its own, and otherwise, whichever tail it came from, distributed about :math:`\mu`:
+Then z is zero with positive probability, and otherwise distributed about :math:`\mu`. It is exactly a spike-and-slab:
 
 ========  ==============================================  =======================================
 base      inclusion probability :math:`\gamma`            slab, independent of the spike
 ========  ==============================================  =======================================
-Laplace   :math:`e^{-\lambda / \sigma}`                   the base again: it has no memory
+Laplace   :math:`e^{-\lambda / \sigma}`                   the base, because it is memoryless
 Normal    :math:`2\, \Phi(-\lambda / \sigma)`             `ShiftedNormalTails`
 ========  ==============================================  =======================================
 
-Nothing is left to approximate: density, divergences and every gate are those of `SpikeSlab`. Fallah & Rozell (2022)
-train with the divergence of the un-thresholded :math:`\zeta` instead, which is not that of the code and may lie on
-either side of it: it charges for the location of a latent that is always off, and nothing for spikes, so that a datum's
-own thresholds tell the decoder about it free of charge and the objective bounds no evidence.
+So density, divergences and all gates are those of `SpikeSlab`. Fallah & Rozell (2022) train with the divergence of the
+un-thresholded :math:`\zeta` instead, which may be larger or smaller than the divergence of the code. It charges for the
+location of a latent that is always off, and does not charge for spikes. With thresholds that depend on the datum, the
+decoder learns about the datum at no cost, and the objective is not a bound on the evidence.
 
-The gate ``"threshold"`` is their gradient: exact zeros forward; backward, everywhere, also where z is zero, the
-derivative of :math:`\mu + \mathrm{sign}(\zeta - \mu) (|\zeta - \mu| - \lambda)`. What it biases is the likelihood's
-part of the gradient alone, since the density is scored by a slab and a spike drawn as any other's (see
-`vsc_pyro.distributions.spike_slab`); :math:`\zeta` is drawn given them.
+The gate ``"threshold"`` is their gradient: exact zeros in the forward pass; in the backward pass, the derivative of
+:math:`\mu + \mathrm{sign}(\zeta - \mu) (|\zeta - \mu| - \lambda)` everywhere, even where z is zero. Only the gradient
+of the likelihood is biased by it. The density is scored with the slab and the spike, as for any other gate (see
+`vsc_pyro.distributions.draws`); :math:`\zeta` is drawn given these two.
 
 References
     K. Fallah, C. J. Rozell (2022), Variational sparse coding with learned thresholding.
@@ -31,12 +31,14 @@ References
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal, constraints
+from torch.types import _size
 
 from vsc_pyro._arguments import choice
 from vsc_pyro.distributions.families import Change, changed, of_part
@@ -46,9 +48,10 @@ from vsc_pyro.gates import GATES, Gate, StraightThrough
 
 
 class StraightThroughThreshold(StraightThrough):
-    """The gate ``"threshold"`` of a `ThresholdedSpikeSlab`; of a `SpikeSlab` that has no threshold `StraightThrough`.
+    """The gate ``"threshold"`` of a `ThresholdedSpikeSlab`; `StraightThrough` for a `SpikeSlab` without threshold.
 
-    K. Fallah, C. J. Rozell (2022).
+    References
+        K. Fallah, C. J. Rozell (2022), Variational sparse coding with learned thresholding.
     """
 
 
@@ -56,56 +59,60 @@ THRESHOLD_GATES: dict[str, type[Gate]] = {**GATES, "threshold": StraightThroughT
 
 
 class ThresholdedSpikeSlab(SpikeSlab):
-    r"""The distribution of a shifted soft threshold of a Laplace or Normal draw; see the module's docstring.
+    r"""The distribution of a Laplace or normal draw after a shifted soft threshold.
+
+    .. math:: z = \mathrm{sign}(\zeta - \mu) \max(|\zeta - \mu| - \lambda, 0) + \mu [|\zeta - \mu| > \lambda]
 
     Args:
-        base: `Laplace` or `Normal`, of :math:`\zeta`.
+        base: the distribution of :math:`\zeta`: `Laplace` or `Normal`.
         threshold: :math:`\lambda`, above 0, broadcast against the base.
-        gate: ``"threshold"`` or any other, see `vsc_pyro.gates`: a name or an object.
-        validate_args: as everywhere in `torch.distributions`.
+        gate: ``"threshold"`` or any gate of `vsc_pyro.gates`: a name or an object.
+        validate_args: as in `torch.distributions`.
 
     Shapes:
-        `batch_shape` is the broadcast of the base's and the threshold's; `event_shape` is ``()``.
+        `batch_shape` is the broadcast shape of base and threshold; `event_shape` is ``()``.
 
     Raises:
-        ValueError: a base of another family, an unknown gate (the message lists the known ones), a threshold of 0 or
-            below.
+        ValueError: a base of another family; an unknown gate (the message lists the known ones); a threshold that is
+            not above 0.
+
+    References
+        K. Fallah, C. J. Rozell (2022), Variational sparse coding with learned thresholding.
 
     Example:
-        >>> q = ThresholdedSpikeSlab(Laplace(torch.zeros(5), 1.0), torch.tensor(2.3)).to_event(1)
-        >>> q.sample((1000,)).ne(0).float().mean()  # close to exp(-2.3) = 0.1
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> q = vsc.ThresholdedSpikeSlab(dist.Laplace(torch.zeros(5), 1.0), torch.tensor(2.3)).to_event(1)
+        >>> q.base_dist.probs[0].item()  # exp(-2.3)
+        0.10025...
+        >>> q.sample((1000,)).shape
+        torch.Size([1000, 5])
     """
 
-    arg_constraints: ClassVar = {"threshold": constraints.positive, **SpikeSlab.arg_constraints}
+    arg_constraints: ClassVar[Any] = {"threshold": constraints.positive, **SpikeSlab.arg_constraints}
 
     def __init__(
         self,
-        base: Distribution,
+        base: Laplace | Normal,
         threshold: Tensor | float,
         gate: str | Gate = "concrete",
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(base, (Laplace, Normal)):
-            raise ValueError(f"base must be Laplace or Normal, got {type(base).__name__}, of which no slab is known")
-        threshold = torch.as_tensor(threshold, dtype=base.loc.dtype, device=base.loc.device)
+        mean = base.mean
+        threshold = torch.as_tensor(threshold, dtype=mean.dtype, device=mean.device)
         batch_shape = torch.broadcast_shapes(base.batch_shape, threshold.shape)
-        self.base = base.expand(batch_shape)
+        self.base = cast("Laplace | Normal", base.expand(batch_shape))
         self.threshold = threshold.expand(batch_shape)
-        cut = self.threshold / self.base.scale
-        if isinstance(base, Laplace):
-            slab, logits = self.base, -cut - torch.log(-torch.expm1(-cut))
-        else:
-            slab = ShiftedNormalTails(self.base.loc, self.base.scale, self.threshold, validate_args)
-            # torch.special.log_ndtr would do, but for its gradient, which is NaN in float32 some 50,000 sigma out.
-            root = cut / math.sqrt(2)
-            logits = torch.log(torch.special.erfcx(root)) - root**2 - torch.log(torch.erf(root))
+        slab, logits = _slab_and_logits(self.base, self.threshold, validate_args)
         super().__init__(slab, logits=logits, gate=get_threshold_gate(gate), validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: ThresholdedSpikeSlab | None = None) -> ThresholdedSpikeSlab:
-        new = self._get_checked_instance(ThresholdedSpikeSlab, _instance)
+    def expand(self, batch_shape: _size, _instance: ThresholdedSpikeSlab | None = None) -> ThresholdedSpikeSlab:
+        new = cast("ThresholdedSpikeSlab", self._get_checked_instance(ThresholdedSpikeSlab, _instance))
         new.base = self.base.expand(batch_shape)
         new.threshold = self.threshold.expand(batch_shape)
-        return super().expand(batch_shape, new)
+        super().expand(batch_shape, new)
+        return new
 
     def _gated(self, factor: Tensor, slab: Tensor) -> Tensor:
         value = super()._gated(factor, slab)
@@ -114,31 +121,60 @@ class ThresholdedSpikeSlab(SpikeSlab):
         value = value.detach()
         base = self.base
         with torch.no_grad():
-            # What the base drew, in its scales: beyond the cut where the spike is on, and else anywhere within it.
+            # |zeta - mu| / sigma given spike and slab: beyond the cut where the spike is on, below it elsewhere.
             cut = self.threshold / base.scale
             deviation = (slab - base.loc) / base.scale
-            size = torch.where(value != 0, deviation.abs() + cut, self._within(cut.expand_as(value)))
+            size = torch.where(value != 0, deviation.abs() + cut, _draw_below(base, cut.expand_as(value)))
             sign = deviation.sign()
         surrogate = base.loc + sign * (base.scale * size - self.threshold)
         return value + (surrogate - surrogate.detach())
 
-    def _within(self, cut: Tensor) -> Tensor:
-        """The size of a standard base draw, given that it does not exceed `cut`."""
-        uniform = torch.rand_like(cut)
-        if isinstance(self.base, Laplace):
-            return -torch.log1p(uniform * torch.expm1(-cut))
-        return math.sqrt(2) * torch.erfinv(uniform * torch.erf(cut / math.sqrt(2)))
+
+@functools.singledispatch
+def _slab_and_logits(base: Any, threshold: Tensor, validate_args: bool | None) -> tuple[Distribution, Tensor]:
+    """Return the slab and the log-odds of inclusion of `base` after a shifted soft threshold."""
+    raise ValueError(f"base must be Laplace or Normal, got {type(base).__name__}, whose slab is not known")
+
+
+@_slab_and_logits.register
+def _(base: Laplace, threshold: Tensor, validate_args: bool | None) -> tuple[Distribution, Tensor]:
+    cut = threshold / base.scale
+    return base, -cut - torch.log(-torch.expm1(-cut))
+
+
+@_slab_and_logits.register
+def _(base: Normal, threshold: Tensor, validate_args: bool | None) -> tuple[Distribution, Tensor]:
+    # The gradient of torch.special.log_ndtr is NaN in float32 for very large thresholds.
+    root = threshold / base.scale / math.sqrt(2)
+    logits = torch.log(torch.special.erfcx(root)) - root**2 - torch.log(torch.erf(root))
+    return ShiftedNormalTails(base.loc, base.scale, threshold, validate_args), logits
+
+
+@functools.singledispatch
+def _draw_below(base: Any, cut: Tensor) -> Tensor:
+    r"""Draw :math:`|\zeta - \mu| / \sigma` given that it does not exceed `cut`."""
+    raise NotImplementedError
+
+
+@_draw_below.register
+def _(base: Laplace, cut: Tensor) -> Tensor:
+    return -torch.log1p(torch.rand_like(cut) * torch.expm1(-cut))
+
+
+@_draw_below.register
+def _(base: Normal, cut: Tensor) -> Tensor:
+    return math.sqrt(2) * torch.erfinv(torch.rand_like(cut) * torch.erf(cut / math.sqrt(2)))
 
 
 @changed.register
 def _changed(distribution: ThresholdedSpikeSlab, change: Change) -> ThresholdedSpikeSlab:
-    base = changed(distribution.base, of_part("base", change))
+    base = cast("Laplace | Normal", changed(distribution.base, of_part("base", change)))
     threshold = change("threshold", distribution.threshold, constraints.positive)
     return ThresholdedSpikeSlab(base, threshold, distribution.gate, validate_args=False)
 
 
 def get_threshold_gate(gate: str | Gate) -> Gate:
-    """As `vsc_pyro.gates.get_gate`, and ``"threshold"`` besides.
+    """Return the gate of that name with its default settings, or the `Gate` itself; ``"threshold"`` is known too.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.

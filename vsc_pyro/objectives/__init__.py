@@ -1,12 +1,13 @@
-"""Objectives: what a fit maximises, by name or as a Pyro `ELBO`; see the modules of this folder."""
+"""Objectives: functions that `vsc_pyro.fit` maximises, each with a name and a Pyro `ELBO`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pyro
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from vsc_pyro._arguments import choice, positive_int
 from vsc_pyro._seeding import seeded
@@ -15,6 +16,9 @@ from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
 from vsc_pyro.objectives.linear import ExactELBO
+
+if TYPE_CHECKING:
+    from vsc_pyro.models.vae import VAE
 
 __all__ = [
     "OBJECTIVES",
@@ -35,17 +39,17 @@ OBJECTIVES: dict[str, type[TraceELBO]] = {
 }
 
 
-def check_objective(loss: ELBO, model: nn.Module, gate: Gate | None = None, scheduled: Iterable[str] = ()) -> None:
-    """Check before training that an objective and a `vsc_pyro.VAE` go together.
+def check_objective(loss: ELBO, model: VAE, gate: Gate | None = None, scheduled: Iterable[str] = ()) -> None:
+    """Check before training that an objective can train a model.
 
     Args:
-        loss: as `get_objective` returns it.
+        loss: the objective, from `get_objective`.
         model: the autoencoder.
-        gate: of the spikes, if they are drawn.
+        gate: the gate of the spikes, or None if no spikes are drawn.
         scheduled: names of the model's settings that change from step to step.
 
     Raises:
-        ValueError: an objective that cannot train that model; the message names the remedy.
+        ValueError: the objective cannot train the model; the message names the remedy.
     """
     if isinstance(loss, WITHOUT_SCORES) and gate is not None and not gate.reparametrized:
         raise ValueError(
@@ -56,15 +60,25 @@ def check_objective(loss: ELBO, model: nn.Module, gate: Gate | None = None, sche
         loss.check_model(model, scheduled)
 
 
-def exact_if_linear(model: nn.Module, x: Tensor) -> str:
-    """The name of the objective that suits a `vsc_pyro.VAE` best: nothing is sampled where nothing need be.
+def exact_if_linear(model: VAE, x: Tensor) -> str:
+    """Return the name of the objective with the least sampling noise that can train a model.
 
     Args:
         model: the autoencoder.
-        x: a few data, shape ``(B, ...)``, which the model is run on.
+        x: a small batch, shape ``(B, ...)``, on which the model is tried.
 
     Returns:
-        ``"exact"`` for a linear normal decoder of codes whose posterior and divergence it knows, else ``"analytic"``.
+        ``"exact"`` if `ExactELBO` accepts the model, else ``"analytic"``.
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> from vsc_pyro.objectives import exact_if_linear
+        >>> encoder, prior, x = vsc.SpikeSlabEncoder(6, 2), vsc.SpikeSlabPrior(2), torch.zeros(3, 6)
+        >>> exact_if_linear(vsc.VAE(encoder, vsc.NormalDecoder(2, 6, hidden=()), prior), x)
+        'exact'
+        >>> exact_if_linear(vsc.VAE(encoder, vsc.NormalDecoder(2, 6, hidden=(8,)), prior), x)
+        'analytic'
     """
     if not isinstance(model.check_parts(x[:1]), LinearNormal):
         return "analytic"
@@ -77,33 +91,30 @@ def exact_if_linear(model: nn.Module, x: Tensor) -> str:
 
 
 def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_once: int = 1) -> ELBO:
-    """The objective of that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
+    """Return the objective with that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
 
     Args:
         objective: ``"trace"``, ``"analytic"``, ``"exact"``, ``"importance-weighted"`` or any `pyro.infer.ELBO`.
-        num_draws: draws of each code that a named objective averages over, in one vectorised pass; None for as
-            few as gate and objective take (5, for ``"importance-weighted"``).
-        draws_at_once: of which the number of draws must be a multiple, see `vsc_pyro.gates.Gate`.
+        num_draws: number of draws of each code over which a named objective averages, in one vectorised pass. None for
+            the fewest that gate and objective allow, or 5 for ``"importance-weighted"``.
+        draws_at_once: number of draws that the gate makes together, see `vsc_pyro.gates.Gate`; `num_draws` must be a
+            multiple of it.
 
     Raises:
-        ValueError: an unknown name; draws that are not a multiple of `draws_at_once`, or fewer than the objective
-            takes, or several for ``"exact"``, which takes none, or several at once for ``"importance-weighted"``; a
-            number of draws for an `ELBO` that has its own.
+        ValueError: an unknown name; a number of draws that the objective or the gate does not allow; a number of draws
+            that differs from the number of particles of an `ELBO`.
+
+    Example:
+        >>> from vsc_pyro.objectives import get_objective
+        >>> get_objective("analytic", num_draws=3).num_particles
+        3
     """
-    if isinstance(objective, ELBO):
-        if num_draws not in (None, objective.num_particles):
-            raise ValueError(
-                f"num_draws={num_draws} goes with a named objective; build the {type(objective).__name__} "
-                "with num_particles= instead"
-            )
-        loss = objective
-    else:
-        objective = choice("objective", objective, OBJECTIVES)
-        if num_draws is None:
-            num_draws = max(draws_at_once, objective.default_draws) if objective.draws_codes else 1
-        num_draws = positive_int("num_draws", num_draws)
-        # A VAE's one plate is over data; naming it spares Pyro a trial run to find it.
-        loss = objective(num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1)
+    loss = objective if isinstance(objective, ELBO) else _named(objective, num_draws, draws_at_once)
+    if loss is objective and num_draws not in (None, loss.num_particles):
+        raise ValueError(
+            f"num_draws={num_draws} goes with a named objective; build the {type(loss).__name__} with num_particles= "
+            "instead"
+        )
     if draws_at_once > 1 and getattr(loss, "independent_draws", False):
         raise ValueError(
             f"the gate draws codes {draws_at_once} at a time, and {type(loss).__name__} takes independent draws; "
@@ -115,3 +126,12 @@ def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_
             f"take a multiple of {draws_at_once}, or another gate"
         )
     return loss
+
+
+def _named(name: str, num_draws: int | None, draws_at_once: int) -> TraceELBO:
+    objective = choice("objective", name, OBJECTIVES)
+    if num_draws is None:
+        num_draws = max(draws_at_once, objective.default_draws) if objective.draws_codes else 1
+    num_draws = positive_int("num_draws", num_draws)
+    # A VAE has one plate, over data; Pyro would need a trial run to find this out.
+    return objective(num_particles=num_draws, vectorize_particles=num_draws > 1, max_plate_nesting=1)

@@ -1,14 +1,15 @@
-r"""`ImportanceWeightedELBO`: the bound of several draws of each code, with hard spikes and without bias.
+r"""`ImportanceWeightedELBO`: a bound from several draws of each code, with hard spikes and an unbiased gradient.
 
 .. math:: L_K = E\Big[\log \frac1K \sum_{k=1}^K w_k\Big], \qquad w_k = \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q,
 
-rises with K to the evidence (Burda et al., 2016). Its gradient has two parts. What is pathwise (decoder, prior, slabs)
-follows :math:`\sum_k \tilde w_k \nabla \log w_k` with normalised weights. What is not (spikes of ``gate="score"``, any
-discrete site) takes a score function; the learning signal of draw k is the bound minus what it would be had draw k been
-the geometric mean of the others (VIMCO; Mnih & Rezende, 2016): independent of draw k, so nothing is biased.
+increases with K to the evidence (Burda et al., 2016). Its gradient has two parts. The pathwise part (decoder, prior,
+slabs) is :math:`\sum_k \tilde w_k \nabla \log w_k` with normalised weights :math:`\tilde w_k`. Sites without a pathwise
+gradient (spikes of ``gate="score"``, any discrete site) have a score function. The learning signal of draw k is the
+bound minus the bound in which :math:`w_k` is replaced by the geometric mean of the other weights (VIMCO; Mnih &
+Rezende, 2016). The latter does not depend on draw k, so the gradient is unbiased.
 
-The bound is not linear in log-densities, so a relaxed gate biases both parts of the spikes' gradient here, as it does
-under `pyro.infer.RenyiELBO`, and a warning says so; ``gate="score"`` is exact.
+The bound is not linear in log-densities, so a relaxed gate biases both parts of the spikes' gradient, as it does under
+`pyro.infer.RenyiELBO`, and a warning says so. ``gate="score"`` is unbiased.
 
 References
     Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders.
@@ -18,34 +19,49 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
 from vsc_pyro.distributions import CentredScoreParts
-from vsc_pyro.objectives.elbo import TraceELBO, evaluated_before, particle_dim, sample_sites
+from vsc_pyro.objectives.elbo import Site, TraceELBO, evaluated_before, particle_dim, sample_sites
+
+if TYPE_CHECKING:
+    from vsc_pyro.models.vae import VAE
 
 
 class ImportanceWeightedELBO(TraceELBO):
-    """The importance-weighted bound as a Pyro ELBO: K = `num_particles` draws of every latent, always vectorised.
+    r"""The importance-weighted bound :math:`L_K` as a Pyro ELBO with K = `num_particles` vectorised draws.
 
-    For models whose latents share their plates, each datum having its own (`vsc_pyro.VAE` has; a latent common to all
-    data would need weights of all data at once). A term that no latent can have changed, such as a penalty, is added.
+    All latents must be in the same plates, as in a `vsc_pyro.VAE`, where each datum has its own latents. (The weights
+    of a latent common to all data would not factorise over data.) Terms that depend on no latent, such as a penalty,
+    are added to the bound.
 
     Args:
         num_particles: K, at least 2.
-        max_plate_nesting, and others: as of `pyro.infer.Trace_ELBO`.
+        max_plate_nesting: as in `pyro.infer.Trace_ELBO`, as are all other arguments.
 
     Raises:
         ValueError: fewer than two particles.
-        NotImplementedError: in the first step: latents of different plates; scaled sites (subsampling, beta); draws
-            that are not independent (``gate="disarm"``). `vsc_pyro.fit` raises a ValueError before training instead.
+        NotImplementedError: in the first step: latents in different plates; scaled sites (subsampling, beta); dependent
+            draws (``gate="disarm"``). `vsc_pyro.fit` raises a ValueError before training instead.
+
+    References
+        Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders.
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> vae = vsc.VAE(vsc.SpikeSlabEncoder(6, 2, gate="score"), vsc.BernoulliDecoder(2, 6), vsc.SpikeSlabPrior(2))
+        >>> objective = vsc.ImportanceWeightedELBO(num_particles=5, max_plate_nesting=1)
+        >>> objective.differentiable_loss(vae.model, vae.guide, torch.ones(3, 6)).shape
+        torch.Size([])
     """
 
     is_linear: ClassVar[bool] = False
@@ -68,23 +84,23 @@ class ImportanceWeightedELBO(TraceELBO):
     def draws_at_once(self) -> int:
         return self.num_particles
 
-    def check_model(self, model: nn.Module, scheduled: Iterable[str] = ()) -> None:
+    def check_model(self, model: VAE, scheduled: Iterable[str] = ()) -> None:
         if model.beta != 1 or "beta" in scheduled:
             how = "a schedule" if "beta" in scheduled else f"beta={model.beta}"
             raise ValueError(
-                f"the importance-weighted objective is of unscaled densities, and {how} scales the KL; leave "
+                f"the importance-weighted objective needs unscaled densities, and {how} scales the KL; leave "
                 "beta at 1, or take objective='analytic' or 'trace'"
             )
-        if hasattr(model.prior, "hyperparameters") and (common := list(model.prior.hyperparameters())):
+        if common := list(getattr(model.prior, "hyperparameters", dict)()):
             raise ValueError(
-                f"the importance-weighted objective takes latents that each datum has its own of, and the prior's "
-                f"{common} are common to all data; leave hyperprior out, or take objective='analytic' or 'trace'"
+                f"the importance-weighted objective needs latents of single data, and the prior's {common} are common "
+                "to all data; leave hyperprior out, or take objective='analytic' or 'trace'"
             )
 
-    def _entropy_term(self, guide_site: dict) -> Tensor:
-        return guide_site["log_prob"]  # multiplied by a weight no part of its gradient has a mean of zero
+    def _entropy_term(self, guide_site: Site) -> Tensor:
+        return guide_site["log_prob"]  # multiplied by a weight, no part of its gradient has mean zero
 
-    def _losses(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+    def _losses(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
         bound, surrogate = self._bound(model_trace, guide_trace)
         return -bound, -surrogate
@@ -102,28 +118,33 @@ class ImportanceWeightedELBO(TraceELBO):
             ).sum_to(stack)
             for field in ("value", "surrogate")
         )
-        dim = particle_dim(stack)
-        log_weight = log_weight.detach()
+        dim = cast("int", particle_dim(stack))
+        log_weight = torch.as_tensor(log_weight).detach()
         bound = torch.logsumexp(log_weight, dim, keepdim=True) - math.log(self.num_particles)
         surrogate = (log_weight.softmax(dim) * log_weight_surrogate).sum()
-        for site in guide_sites.values():
-            parts = site["score_parts"]
-            if is_identically_zero(parts.score_function):
-                continue
-            if isinstance(parts, CentredScoreParts):
-                raise NotImplementedError(
-                    "the importance-weighted objective takes independent draws, and the gate draws several together; "
-                    "take gate='score'"
-                )
-            surrogate = surrogate + ((bound - _bound_without(log_weight, dim)) * parts.score_function).sum()
-        # What comes before all latents is the same for each particle.
+        for score in _score_functions(guide_sites):
+            surrogate = surrogate + ((bound - _bound_without(log_weight, dim)) * score).sum()
+        # Terms that precede all latents are equal for all particles, of which they hold the sum.
         added = [term for name, term in terms.items() if name in before]
         value = bound.sum() + sum(term.value.sum() for term in added) / self.num_particles
         return value, surrogate + sum(term.surrogate.sum() for term in added) / self.num_particles
 
 
+def _score_functions(guide_sites: dict[str, Site]) -> Iterator[Tensor]:
+    for site in guide_sites.values():
+        parts = site["score_parts"]
+        if is_identically_zero(parts.score_function):
+            continue
+        if isinstance(parts, CentredScoreParts):
+            raise NotImplementedError(
+                "the importance-weighted objective takes independent draws, and the gate draws several together; "
+                "take gate='score'"
+            )
+        yield parts.score_function
+
+
 def _bound_without(log_weight: Tensor, dim: int) -> Tensor:
-    """The bound with each particle's log-weight replaced by the mean of the others', by particle."""
+    """Return, for each particle, the bound with its log-weight replaced by the mean of the other log-weights."""
     columns = log_weight.movedim(dim, -1)
     num_particles = columns.shape[-1]
     mean_of_others = (columns.sum(-1, keepdim=True) - columns) / (num_particles - 1)
@@ -134,11 +155,13 @@ def _bound_without(log_weight: Tensor, dim: int) -> Tensor:
     return (total - math.log(num_particles)).movedim(-1, dim)
 
 
-def _common_stack(sites: dict[str, dict], guide_sites: dict[str, dict]) -> tuple:
-    """The plates of the guide's latents, one and the same for all."""
+def _common_stack(sites: dict[str, Site], guide_sites: dict[str, Site]) -> tuple:
+    """Return the plates that all latents of the guide share."""
     stacks = {name: site["cond_indep_stack"] for name, site in guide_sites.items()}
     if missing := [name for name, site in sites.items() if not site["is_observed"] and name not in guide_sites]:
-        raise NotImplementedError(f"the importance-weighted objective needs a guide for every latent, also {missing}")
+        raise NotImplementedError(
+            f"the importance-weighted objective needs a guide for every latent, got none for {missing}"
+        )
     if not stacks:
         raise NotImplementedError("the importance-weighted objective needs a guide with latents; there is none")
     if len(set(stacks.values())) != 1:
@@ -150,16 +173,16 @@ def _common_stack(sites: dict[str, dict], guide_sites: dict[str, dict]) -> tuple
     return next(iter(stacks.values()))
 
 
-def _check_weighed(sites: dict[str, dict], stack: tuple) -> None:
+def _check_weighed(sites: dict[str, Site], stack: tuple) -> None:
     for name, site in sites.items():
         if not set(stack) <= set(site["cond_indep_stack"]):
             raise NotImplementedError(
-                f"site {name!r} depends on latents of plates that it is not in itself, so that their importance "
-                "weights do not factorise; train this model with 'analytic' or 'trace'"
+                f"site {name!r} is outside of the plates of latents that it depends on, so the importance weights do "
+                "not factorise; train this model with 'analytic' or 'trace'"
             )
         if _is_scaled(site["scale"]):
             raise NotImplementedError(
-                f"site {name!r} is scaled by {site['scale']}, and importance weights are of unscaled densities; "
+                f"site {name!r} is scaled by {site['scale']}, and importance weights need unscaled densities; "
                 "set beta=1, do not subsample, or train with 'analytic' or 'trace'"
             )
 
