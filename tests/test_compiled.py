@@ -13,9 +13,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from problems.pairs import ADMISSIBLE, build
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
-from test_systems import ADMISSIBLE, build
 from torch import nn
 
 import vsc_pyro as vsc

@@ -4,8 +4,8 @@ import random
 import pyro.distributions as dist
 import pytest
 import torch
+from problems.pairs import ADMISSIBLE, build
 from test_compiled import compiler, covering  # noqa: F401 - a fixture
-from test_systems import ADMISSIBLE, build
 from torch import nn
 
 from vsc_pyro.acceleration import BACKENDS, CompiledFunction

@@ -4,8 +4,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import Z_BOUND, assert_mean_equals
-from test_linear_exact import linear_model
-from test_refine import FAMILIES, SHAPE
+from problems.families import FAMILIES, SHAPE
+from problems.linear import linear_model
 from torch import nn
 
 import vsc_pyro as vsc

@@ -1,11 +1,8 @@
-import io
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.image import imread
+from problems.pictures import pixels
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
@@ -37,14 +34,6 @@ def trained():
 
 def shown_in(axes):
     return torch.from_numpy(axes.images[0].get_array().filled())
-
-
-def pixels(figure):
-    assert isinstance(figure, Figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=60)
-    buffer.seek(0)
-    return imread(buffer)
 
 
 @pytest.mark.parametrize(

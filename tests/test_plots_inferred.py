@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_plots import pixels
+from problems.pictures import pixels
 
 import vsc_pyro as vsc
 from vsc_pyro import plots

@@ -5,8 +5,8 @@ import warnings
 import pyro
 import pytest
 import torch
+from problems.pairs import ADMISSIBLE, build
 from test_compiled import captured_like_eager, covering, of_vae
-from test_systems import ADMISSIBLE, build
 from torch import nn
 
 import vsc_pyro as vsc

@@ -9,6 +9,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import assert_mean_equals
+from problems.one_latent import (
+    NOISE,
+    PARAMETERS,
+    TOY,
+    X,
+    importance_weighted_exact,
+    toy_exact,
+    toy_gradients,
+    toy_loss,
+    toy_prior,
+)
+from problems.six_latents import J, SixLatents
 from pyro import poutine
 from pyro.infer import (
     RenyiELBO,
@@ -17,19 +29,6 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
-)
-from test_objectives import (
-    NOISE,
-    PARAMETERS,
-    TOY,
-    J,
-    SixLatents,
-    X,
-    importance_weighted_exact,
-    toy_exact,
-    toy_gradients,
-    toy_loss,
-    toy_prior,
 )
 
 import vsc_pyro as vsc
