@@ -89,6 +89,19 @@ def trained(digits):
     return model
 
 
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Figures are made and not painted, which takes most of their time."""
+
+    def savefig(self, file, **settings):
+        if hasattr(file, "write"):
+            file.write(b"unpainted")
+        else:
+            Path(file).write_bytes(b"unpainted")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
 @contextlib.contextmanager
 def waiting_is_an_error():
     """Within, whatever would wait for the GPU raises."""
