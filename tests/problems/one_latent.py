@@ -12,7 +12,7 @@ from vsc_pyro.distributions import SpikeSlab
 PARAMETERS = ("logits", "loc", "scale")
 
 
-N = 200_000
+N = 50_000
 TOY = {"logits": -0.4, "loc": 0.7, "scale": 0.8}
 X, NOISE, ALPHA = 1.1, 0.6, 0.2
 

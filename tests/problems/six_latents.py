@@ -8,7 +8,7 @@ from torch.distributions import kl_divergence
 from problems.one_latent import PARAMETERS
 from vsc_pyro.distributions import SpikeSlab
 
-J, DRAWS, REPEATS = 6, 50, 3000
+J, DRAWS, REPEATS = 6, 50, 1000
 
 
 class FixedNoiseNormal(dist.Normal):
