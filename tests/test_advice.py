@@ -47,6 +47,7 @@ def test_faces_like_data_under_a_scale_of_one():
     assert "16 of 16 latents unused; scale 1 against the data's 0.17; try NormalDecoder(scale='data')" in said[0]
 
 
+@pytest.mark.slow
 def test_faces_like_data_under_atoms_that_start_too_large():
     x = low_rank(400, 256, 10, 0.17)
     _, said = fitted(x, 0.05, 16, hidden=(), weight=0.5, objective="exact")
@@ -70,6 +71,7 @@ def test_frames_like_data_under_a_scale_of_one():
     assert f"advice: {result.advice[0]}" in str(result)
 
 
+@pytest.mark.slow
 def test_standardised_digits_under_a_scale_of_one(digits):
     x = digits.train.images.flatten(1)[:1000]
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-3)
@@ -81,6 +83,7 @@ def test_standardised_digits_under_a_scale_of_one(digits):
     assert "scale 1 against the residuals' 0." in result.advice[0]
 
 
+@pytest.mark.slow
 def test_noise_is_nothing_to_explain():
     for deviation in (torch.tensor(1.0), torch.logspace(-1, 1, 100)):
         x = deviation * torch.randn(500, 100, generator=torch.Generator().manual_seed(1))
@@ -148,8 +151,8 @@ def test_bernoulli_data_and_loaders(digits):
         vsc.SpikeSlabEncoder(64, 5, hidden=(8,)), vsc.BernoulliDecoder(5, 64, hidden=(8,)), vsc.SpikeSlabPrior(5, 0.1)
     )
     loader = DataLoader(digits.train.images.flatten(1)[:400].round(), batch_size=20)
-    with pytest.warns(vsc.NothingExplainedWarning, match=r"after 400 steps the code explains nothing.*let the diverg"):
-        vsc.fit(model, loader, epochs=20, lr=1e-5, progress=False)
+    with pytest.warns(vsc.NothingExplainedWarning, match=r"after 100 steps the code explains nothing.*let the diverg"):
+        vsc.fit(model, loader, epochs=5, lr=1e-5, progress=False)
 
 
 def test_the_callers_random_state_and_mode_are_left(small_vae, digits):

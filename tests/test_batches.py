@@ -114,6 +114,7 @@ class Noisy(torch.utils.data.Dataset):
         return torch.bernoulli(self.images[index])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_next_epoch_as_if_never_interrupted(small_vae, digits, tmp_path):
     grey = digits.train.images[:230]
     loaders = [*generators_of_all_kinds(grey), DataLoader(Noisy(grey), 50, shuffle=True)]

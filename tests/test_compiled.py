@@ -209,6 +209,7 @@ def shadow_a_class_attribute(vae, loss):
     vae.encoder.slab_weight = torch.tensor(0.5)  # a buffer: replaced, not changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [swap_prior, swap_layer, more_particles, shadow_a_class_attribute])
 def test_parts_that_are_replaced_are_captured_again(small_vae, batch, change):
     losses = {}
@@ -457,6 +458,7 @@ def no_compiler():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiled_steps_are_the_eager_ones(line):
     captured_like_eager(lambda cls: cls(regression, by_hand, ADAM, Trace_ELBO()), 20 * [line], backend="inductor")
@@ -473,6 +475,7 @@ def test_nothing_is_said_of_a_gpu_that_is_not_asked_for():
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, digits, tmp_path, monkeypatch, capsys):
     # The last batch of 37 is not compiled. Schedules move in every step.

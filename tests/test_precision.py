@@ -105,6 +105,7 @@ def test_fit_trains_in_bfloat16_and_leaves_the_model_in_float32(small_vae, digit
         vsc.fit(small_vae(), digits.train, resume=True, **settings)
 
 
+@pytest.mark.slow
 def test_the_final_bound_is_that_of_float32(small_vae, digits):
     def bound(seed, precision):
         vae = small_vae(seed=seed)
