@@ -2,24 +2,23 @@
 
 import dataclasses
 import functools
-import importlib
 import os
 import random
 import subprocess
 import sys
-import warnings
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from problems.pairs import ADMISSIBLE, build
+from problems.captured import captured_like_eager, of_vae, steps
+from problems.pairs import ADMISSIBLE, build, covering
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import vsc_pyro as vsc
-from vsc_pyro.acceleration import CompiledSVI, backends, compiled_svi, missing_compiler
+from vsc_pyro.acceleration import CompiledSVI, backends, compiled_svi
 from vsc_pyro.gates import GATES, BinaryConcrete
 from vsc_pyro.objectives import get_objective
 from vsc_pyro.training.schedules import Ramp, set_values
@@ -29,47 +28,9 @@ QUIET = {"progress": False, "device": "cpu"}
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 
 
-def steps(svi, batches, seed=1):
-    """Losses of a few steps, and the last one's gradients."""
-    torch.manual_seed(seed)
-    losses = torch.stack([torch.as_tensor(svi.step(*batch)) for batch in batches])
-    gradients = [p.grad.clone() for group in svi.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return [losses, *gradients]
-
-
-def captured_like_eager(make, batches, backend="eager", **tolerance):
-    """That steps of an eager and of a captured twin, made anew for each, are the same; returns the captured one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the KL divergence at site 'z' has no closed form and is sampled")
-        warnings.filterwarnings("ignore", ".* is not linear in log-densities")
-        with pyro.get_param_store().scope():
-            expected = steps(make(SVI), batches)
-        with pyro.get_param_store().scope():
-            svi = make(functools.partial(CompiledSVI, backend=backend))
-            got = steps(svi, batches)
-    assert not svi.is_eager
-    torch.testing.assert_close(got, expected, **tolerance)
-    return svi
-
-
-def of_vae(make_vae, loss, cls):
-    vae = make_vae()
-    return cls(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3), loss())
-
-
 @pytest.fixture
 def batch(digits):
     return (digits.train.draw(slice(40)).round(),)
-
-
-def covering(pairs):
-    """As few of the pairs of encoder and prior as have each of both."""
-    chosen, seen = [], set()
-    for encoder_name, prior_name, _ in sorted(pairs, key=lambda pair: pair[0] != "spike-slab"):
-        if not {("encoder", encoder_name), ("prior", prior_name)} <= seen:
-            seen |= {("encoder", encoder_name), ("prior", prior_name)}
-            chosen.append((encoder_name, prior_name))
-    return chosen
 
 
 @pytest.mark.parametrize(("encoder_name", "prior_name"), covering(ADMISSIBLE))
@@ -443,19 +404,6 @@ def test_bad_arguments(small_vae):
 
 
 # Compiled
-
-
-@pytest.fixture
-def compiler():
-    if missing := missing_compiler(torch.device("cpu")):
-        pytest.skip(missing)
-
-
-@pytest.fixture
-def no_compiler():
-    config = importlib.import_module("torch._inductor.config")  # takes a second
-    with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
-        yield
 
 
 @pytest.mark.slow

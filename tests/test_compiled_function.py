@@ -4,8 +4,7 @@ import random
 import pyro.distributions as dist
 import pytest
 import torch
-from problems.pairs import ADMISSIBLE, build
-from test_compiled import compiler, covering  # noqa: F401 - a fixture
+from problems.pairs import ADMISSIBLE, build, covering
 from torch import nn
 
 from vsc_pyro.acceleration import BACKENDS, CompiledFunction

@@ -6,8 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import assert_mean_equals
-from problems.pairs import ADMISSIBLE, J, build
-from test_compiled import compiler, covering, no_compiler  # noqa: F401 - fixtures
+from problems.pairs import ADMISSIBLE, J, build, covering
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -5,8 +5,8 @@ import warnings
 import pyro
 import pytest
 import torch
-from problems.pairs import ADMISSIBLE, build
-from test_compiled import captured_like_eager, covering, of_vae
+from problems.captured import captured_like_eager, of_vae
+from problems.pairs import ADMISSIBLE, build, covering
 from torch import nn
 
 import vsc_pyro as vsc

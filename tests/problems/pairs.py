@@ -91,3 +91,13 @@ def build(encoder_name, prior_name, priors=PRIORS):
     encoder = ENCODERS[encoder_name]()
     # A saturating decoder, since codes of a Cauchy have no mean.
     return vsc.VAE(encoder, vsc.BernoulliDecoder(J, SHAPE, (16,), "tanh"), priors[prior_name](encoder), num_data=200)
+
+
+def covering(pairs):
+    """As few of the pairs of encoder and prior as have each of both."""
+    chosen, seen = [], set()
+    for encoder_name, prior_name, _ in sorted(pairs, key=lambda pair: pair[0] != "spike-slab"):
+        if not {("encoder", encoder_name), ("prior", prior_name)} <= seen:
+            seen |= {("encoder", encoder_name), ("prior", prior_name)}
+            chosen.append((encoder_name, prior_name))
+    return chosen
