@@ -151,8 +151,8 @@ def test_bernoulli_data_and_loaders(digits):
         vsc.SpikeSlabEncoder(64, 5, hidden=(8,)), vsc.BernoulliDecoder(5, 64, hidden=(8,)), vsc.SpikeSlabPrior(5, 0.1)
     )
     loader = DataLoader(digits.train.images.flatten(1)[:400].round(), batch_size=20)
-    with pytest.warns(vsc.NothingExplainedWarning, match=r"after 100 steps the code explains nothing.*let the diverg"):
-        vsc.fit(model, loader, epochs=5, lr=1e-5, progress=False)
+    with pytest.warns(vsc.NothingExplainedWarning, match=r"after 400 steps the code explains nothing.*let the diverg"):
+        vsc.fit(model, loader, epochs=20, lr=1e-5, progress=False)
 
 
 def test_the_callers_random_state_and_mode_are_left(small_vae, digits):
