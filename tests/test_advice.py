@@ -122,6 +122,7 @@ def seen():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
@@ -145,6 +146,7 @@ def test_one_line_for_each_thing_that_is_wrong(seen, changed, line):
         assert any(re.search(line, said) for said in lines)
 
 
+@pytest.mark.slow
 def test_bernoulli_data_and_loaders(digits):
     torch.manual_seed(0)
     model = vsc.VAE(

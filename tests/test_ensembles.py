@@ -83,11 +83,13 @@ def assert_like_single_fits(make, data, seeds=(0, 1), **settings):
 # The same as single fits ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_draws_no_noise_ends_in_the_weights_of_single_fits_also_with_a_last_batch_that_is_smaller(digits):
     assert digits.train.binarize == "dynamic"
     assert_like_single_fits(autoencoder, digits.train[:523], seeds=(5, 0, 3))
 
 
+@pytest.mark.slow
 def test_compiled(some):
     if missing := missing_compiler(torch.device("cpu")):
         pytest.skip(missing)
@@ -132,6 +134,7 @@ def test_parameters_of_dimension_0(some):
         assert ((scalars(model) - scalars(with_scalars())).abs() > 0.05).all()
 
 
+@pytest.mark.slow
 def test_a_parameter_of_dimension_0_that_is_not_finite_is_named_with_its_model(some):
     models = [with_scalars(seed) for seed in range(2)]
     for model, value in zip(models, (1.0, np.inf), strict=True):

@@ -117,6 +117,7 @@ def finished(tmp_path_factory):
     return start("mnist_vsc.py", *SMALL, "--output", folder, "--quiet"), folder
 
 
+@pytest.mark.slow
 def test_mnist_vsc_writes_what_it_promises(finished):
     result, folder = finished
     assert result.returncode == 0, result.stderr
@@ -230,6 +231,7 @@ def test_mnist_vsc_takes_every_system(tmp_path, arguments, monkeypatch):
     assert (tmp_path / "pseudo_inputs.png").exists() == ("pseudo-input" in arguments)
 
 
+@pytest.mark.slow
 def test_explore(finished, tmp_path):
     missing = run("explore.py", tmp_path)
     assert missing.returncode == 1
@@ -243,7 +245,7 @@ def test_explore(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_inspect_posterior(finished, tmp_path):
+def test_inspect_posterior(finished, tmp_path, unpainted):
     folder = tmp_path / "inspection"
     result = run("inspect_posterior.py", finished[1], "--num-data", 3, "--num-samples", 20, "--output", folder)
     assert result.returncode == 0, result.stderr
@@ -252,7 +254,6 @@ def test_inspect_posterior(finished, tmp_path):
     figures = sorted(folder.glob("*.png"))
     assert page.count('<img src="data:image/png;base64,') == page.count("<img") == len(figures) > 15
     for figure in figures:
-        assert imread(figure).std() > 0.01
         assert base64.b64encode(figure.read_bytes()).decode() in page
     assert "://" not in page
     assert "{{" not in page
@@ -263,6 +264,7 @@ def test_inspect_posterior(finished, tmp_path):
     assert missing.stderr.startswith(f"error: {tmp_path / 'missing'} holds no finished run of mnist_vsc.py")
 
 
+@pytest.mark.slow
 def test_inspect_posterior_replaces_a_report_only_on_demand(finished, tmp_path):
     folder = tmp_path / "inspection"
     folder.mkdir()
@@ -309,7 +311,7 @@ def test_mnist_vsc_says_that_a_divergence_is_sampled(tmp_path):
 
 @pytest.mark.slow
 def test_recover_factors(tmp_path):
-    small = [*"--epochs 8 --device cpu --quiet --systems vae spike-slab-learned --output".split(), tmp_path]
+    small = [*"--epochs 4 --device cpu --quiet --systems vae spike-slab-learned --output".split(), tmp_path]
     result = run("recover_factors.py", "--dataset", "linear-5x5", *small)
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "linear-5x5.csv", newline="") as file:

@@ -70,6 +70,7 @@ def test_captured_with_normal_pixels(hidden, variance, some, captured):
     assert len(captured) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler", "small_chunks")
 @pytest.mark.parametrize(
     ("encoder_name", "prior_name"), [("spike-slab-threshold-normal", "pseudo-input"), ("laplace", "normal-mixture")]

@@ -298,6 +298,7 @@ def test_same_loss_and_gradients_as_pyros_own_with_the_same_noise(ours, pyros, g
         torch.testing.assert_close(ours_gradient, pyros_gradient)
 
 
+@pytest.mark.slow
 def test_bare_svi_learns_the_inclusion_probability():
     # The optimum of a posterior without data is the prior; a gradient that never reaches the spike leaves it at 1/2.
     prior = SpikeSlab(dist.Normal(torch.zeros(4), 1.0), probs=torch.tensor([0.05, 0.1, 0.6, 0.9]))

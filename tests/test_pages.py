@@ -7,13 +7,14 @@ import re
 import arviz
 import pytest
 import torch
+from matplotlib.image import imread
 from pyro.distributions import Laplace, Normal
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.pages.files import write_page
-from vsc_pyro.pages.sections import explains
+from vsc_pyro.pages.sections import believes, explains
 
 
 def build(shape=9, decoder=None, latents=4):
@@ -198,6 +199,14 @@ def test_a_report_on_a_table_is_whole(tmp_path, unpainted):
     with pytest.raises(FileExistsError, match=r"holds a report's files \(posterior\.nc\); pass overwrite=True"):
         vsc.report(model, data, tmp_path / "new.html", files=folder)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
+def test_figures_are_painted(tmp_path, monkeypatch):
+    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (believes,))
+    vsc.report(build((1, 8, 8)), torch.rand(5, 1, 8, 8), tmp_path / "report.html", files=tmp_path, num_data=2)
+    figures = list(tmp_path.glob("*.png"))
+    assert figures
+    assert all(imread(figure).std() > 0.01 for figure in figures)
 
 
 def test_the_share_of_a_feature_that_is_explained_is_computed_by_hand(tmp_path, monkeypatch):

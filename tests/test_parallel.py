@@ -32,6 +32,7 @@ def found(run):
     return lambda name: [of_one[name] for of_one in kept]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(found):
     first, second = found("point")
     alone = train("point", 3).state_dict()
@@ -42,6 +43,7 @@ def test_two_processes_take_the_steps_of_one(found):
     assert any((alone[name] - value).abs().max() > 0.01 for name, value in start.items())
 
 
+@pytest.mark.slow
 def test_a_run_of_two_is_gone_on_with_and_ends_in_the_same_weights(run, found):
     whole, other = found("whole")
     parts, _ = found("parts")
@@ -57,6 +59,7 @@ def history_of_one():
     return vsc.fit(build("spikes"), digits(), epochs=1, batch_size=99, progress=False, device="cpu").elbo
 
 
+@pytest.mark.slow
 def test_mnist_vsc_by_two_processes_writes_once(run):
     folder, printed = run
     assert printed.count("digits, test:") == 1
@@ -66,6 +69,7 @@ def test_mnist_vsc_by_two_processes_writes_once(run):
         assert "holds a finished run" in torch.load(folder / f"refused-{rank}.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3), ids=["plain", "worker", "generator"])
 def test_an_epoch_of_a_loader_is_one_pass_over_the_data(found, number):
     both = [seen[number] for seen in found("loaders")]
@@ -75,6 +79,7 @@ def test_an_epoch_of_a_loader_is_one_pass_over_the_data(found, number):
     assert both[0][:20] != both[0][20:]
 
 
+@pytest.mark.slow
 def test_loaders_that_two_processes_cannot_share_are_refused(found):
     reasons = (
         "leave the sampler out",
@@ -98,6 +103,7 @@ def test_what_was_not_started_by_torchrun_is_refused(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_process_whose_data_reach_no_parameter_adds_nothing(found):
     for parameters in found("unreached"):
         assert all(torch.equal(parameter, -torch.ones(3)) for parameter in parameters)

@@ -171,6 +171,7 @@ def test_traversals_of_codes_without_a_mean(digits):
         torch.testing.assert_close(shown_in(figure.axes[1]), model.decoder(code).mean[0])
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
     model, test = with_pseudo_inputs
     figure = plots.pseudo_inputs(model, test)

@@ -71,6 +71,7 @@ EVERY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", EVERY.values(), ids=EVERY)
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_picture_takes_data_of_every_shape(kind, function):

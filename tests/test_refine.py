@@ -23,6 +23,7 @@ def state(model):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gains_and_the_model_is_left_alone(digits, family):
     torch.manual_seed(0)

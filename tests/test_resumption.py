@@ -262,6 +262,7 @@ def rewritten(source, target, compression=zipfile.ZIP_STORED, replaced=()):
             new.writestr(name, dict(replaced).get(name.rpartition("/")[2]) or old.read(name))
 
 
+@pytest.mark.slow
 def test_small_files_that_would_cost_a_lot_are_refused(finished, tmp_path):
     state, path = finished
     bomb = tmp_path / "bomb.pt"
