@@ -64,6 +64,7 @@ def as_fit(dataset, **settings):
 Pair = collections.namedtuple("Pair", ["image", "label"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "compile"),
     [*((kind, False) for kind in ("tensor", "tuple", "list", "namedtuple", "uint8", "float64")), ("list", True)],

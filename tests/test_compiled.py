@@ -33,6 +33,7 @@ def batch(digits):
     return (digits.train.draw(slice(40)).round(),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder_name", "prior_name"), covering(ADMISSIBLE))
 def test_every_encoder_and_every_prior(encoder_name, prior_name, batch):
     make = functools.partial(
@@ -41,6 +42,7 @@ def test_every_encoder_and_every_prior(encoder_name, prior_name, batch):
     captured_like_eager(make, [batch])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "objective"),
     [
@@ -129,6 +131,7 @@ def test_scheduled_values_are_read_in_every_step_from_one_graph(small_vae, batch
     assert graphs == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_changes_without_being_named_is_captured_again(small_vae, batch):
     def change(vae):
         yield

@@ -41,6 +41,7 @@ def a_copy(finished, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 def test_every_edit_of_a_runs_files_is_one_error_that_names_file_and_key(a_copy, name):
     random.seed(0)

@@ -51,6 +51,7 @@ def assert_equal_but_for_rounding(eager, compiled):
             assert compiled[name] == close, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("encoder_name", "prior_name"), covering(ADMISSIBLE))
 def test_captured_chunks_draw_and_weigh_what_eager_ones_do(encoder_name, prior_name, some, captured):

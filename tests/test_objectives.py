@@ -220,6 +220,7 @@ def test_values_equal_the_exact_loss(elbo, gate):
 # Six latents, by enumeration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [*SAMPLED_KL, AnalyticELBO])
 def test_six_latents_score_function_has_the_exact_full_gradient(elbo):
     problem = SixLatents()
@@ -229,6 +230,7 @@ def test_six_latents_score_function_has_the_exact_full_gradient(elbo):
         assert_mean_equals((estimated[name] - exact[name]).reshape(-1, J), torch.zeros(J))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", SAMPLED_KL + CLOSED_KL)
 @pytest.mark.parametrize("gate", RELAXED)
 def test_six_latents_kl_part_is_exact_for_every_relaxed_gate(elbo, gate):

@@ -36,6 +36,7 @@ def shown_in(axes):
     return torch.from_numpy(axes.images[0].get_array().filled())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "panels"),
     [
@@ -148,6 +149,7 @@ def test_pictures_follow_their_seed_and_leave_the_parameter_store_alone(trained)
     assert list(pyro.get_param_store().keys()) == []
 
 
+@pytest.mark.slow
 def test_flat_and_dense_models(digits):
     model = vsc.VAE(vsc.NormalEncoder(64, 3), vsc.BernoulliDecoder(3, 64), vsc.NormalPrior(3))
     flat = vsc.Dataset(digits.test.images.flatten(1), digits.test.labels, "dynamic")

@@ -326,7 +326,7 @@ def test_vsc_is_the_papers_assembly(digits):
     names = [name for name, _ in vae.named_parameters()]
     assert len(names) == len(set(names))
     vsc.fit(vae, digits.train, epochs=60, lr=3e-3, batch_size=100, progress=False)
-    result = vsc.evaluate(vae, digits.test, num_draws=20)
+    result = vsc.evaluate(vae, digits.test, num_draws=5)
     mean = digits.train.images.mean(0).clamp(0.001, 0.999)
     best_without_a_code = Bernoulli(mean).log_prob(digits.test.draw(slice(None))).flatten(1).sum(1).mean()
     assert result.elbo > best_without_a_code + 0.3
