@@ -1,6 +1,7 @@
 """Fixtures: real data, a clean Pyro, and a device chosen on the command line."""
 
 import contextlib
+import importlib
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import vsc_pyro as vsc
+from vsc_pyro.acceleration import missing_compiler
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside one another, and what they start, share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -87,6 +89,32 @@ def trained(digits):
     )
     vsc.fit(model, digits.train, epochs=60, lr=4e-3, progress=False)
     return model
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Figures are made and not painted, which takes most of their time."""
+
+    def savefig(self, file, **settings):
+        if hasattr(file, "write"):
+            file.write(b"unpainted")
+        else:
+            Path(file).write_bytes(b"unpainted")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+@pytest.fixture
+def compiler():
+    if missing := missing_compiler(torch.device("cpu")):
+        pytest.skip(missing)
+
+
+@pytest.fixture
+def no_compiler():
+    config = importlib.import_module("torch._inductor.config")  # takes a second
+    with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
+        yield
 
 
 @contextlib.contextmanager

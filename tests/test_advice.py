@@ -50,6 +50,7 @@ def test_faces_like_data_under_a_scale_of_one():
     )
 
 
+@pytest.mark.slow
 def test_faces_like_data_under_atoms_that_start_too_large():
     x = low_rank(400, 256, 10, 0.17)
     _, said = fitted(x, 0.05, 16, hidden=(), weight=0.5, objective="exact")
@@ -74,6 +75,7 @@ def test_frames_like_data_under_a_scale_of_one():
     assert f"advice: {result.advice[0]}" in str(result)
 
 
+@pytest.mark.slow
 def test_standardised_digits_under_a_scale_of_one(digits):
     x = digits.train.images.flatten(1)[:1000]
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-3)
@@ -85,6 +87,7 @@ def test_standardised_digits_under_a_scale_of_one(digits):
     assert "scale is 1, the residuals' deviation 0." in result.advice[0]
 
 
+@pytest.mark.slow
 def test_noise_is_nothing_to_explain():
     for deviation in (torch.tensor(1.0), torch.logspace(-1, 1, 100)):
         x = deviation * torch.randn(500, 100, generator=torch.Generator().manual_seed(1))
@@ -123,6 +126,7 @@ def seen():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
@@ -146,6 +150,7 @@ def test_one_line_for_each_thing_that_is_wrong(seen, changed, line):
         assert any(re.search(line, said) for said in lines)
 
 
+@pytest.mark.slow
 def test_bernoulli_data_and_loaders(digits):
     torch.manual_seed(0)
     model = vsc.VAE(

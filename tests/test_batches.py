@@ -64,6 +64,7 @@ def as_fit(dataset, **settings):
 Pair = collections.namedtuple("Pair", ["image", "label"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "compile"),
     [*((kind, False) for kind in ("tensor", "tuple", "list", "namedtuple", "uint8", "float64")), ("list", True)],
@@ -114,6 +115,7 @@ class Noisy(torch.utils.data.Dataset):
         return torch.bernoulli(self.images[index])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_next_epoch_as_if_never_interrupted(small_vae, digits, tmp_path):
     grey = digits.train.images[:230]
     loaders = [*generators_of_all_kinds(grey), DataLoader(Noisy(grey), 50, shuffle=True)]

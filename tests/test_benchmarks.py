@@ -130,6 +130,7 @@ def record(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_step(record, capsys):
     steps, epoch, dense_steps, dense_epoch = record(step)["results"]
     ours = {"vsc_pyro", "vsc_pyro, compiled", "vsc_pyro, bfloat16"}
@@ -157,6 +158,7 @@ def loaders():
 GPU = Path(measure.__file__).with_name("gpu.sh")
 
 
+@pytest.mark.slow
 def test_the_command_for_a_gpu_says_where_there_is_none():
     settings = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     run = subprocess.run(["bash", GPU], capture_output=True, text=True, env=settings)
@@ -171,6 +173,7 @@ def test_the_command_for_a_gpu_takes_less_than_eight_minutes():
     assert sum(map(int, limits)) < 480
 
 
+@pytest.mark.slow
 def test_every_benchmark_for_a_gpu_runs_on_the_cpu(tmp_path):
     # The script writes the commands that it would give, and they are run here, where nothing need be imported anew.
     command = ["bash", GPU, "--quick", "--output", tmp_path]
@@ -210,6 +213,7 @@ def test_recipes_do_what_they_say():
     torch.testing.assert_close(charges[11], divergence.mean())
 
 
+@pytest.mark.slow
 def test_scaling(record):
     (result,) = record(scaling)["results"]
     (setting,) = scaling.settings(quick=True)
@@ -222,6 +226,7 @@ def test_scaling(record):
     assert sizes >= {(20_000, 200, 400), (50, 10_000, 400), (50, 200, 4000), (50, 200, 400)}
 
 
+@pytest.mark.slow
 def test_ensemble(record):
     (result,) = record(ensemble, "--counts", "1", "2")["results"]
     together = {"ensemble of 1", "ensemble of 2", "ensemble of 2, not compiled"}

@@ -5,8 +5,8 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from problems.linear import linear_model
 from sklearn.metrics import brier_score_loss, roc_auc_score
-from test_linear_exact import linear_model
 
 import vsc_pyro as vsc
 from vsc_pyro._seeding import seeded

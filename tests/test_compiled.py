@@ -1,24 +1,23 @@
 """Breadth by graphs that are run as captured (`backend="eager"`), depth by the few that inductor compiles."""
 
 import functools
-import importlib
 import os
 import random
 import subprocess
 import sys
-import warnings
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from problems.captured import captured_like_eager, of_vae, steps
+from problems.pairs import ADMISSIBLE, build, covering
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
-from test_systems import ADMISSIBLE, build
 from torch import nn
 
 import vsc_pyro as vsc
-from vsc_pyro.acceleration import CompiledSVI, backends, compiled_svi, missing_compiler
+from vsc_pyro.acceleration import CompiledSVI, backends, compiled_svi
 from vsc_pyro.gates import GATES, BinaryConcrete
 from vsc_pyro.objectives import get_objective
 from vsc_pyro.training.schedules import Ramp, set_values
@@ -28,49 +27,12 @@ QUIET = {"progress": False, "device": "cpu"}
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 
 
-def steps(svi, batches, seed=1):
-    """Losses of a few steps, and the last one's gradients."""
-    torch.manual_seed(seed)
-    losses = torch.stack([torch.as_tensor(svi.step(*batch)) for batch in batches])
-    gradients = [p.grad.clone() for group in svi.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return [losses, *gradients]
-
-
-def captured_like_eager(make, batches, backend="eager", **tolerance):
-    """That steps of an eager and of a captured twin, made anew for each, are the same; returns the captured one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the KL divergence at site 'z' has no closed form and is sampled")
-        warnings.filterwarnings("ignore", ".* is not linear in log-densities")
-        with pyro.get_param_store().scope():
-            expected = steps(make(SVI), batches)
-        with pyro.get_param_store().scope():
-            svi = make(functools.partial(CompiledSVI, backend=backend))
-            got = steps(svi, batches)
-    assert not svi.is_eager
-    torch.testing.assert_close(got, expected, **tolerance)
-    return svi
-
-
-def of_vae(make_vae, loss, cls):
-    vae = make_vae()
-    return cls(vae.model, vae.guide, torch.optim.Adam(vae.parameters(), 1e-3), loss())
-
-
 @pytest.fixture
 def batch(digits):
     return (digits.train.draw(slice(40)).round(),)
 
 
-def covering(pairs):
-    """As few of the pairs of encoder and prior as have each of both."""
-    chosen, seen = [], set()
-    for encoder_name, prior_name, _ in sorted(pairs, key=lambda pair: pair[0] != "spike-slab"):
-        if not {("encoder", encoder_name), ("prior", prior_name)} <= seen:
-            seen |= {("encoder", encoder_name), ("prior", prior_name)}
-            chosen.append((encoder_name, prior_name))
-    return chosen
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder_name", "prior_name"), covering(ADMISSIBLE))
 def test_every_encoder_and_every_prior(encoder_name, prior_name, batch):
     make = functools.partial(
@@ -79,6 +41,7 @@ def test_every_encoder_and_every_prior(encoder_name, prior_name, batch):
     captured_like_eager(make, [batch])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "objective"),
     [
@@ -167,6 +130,7 @@ def test_scheduled_values_are_read_in_every_step_from_one_graph(small_vae, batch
     assert graphs == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_changes_without_being_named_is_captured_again(small_vae, batch):
     def change(vae):
         yield
@@ -208,6 +172,7 @@ def shadow_a_class_attribute(vae, loss):
     vae.encoder.slab_weight = torch.tensor(0.5)  # a buffer: replaced, not changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [swap_prior, swap_layer, more_particles, shadow_a_class_attribute])
 def test_parts_that_are_replaced_are_captured_again(small_vae, batch, change):
     losses = {}
@@ -442,19 +407,7 @@ def test_bad_arguments(small_vae):
 # Compiled
 
 
-@pytest.fixture
-def compiler():
-    if missing := missing_compiler(torch.device("cpu")):
-        pytest.skip(missing)
-
-
-@pytest.fixture
-def no_compiler():
-    config = importlib.import_module("torch._inductor.config")  # takes a second
-    with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
-        yield
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiled_steps_are_the_eager_ones(line):
     captured_like_eager(lambda cls: cls(regression, by_hand, ADAM, Trace_ELBO()), 20 * [line], backend="inductor")
@@ -471,6 +424,7 @@ def test_nothing_is_said_of_a_gpu_that_is_not_asked_for():
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_fit_compiles_goes_on_as_it_began_and_stops_when_it_diverges(small_vae, digits, tmp_path, monkeypatch, capsys):
     # The last batch of 37 is not compiled. Schedules move in every step.

@@ -4,8 +4,7 @@ import random
 import pyro.distributions as dist
 import pytest
 import torch
-from test_compiled import compiler, covering  # noqa: F401 - a fixture
-from test_systems import ADMISSIBLE, build
+from problems.pairs import ADMISSIBLE, build, covering
 from torch import nn
 
 from vsc_pyro.acceleration import BACKENDS, CompiledFunction

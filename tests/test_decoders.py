@@ -226,6 +226,7 @@ def test_constant_pixels_earn_no_more_than_is_stated(unit):
     torch.testing.assert_close(first[:4], later[:4], atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_learned_scales_are_the_residuals_of_trained_means(digits):
     # Real data with constant pixels, means and scales trained together: the bound of constant pixels is the stated
     # one, and pixels that vary by more than the floor have the scale of what the mean leaves over.

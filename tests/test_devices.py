@@ -5,7 +5,7 @@ import warnings
 import pyro
 import pytest
 import torch
-from test_systems import ADMISSIBLE, SHAPE, J, build
+from problems.pairs import ADMISSIBLE, SHAPE, J, build
 from torch import nn
 from torch._subclasses import FakeTensorMode
 

@@ -189,6 +189,7 @@ def test_bad_arguments_of_thresholds():
         ThresholdEncoder(64, 5, gate="hard")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "gate", "threshold"),
     [

@@ -83,11 +83,13 @@ def assert_like_single_fits(make, data, seeds=(0, 1), **settings):
 # The same as single fits ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_draws_no_noise_ends_in_the_weights_of_single_fits_also_with_a_last_batch_that_is_smaller(digits):
     assert digits.train.binarize == "dynamic"
     assert_like_single_fits(autoencoder, digits.train[:523], seeds=(5, 0, 3))
 
 
+@pytest.mark.slow
 def test_compiled(some):
     if missing := missing_compiler(torch.device("cpu")):
         pytest.skip(missing)
@@ -105,6 +107,7 @@ def test_statistics_of_a_batch_norm_and_what_is_not_trained(some):
     assert_like_single_fits(make, some)
 
 
+@pytest.mark.slow
 def test_numbers_and_buffers_of_its_own_and_schedules_of_all(some):
     def make(index):
         model = autoencoder(beta=(1.0, 8.0)[index])
@@ -131,6 +134,7 @@ def test_parameters_of_dimension_0(some):
         assert ((scalars(model) - scalars(with_scalars())).abs() > 0.05).all()
 
 
+@pytest.mark.slow
 def test_a_parameter_of_dimension_0_that_is_not_finite_is_named_with_its_model(some):
     models = [with_scalars(seed) for seed in range(2)]
     for model, value in zip(models, (1.0, np.inf), strict=True):
@@ -139,6 +143,7 @@ def test_a_parameter_of_dimension_0_that_is_not_finite_is_named_with_its_model(s
         fit_ensemble(models, some[:50], epochs=1, objective="exact", **QUIET)
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_start_where_they_do_in_a_fit(some):
     models = [with_pseudo_inputs(), with_pseudo_inputs()]
     settings = {"epochs": 1, "lr": 1e-9} | QUIET
@@ -150,6 +155,7 @@ def test_pseudo_inputs_start_where_they_do_in_a_fit(some):
     assert not torch.allclose(*(model.prior.pseudo_inputs for model in models), atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_vsc_by_default_is_trained_together_with_others(some):
     models = [flagship(), flagship(1)]
     histories = fit_ensemble(models, some, epochs=2, batch_size=100, compile=False, **QUIET)
@@ -177,6 +183,7 @@ def stacked_and_single(model, x, objective, count=200):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "objective"),
     [
@@ -208,6 +215,7 @@ def test_a_stacked_step_is_in_distribution_that_of_one_model(small_vae, digits, 
     assert_mean_equals(spreads[0] - spreads[1], 0.0)
 
 
+@pytest.mark.slow
 def test_seeds_inclusion_beta_and_temperature_do_what_they_do_in_single_fits(small_vae, digits):
     def make():
         changed = [small_vae(inclusion=0.6), small_vae(), small_vae(BinaryConcrete(0.05))]
@@ -235,6 +243,7 @@ def test_seeds_inclusion_beta_and_temperature_do_what_they_do_in_single_fits(sma
 # What belongs to the caller -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_state_modes_and_store_are_left_and_noise_is_each_models_own(small_vae, some):
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -261,6 +270,7 @@ def test_one_model_one_batch_and_the_bar(small_vae, some, capsys):
     assert f"objectives={history.elbo[1]:.2f} to {history.elbo[1]:.2f}" in shown
 
 
+@pytest.mark.slow
 def test_a_model_that_diverges_is_named_and_leaves_the_others(some):
     def grow(decoder, inputs):
         return inputs[0] * (decoder.factor.mul_(decoder.rate) if decoder.training else decoder.factor)
@@ -391,6 +401,7 @@ def failing(*_):
     raise NotCapturedError("inductor did not compile it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [

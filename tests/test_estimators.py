@@ -270,6 +270,7 @@ OUTCOMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", [True, False], ids=["validated", "not validated"])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("elbo", ELBOS)

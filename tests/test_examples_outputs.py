@@ -23,7 +23,9 @@ SMALL = "--dataset digits --epochs 1 --latent-dim 3 --hidden 5 --iwae-draws 2 --
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    mnist_vsc.main([*SMALL, str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist_vsc, "FIGURES", ("training_curve",))  # the others take most of a run's time
+        mnist_vsc.main([*SMALL, str(folder)])
     return folder
 
 
@@ -33,12 +35,13 @@ def content(folder):
 
 @pytest.fixture
 def a_copy(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))  # the others take most of a run's time
+    monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))
     for file in finished.iterdir():
         os.link(file, tmp_path / file.name)
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 def test_every_edit_of_a_runs_files_is_one_error_that_names_file_and_key(a_copy, name):
     random.seed(0)
@@ -236,7 +239,8 @@ def test_what_nobody_says_on_other_data_is_the_same_for_all():
     assert mnist_vsc.settled(asked, "mnist") == mnist_vsc.settled(asked, "digits") == asked
 
 
-def test_runs_of_before_a_setting_are_read_and_gone_on_with(tmp_path):
+def test_runs_of_before_a_setting_are_read_and_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))
     mnist_vsc.main([*SMALL, str(tmp_path)])
     for name in ("config.json", "metrics.json"):
         settings = json.loads((tmp_path / name).read_text())

@@ -332,6 +332,7 @@ def test_the_page_draws_from_every_slab(browser, page, family):
     assert_mean_equals(torch.stack([uniform, uniform**2, (uniform < 0.05).float()], 1), [1 / 2, 1 / 3, 0.05])
 
 
+@pytest.mark.slow
 def test_the_page_follows_its_seed_and_no_text_of_a_run_is_code(browser, model, digits, tmp_path):
     text = "</script><script>window.injected = true</script>{{draw}}"
     shown = []

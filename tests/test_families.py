@@ -42,6 +42,7 @@ def trained():
     return model, history, test.binarized("static")
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_evaluated(trained):
     model, history, test = trained
     result = vsc.evaluate(model, test, num_draws=20)

@@ -8,6 +8,7 @@ import vsc_pyro as vsc
 from vsc_pyro.evaluation.information import is_informative
 
 
+@pytest.mark.slow
 def test_the_one_number_comes_first(trained, digits):
     result = vsc.evaluate(trained, digits.test, num_draws=3)
     first, second = str(result).splitlines()[1:3]

@@ -6,8 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import assert_mean_equals
-from test_compiled import compiler, covering, no_compiler  # noqa: F401 - fixtures
-from test_systems import ADMISSIBLE, J, build
+from problems.pairs import ADMISSIBLE, J, build, covering
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -52,6 +51,7 @@ def assert_equal_but_for_rounding(eager, compiled):
             assert compiled[name] == close, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(("encoder_name", "prior_name"), covering(ADMISSIBLE))
 def test_captured_chunks_draw_and_weigh_what_eager_ones_do(encoder_name, prior_name, some, captured):
@@ -71,6 +71,7 @@ def test_captured_with_normal_pixels(hidden, variance, some, captured):
     assert len(captured) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler", "small_chunks")
 @pytest.mark.parametrize(
     ("encoder_name", "prior_name"), [("spike-slab-threshold-normal", "pseudo-input"), ("laplace", "normal-mixture")]
@@ -194,7 +195,7 @@ def test_no_tensor_outgrows_its_bound(make, elements, num_draws, digits, monkeyp
     )  # has a bound of its own
     model = make()
     with Largest() as largest:
-        vsc.evaluate(model, digits.test, num_draws=num_draws)
+        vsc.evaluate(model, digits.test[:60], num_draws=num_draws)
     assert largest.size <= bound
     assert largest.size >= elements * (7 if num_draws == 1 else 60)  # and chunks are about as large as it allows
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import Z_BOUND
-from test_linear_exact import linear_model
+from problems.linear import linear_model
 
 import vsc_pyro as vsc
 from vsc_pyro.inference.linear_exact import exact_posterior

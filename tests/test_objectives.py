@@ -1,13 +1,12 @@
 """The gradient trap, closed: what each ELBO does with each gate, against exact gradients."""
 
-import math
-
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from conftest import assert_mean_equals
+from problems.one_latent import PARAMETERS, N, importance_weighted_exact, toy_exact, toy_gradients, toy_loss
+from problems.six_latents import J, SixLatents
 from pyro import poutine
 from pyro.distributions.testing.rejection_gamma import RejectionGamma
 from pyro.infer import (
@@ -24,7 +23,6 @@ from pyro.infer import (
     TraceTailAdaptive_ELBO,
     TraceTMC_ELBO,
 )
-from torch.distributions import kl_divergence
 
 from vsc_pyro import VAE, BernoulliDecoder, PseudoInputPrior, SpikeSlabEncoder
 from vsc_pyro.distributions import SpikeSlab, spike_slab
@@ -32,7 +30,6 @@ from vsc_pyro.gates import GATES, get_gate
 from vsc_pyro.objectives import AnalyticELBO, TraceELBO, get_objective
 
 ALONE = [name for name in GATES if get_gate(name).draws_at_once == 1]
-PARAMETERS = ("logits", "loc", "scale")
 RELAXED = [name for name in GATES if get_gate(name).reparametrized]
 HARD = [name for name in RELAXED if get_gate(name).hardened() == get_gate(name)]
 
@@ -48,53 +45,6 @@ def trace_tmc_elbo():
 SAMPLED_KL = [Trace_ELBO, TraceGraph_ELBO, trace_enum_elbo, TraceELBO]
 JITTED = [JitTrace_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO]
 CLOSED_KL = [TraceMeanField_ELBO, AnalyticELBO]
-
-
-# The toy of one latent: z ~ SS(N(0, 1), 0.2), x | z ~ N(z, 0.6), x = 1.1, and a posterior that is far from optimal
-
-N = 200_000
-TOY = {"logits": -0.4, "loc": 0.7, "scale": 0.8}
-X, NOISE, ALPHA = 1.1, 0.6, 0.2
-
-
-def toy_prior():
-    return SpikeSlab(
-        dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0), probs=torch.tensor(ALPHA, dtype=torch.float64)
-    )
-
-
-def toy_exact(likelihood):
-    """Minus the ELBO's gradient by autograd of its closed form."""
-    theta = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in TOY.items()}
-    gamma = theta["logits"].sigmoid()
-    slab_kl = -theta["scale"].log() + (theta["scale"] ** 2 + theta["loc"] ** 2 - 1) / 2
-    spike_kl = gamma * (gamma / ALPHA).log() + (1 - gamma) * ((1 - gamma) / (1 - ALPHA)).log()
-    loss = gamma * slab_kl + spike_kl
-    if likelihood:
-        on = ((X - theta["loc"]) ** 2 + theta["scale"] ** 2) / (2 * NOISE**2)
-        loss = loss + gamma * on + (1 - gamma) * X**2 / (2 * NOISE**2) + math.log(NOISE * math.sqrt(2 * math.pi))
-    loss.backward()
-    return loss.detach(), {name: value.grad for name, value in theta.items()}
-
-
-def toy_gradients(elbo, gate, likelihood, wrap=lambda d: d.to_event(1), model_wrap=None):
-    """Gradients of N independent replicas of the toy, each with parameters of its own: shape (N,) a parameter."""
-    model_wrap = model_wrap or wrap
-
-    def model():
-        with pyro.plate("replicas", N):
-            z = pyro.sample("z", model_wrap(toy_prior().expand((N, 1))))
-            if likelihood:
-                pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=torch.full((N, 1), X, dtype=torch.float64))
-
-    def guide():
-        theta = {k: pyro.param(k, torch.full((N, 1), v, dtype=torch.float64)) for k, v in TOY.items()}
-        with pyro.plate("replicas", N):
-            slab = dist.Normal(theta["loc"], theta["scale"])
-            pyro.sample("z", wrap(SpikeSlab(slab, logits=theta["logits"], gate=gate)))
-
-    elbo.loss_and_grads(model, guide)
-    return {name: pyro.param(name).grad.squeeze(-1) for name in PARAMETERS}
 
 
 @pytest.mark.parametrize("elbo", SAMPLED_KL + CLOSED_KL)
@@ -226,26 +176,6 @@ def test_elbos_that_are_not_linear_refuse_the_score_function(elbo):
         toy_gradients(elbo(), "score", likelihood=True)
 
 
-def importance_weighted_exact(num_draws):
-    """Minus the bound's gradient, by enumeration of spikes and quadrature over slabs, of 2 or 3 draws."""
-    theta = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in TOY.items()}
-    nodes, weights = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(60))
-    weights = weights / weights.sum()
-    w = theta["loc"] + theta["scale"] * nodes
-    slab, gamma = dist.Normal(theta["loc"], theta["scale"]), theta["logits"].sigmoid()
-    unit = dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
-    on = dist.Normal(w, NOISE).log_prob(torch.tensor(X)) + math.log(ALPHA) + unit.log_prob(w)
-    on = on - gamma.log() - slab.log_prob(w)
-    off = dist.Normal(0.0, NOISE).log_prob(torch.tensor(X)).double() + math.log(1 - ALPHA) - (1 - gamma).log()
-    log_w, prob = torch.cat([on, off[None]]), torch.cat([gamma * weights, (1 - gamma)[None]])
-    bound, joint = log_w, prob
-    for _ in range(num_draws - 1):
-        bound, joint = torch.logaddexp(bound[..., None], log_w), joint[..., None] * prob
-    loss = -(joint * (bound - math.log(num_draws))).sum()
-    loss.backward()
-    return loss.detach(), {name: value.grad for name, value in theta.items()}
-
-
 def test_renyi_elbo_has_the_exact_slab_gradient_and_the_biased_spike_gradient_it_warns_of():
     _, exact = importance_weighted_exact(2)
     with pytest.warns(UserWarning, match="not linear"):
@@ -287,97 +217,10 @@ def test_values_equal_the_exact_loss(elbo, gate):
     assert_mean_equals(torch.tensor(losses), exact)
 
 
-def toy_loss(elbo, gate):
-    def model():
-        with pyro.plate("replicas", 5000):
-            z = pyro.sample("z", toy_prior().expand((5000,)))
-            pyro.sample("x", dist.Normal(z, NOISE), obs=torch.full((5000,), X, dtype=torch.float64))
-
-    def guide():
-        theta = {k: torch.full((5000,), v, dtype=torch.float64) for k, v in TOY.items()}
-        with pyro.plate("replicas", 5000):
-            pyro.sample("z", SpikeSlab(dist.Normal(theta["loc"], theta["scale"]), logits=theta["logits"], gate=gate))
-
-    return elbo.loss(model, guide) / 5000
+# Six latents, by enumeration
 
 
-# Six latents behind a nonlinear decoder, by enumeration of the 64 patterns for fixed draws of the slab
-
-J, DRAWS, REPEATS = 6, 50, 3000
-
-
-class FixedNoiseNormal(dist.Normal):
-    """A normal slab whose standard noise is given, so that only spikes are random."""
-
-    def __init__(self, loc, scale, noise):
-        self.noise = noise
-        super().__init__(loc, scale)
-
-    def rsample(self, sample_shape=()):
-        return (self.loc + self.scale * self.noise).expand(self._extended_shape(sample_shape))
-
-    def expand(self, batch_shape, _instance=None):
-        return FixedNoiseNormal(*(t.expand(batch_shape) for t in (self.loc, self.scale, self.noise)))
-
-
-class SixLatents:
-    def __init__(self):
-        generator = torch.Generator().manual_seed(3)
-        randn = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-        self.theta = {"logits": randn(J), "loc": 1.5 * randn(J), "scale": (0.3 * randn(J)).exp()}
-        self.noise = randn(DRAWS, J)
-        self.weights = [randn(J, 8), randn(8), 2 * randn(8, 10), randn(10)]
-        self.x = (torch.rand(10, generator=generator) < 0.5).double()
-
-    def prior(self):
-        return SpikeSlab(dist.Normal(torch.zeros(J, dtype=torch.float64), 1.0), probs=torch.full((J,), 0.3).double())
-
-    def log_likelihood(self, z):
-        w1, b1, w2, b2 = self.weights
-        return dist.Bernoulli(logits=(z @ w1 + b1).tanh() @ w2 + b2, validate_args=False).log_prob(self.x).sum(-1)
-
-    def exact(self, likelihood, closed_kl):
-        """Gradient for each of the fixed slab draws, shape (DRAWS, J) a parameter."""
-        theta = {k: v.expand(DRAWS, J).clone().requires_grad_() for k, v in self.theta.items()}
-        slab = dist.Normal(theta["loc"], theta["scale"])
-        w = theta["loc"] + theta["scale"] * self.noise
-        q = SpikeSlab(slab, logits=theta["logits"])
-        patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * J)[:, None]
-        log_q_s = dist.Bernoulli(logits=theta["logits"]).log_prob(patterns.expand(-1, DRAWS, J)).sum(-1)
-        value = torch.zeros_like(log_q_s)
-        if likelihood:
-            value = value + self.log_likelihood(patterns * w)
-        if not closed_kl:
-            log_q = log_q_s + (patterns * slab.log_prob(w)).sum(-1)
-            prior = self.prior()
-            log_p = patterns * (prior.probs.log() + prior.slab.log_prob(w)) + (1 - patterns) * (1 - prior.probs).log()
-            value = value + log_p.sum(-1) - log_q
-        loss = -(log_q_s.exp() * value).sum()
-        if closed_kl:
-            loss = loss + kl_divergence(q, self.prior().expand(q.batch_shape)).sum()
-        loss.backward()
-        return {name: value.grad for name, value in theta.items()}
-
-    def estimated(self, elbo, gate, likelihood):
-        """Gradients of REPEATS replicas for each slab draw, shape (REPEATS, DRAWS, J) a parameter."""
-        shape = (REPEATS, DRAWS)
-
-        def model():
-            with pyro.plate("draws", DRAWS), pyro.plate("repeats", REPEATS):
-                z = pyro.sample("z", self.prior().to_event(1))
-                if likelihood:
-                    pyro.sample("x", dist.Unit(self.log_likelihood(z)), obs=torch.empty(*shape, 0))
-
-        def guide():
-            theta = {k: pyro.param(k, v.expand(*shape, J).clone()) for k, v in self.theta.items()}
-            slab = FixedNoiseNormal(theta["loc"], theta["scale"], self.noise.expand(*shape, J))
-            with pyro.plate("draws", DRAWS), pyro.plate("repeats", REPEATS):
-                pyro.sample("z", SpikeSlab(slab, logits=theta["logits"], gate=gate).to_event(1))
-
-        elbo.loss_and_grads(model, guide)
-        return {name: pyro.param(name).grad for name in PARAMETERS}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [*SAMPLED_KL, AnalyticELBO])
 def test_six_latents_score_function_has_the_exact_full_gradient(elbo):
     problem = SixLatents()
@@ -387,6 +230,7 @@ def test_six_latents_score_function_has_the_exact_full_gradient(elbo):
         assert_mean_equals((estimated[name] - exact[name]).reshape(-1, J), torch.zeros(J))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", SAMPLED_KL + CLOSED_KL)
 @pytest.mark.parametrize("gate", RELAXED)
 def test_six_latents_kl_part_is_exact_for_every_relaxed_gate(elbo, gate):
@@ -456,6 +300,7 @@ def test_same_loss_and_gradients_as_pyros_own_with_the_same_noise(ours, pyros, g
         torch.testing.assert_close(ours_gradient, pyros_gradient)
 
 
+@pytest.mark.slow
 def test_bare_svi_learns_the_inclusion_probability():
     # The optimum of a posterior without data is the prior; a gradient that never reaches the spike leaves it at 1/2.
     prior = SpikeSlab(dist.Normal(torch.zeros(4), 1.0), probs=torch.tensor([0.05, 0.1, 0.6, 0.9]))

@@ -7,12 +7,14 @@ import re
 import arviz
 import pytest
 import torch
+from matplotlib.image import imread
 from pyro.distributions import Laplace, Normal
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.pages.files import write_page
+from vsc_pyro.pages.sections import believes, explains
 
 
 def build(shape=9, decoder=None, latents=4):
@@ -148,12 +150,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def unpainted(monkeypatch):
-    """Figures are made and not painted, which takes most of a report's time."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **how: file.write(b"unpainted"))
-
-
 def table(num=40):
     table = load_breast_cancer()
     x = torch.tensor((table.data - table.data.mean(0)) / table.data.std(0)).float()
@@ -164,6 +160,7 @@ def sentences(page):
     return re.findall("<(?:p|h2)[^>]*>(.*?)</", re.sub('src="[^"]*"', "", page.read_text()))
 
 
+@pytest.mark.slow
 def test_a_report_on_a_table_is_whole(tmp_path, unpainted):
     data, names = table()
     model = build(30, vsc.NormalDecoder(4, 30, hidden=()))
@@ -204,7 +201,16 @@ def test_a_report_on_a_table_is_whole(tmp_path, unpainted):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
 
 
-def test_the_share_of_a_feature_that_is_explained_is_computed_by_hand(tmp_path, unpainted):
+def test_figures_are_painted(tmp_path, monkeypatch):
+    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (believes,))
+    vsc.report(build((1, 8, 8)), torch.rand(5, 1, 8, 8), tmp_path / "report.html", files=tmp_path, num_data=2)
+    figures = list(tmp_path.glob("*.png"))
+    assert figures
+    assert all(imread(figure).std() > 0.01 for figure in figures)
+
+
+def test_the_share_of_a_feature_that_is_explained_is_computed_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (explains,))
     x = torch.randn(30, 9)
     model = build()
     page = vsc.report(model, x, tmp_path / "report.html")
@@ -245,6 +251,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_model_is_reported_on_and_what_it_has_not_is_said(tmp_path, unpainted, case):
     make, shape, expected = CASES[case]

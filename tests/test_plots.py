@@ -1,11 +1,8 @@
-import io
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.image import imread
+from problems.pictures import pixels
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
@@ -39,14 +36,7 @@ def shown_in(axes):
     return torch.from_numpy(axes.images[0].get_array().filled())
 
 
-def pixels(figure):
-    assert isinstance(figure, Figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=60)
-    buffer.seek(0)
-    return imread(buffer)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "panels"),
     [
@@ -159,6 +149,7 @@ def test_pictures_follow_their_seed_and_leave_the_parameter_store_alone(trained)
     assert list(pyro.get_param_store().keys()) == []
 
 
+@pytest.mark.slow
 def test_flat_and_dense_models(digits):
     model = vsc.VAE(vsc.NormalEncoder(64, 3), vsc.BernoulliDecoder(3, 64), vsc.NormalPrior(3))
     flat = vsc.Dataset(digits.test.images.flatten(1), digits.test.labels, "dynamic")
@@ -182,6 +173,7 @@ def test_traversals_of_codes_without_a_mean(digits):
         torch.testing.assert_close(shown_in(figure.axes[1]), model.decoder(code).mean[0])
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_are_shown_with_their_shares(with_pseudo_inputs, trained):
     model, test = with_pseudo_inputs
     figure = plots.pseudo_inputs(model, test)

@@ -301,6 +301,7 @@ def test_values_outside_the_unit_interval_have_their_own_scale():
     torch.testing.assert_close(shown, ((colour[1] - low) / (high - low)).movedim(0, -1))
 
 
+@pytest.mark.slow
 def test_pictures_of_real_mnist(mnist_root):
     train, test = vsc.datasets.load("mnist", root=mnist_root)
     torch.manual_seed(0)

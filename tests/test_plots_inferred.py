@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_plots import pixels
+from problems.pictures import pixels
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
@@ -12,6 +12,7 @@ def shown(figure):
     return [torch.as_tensor(axes.images[0].get_array().data) for axes in figure.axes if axes.images]
 
 
+@pytest.mark.slow
 def test_imputations_show_what_impute_draws(trained, digits):
     x = digits.test.images[:3].round()
     mask = torch.arange(8)[:, None] < 4

@@ -5,8 +5,8 @@ import warnings
 import pyro
 import pytest
 import torch
-from test_compiled import captured_like_eager, covering, of_vae
-from test_systems import ADMISSIBLE, build
+from problems.captured import captured_like_eager, of_vae
+from problems.pairs import ADMISSIBLE, build, covering
 from torch import nn
 
 import vsc_pyro as vsc
@@ -105,6 +105,7 @@ def test_fit_trains_in_bfloat16_and_leaves_the_model_in_float32(small_vae, digit
         vsc.fit(small_vae(), digits.train, resume=True, **settings)
 
 
+@pytest.mark.slow
 def test_the_final_bound_is_that_of_float32(small_vae, digits):
     def bound(seed, precision):
         vae = small_vae(seed=seed)

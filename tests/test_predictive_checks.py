@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_mean_equals
-from test_to_arviz import groups, values
+from problems.inference_data import groups, values
 
 import vsc_pyro as vsc
 from vsc_pyro.arviz_bridge import predictive_checks as criticism

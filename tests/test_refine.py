@@ -3,49 +3,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import Z_BOUND
-from test_linear_exact import linear_model
+from problems.families import FAMILIES, SHAPE
+from problems.linear import linear_model
 from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
 from vsc_pyro.inference.linear_exact import exact_posterior
 from vsc_pyro.inference.refine import FreePosterior, refine
-
-SHAPE = (1, 8, 8)
-
-
-def spike_slab(slab="normal"):
-    return vsc.SpikeSlabEncoder(SHAPE, 5, hidden=(20,), slab=slab), vsc.SpikeSlabPrior(5, 0.3, slab=slab)
-
-
-def pseudo_input(assignment="bound"):
-    encoder = vsc.SpikeSlabEncoder(SHAPE, 5, hidden=(20,))
-    return encoder, vsc.PseudoInputPrior(encoder, 4, assignment=assignment, pseudo_inputs=torch.rand(4, *SHAPE))
-
-
-def dense(encoder, prior):
-    return encoder(SHAPE, 5, hidden=(20,)), prior(5)
-
-
-def with_hyperprior():
-    prior = vsc.SpikeSlabPrior(5, 0.3, learn_inclusion="per-latent", hyperprior=(1, 2))
-    return vsc.SpikeSlabEncoder(SHAPE, 5, hidden=(20,)), prior
-
-
-FAMILIES = {
-    "spike-slab": spike_slab,
-    "laplace slabs": lambda: spike_slab("laplace"),
-    "cauchy slabs": lambda: spike_slab("cauchy"),
-    "hyperprior": with_hyperprior,
-    "pseudo-input": pseudo_input,
-    "pseudo-input, paper": lambda: pseudo_input("paper"),
-    "threshold": lambda: (vsc.ThresholdEncoder(SHAPE, 5, hidden=(20,), base="normal"), vsc.SpikeSlabPrior(5, 0.3)),
-    "normal": lambda: dense(vsc.NormalEncoder, vsc.NormalPrior),
-    "normal, sampled KL": lambda: dense(vsc.NormalEncoder, vsc.NormalMixturePrior),
-    "laplace": lambda: dense(vsc.LaplaceEncoder, vsc.LaplacePrior),
-    "cauchy": lambda: dense(vsc.CauchyEncoder, vsc.CauchyPrior),
-    "point": lambda: dense(vsc.DeltaEncoder, vsc.LaplacePrior),
-}
 
 
 def state(model):
@@ -58,6 +23,7 @@ def state(model):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gains_and_the_model_is_left_alone(digits, family):
     torch.manual_seed(0)

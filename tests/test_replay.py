@@ -257,6 +257,7 @@ def one_cycle(optimizer):
     return OneCycleLR(optimizer, max_lr=1e-2, total_steps=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [functools.partial(CosineAnnealingLR, T_max=4), one_cycle],  # of which the second moves Adam's betas as well

@@ -153,6 +153,7 @@ def altered(state, place, value):
     return state
 
 
+@pytest.mark.slow
 def test_crafted_checkpoints_are_refused_in_one_line_and_change_nothing(finished):
     state, path = finished
     model = tiny(seed=1, beta=1.5)
@@ -192,6 +193,7 @@ def places(value, place=()):
         yield from places(entry, (*place, key))
 
 
+@pytest.mark.slow
 def test_random_alterations_are_refused_or_train(finished):
     state, path = finished
     random.seed(0)
@@ -260,6 +262,7 @@ def rewritten(source, target, compression=zipfile.ZIP_STORED, replaced=()):
             new.writestr(name, dict(replaced).get(name.rpartition("/")[2]) or old.read(name))
 
 
+@pytest.mark.slow
 def test_small_files_that_would_cost_a_lot_are_refused(finished, tmp_path):
     state, path = finished
     bomb = tmp_path / "bomb.pt"

@@ -9,6 +9,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import assert_mean_equals
+from problems.one_latent import (
+    NOISE,
+    PARAMETERS,
+    TOY,
+    X,
+    importance_weighted_exact,
+    toy_exact,
+    toy_gradients,
+    toy_loss,
+    toy_prior,
+)
+from problems.six_latents import J, SixLatents
 from pyro import poutine
 from pyro.infer import (
     RenyiELBO,
@@ -17,19 +29,6 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
-)
-from test_objectives import (
-    NOISE,
-    PARAMETERS,
-    TOY,
-    J,
-    SixLatents,
-    X,
-    importance_weighted_exact,
-    toy_exact,
-    toy_gradients,
-    toy_loss,
-    toy_prior,
 )
 
 import vsc_pyro as vsc
@@ -99,6 +98,7 @@ def test_pairs_are_antithetic_share_their_slabs_and_are_each_exact():
     assert on[:, :, 1].any(0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceELBO, AnalyticELBO])
 @pytest.mark.parametrize("expanded", ["by hand", "by a plate"])
 def test_latents_and_data_are_never_paired_with_each_other(elbo, expanded):
@@ -405,6 +405,7 @@ def test_fit_refuses_an_objective_that_cannot_train_the_model_before_any_of_it(s
         refused(small_vae(), r"has no estimator for spikes drawn with Score", objective=loss, gate="score")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "kwargs"),
     [

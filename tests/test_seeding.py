@@ -123,6 +123,7 @@ WAYS_TO_TRAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("way", WAYS_TO_TRAIN)
 def test_whatever_trains_does_so_under_a_callers_no_grad(way, mode):

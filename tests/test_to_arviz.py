@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Z_BOUND, assert_mean_equals
+from problems.inference_data import groups, values
+from problems.pairs import ADMISSIBLE, build
 from scipy.stats import binom, norm
-from test_systems import ADMISSIBLE, build
 from torch.distributions import Normal
 
 import vsc_pyro as vsc
@@ -21,16 +22,6 @@ GROUPS = {
     *("observed_data", "constant_data"),
 }
 PIXELS = ("channel", "height", "width")
-
-
-def groups(inference):
-    """The groups by name, whichever line of ArviZ."""
-    names = inference.children if hasattr(inference, "children") else inference.groups()
-    return {name: inference[name] for name in names}
-
-
-def values(inference, group, name):
-    return torch.from_numpy(inference[group][name].values)
 
 
 @pytest.fixture(scope="module")

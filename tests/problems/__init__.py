@@ -1,0 +1,1 @@
+"""Models and data that more than one test file uses."""
