@@ -1,5 +1,7 @@
 """Configuration of the documentation: `python -m sphinx -W --keep-going docs docs/_build`."""
 
+from pathlib import Path
+
 import vsc_pyro
 
 project = "vsc_pyro"
@@ -9,9 +11,8 @@ release = version = vsc_pyro.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.doctest", "myst_nb"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
-suppress_warnings = [
-    "ref.python"
-]  # backticks mark arguments too, and `mean` is an attribute of several classes
+# Backticks mark arguments too, and `mean` is an attribute of several classes.
+suppress_warnings = ["ref.python"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -22,8 +23,10 @@ napoleon_use_rtype = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build" / ".jupyter_cache")
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
+nb_output_stderr = "remove"
 
 html_theme = "furo"
 html_title = f"vsc_pyro {release}"
