@@ -41,18 +41,21 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"vsc.pt", "traversals.png", "inclusion_map.png"}
 
 
+@pytest.mark.slow
 def test_a_table_of_ones_own_is_coded_as_shown(tmp_path, monkeypatch, capsys):
     _, program = blocks("README.md")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False))
+    monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False, epochs=100))
+    monkeypatch.setattr(vsc, "evaluate", functools.partial(vsc.evaluate, num_draws=5))
     torch.manual_seed(0)
     names = run(program, {"vsc": vsc, "plots": plots})
     assert {file.name for file in tmp_path.iterdir()} == {"loadings.png"}
     assert names["codes"].hard.shape == (569, 10)
-    assert vsc.evaluate(names["small"], names["features"], num_draws=5).r2 > 0.5
+    assert vsc.evaluate(names["small"], names["features"]).r2 > 0.5
     assert "latents a datum uses" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     program = "".join(block for page in TUTORIAL for block in blocks(page))
     monkeypatch.chdir(tmp_path)
@@ -82,6 +85,7 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
     assert history.elbo[-1] > history.elbo[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.sort_values")  # ArviZ 0.23 with pandas 3.1
 @pytest.mark.filterwarnings("ignore:after 160 steps the code explains nothing")
 def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monkeypatch, capsys):
@@ -98,6 +102,7 @@ def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monke
     assert "active[0, 0]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
     (program,) = blocks("docs/trust.md")
     run(smaller(program, {"epochs=10": "epochs=1", "images[:500]": "images[:50]"}), {"vsc": vsc})
