@@ -8,12 +8,13 @@ project = "vsc_pyro"
 author = "The vsc_pyro authors"
 release = version = vsc_pyro.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.doctest", "myst_nb"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
 # Backticks mark arguments too, and `mean` is an attribute of several classes.
 suppress_warnings = ["ref.python"]
 
+autodoc_inherit_docstrings = False  # those of torch and Pyro describe other classes
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
