@@ -13,45 +13,71 @@ import vsc_pyro as vsc
 from vsc_pyro import plots
 
 ROOT = Path(__file__).parent.parent
-PAGES = "README.md", "docs/choosing.md", "docs/inside.md", "docs/trust.md"
-TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
+TUTORIAL = [f"docs/tutorial/{page}.md" for page in ("build", "train", "look", "right")]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+def blocks(page, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def smaller(program, changes):
+    """The program with other text in place of some; every change has something to change."""
+    for here, there in changes.items():
+        assert here in program
+        program = program.replace(here, there)
+    return program
+
+
+def run(program, names):
+    exec(compile(program, "page", "exec"), names)
+    return names
 
 
 def test_the_thirty_lines_run(tmp_path, monkeypatch):
-    program, *_ = blocks("python")
+    program, _ = blocks("README.md")
     assert len(program.splitlines()) <= 30
-    small = {'"mnist", root="data"': '"digits"', "784": "64", "epochs=50": "epochs=1"}
-    for here, there in small.items():
-        assert here in program
-        program = program.replace(here, there)
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "README.md", "exec"), {})
+    run(smaller(program, {'"mnist", root="data"': '"digits"', "784": "64", "epochs=50": "epochs=1"}), {})
     assert {file.name for file in tmp_path.iterdir()} == {"vsc.pt", "traversals.png", "inclusion_map.png"}
 
 
 @pytest.mark.slow
 def test_a_table_of_ones_own_is_coded_as_shown(tmp_path, monkeypatch, capsys):
-    _, program, *_ = blocks("python")
+    _, program = blocks("README.md")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False, epochs=100))
     monkeypatch.setattr(vsc, "evaluate", functools.partial(vsc.evaluate, num_draws=5))
     torch.manual_seed(0)
-    names = {"vsc": vsc, "plots": plots}
-    exec(compile(program, "README.md", "exec"), names)
+    names = run(program, {"vsc": vsc, "plots": plots})
     assert {file.name for file in tmp_path.iterdir()} == {"loadings.png"}
     assert names["codes"].hard.shape == (569, 10)
     assert vsc.evaluate(names["small"], names["features"]).r2 > 0.5
     assert "latents a datum uses" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
+    program = "".join(block for page in TUTORIAL for block in blocks(page))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False))
+    names = run(smaller(program, {"epochs=60": "epochs=2", "test.images[:100]": "test.images[:10]"}), {})
+    assert names["posterior"].base_dist.probs.shape == names["z"].shape == (3, 16)
+    assert names["codes"].hard.shape == names["sparse"].shape == (360, 16)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("digits.pt", "training_curve.png", "code.png", "explanation.png", "traversals.png", "inclusion_map.png"),
+        "interpolation.png",
+    }
+    printed = capsys.readouterr().out
+    shown = [block for page in TUTORIAL for block in blocks(page, "text")]
+    assert len(shown) == 3
+    for line in "".join(shown).splitlines():
+        row, _, _ = line.partition("  ")
+        assert row in printed, f"the tutorial shows {line!r}"
+
+
 def test_a_prior_of_ones_own_is_the_class_that_is_shown():
-    _, _, program, *_ = blocks("python")
-    names = {"torch": torch, "pyro": pyro}
-    exec(compile(program, "README.md", "exec"), names)
+    (program,) = blocks("docs/choosing/prior.md")
+    names = run(program, {"torch": torch, "pyro": pyro})
     model = vsc.VAE(vsc.NormalEncoder(64, 50), vsc.BernoulliDecoder(50, 64), names["StudentPrior"]())
     train, _ = vsc.datasets.load("digits")
     with pytest.warns(UserWarning, match="is sampled"):
@@ -63,15 +89,12 @@ def test_a_prior_of_ones_own_is_the_class_that_is_shown():
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.sort_values")  # ArviZ 0.23 with pandas 3.1
 @pytest.mark.filterwarnings("ignore:after 160 steps the code explains nothing")
 def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monkeypatch, capsys):
-    _, _, _, program, _ = blocks("python")
+    (program,) = blocks("docs/inside.md")
     model = small_vae(inclusion=0.6)  # of both images some latents are active
     vsc.fit(model, digits.train, epochs=20, progress=False)
-    for here, there in {"arange(28)": "arange(8)", "< 14": "< 4"}.items():
-        assert here in program
-        program = program.replace(here, there)
     monkeypatch.chdir(tmp_path)
     names = {"torch": torch, "vsc": vsc, "plots": plots, "model": model, "test": digits.test}
-    exec(compile(program, "README.md", "exec"), names)
+    run(smaller(program, {"arange(28)": "arange(8)", "< 14": "< 4"}), names)
     assert {file.name for file in tmp_path.iterdir()} == {
         *("code.png", "explanation.png", "interpolation.png", "posterior.nc")
     }
@@ -81,17 +104,15 @@ def test_what_it_learnt_is_inspected_as_shown(digits, small_vae, tmp_path, monke
 
 @pytest.mark.slow
 def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
-    *_, program = blocks("python")
-    for here, there in {"epochs=10": "epochs=1", "images[:500]": "images[:50]"}.items():
-        assert here in program
-        program = program.replace(here, there)
-    exec(compile(program, "README.md", "exec"), {"vsc": vsc})
+    (program,) = blocks("docs/trust.md")
+    run(smaller(program, {"epochs=10": "epochs=1", "images[:500]": "images[:50]"}), {"vsc": vsc})
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("evidence", "calibration error", "tensor("))
 
 
 def test_the_schedules_that_are_shown_are_some(digits):
-    (row,) = re.findall(r"^\| `schedules=` \|.*$", TEXT, flags=re.MULTILINE)
+    page = (ROOT / "docs" / "choosing" / "index.md").read_text()
+    (row,) = re.findall(r"^\| `schedules=` \|.*$", page, flags=re.MULTILINE)
     shown = [code for code in re.findall("`(.*?)`", row) if "vsc." in code]
     assert len(shown) == 2
     for code in shown:
@@ -100,17 +121,11 @@ def test_the_schedules_that_are_shown_are_some(digits):
             vsc.fit(model, digits.train, epochs=1, schedules=eval(code, {"vsc": vsc}), progress=False)
 
 
-def test_two_commands_do_all_their_own_setup():
-    commands = [block.strip() for block in blocks("sh")]
+def test_commands_do_all_their_own_setup():
+    commands = [block.strip() for page in ("README.md", "docs/inside.md") for block in blocks(page, "sh")]
     assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install -e ") for command in commands)
     assert [command.rpartition(" && ")[2] for command in commands] == [
         ".venv/bin/python examples/mnist_vsc.py",
         ".venv/bin/python -m pytest",
         ".venv/bin/python examples/inspect_posterior.py runs/mnist_vsc",
     ]
-
-
-def test_pictures_are_there():
-    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
-            assert (file.parent / target).is_file(), f"{file.name} shows {target}"

@@ -14,7 +14,7 @@ name                  factor, forward      derivative                           
 ``straight-through``  :math:`s`            that of :math:`\gamma`                    likelihood part
 ``concrete``          :math:`s` (or soft)  that of the relaxed spike                 likelihood part
 ``shifted-sigmoid``   soft (or :math:`s`)  that of the relaxed spike                 likelihood; *leaks*
-``score``             :math:`s`            none: the ELBO adds a score-function term  none
+``score``             :math:`s`            none: an ELBO adds a score-function term  none
 ``disarm``            :math:`s`, in pairs  none: likewise, of the pair               none
 ====================  ===================  ========================================  ===================
 

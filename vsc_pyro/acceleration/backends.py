@@ -73,10 +73,11 @@ def missing_compiler(device: torch.device) -> str | None:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "there is no Triton for this GPU"
-    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor import cpp_builder
 
+    name = "get_cpp_compiler" if hasattr(cpp_builder, "get_cpp_compiler") else "_get_cpp_compiler"  # torch 2.4
     try:
-        get_cpp_compiler()
+        getattr(cpp_builder, name)()
     except Exception as error:
         return f"there is no C++ compiler, such as g++ ({first_line(error)})"
     return None

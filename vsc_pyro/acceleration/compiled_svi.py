@@ -17,7 +17,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from vsc_pyro._arguments import choice
 from vsc_pyro._seeding import trains
@@ -123,10 +123,12 @@ class CompiledSVI(SVI):
         # Handlers around a step are the caller's, and a first step that makes the optimiser may draw its parameters.
         if not self._captures or runtime._PYRO_STACK or not self._stepper.parameters:
             return None, []
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves = tree_leaves((args, kwargs))
         tensors = distinct(leaf for leaf in leaves if isinstance(leaf, Tensor))
         try:
-            return self._find(leaves, (spec, *_aliases(leaves, tensors)), args, kwargs, tensors), tensors
+            return self._find(
+                leaves, (_nesting(args, kwargs), *_aliases(leaves, tensors)), args, kwargs, tensors
+            ), tensors
         except NotCapturedError as error:
             return self._give_up(str(error)), []
 
@@ -312,6 +314,12 @@ def _module_of(program: Callable) -> nn.Module | None:
 
 def _parts(roots: list[nn.Module]) -> list[nn.Module]:
     return distinct(module for root in roots for module in root.modules())
+
+
+def _nesting(args: tuple, kwargs: dict[str, Any]) -> tuple:
+    """Return a key for how arguments are nested."""
+    flat = all(not isinstance(argument, (tuple, list, dict)) for argument in (*args, *kwargs.values()))
+    return len(args), *(kwargs if flat else (str(tree_structure((args, kwargs))),))
 
 
 def _aliases(leaves: list[Any], tensors: list[Tensor]) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def comparison(
     """The same data above the reconstructions by several models, one row for each.
 
     Args:
-        models: `VAE`s, by the names to write beside their rows.
+        models: trained models, each a `VAE`, by the names to write beside their rows.
         data: data of shape ``(N, ...)``.
         num: number of data, from the first on.
         seed: seed of the binarisation, which is the same for all models, and of the draws.
