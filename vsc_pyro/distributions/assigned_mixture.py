@@ -22,7 +22,7 @@ References
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
 from pyro.distributions import (
@@ -39,6 +39,9 @@ from torch.types import _size
 from vsc_pyro.distributions.draws import expand_draw
 from vsc_pyro.distributions.pairwise import insert_batch_dims, pairwise_kl
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class AssignedMixture(TorchDistribution):
@@ -108,7 +111,7 @@ class AssignedMixture(TorchDistribution):
         components = insert_batch_dims(self.component_distribution, value.dim() - len(self.event_shape))
         return cast("TorchDistribution", components), expand_draw(value, self.log_weights.shape + value.shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "*value latents"]) -> Float[Tensor, "*broadcast"]:
         components, values = self._components_against(value)
         each = components.log_prob(values)
         return (self.log_assignment.exp() * each.movedim(0, -1)).sum(-1) - self.assignment_kl()

@@ -19,7 +19,7 @@ the divergences from Normal, Laplace and other shifted tails have closed forms.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -30,6 +30,9 @@ from torch.types import _size
 
 from vsc_pyro.distributions.families import tail_power
 from vsc_pyro.distributions.low_precision import kl_in_float32
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _VERY_FAR = 30.0  # from here on, a tail times the survival of a draw may underflow in float64
 _FAR = 5.0  # from here on, 1 - t r loses the precision of float32, and the continued fraction reaches it
@@ -117,7 +120,7 @@ class ShiftedNormalTails(TorchDistribution):
         mean, _ = self._moments
         return 0.5 * (1 + self.cut * mean) - self.log_peak
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*broadcast"]:
         if self._validate_args:
             self._validate_sample(value)
         excess = (value - self.loc).abs() / self.scale

@@ -31,7 +31,7 @@ References
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
 from pyro.distributions import Independent, TorchDistribution
@@ -57,6 +57,9 @@ from vsc_pyro.distributions.estimators import (
 from vsc_pyro.distributions.spikes import bounded, spike_entropy, to_float32
 from vsc_pyro.distributions.support import WithZero
 from vsc_pyro.gates import Gate, get_gate
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class SpikeSlab(TorchDistribution):
@@ -256,7 +259,7 @@ class SpikeSlab(TorchDistribution):
 
     # Densities -------------------------------------------------------------------------------------------------------
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*broadcast"]:
         """Return the log-density with respect to Lebesgue measure plus a unit atom at zero, in nats.
 
         The value of a draw (by `rsample` or `pyro.sample`) is scored with the slab and spike that it carries, which

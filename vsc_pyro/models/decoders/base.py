@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pyro.distributions import Independent
@@ -25,6 +25,9 @@ from vsc_pyro._arguments import choice, positive_int, sizes
 from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, last_layer
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import Prepared, mean_and_scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _LATENTS_TRIED = 64  # the mean effect is estimated from that many latents
 _MOST_GROWTH = 10.0
@@ -148,7 +151,7 @@ class PixelDecoder(Prepared):
         """Return the network's outputs, ``(*, J) -> (*, *output_shape)``."""
         return run_network(self.network, z, self.network_precision).flatten(z.ndim - 1).unflatten(-1, self.output_shape)
 
-    def forward(self, z: Tensor) -> Independent:
+    def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent:
         return self._likelihood(self.pixels(z)).to_event(len(self.output_shape))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pyro.distributions import Independent, Normal
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from vsc_pyro._arguments import choice, positive_float
 from vsc_pyro.distributions import LinearNormal
 from vsc_pyro.models.decoders.base import PixelDecoder
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Share of the data's standard deviation to start from: under all of it, a latent that explains little is switched off.
 _SHARE = 0.4
@@ -143,7 +146,7 @@ class NormalDecoder(PixelDecoder):
     def _likelihood(self, outputs: Tensor) -> Normal:
         return Normal(outputs, self.scale)
 
-    def forward(self, z: Tensor) -> Independent:
+    def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent:
         if self.is_linear:
             bias = self._in_units(self.own_layer.bias.unflatten(0, self.output_shape))
             return LinearNormal(z, self.dictionary, bias, self.scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro.distributions import (  # Pyro defines some of these at import, unseen by pyright
@@ -21,6 +21,9 @@ from torch.distributions import constraints
 from vsc_pyro._arguments import positive_float, positive_int
 from vsc_pyro.models.priors.prior import Prior
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class _FactorialPrior(Prior):
     family: ClassVar[Any]  # a class of distributions with location and scale
@@ -32,7 +35,7 @@ class _FactorialPrior(Prior):
         self.register_buffer("loc", torch.zeros(self.latent_dim), persistent=False)
         self.scale = positive_float("scale", scale)
 
-    def forward(self, x: Tensor) -> Independent:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Independent:
         return self.family(self.loc, torch.full_like(self.loc, self.scale)).to_event(1)
 
     def extra_repr(self) -> str:
@@ -104,7 +107,7 @@ class FlatPrior(Prior):
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
 
-    def forward(self, x: Tensor) -> ImproperUniform:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> ImproperUniform:
         return Flat(constraints.real_vector, (), (self.latent_dim,))
 
     def extra_repr(self) -> str:
@@ -151,7 +154,7 @@ class NormalMixturePrior(Prior):
         self.register_buffer("_logits", torch.tensor(self.weights).log(), persistent=False)
         self.register_buffer("_scales", torch.tensor(self.scales), persistent=False)
 
-    def forward(self, x: Tensor) -> Independent:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Independent:
         shape = (self.latent_dim, len(self.scales))
         components = Normal(torch.zeros_like(self._scales).expand(shape), self._scales.expand(shape))
         return MixtureSameFamily(Categorical(logits=self._logits.expand(shape)), components).to_event(1)

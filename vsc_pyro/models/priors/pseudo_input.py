@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pyro.distributions import MixtureSameFamily  # pyright: ignore[reportAttributeAccessIssue]  defined at import
@@ -38,6 +38,9 @@ from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.networks import MLP
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.priors.prior import Prior
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Pseudo-inputs start at least this share of the range away from its ends, where a sigmoid has a gradient.
 _MARGIN = 0.01
@@ -229,7 +232,7 @@ class PseudoInputPrior(Prior):
             share = ((start - low) / (high - low)).clamp(_MARGIN, 1 - _MARGIN)
             self._unconstrained.copy_(torch.logit(share).reshape(shape))
 
-    def forward(self, x: Tensor) -> AssignedMixture:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> AssignedMixture:
         log_assignment = torch.log_softmax(run_network(self.classifier, x, self.network_precision), -1)
         return AssignedMixture(self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound)
 
