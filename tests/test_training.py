@@ -359,7 +359,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(small_vae, digits, tmp_path
         ValueError, match="was not written by fit: it lacks epoch, history, optimizer, rng, schedule, settings"
     ):
         vsc.fit(small_vae(), data, **resume)
-    with pytest.raises(FileExistsError, match="exists; pass resume=True to go on with that run, or another name"):
+    with pytest.raises(FileExistsError, match="exists; pass resume=True to continue that run, or another name"):
         vsc.fit(small_vae(), data, checkpoint=path, device="cpu")
     with pytest.raises(ValueError, match="checkpoint must be a file, got the folder"):
         vsc.fit(small_vae(), data, checkpoint=tmp_path)
