@@ -59,9 +59,13 @@ def fit(
     compile: bool | str = "auto",
     precision: str = "float32",
 ) -> History:
-    """Train `model` on `data` by stochastic variational inference with Adam (Kingma & Ba, 2015).
+    r"""Train `model` on `data` by stochastic variational inference with Adam (Kingma & Ba, 2015).
 
-    Each step maximises the objective on a minibatch. Data in memory move to the device once, and no step waits for the
+    By default the objective is the evidence lower bound, with the weight :math:`\beta` of `vsc_pyro.VAE`:
+
+    .. math:: \sum_i E_{q(z|x_i)}[\log p(x_i|z)] - \beta\, \mathrm{KL}(q(z|x_i) \,\|\, p(z)).
+
+    Each step maximises it on a minibatch. Data in memory move to the device once, and no step waits for the
     device. The caller's random state and Pyro's parameter store do not change. Gradients are on even under a caller's
     ``torch.no_grad()``. One thread trains or evaluates at a time; other threads wait.
 
@@ -163,6 +167,10 @@ def fit(
     next epoch. It differs from an uninterrupted run only by state that stays in the loader: random numbers of NumPy and
     Python in the main process, ``persistent_workers``, and a sampler's random numbers outside its attribute
     `generator`.
+
+    References:
+        D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
+        P. Micikevicius et al. (2018), Mixed precision training.
     """
     plan = Plan(
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import pyro
 import pyro.infer
@@ -19,6 +19,8 @@ from torch import Tensor
 from vsc_pyro._seeding import trains
 from vsc_pyro.models.param_store import unwatched
 from vsc_pyro.training.optimizers import OneOptimizer, OptimizerFactory, PyrosOptimizers
+
+T = TypeVar("T")
 
 
 class SVI(pyro.infer.SVI):
@@ -148,6 +150,6 @@ class Meeting(Messenger):
         return {name: parameter for name, parameter in self._parameters.items() if stored.get(name) is parameter}
 
 
-def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the tensors without repetitions."""
-    return list({id(tensor): tensor for tensor in tensors}.values())
+def distinct(objects: Iterable[T]) -> list[T]:
+    """Return each object once."""
+    return list({id(one): one for one in objects}.values())
