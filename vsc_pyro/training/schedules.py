@@ -233,7 +233,9 @@ def rehearse_lr(schedule: LRScheduler | None, optimizer: torch.optim.Optimizer, 
     """
     _check_one_group(optimizer)
 
-    def follow(trial: torch.optim.Optimizer, copied: LRScheduler | None) -> Rehearsal:
+    def rehearse() -> Rehearsal:
+        trial = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **optimizer.defaults)
+        copied = _copied(schedule, {id(optimizer): trial})
         trial.param_groups[0] |= {key: v for key, v in optimizer.param_groups[0].items() if key != "params"}
         rates = []
         for _ in range(epochs):
@@ -247,10 +249,6 @@ def rehearse_lr(schedule: LRScheduler | None, optimizer: torch.optim.Optimizer, 
                 ) from error
             _check_one_group(trial)
         return Rehearsal(rates, trial.state_dict()["param_groups"][0], copied.state_dict() if copied else {})
-
-    def rehearse() -> Rehearsal:
-        trial = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **optimizer.defaults)
-        return follow(trial, _copied(schedule, {id(optimizer): trial}))
 
     return _foreseen("lr_schedule", rehearse, lambda rehearsal: rehearsal.rates)
 
