@@ -226,10 +226,16 @@ def test_what_is_looked_at_beforehand_is_bounded(digits):
     [
         (lambda x: DataLoader(StackDataset(image=x), 50), "batches must be tensors .*, got a dict; let the DataLoader"),
         (lambda x: DataLoader(range(9), 3), r"batches must be tensors .*, got a tensor of shape \(3,\)"),
-        (lambda x: DataLoader(Stream(x), 50), r"known length.*got one of Stream \(a stream has no end\); give that a"),
-        (lambda x: DataLoader(x, batch_size=None), "makes the batches.*got one with batch_size=None; pass it a batch"),
+        (
+            lambda x: DataLoader(Stream(x), 50),
+            r"known length.*got one of Stream \(a stream has no end\); give that class a",
+        ),
+        (
+            lambda x: DataLoader(x, batch_size=None),
+            "makes the batches.*got one with batch_size=None; construct it with a batch",
+        ),
         (lambda x: DataLoader(x, 500, drop_last=True), "at least one batch, got one of 230 data and 0 batches"),
-        (lambda x: DataLoader(Once(x, 230), 50), "gave no batch in epoch 1; Once must give its data anew"),
+        (lambda x: DataLoader(Once(x, 230), 50), "yielded no batch in epoch 1; Once must yield its data again"),
         (lambda x: DataLoader(255 * x, 50), "data must lie in the support of the likelihood"),
         (lambda x: DataLoader(x / 0, 50), "data holds .* NaN or infinite values"),
         (lambda x: DataLoader(x[..., 1:], 50), "does not take data of shape"),
@@ -273,9 +279,9 @@ def listed(*batches):
         (lambda x: DataLoader(late(x, 1250, torch.nan), 100), "batch 13 of epoch 1 .* 1 NaN or infinite .* datum 50"),
         (lambda x: DataLoader(late(x.double(), 1250, 1e300), 100), "batch 13 .* infinite values in .*float32"),
         (lambda x: listed(*[x] * 5, 255 * x), "batch 6 of epoch 1 .* values from 0 to 255"),
-        (lambda x: listed(*[x] * 5, x.flatten(1)), r"batch 6 .* one shape \(B, 1, 8, 8\) and .* got shape \(B, 64\)"),
+        (lambda x: listed(*[x] * 5, x.flatten(1)), r"batch 6 .* have shape \(B, 1, 8, 8\) and .* got shape \(B, 64\)"),
         (lambda x: listed(*[x] * 5, x.byte()), "batch 6 .* type torch.float32, got .* type torch.uint8"),
-        (lambda x: listed(x, x.flatten(1)), "batch 2 .* all batches must be of one shape"),
+        (lambda x: listed(x, x.flatten(1)), "batch 2 .* all batches must have shape"),
     ],
 )
 def test_a_later_batch_that_is_no_data_is_named(small_vae, images, make, message):

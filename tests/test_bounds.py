@@ -82,7 +82,9 @@ def vae(prior):
 def test_a_prior_that_depends_on_the_datum_is_labelled(kind):
     model = vae(READS[kind]())
     assert not model.is_bound
-    with pytest.warns(UserWarning, match="what is trained is no bound on the evidence; give it an attribute is_bound"):
+    with pytest.warns(
+        UserWarning, match="the objective is no bound on the evidence; give the prior an attribute is_bound"
+    ):
         vsc.fit(model, EVERY, epochs=1, **QUIET)
     result = vsc.evaluate(model, EVERY, num_draws=5)
     assert math.isnan(result.elbo)

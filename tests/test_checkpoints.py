@@ -16,7 +16,7 @@ def test_round_trip(tmp_path):
     vsc.save_checkpoint(tmp_path / "new" / "c.pt", state)
     loaded = vsc.load_checkpoint(tmp_path / "new" / "c.pt")
     assert torch.equal(loaded["model"].pop("w"), torch.arange(3.0))
-    assert loaded == {"model": {}, "epoch": 3, "history": {"elbo": [-1.0]}, "schedule": None, "format": 1}
+    assert loaded == {"model": {}, "epoch": 3, "history": {"elbo": [-1.0]}, "schedule": None, "format": 2}
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["c.pt"]
 
 
@@ -57,7 +57,7 @@ def test_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         vsc.load_checkpoint(tmp_path / "none.pt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="is not a vsc_pyro checkpoint of format 1"):
+    with pytest.raises(ValueError, match="is not a vsc_pyro checkpoint of format 2"):
         vsc.load_checkpoint(tmp_path / "c.pt")
     torch.save(torch.zeros(1), tmp_path / "c.pt")
     with pytest.raises(ValueError, match="is not a vsc_pyro checkpoint"):

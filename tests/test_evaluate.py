@@ -122,7 +122,7 @@ def test_seeded_and_the_callers_state_and_mode_are_left(small_vae, digits):
     assert vsc.evaluate(model, digits.test, num_draws=5, seed=1).elbo != first.elbo
 
 
-@pytest.mark.parametrize("gate", [name for name in GATES if get_gate(name).hardened() == get_gate(name)])
+@pytest.mark.parametrize("gate", [name for name in GATES if (gate := get_gate(name)).hardened() is gate])
 def test_relaxation_gap_is_exactly_zero_for_hard_gates(small_vae, digits, gate):
     model = small_vae(gate)
     vsc.fit(model, digits.train, epochs=1, device="cpu", progress=False)

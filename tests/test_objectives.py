@@ -31,7 +31,7 @@ from vsc_pyro.objectives import AnalyticELBO, TraceELBO, get_objective
 
 ALONE = [name for name in GATES if get_gate(name).draws_at_once == 1]
 RELAXED = [name for name in GATES if get_gate(name).reparametrized]
-HARD = [name for name in RELAXED if get_gate(name).hardened() == get_gate(name)]
+HARD = [name for name in RELAXED if (gate := get_gate(name)).hardened() is gate]
 
 
 def trace_enum_elbo():

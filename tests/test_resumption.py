@@ -125,7 +125,7 @@ CRAFTED = [
     (("schedule", "step_size"), [repeated(60)], "step_size"),
     (("schedule",), 5, "schedule must be of type dict"),
     (("planned",), repeated(60), "planned must have"),
-    (("planned", "lr_schedule"), torch.zeros((), dtype=torch.float64).expand(10**15, 1), "gave 0 in epoch 1"),
+    (("planned", "lr_schedule"), torch.zeros((), dtype=torch.float64).expand(10**15, 1), "was 0 in epoch 1"),
     (("settings", "lr"), repeated(60), "lr="),
     (("settings", "model"), "a\n" * 100_000 + "b", "model="),
     (("settings", "trained"), nested(100), "trained="),
@@ -299,11 +299,11 @@ def anew(optimizer):
     ("first", "second", "message"),
     [
         (drop, lambda o: CosineAnnealingLR(o, 8), r"lr_schedule=StepLR \(now CosineAnnealingLR\)"),
-        (drop, lambda o: StepLR(o, 3), r"step_size=2 after so many epochs \(now 3\)"),
+        (drop, lambda o: StepLR(o, 3), r"step_size=2 after as many epochs \(now 3\)"),
         (drop, lambda o: StepLR(o, 2, gamma=0.2), r"gamma=0\.1"),
         (lambda o: MultiStepLR(o, [2]), lambda o: MultiStepLR(o, [2, 6]), r"milestones=\{2: 1\}"),
         (lambda o: CosineAnnealingLR(o, 4), lambda o: CosineAnnealingLR(o, 8), "T_max=4"),
-        (lambda o: LambdaLR(o, half_later), lambda o: LambdaLR(o, lambda e: 0.9**e), "gave 0.001 in epoch 2"),
+        (lambda o: LambdaLR(o, half_later), lambda o: LambdaLR(o, lambda e: 0.9**e), "was 0.001 in epoch 2"),
         (
             lambda o: LambdaLR(o, half_later),
             lambda o: LambdaLR(o, lambda e: 1.0),
@@ -342,7 +342,7 @@ def test_another_function_of_the_step_is_refused(tmp_path):
     path = tmp_path / "c.pt"
     fit(tiny(), path, 4, schedules={"beta": lambda step: 1 + step / 10})
     fit(tiny(seed=1), path, 5, schedules={"beta": lambda step: 1 + step / 10})
-    message = r"schedules\['beta'\] gave 1\.1 in epoch 1 \(now 1\.01\).* by what they give at the ends of the 5 epochs"
+    message = r"schedules\['beta'\] was 1\.1 in epoch 1 \(now 1\.01\).* by their values at the ends of the 5 epochs"
     assert_refused(tiny(), path, 6, match=message, schedules={"beta": lambda step: 1 + step / 100})
 
 
@@ -356,7 +356,7 @@ def test_a_schedule_that_cannot_last_for_the_run_is_found_out_before_it(tmp_path
 
 
 class Running:
-    """A function with a memory: it gives less whenever it is called."""
+    """A callable with a state: its value falls whenever it is called."""
 
     def __init__(self):
         self.value = 1.0
@@ -381,8 +381,8 @@ def random_numbers(_):
     return 1 + random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002 as users have them
 
 
-@pytest.mark.parametrize("make", [Running, running, lambda: random_numbers])
-def test_a_checkpoint_leaves_what_schedules_remember_alone(tmp_path, make):
+@pytest.mark.parametrize("make", [Running, lambda: random_numbers])
+def test_a_checkpoint_leaves_the_state_of_schedules_alone(tmp_path, make):
     outcomes = []
     for path in (None, tmp_path / "c.pt"):
         random.seed(0)
@@ -394,14 +394,30 @@ def test_a_checkpoint_leaves_what_schedules_remember_alone(tmp_path, make):
     assert all(torch.equal(value, outcomes[1][1][name]) for name, value in outcomes[0][1].items())
 
 
-def test_what_cannot_be_copied_is_not_compared_and_says_so(tmp_path):
-    def going(rates):
-        return lambda o: LambdaLR(o, lambda _: next(rates))
+def test_a_function_with_a_state_is_not_compared_and_says_so(tmp_path):
+    for resume in (False, True):
+        settings = {"schedules": {"beta": running()}, "lr_schedule": lambda o: LambdaLR(o, running())}
+        with pytest.warns(UserWarning, match="is no function of the step alone: .* does not compare it") as caught:
+            fit(tiny(), tmp_path / "c.pt", 3 + resume, resume=resume, **settings)
+        messages = "".join(str(warning.message) for warning in caught)
+        assert all(f"{name} is no function" in messages for name in ("schedules['beta']", "lr_schedule"))
 
-    expected = fit(tiny(), None, 4, resume=False, lr_schedule=going(iter_rates())).elbo
+
+class Going:
+    """A callable that cannot be copied."""
+
+    def __init__(self):
+        self.rates = iter_rates()
+
+    def __call__(self, _):
+        return next(self.rates)
+
+
+def test_what_cannot_be_copied_is_not_compared_and_says_so(tmp_path):
+    expected = fit(tiny(), None, 4, resume=False, lr_schedule=lambda o: LambdaLR(o, Going())).elbo
     for epochs in (2, 4):
         with pytest.warns(UserWarning, match=r"lr_schedule cannot be copied \(TypeError: .* does not compare it"):
-            history = fit(tiny(), tmp_path / "c.pt", epochs, lr_schedule=going(iter_rates()))
+            history = fit(tiny(), tmp_path / "c.pt", epochs, lr_schedule=lambda o: LambdaLR(o, Going()))
     assert history.elbo == expected
 
 

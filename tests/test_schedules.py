@@ -68,8 +68,8 @@ def test_a_property_that_is_computed_cannot_be_scheduled(digits):
     ("schedule", "message"),
     [
         (0.5, r"schedules\['beta'\] must be a function of the step, such as a Ramp, got 0.5"),
-        (lambda step: None, r"schedules\['beta'\] must give finite numbers, got None at step"),
-        (lambda step: float("nan"), r"must give finite numbers, got nan at step"),
+        (lambda step: None, r"schedules\['beta'\] must return finite numbers, got None at step"),
+        (lambda step: float("nan"), r"must return finite numbers, got nan at step"),
     ],
 )
 def test_what_is_no_schedule(small_vae, digits, schedule, message):

@@ -259,7 +259,7 @@ def test_warmups_that_make_no_sense(small_vae, digits):
     for settings, problem in (
         ({"warmup": 1}, "warmup must be a share of the run, from 0 to below 1, got 1"),
         ({"warmup": 0.1, "schedules": {"beta": vsc.Ramp(0, 1, length=3)}}, "both set the weight of the divergence"),
-        ({"warmup": 0.1, "objective": "importance-weighted", "gate": "score"}, "takes no warmup=0.1; pass 0"),
+        ({"warmup": 0.1, "objective": "importance-weighted", "gate": "score"}, "and so no warmup=0.1; pass warmup=0"),
     ):
         with pytest.raises(ValueError, match=problem):
             vsc.fit(small_vae(), digits.train, epochs=2, **settings, **QUIET)
@@ -371,7 +371,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(small_vae, digits, tmp_path
         ValueError, match="was not written by fit: it lacks epoch, history, optimizer, rng, schedule, settings"
     ):
         vsc.fit(small_vae(), data, **resume)
-    with pytest.raises(FileExistsError, match="exists; pass resume=True to go on with that run, or another name"):
+    with pytest.raises(FileExistsError, match="exists; pass resume=True to continue that run, or another name"):
         vsc.fit(small_vae(), data, checkpoint=path, device="cpu")
     with pytest.raises(ValueError, match="checkpoint must be a file, got the folder"):
         vsc.fit(small_vae(), data, checkpoint=tmp_path)
@@ -419,7 +419,7 @@ def test_weights_that_overflow_are_not_written(small_vae, digits, tmp_path):
         ({"num_draws": 0}, "num_draws must be"),
         ({"checkpoint_every": 0}, "checkpoint_every must be"),
         ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
-        ({"lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "lr_schedule must step by the epoch"),
+        ({"lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "lr_schedule must step once an epoch"),
         ({"objective": "elbo"}, "unknown objective 'elbo'; known are"),
         ({"device": "tpu9"}, "device 'tpu9' is not available"),
     ],

@@ -49,25 +49,25 @@ def seen(arrived):
 
 def test_what_has_not_arrived_is_left_for_a_later_look(late):
     losses = Losses(late)
-    assert seen(losses.look()) == []
+    assert seen(losses.read()) == []
     add(losses, 1.0, 2.0)
-    assert seen(losses.look()) == []
+    assert seen(losses.read()) == []
     add(losses, 3.0)
     late.sent[0].here = True
-    assert seen(losses.look()) == [([1.0, 2.0], 4, 0)]
+    assert seen(losses.read()) == [([1.0, 2.0], 4, 0)]
     add(losses, 4.0, 5.0)
-    assert seen(losses.look()) == []
+    assert seen(losses.read()) == []
     late.sent[2].here = True  # not before those that were sent before
-    assert seen(losses.look()) == []
+    assert seen(losses.read()) == []
     assert len(late.sent) == 3
-    assert seen(losses.look(wait=True)) == [([3.0], 2, 2), ([4.0, 5.0], 4, 3)]
+    assert seen(losses.read(wait=True)) == [([3.0], 2, 2), ([4.0, 5.0], 4, 3)]
     assert losses.mean() == 15 / 10
 
 
 def test_on_the_cpu_they_are_here_at_once():
     losses = Losses()
     add(losses, 1.0, 2.0)
-    assert seen(losses.look()) == [([1.0, 2.0], 4, 0)]
+    assert seen(losses.read()) == [([1.0, 2.0], 4, 0)]
     assert losses.mean() == 0.75
 
 

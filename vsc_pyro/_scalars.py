@@ -1,33 +1,40 @@
-"""Scalar buffers: numbers of a module that a schedule moves and a captured step reads anew."""
+"""Scalar buffers: numbers of a module that schedules may move and captured steps read as they stand."""
 
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 
 class ScalarModule(nn.Module):
-    """A module whose scalar buffers may be assigned numbers, as in ``gate.temperature = 0.3``.
+    """A module whose scalar buffers can be assigned numbers, as in ``gate.temperature = 0.3``.
 
-    The buffer stays the same tensor, so whatever holds it (a captured step, the optimiser) reads the new value. Such
-    buffers are settings, not weights: they are no part of the `state_dict`.
+    An assignment changes the value of the buffer in place. The tensor stays the same, so a captured step that reads it
+    sees the new value. Scalar buffers are settings, not weights: the `state_dict` leaves them out.
+
+    Example:
+        >>> import vsc_pyro as vsc
+        >>> gate = vsc.gates.BinaryConcrete()
+        >>> gate.temperature = 0.25
+        >>> gate.temperature
+        tensor(0.2500)
     """
 
     def register_scalar(self, name: str, value: float) -> None:
-        """Register the buffer `name` of shape ``()``, with that value."""
+        """Register a buffer `name` of shape ``()`` that holds `value`."""
         self.check_scalar(name, value)
         self.register_buffer(name, torch.tensor(float(value)), persistent=False)
 
     def check_scalar(self, name: str, value: float) -> None:
-        """Raise `ValueError` if the buffer `name` cannot take that value."""
+        """Raise `ValueError` if `value` is out of range for the buffer `name`. Subclasses override it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         buffer = self.__dict__.get("_buffers", {}).get(name)
         if buffer is None or isinstance(value, Tensor) or not isinstance(value, numbers.Real):
             super().__setattr__(name, value)
         else:
-            self.check_scalar(name, float(value))
+            self.check_scalar(name, cast("float", value))
             buffer.fill_(value)

@@ -1,28 +1,28 @@
-r"""Gates: how a spike is drawn, and how a gradient passes it.
+r"""Gates draw a spike and define how a gradient passes it.
 
 A spike :math:`s \in \{0, 1\}` is on with probability :math:`\gamma`, given by its log-odds. Every gate draws it from
 one uniform number :math:`u`,
 
 .. math:: s = [u > 1 - \gamma] = [\mathrm{logit}(u) + \mathrm{logit}(\gamma) > 0],
 
-and multiplies the slab by a *factor*. The factor's value is :math:`s` (for a soft gate: a number in (0, 1)), and its
-derivative is the gate's. Gates are small `torch.nn.Module`s. Wherever a gate is an argument, its name will do:
+and multiplies the slab by a *factor*. The factor's value is :math:`s`, or a number in (0, 1) for a soft gate. Gates
+differ in the derivative of the factor. They are small `torch.nn.Module`s, and every argument `gate` also takes a name:
 
 ====================  ===================  ========================================  ===================
 name                  factor, forward      derivative                                bias
 ====================  ===================  ========================================  ===================
-``straight-through``  :math:`s`            that of :math:`\gamma`                    likelihood part
-``concrete``          :math:`s` (or soft)  that of the relaxed spike                 likelihood part
-``shifted-sigmoid``   soft (or :math:`s`)  that of the relaxed spike                 likelihood; *leaks*
-``score``             :math:`s`            none: an ELBO adds a score-function term  none
-``disarm``            :math:`s`, in pairs  none: likewise, of the pair               none
+``straight-through``  :math:`s`            derivative of :math:`\gamma`               likelihood part
+``concrete``          :math:`s` (or soft)  derivative of the relaxed spike           likelihood part
+``shifted-sigmoid``   soft (or :math:`s`)  derivative of the relaxed spike           likelihood; *leaks*
+``score``             :math:`s`            none: the ELBO adds a score-function term  none
+``disarm``            :math:`s`, in pairs  none: the ELBO adds a term for each pair  none
 ====================  ===================  ========================================  ===================
 
-The last two leave the spikes' gradient to the ELBO. With one draw of each code, ``score`` is noisy. With several, the
-ELBOs of `vsc_pyro.objectives` compare each draw with the mean of the others (a leave-one-out baseline). ``disarm``
-draws codes in antithetic pairs. It works with these ELBOs, and with Pyro's `Trace_ELBO` and `TraceEnum_ELBO` if their
-particles are vectorised. At a site that only the guide has, Pyro's `Trace_ELBO` biases both gates, as it biases any
-discrete site; a warning says so.
+The last two leave the spikes' gradient to the ELBO. ``score`` is noisy with one draw of each code. With several draws,
+the ELBOs of `vsc_pyro.objectives` subtract the mean of the other draws (a leave-one-out baseline). ``disarm`` draws
+codes in antithetic pairs. It works with these ELBOs, and with Pyro's `Trace_ELBO` and `TraceEnum_ELBO` if their
+particles are vectorised. If the model lacks a site of the guide, Pyro's `Trace_ELBO` biases both gates there, as it
+biases any discrete site; the library warns of it.
 
 References
     Y. Bengio, N. Léonard, A. Courville (2013), Estimating or propagating gradients through stochastic neurons.
@@ -51,10 +51,10 @@ class SpikeDraw(NamedTuple):
     """One draw of spikes.
 
     Attributes:
-        hard: exact spikes, 0 or 1, without gradient, shape of the logits.
-        factor: the number that multiplies the slab, of the same shape: the gate's forward value, with its gradient.
-        score: the term that an ELBO multiplies by the draw's learning signal and differentiates, of the same shape;
-            None where the factor carries the gradient.
+        hard: exact spikes, 0 or 1, without gradient; same shape as the logits.
+        factor: the number that multiplies the slab, same shape: the gate's forward value, with its gradient.
+        score: the term that an ELBO multiplies by the draw's learning signal and differentiates, same shape; None if
+            the factor carries the gradient.
     """
 
     hard: Tensor
@@ -63,14 +63,24 @@ class SpikeDraw(NamedTuple):
 
 
 class Gate(ScalarModule):
-    """A spike's gradient estimator. A gate of your own subclasses this class and defines `draw`.
+    """Base class of gates, the gradient estimators of a spike. A subclass defines `draw`.
 
-    A number that a schedule is to move is registered by ``self.register_scalar("temperature", 0.5)``.
+    Call ``self.register_scalar("temperature", 0.5)`` in the constructor for a number that a schedule may move.
 
     Attributes:
-        reparametrized: True if the factor carries a gradient with respect to the logits. If not, the distribution
-            reports itself as not reparametrised and the ELBO adds a score-function term.
-        draws_at_once: number of draws of one code that a gradient needs, drawn together.
+        reparametrized: True if the factor carries a gradient with respect to the logits. If False, the distribution
+            reports itself as not reparametrised, and the ELBO adds a score-function term.
+        draws_at_once: number of draws of one code that one gradient needs; `draw_together` draws them.
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> class Mean(vsc.gates.Gate):
+        ...     def draw(self, logits):
+        ...         probability = torch.sigmoid(logits)
+        ...         return vsc.gates.SpikeDraw(torch.bernoulli(probability), probability)
+        >>> Mean().draw(torch.zeros(3)).factor
+        tensor([0.5000, 0.5000, 0.5000])
     """
 
     reparametrized: ClassVar[bool] = True
@@ -83,17 +93,17 @@ class Gate(ScalarModule):
     def draw_together(self, logits: Tensor) -> SpikeDraw:
         """Draw spikes that share one gradient. The first dimension of `logits` indexes draws of one code.
 
-        Called for gates with `draws_at_once` above 1 only; it divides the size of that dimension.
+        Only gates with `draws_at_once` above 1 need this method. Its size is a multiple of `draws_at_once`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define draw_together(logits)")
 
     def hardened(self) -> Gate:
-        """Return this gate with exact spikes in the forward pass: itself if they are exact already."""
+        """Return a gate with exact spikes in the forward pass; this gate itself if its spikes are exact."""
         return self
 
 
 class _RelaxedGate(Gate):
-    """A gate with one positive number, which shapes the relaxed spike, and a choice of hard or soft forward values."""
+    """A gate with one positive parameter of the relaxed spike, and hard or soft forward values."""
 
     def __init__(self, name: str, value: float, hard: bool) -> None:
         super().__init__()
@@ -116,7 +126,7 @@ class _RelaxedGate(Gate):
 
 
 def _uniform(logits: Tensor) -> Tensor:
-    # At least float32: a uniform number of 8 bits cannot tell a rare spike from one twice as rare.
+    # At least float32: 8 random bits are too few to resolve the probability of a rare spike.
     return torch.rand_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -143,11 +153,14 @@ class BinaryConcrete(_RelaxedGate):
 
     .. math:: \mathrm{sigmoid}((\mathrm{logit}\,\gamma + \mathrm{logit}\,u) / t)
 
-    Thresholding the relaxed spike at 1/2 gives an exact one, so `hard` draws have the exact distribution.
+    Thresholding the relaxed spike at 1/2 gives an exact spike, so `hard` draws have the exact distribution.
 
     Args:
-        temperature: t, above 0; lower is closer to a step and has noisier gradients.
-        hard: exact spikes in the forward pass (default) or relaxed ones.
+        temperature: t, above 0; a lower one is closer to a step and has noisier gradients.
+        hard: True (default) for exact spikes in the forward pass, False for relaxed ones.
+
+    Raises:
+        ValueError: a temperature that is not a finite number above 0.
     """
 
     temperature: Tensor
@@ -165,12 +178,16 @@ class BinaryConcrete(_RelaxedGate):
 class ShiftedSigmoid(_RelaxedGate):
     r"""The relaxation of the VSC paper, :math:`T = \mathrm{sigmoid}(c (u - 1 + \gamma))` (Tonolini et al., 2020).
 
-    Soft as published: T is never exactly zero. So the decoder sees every slab, even if the KL charges next to nothing
-    for it, and the bound that is trained *leaks*. `vsc_pyro.evaluate` reports by how much, as the relaxation gap.
+    The published gate is soft: T is never exactly zero. The decoder then sees every slab, even one that costs next to
+    nothing in the KL divergence, so the training bound *leaks*. `vsc_pyro.evaluate` reports the difference from the
+    bound with exact spikes as the relaxation gap.
 
     Args:
-        c: steepness, above 0 (the paper: 50 rising to 200).
-        hard: exact spikes in the forward pass (which differs from the paper) or soft ones (default).
+        c: steepness, above 0 (in the paper 50, rising to 200).
+        hard: False (default) for soft spikes in the forward pass, True for exact ones, unlike the paper.
+
+    Raises:
+        ValueError: a steepness that is not a finite number above 0.
     """
 
     c: Tensor
@@ -186,7 +203,7 @@ class ShiftedSigmoid(_RelaxedGate):
 
 
 class ScoreFunction(Gate):
-    """Exact spikes without a relaxation: unbiased, by the ELBO's score-function (REINFORCE) term (Williams, 1992)."""
+    """Exact spikes with the unbiased score-function (REINFORCE) gradient, a term of the ELBO (Williams, 1992)."""
 
     reparametrized: ClassVar[bool] = False
 
@@ -196,16 +213,16 @@ class ScoreFunction(Gate):
 
 
 class DisARM(ScoreFunction):
-    r"""Antithetic pairs of exact spikes: unbiased, and far less noisy (Dong et al., 2020; Yin et al., 2020).
+    r"""Exact spikes in antithetic pairs: unbiased, less noisy than `ScoreFunction` (Dong et al., Yin et al., 2020).
 
-    Two draws of a code share their slabs and, with opposite signs, the noise of their spikes s and s'. Let f and f' be
-    their learning signals. The gradient with respect to the log-odds l of a latent's inclusion is
+    Two draws of a code share their slabs. The noise of their spikes s and s' has opposite signs. Let f and f' be their
+    learning signals. The gradient with respect to the log-odds l of a latent's inclusion is
 
     .. math:: \tfrac12 (f - f')\,(s - s')\,\mathrm{sigmoid}(|l|),
 
-    which is zero where the two spikes agree. Each pair is a pair of particles: ``fit(..., gate="disarm")`` draws two of
-    each code (`num_draws` may be any even number), and so do ELBOs with ``num_particles=2, vectorize_particles=True``.
-    Draws that are not particles of an ELBO are independent.
+    which is zero if the two spikes agree. A pair of draws is a pair of particles. ``fit(..., gate="disarm")`` draws two
+    particles of each code, or any even number `num_draws`; so does an ELBO with ``num_particles=2,
+    vectorize_particles=True``. Draws outside an ELBO are independent.
     """
 
     draws_at_once: ClassVar[int] = 2
@@ -215,7 +232,7 @@ class DisARM(ScoreFunction):
         hard = (logits.detach() + torch.cat([noise, -noise]) > 0).to(logits.dtype)
         first, second = hard.chunk(2)
         weight = (first - second) * torch.sigmoid(logits.detach().abs()[: len(noise)])
-        # Opposite signs: an ELBO multiplies each half by its own signal, and so both by the difference.
+        # An ELBO multiplies each half by its own signal; the opposite signs make that the difference of signals.
         return SpikeDraw(hard, hard, torch.cat([weight, -weight]) * logits)
 
 
@@ -229,13 +246,14 @@ GATES: dict[str, type[Gate]] = {
 
 
 def get_gate(gate: str | Gate) -> Gate:
-    """Return the gate of that name with its default settings, or the `Gate` object itself.
+    """Return the gate of that name with its default settings; a `Gate` object is returned unchanged.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
 
     Example:
-        >>> get_gate("concrete")
+        >>> import vsc_pyro as vsc
+        >>> vsc.gates.get_gate("concrete")
         BinaryConcrete(temperature=0.5, hard=True)
     """
     return gate if isinstance(gate, Gate) else choice("gate", gate, GATES)()

@@ -213,7 +213,7 @@ class CompiledSVI(SVI):
         first = self._trial(args, kwargs, self._stepper.parameters)
         with first.undone(tensors), journal_of(self._buffers()) as journal, self._meeting_modules(journal) as met:
             first.run()  # with Pyro's checks, if they are on
-        if self._stepper.takes_what_is_met and self._has_new(first):
+        if self._stepper.needs_parameters and self._has_new(first):
             return None
         self._watch(met)
         # Pyro's optimisers step the parameters that a step meets, and no others.
@@ -245,7 +245,7 @@ class CompiledSVI(SVI):
 
     def _graph(self, recorded: torch.fx.GraphModule, inputs: list[Tensor], trial: Trial, first: Trial) -> Graph:
         of_store: dict[str, Tensor] = {}
-        if self._stepper.takes_what_is_met:
+        if self._stepper.needs_parameters:
             of_modules = set(map(id, self._modules.tensors()))
             of_store = {name: parameter for name, parameter in first.met.items() if id(parameter) not in of_modules}
         returns_number = self._loss_is_function or not isinstance(first.loss, Tensor)
@@ -293,7 +293,7 @@ class CompiledSVI(SVI):
         with trial.undone([*tensors, *graph.inputs]):
             try:
                 graph.compare(tensors, trial, self._snapshot(args, kwargs), self._buffers())
-                if self._stepper.takes_what_is_met and self._has_new(trial):
+                if self._stepper.needs_parameters and self._has_new(trial):
                     raise NotCapturedError("an eager step meets a parameter that is not in the graph")
             except Exception as error:
                 known = str(error) if isinstance(error, NotCapturedError) else first_line(error)

@@ -1,9 +1,9 @@
-r"""The variational autoencoder as a Pyro program: the one place of the library that says `pyro.sample`.
+r"""The variational autoencoder as a Pyro program, and the only file that calls `pyro.sample`.
 
 .. math:: z \sim p(z), \quad x \sim p(x|z) \qquad\text{(model)}, \qquad z \sim q(z|x) \quad\text{(guide)}
 
-Encoder, decoder and prior are modules that return distributions; which ones, nothing here asks. A prior may have latent
-variables of its own, common to all data (sites outside the plate), and charge the objective a penalty (a factor).
+Encoder, decoder and prior are modules that return distributions. No code here depends on which ones. A prior may have
+latent variables common to all data (sites outside the plate) and a penalty of the objective (a factor).
 
 References
     D. P. Kingma, M. Welling (2014), Auto-encoding variational Bayes.
@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyro
@@ -46,40 +46,52 @@ _TINY = 1e-30
 class VAE(ScalarModule):
     r"""Variational autoencoder of an encoder, a decoder and a prior.
 
-    Weights start from torch's random numbers: ``torch.manual_seed(0)`` before the parts are built makes them the same
-    in every run, whatever `seed` is given to `fit` later.
-
-    Trained by `vsc_pyro.fit`, or by bare Pyro, any number of models beside one another::
-
-        vae.prepare(data)  # what `fit` does first: scale and mean are those of the data
-        svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
-        svi.step(x)
-
-    In Pyro's parameter store each model has a name of its own, `store_name`. A `vsc_pyro.save_checkpoint` needs no
-    store; where Pyro's own file is wanted, these put what it holds into a model that is built alike::
-
-        pyro.get_param_store().save("parameters")  # and in another process
-        pyro.get_param_store().load("parameters")
-        pyro.module("vae", vae, update_module_params=True)  # the `store_name` of the model that was saved ...
-        pyro.clear_param_store()  # ... which need not be that of the model here
-
     Args:
         encoder: x ``(B, ...)`` -> q(z|x) with `batch_shape` ``(B,)``.
         decoder: z ``(*, J)`` -> p(x|z) with `batch_shape` ``(*)``.
         prior: x -> p(z), with a batch shape that broadcasts to ``(B,)``.
         beta: weight of the KL divergence of codes (Higgins et al., 2017); 1 for the evidence lower bound. A buffer:
             ``vae.beta = 4.0`` changes it, and a schedule may start it at 0.
-        num_data: size of the data that x is a minibatch of, which latent variables common to all data are weighed by;
-            None if x is all of it. `vsc_pyro.fit` sets it.
+        num_data: number N of training data. Latent variables common to all data are scaled by B / N in a batch of B
+            data; None for N = B. `vsc_pyro.fit` sets it.
 
     Attributes:
-        warmup: factor of `beta`, below 1 while `vsc_pyro.fit` lets the divergence rise; a buffer.
+        warmup: factor of `beta`, below 1 during a warm-up of `vsc_pyro.fit`; a buffer.
 
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
-            the prior is infinite. Checked at construction where the encoder has an `input_shape`.
+            the prior is infinite. Checked at construction if the encoder has an `input_shape`.
+
+    **Initial weights** come from torch's random numbers. Call ``torch.manual_seed(0)`` before you build the parts for
+    the same weights in every run; the `seed` of `fit` does not affect them.
+
+    **Bare Pyro** trains a model as well, and several models in one process::
+
+        vae.prepare(data)  # standardise by the data, as `fit` does first
+        svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+        svi.step(x)
+
+    **Pyro's parameter store** holds each model under its own `store_name`. `vsc_pyro.save_checkpoint` needs no store.
+    To load a file of the store into a model with the same architecture::
+
+        pyro.get_param_store().save("parameters")  # in the process that trained
+        pyro.get_param_store().load("parameters")  # in another process
+        pyro.module("vae", vae, update_module_params=True)  # "vae": the `store_name` of the saved model
+        pyro.clear_param_store()  # the model here may have another `store_name`
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> encoder, decoder = vsc.SpikeSlabEncoder(64, 8), vsc.BernoulliDecoder(8, 64)
+        >>> vae = vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(8, inclusion=0.1))
+        >>> x = torch.rand(5, 64).round()
+        >>> vae.guide(x).shape, vae.model(x).shape
+        (torch.Size([5, 8]), torch.Size([5, 8]))
     """
 
+    encoder: Any  # attributes of parts are optional, and tested by hasattr
+    decoder: Any
+    prior: Any
     beta: Tensor
     warmup: Tensor
 
@@ -100,12 +112,12 @@ class VAE(ScalarModule):
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
         if hasattr(encoder, "input_shape"):
-            x = self.reference.new_zeros(1, *encoder.input_shape)
+            x = self.reference.new_zeros(1, *cast("tuple[int, ...]", encoder.input_shape))
             self.check_parts(x)
             self._start_at_the_prior(x)
 
     def _start_at_the_prior(self, x: Tensor) -> None:
-        """Let an encoder of spikes start from the prior's inclusion, unless the prior is made of the encoder itself."""
+        """Let an encoder of spikes start from the prior's inclusion, unless the prior contains the encoder."""
         own = {id(parameter) for parameter in self.encoder.parameters()}
         if hasattr(self.encoder, "follow") and own.isdisjoint(map(id, self.prior.parameters())):
             with self.evaluating():
@@ -115,15 +127,16 @@ class VAE(ScalarModule):
 
     @property
     def reference(self) -> Tensor:
-        """A parameter or buffer; ``x.to(vae.reference)`` puts x on the model's device, in its floating-point type."""
+        """A parameter or buffer: ``x.to(vae.reference)`` moves x to the device and floating-point type of the model."""
         tensors = itertools.chain(self.parameters(), self.buffers())
         return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
     @property
     def store_name(self) -> str:
-        """The model's name in Pyro's parameter store: ``"vae"`` for a process's first to be trained, then ``"vae_2"``.
+        """Name of the model in Pyro's parameter store.
 
-        The parameters are ``f"{store_name}$$${name}"``. A copy has a name of its own.
+        The first model trained in a process is ``"vae"``, the next one ``"vae_2"``. A parameter `name` is stored as
+        ``f"{store_name}$$${name}"``. A copy of a model gets another name.
         """
         return name_in_store(self)
 
@@ -135,9 +148,10 @@ class VAE(ScalarModule):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
     def model(self, x: Tensor) -> Tensor:
-        """Pyro model of data x, shape ``(B, ...)``; sites ``"z"`` and ``"x"`` in a plate ``"data"``. Returns z.
+        """Run the Pyro model on data x, shape ``(B, ...)``, and return z.
 
-        Outside the plate: the prior's own latent variables, by their names, and a factor ``"penalty"`` if it has one.
+        Sites ``"z"`` and ``"x"`` are in a plate ``"data"``. Latent variables of the prior, under their own names, and
+        its factor ``"penalty"``, if it has them, are outside the plate.
         """
         register(self)
         values = self._sample_hyperparameters(x, 0)
@@ -152,18 +166,18 @@ class VAE(ScalarModule):
         return z
 
     def guide(self, x: Tensor) -> Tensor:
-        """Pyro guide of data x, shape ``(B, ...)``; the latent sites of the model. Returns z."""
+        """Run the Pyro guide on data x, shape ``(B, ...)``, and return z. It has the latent sites of `model`."""
         register(self)
         self._sample_hyperparameters(x, 1)
         with pyro.plate("data", x.shape[0], dim=-1), self._weighed_by_beta():
             return pyro.sample("z", self.encoder(x))
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
-        # Pyro takes no scale of zero.
+        # Pyro refuses a scale of zero.
         return poutine.scale(scale=(self.beta * self.warmup).clamp(min=_TINY))
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
-        """Draw the prior's own latent variables, from their prior (role 0) or posterior (role 1)."""
+        """Draw the latent variables of the prior from their prior (role 0) or posterior (role 1)."""
         hyperparameters = self.prior.hyperparameters() if hasattr(self.prior, "hyperparameters") else {}
         if not hyperparameters:
             return {}
@@ -172,11 +186,13 @@ class VAE(ScalarModule):
 
     @property
     def is_bound(self) -> bool:
-        """Whether minus the loss bounds the evidence, which a prior that depends on the datum does free of charge.
+        """True if minus the loss is a lower bound of the log-evidence.
 
-        A prior's attribute `is_bound` says; without one (or where it is None), a prior does not if its distribution
-        depends on the data, or there is one for each datum. (Looked for in data of the encoder's `input_shape`; without
-        that, of the shape of the first data that were checked, and before these it is taken for a bound.)
+        A prior that depends on the datum is free to match the posterior at no cost, so its objective is no bound. An
+        attribute `is_bound` of the prior decides. If it is missing or None, the prior is called on batches that differ,
+        and the answer is False if its distribution depends on the batch or is a separate one for each datum. The test
+        needs the shape of a datum: the encoder's `input_shape`, or else the shape of the first data that were checked.
+        Before that the answer is True.
         """
         declared = getattr(self.prior, "is_bound", None)
         if not isinstance(declared, bool | None):
@@ -187,7 +203,7 @@ class VAE(ScalarModule):
 
     @property
     def has_marginal(self) -> bool:
-        """Whether codes have a distribution before any datum is seen, so that the evidence can be bounded."""
+        """True if the prior has a distribution of codes that does not depend on the datum."""
         return self.is_bound or not self._depends_on_data(getattr(self.prior, "marginal", self.prior))
 
     def _depends_on_data(self, prior: Callable[[Tensor], Distribution]) -> bool:
@@ -197,66 +213,48 @@ class VAE(ScalarModule):
             return depends_on_data(self, prior, self.reference.new_zeros(3, *self._datum_shape))
 
     def marginal_prior(self, x: Tensor) -> Distribution:
-        """The distribution of codes before any datum is seen; x, shape ``(B, ...)``, gives no more than its device.
+        """Return the distribution of codes without knowledge of a datum; only device and size of x ``(B, ...)`` count.
 
         Raises:
-            ValueError: a prior that depends on the datum, and does not say what there is before.
+            ValueError: a prior that depends on the datum and has no method `marginal` for this distribution.
         """
         if not self.has_marginal:
             raise ValueError(
                 f"the prior, {type(self.prior).__name__}, depends on the datum, and this needs the distribution of "
-                "codes before any is seen; give it a method marginal(x) that returns that, or an attribute "
-                "is_bound = True if its distribution is one and the same for all data"
+                "codes before any is seen; give it a method marginal(x) that returns that distribution, or an "
+                "attribute is_bound = True if its distribution is the same for all data"
             )
         return getattr(self.prior, "marginal", self.prior)(x)
 
-    def impute(
-        self,
-        x: Tensor | np.ndarray,
-        mask: Tensor | np.ndarray,
-        *,
-        num_samples: int = 20,
-        num_steps: int = 200,
-        num_pseudo_steps: int = 20,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> Imputation:
-        """Draw missing pixels, as `vsc_pyro.impute` does."""
-        from vsc_pyro.inference.impute import impute  # which is built on models
+    def impute(self, x: Tensor | np.ndarray, mask: Tensor | np.ndarray, **options: Any) -> Imputation:
+        """Draw missing pixels: ``vsc_pyro.impute(vae, x, mask, **options)``, see `vsc_pyro.impute`."""
+        from vsc_pyro.inference.impute import impute  # inference imports models
 
-        return impute(
-            self,
-            x,
-            mask,
-            num_samples=num_samples,
-            num_steps=num_steps,
-            num_pseudo_steps=num_pseudo_steps,
-            seed=seed,
-            progress=progress,
-        )
+        return impute(self, x, mask, **options)
 
     def prepare(self, images: Tensor) -> None:
-        """Let encoder, decoder and priors that start from training data, shape ``(N, ...)``, look at them; once.
+        """Show training data, shape ``(N, ...)``, to the parts that initialise themselves from data.
 
-        That is done by a method `prepare` of theirs, or of a `vsc_pyro.Prior` anywhere within. Any other module's
-        method of that name is its own.
+        It calls `prepare` of encoder, decoder and prior, and of every `vsc_pyro.Prior` within them. A method of that
+        name of any other module is not called. A second call has no effect on the parts of this library.
         """
         parts = (self.encoder, self.decoder, self.prior)
         for module in self.modules():
-            if isinstance(module, Prior) or (module in parts and hasattr(module, "prepare")):
-                module.prepare(images)
+            prepare: Any = getattr(module, "prepare", None)
+            if prepare is not None and (isinstance(module, Prior) or module in parts):
+                prepare(images)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode (hard spikes) without gradients, and afterwards every module's mode as it was."""
+        """Within the context, evaluation mode (hard spikes) and no gradients; afterwards every module's own mode."""
         with alone(), in_mode(self, False), torch.no_grad():
             yield
 
     def check_data(self, x: Tensor) -> None:
-        """Raise `ValueError` unless x, shape ``(N, ...)``, is data this model can be trained on or evaluated with.
+        """Raise `ValueError` unless the model can be trained or evaluated on data x, shape ``(N, ...)``.
 
-        That is: finite in the model's precision, of the shape that encoder and decoder take, and within the support of
-        the likelihood.
+        Data must be finite in the model's precision, have the shape that encoder and decoder take, and lie in the
+        support of the likelihood.
         """
         check_finite(x, self.reference.dtype)
         check_support(x, self.check_parts(x[:1].to(self.reference)), self.reference)
@@ -293,7 +291,7 @@ class VAE(ScalarModule):
             check_layout(x, getattr(self.encoder, "input_shape", ()), "an encoder")
             if not has_mean(posterior):
                 self._check_decoder_saturates(x, posterior)
-            # A pair without closed form is sampled, and the objective says so.
+            # The objective samples a divergence without closed form, and warns of it.
             with contextlib.suppress(NotImplementedError):
                 kl_divergence(posterior, prior.expand(posterior.batch_shape))
         return likelihood

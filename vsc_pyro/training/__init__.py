@@ -1,1 +1,1 @@
-"""Training by stochastic variational inference: `fit`, and all that it needs."""
+"""Training by stochastic variational inference: `fit` and its parts."""

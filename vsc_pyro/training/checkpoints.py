@@ -1,4 +1,4 @@
-"""Checkpoints: plain dictionaries of tensors and numbers, written atomically and read without executing anything."""
+"""Checkpoints: dictionaries of tensors and numbers, written atomically and read without running code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import reprlib
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +17,44 @@ from torch import Tensor, nn
 from vsc_pyro._files import expanded, replacing
 
 FORMAT = 2
-_READ = (1, 2)  # format 1 describes gates in another way, see `resumption.check_settings`
-# The structure of a checkpoint, without its tensors: reading it costs time and memory in proportion.
+_READABLE = (1, 2)  # format 1 describes gates in another way, see `resumption.check_settings`
+# Bytes of a checkpoint without its tensors. Unpickling them can take far more time and memory than tensors do.
 _STRUCTURE_LIMIT = 8 * 2**20
-_SHOWN = 80  # characters of a file's content in a message
+_SHOWN = 80  # characters of a file's content in an error message
 
 
 def save_checkpoint(path: str | os.PathLike, state: dict[str, Any]) -> None:
-    """Write `state` (dictionaries, lists, numbers, strings, tensors) to `path`, whole or not at all.
+    """Write `state` (dictionaries, lists, numbers, strings, tensors) to `path` atomically.
 
-    A process that is killed at any moment leaves the old checkpoint or the new one, see `vsc_pyro._files.replacing`.
+    If the process is killed, the file is the old checkpoint or the new one, never a part of one.
 
     Raises:
-        ValueError: something at `path` that is no regular file.
+        ValueError: `path` is a folder, device or pipe.
         OSError: a full disk, or a path that cannot be written; the message names it.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> import vsc_pyro as vsc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "state.pt")
+        ...     vsc.save_checkpoint(path, {"model": {"weight": torch.ones(2)}})
+        ...     vsc.load_checkpoint(path)["model"]
+        {'weight': tensor([1., 1.])}
     """
-    content = io.BytesIO()  # writing to a file itself, torch hides what the disk says, and looks at the file's name
+    content = io.BytesIO()  # torch, writing to a file, hides the errors of the disk and depends on the file's name
     torch.save({"format": FORMAT, **state}, content)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain containers are unpickled (`weights_only=True`).
+    """Read a checkpoint from `path` to `device`.
+
+    Only tensors and plain containers are unpickled (``weights_only=True``), so a file cannot run code.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a truncated or corrupt file, one that asks to run code, or one of another format.
+        ValueError: a file that is truncated, corrupt, of another format, or would run code.
     """
     path = expanded(path)
     if not path.is_file():
@@ -56,21 +67,21 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
             f"checkpoint {path} was not read: it is damaged, or holds more than tensors and plain values and could run "
             "code; use only checkpoints that vsc_pyro wrote, or train again"
         ) from error
-    except Exception as error:  # a damaged file fails in the parser in many ways; all mean the same to the user
+    except Exception as error:  # a damaged file can raise anything in the parser
         reason = shortened(str(error).partition("\n")[0])
         raise ValueError(f"checkpoint {path} is truncated or corrupt; delete it and train again ({reason})") from error
-    if type(state) is not dict or type(state.get("format")) is not int or state["format"] not in _READ:
+    if type(state) is not dict or type(state.get("format")) is not int or state["format"] not in _READABLE:
         raise ValueError(f"{path} is not a vsc_pyro checkpoint of format {FORMAT}; train again with this version")
     return state
 
 
 def _check_archive(path: Path) -> None:
-    """Raise unless the file is an archive as torch writes it, whose content is as large as the file, and undamaged."""
+    """Raise unless the file is an undamaged archive of torch, no smaller than its content."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:1] == b"\x80":
         raise pickle.UnpicklingError("a bare pickle")
-    if start != b"PK\x03\x04":  # by which torch tells an archive, whatever follows
+    if start != b"PK\x03\x04":  # torch recognises an archive by these bytes
         raise zipfile.BadZipFile("not an archive")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -82,12 +93,12 @@ def _check_archive(path: Path) -> None:
                 raise zipfile.BadZipFile(
                     f"{member.file_size} bytes of structure beside the tensors, more than {_STRUCTURE_LIMIT}"
                 )
-        if damaged := archive.testzip():  # torch does not look at the checksums that it writes
+        if damaged := archive.testzip():  # torch writes checksums but does not verify them
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
 class _Shown(reprlib.Repr):
-    """Says of values no more than fits a line, however large, nested or repeated they are."""
+    """Represent values in one line, however large, nested or repeated they are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,22 +117,22 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """A few words for a value of a file, whatever it is."""
+    """Describe any value of a file in a few words."""
     return shortened(_Shown().repr(value))
 
 
 def shortened(text: str, length: int = _SHOWN) -> str:
-    """The text, if need be its beginning, on one line."""
+    """Return the first `length` characters of `text` on one line."""
     text = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
     return text if len(text) <= length else text[:length] + "..."
 
 
 def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
-    """Check that ``state["model"]`` fits `model`, and change nothing.
+    """Check that the weights ``state["model"]`` fit `model`. Nothing changes.
 
     Raises:
-        ValueError: no weights there, of another architecture or kind of number, or not finite where the model's own
-            are; the message names the first that differs.
+        ValueError: weights that are missing, of another architecture or type, or not finite where those of `model` are;
+            the message names the first difference.
     """
     if "model" not in state:
         names = shortened(", ".join(sorted(name if isinstance(name, str) else shown(name) for name in state)))
@@ -144,7 +155,7 @@ def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLi
 
 
 def _completed(model: nn.Module, saved: Any) -> Any:
-    """Add to weights the `added_buffers` of modules, as they act where a file of an earlier version has none."""
+    """Complete weights by the `added_buffers` of modules, which files of earlier versions lack."""
     if not isinstance(saved, dict):
         return saved
     added = {
@@ -162,12 +173,12 @@ def _kind(weights: dict[str, Any], name: str) -> object:
 
 
 def is_plain(value: object) -> bool:
-    """Whether this is a tensor of numbers in rows and columns: not sparse, quantised or without memory."""
+    """Return True for a dense tensor of numbers: not sparse, quantised or without memory."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _can_take(own: Tensor, saved: Tensor) -> bool:
-    """Whether `own` can be given the values of `saved`, of another precision perhaps."""
+    """Return True if `own` can take the values of `saved`, possibly of another precision."""
     if saved.dtype != own.dtype and not (saved.is_floating_point() and own.is_floating_point()):
         return False
     odd = ~torch.isfinite(saved.to(own.device, own.dtype)) & torch.isfinite(own)  # a mask may hold -inf
@@ -175,9 +186,13 @@ def _can_take(own: Tensor, saved: Tensor) -> bool:
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
-    """Load ``state["model"]`` into `model`, in place; raises as `check_weights` does, before anything is changed."""
+    """Load the weights ``state["model"]`` into `model`, in place.
+
+    Raises:
+        ValueError: as `check_weights`, before anything changes.
+    """
     check_weights(model, state, path)
-    # What torch obeys beside the tensors, such as to put them in the place of parameters, is not taken from a file.
-    weights = OrderedDict(state["model"])
-    weights._metadata = model.state_dict()._metadata
+    # torch obeys the metadata of a state_dict, for example to replace parameters. Those of a file are not trusted.
+    weights: Any = OrderedDict(state["model"])
+    weights._metadata = cast("Any", model.state_dict())._metadata
     model.load_state_dict(weights)

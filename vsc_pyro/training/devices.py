@@ -1,4 +1,4 @@
-"""Where to train."""
+"""The device of a run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import torch
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"``: the GPU where there is one, else the CPU; anything else as torch takes it.
+    """Return the device of that name; ``"auto"`` is the GPU if there is one, otherwise the CPU.
 
     Raises:
         ValueError: a device that this machine or this build of torch does not have.
+
+    Example:
+        >>> from vsc_pyro.training.devices import resolve_device
+        >>> resolve_device("cpu")
+        device(type='cpu')
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

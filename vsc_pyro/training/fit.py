@@ -1,4 +1,4 @@
-"""`fit`: train a `VAE` by stochastic variational inference, with progress, checkpoints and exact resumption."""
+"""`fit` trains a `VAE` by stochastic variational inference, with progress, checkpoints and exact resumption."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -25,9 +26,10 @@ from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
-from vsc_pyro.training.plan import Plan
+from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
 from vsc_pyro.training.run import Run
 from vsc_pyro.training.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
 from vsc_pyro.training.summary import summarize
@@ -57,83 +59,124 @@ def fit(
     compile: bool | str = "auto",
     precision: str = "float32",
 ) -> History:
-    """Train `model` on `data` with one `vsc_pyro.SVI` and Adam (Kingma & Ba, 2015).
+    r"""Train `model` on `data` by stochastic variational inference with Adam (Kingma & Ba, 2015).
 
-    Data in memory are moved to the device once and minibatches gathered there; no step waits for the device. The
-    caller's random state and Pyro's parameter store are left as they were. Another thread that trains or evaluates
-    waits until this is done. Gradients are taken under a caller's ``torch.no_grad()`` as well. A run of 20 epochs or
-    1,000 steps whose codes explain nothing of data that a linear code would explain ends with a
-    `vsc_pyro.NothingExplainedWarning`, which says what to try.
+    By default the objective is the evidence lower bound, with the weight :math:`\beta` of `vsc_pyro.VAE`:
 
-    **A `torch.utils.data.DataLoader`** serves for data larger than memory, or a pipeline of your own. Its batches are
-    tensors, or tuples or lists of which the first is the data (labels are not looked at); they are trained on as they
-    come, so that augmentation and binarisation are the pipeline's. N is the length of its dataset, or of a
-    `SubsetRandomSampler`'s indices. Its first 1,000 data or so are looked at beforehand, and pseudo-inputs start at
-    them. All are checked, batch by batch (on a GPU at the end of an epoch whether they are in the likelihood's
-    support). On a GPU batches are copied from pinned memory without waiting. The order follows from `seed`, whether the
-    loader has a generator (seeded within, and put back) or not, and so does what is drawn from torch's random numbers
-    by transforms, in the main process or in workers. A resumed run goes on with the next epoch as if there had been no
-    interruption, but for what the loader keeps to itself: random numbers of NumPy or Python in the main process, of
-    ``persistent_workers``, or of a sampler that has them under another name than `generator`.
+    .. math:: \sum_i E_{q(z|x_i)}[\log p(x_i|z)] - \beta\, \mathrm{KL}(q(z|x_i) \,\|\, p(z)).
+
+    Each step maximises it on a minibatch. Data in memory move to the device once, and no step waits for the
+    device. The caller's random state and Pyro's parameter store do not change. Gradients are on even under a caller's
+    ``torch.no_grad()``. One thread trains or evaluates at a time; other threads wait.
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> encoder, decoder = vsc.SpikeSlabEncoder(64, latent_dim=8), vsc.BernoulliDecoder(8, 64)
+        >>> model = vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(8, inclusion=0.2))
+        >>> images = torch.rand(100, 64).round()
+        >>> history = vsc.fit(model, images, epochs=3, batch_size=50, device="cpu", progress=False)
+        >>> len(history.elbo)
+        3
+
+    **Model and data**
 
     Args:
-        model: trained in place; moved to `device`.
-        data: a `vsc_pyro.datasets.Dataset`, any array or tensor of shape ``(N, ...)``, or a `DataLoader`.
-        objective: ``"analytic"`` (closed-form KLs), ``"trace"`` (sampled), ``"exact"`` (nothing sampled, for linear
-            normal decoders), ``"importance-weighted"`` (the bound of several draws), or any `pyro.infer.ELBO`.
-            ``"auto"`` is ``"exact"`` where the decoder is linear and normal, unless `gate` or `num_draws` ask for draws
-            of codes, and ``"analytic"`` elsewhere.
-        gate: gradient estimator of the spikes, put in the place of the encoder's own, where it stays.
-        num_draws: draws of each code per step, for a named objective; None for as few as objective and gate take.
-        epochs: passes over the data, those of a resumed run included; None for 50, or as many as make 2,000 steps.
-        batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or for the loader's own.
+        model: trained in place, and moved to `device`.
+        data: a `vsc_pyro.datasets.Dataset`, an array or tensor of shape ``(N, ...)``, or a `DataLoader` (see below).
+
+    **Objective**
+
+    Args:
+        objective: ``"analytic"`` (KL divergences in closed form), ``"trace"`` (sampled), ``"exact"`` (nothing sampled,
+            linear normal decoders only), ``"importance-weighted"`` (the bound of several draws), or a
+            `pyro.infer.ELBO`. ``"auto"`` is ``"exact"`` for a linear normal decoder without `gate` and `num_draws`, and
+            ``"analytic"`` otherwise.
+        gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`. It replaces the gate of the encoder,
+            for good. None keeps the encoder's gate.
+        num_draws: draws of each code per step, for an objective that is a name. None for the smallest number that the
+            objective and the gate allow.
+
+    **Steps and rates**
+
+    Args:
+        epochs: number of passes over the data, including those before a resumption. None for 50, or more if 50 make
+            fewer than 2,000 steps.
+        batch_size: data per step; the last batch of an epoch may be smaller. None for 200. A `DataLoader` has its own.
         lr: learning rate of Adam.
-        warmup: share of the run, its first steps, in which the weight of the KL divergence rises from 0 to the model's
-            beta, so that latents learn something before they are charged for it. A resumed run keeps its own.
-        cooldown: share of the run, its last epochs, in which the learning rate falls in proportion, from epoch to
-            epoch: a quarter of 4 epochs or fewer changes nothing. None for .25, for 0 beside an `lr_schedule`, and for
-            a resumed run's own. A run that is gone on with for more epochs than it was begun with has cooled down once
-            before, unlike one of so many epochs from the start; with 0 the two end in the same weights.
-        lr_schedule: called with the optimiser, returns a scheduler that is stepped once an epoch.
-        schedules: settings of the model that change from step to step, by name: slab warm-up, temperature, beta; see
-            `vsc_pyro.schedules`. The last value stays.
-        device: ``"auto"`` for the GPU where there is one.
-        seed: of shuffling, binarisation and all draws. The weights at the start are the model's own: call
-            ``torch.manual_seed(0)`` before its parts are built, and they are the same in every run.
-        checkpoint: file to write after every `checkpoint_every` epochs and at the end, atomically; a link is written
-            through, and ``~`` is the home folder.
-        resume: go on from `checkpoint` where it exists; the run ends in the same weights as one of as many epochs that
-            was never interrupted (on the CPU, same thread count). Settings and schedules have to be the same,
-            functions among these as far as their values at the ends of epochs tell. Where it does not exist, training
-            starts from the beginning.
-        progress: show a bar with the running ELBO, and at the end a line that says how many latents the data use and
-            how much the codes explain: `History.summary`.
-        compile: take steps by a `vsc_pyro.CompiledSVI`: same random numbers, losses equal but for rounding. ``"auto"``
-            does for runs of 10,000 steps or more (a resumed run goes on as it began); shorter ones would wait longer
-            for the compiler than they gain. `History.compiled` and the bar say which. A last smaller batch is not
-            compiled. On a GPU whole steps, minibatch and Adam included, are then replayed as a CUDA graph, where it can
-            be captured; a warning says so where not (steps of several processes are never replayed).
-        precision: of the networks' arithmetic, ``"float32"`` or ``"bfloat16"`` (Micikevicius et al., 2018), in training
-            only. All else stays in float32: weights, optimiser, log-probabilities and divergences; so does a linear
-            normal decoder, which is no network. Faster on GPUs and on CPUs with AMX. See `vsc_pyro.models.precision`,
-            also for parts of your own.
+        warmup: share of the run, in [0, 1), in which the weight of the KL divergence rises linearly from 0 to the
+            model's `beta`. Latents then learn something before they cost anything. A resumed run keeps its own.
+        cooldown: share of the run, in [0, 1], at the end, in which the learning rate falls linearly, epoch by epoch.
+            None for .25, for 0 with an `lr_schedule`, and for the saved share of a resumed run. A finished run that is
+            resumed for more epochs has already cooled down once; it equals one longer run only with 0.
+        lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch.
+        schedules: settings of the model that change from step to step, such as slab warm-up, temperature or beta: a
+            function from the step to a number for each dotted name of a buffer, see `vsc_pyro.schedules`. The function
+            must depend on the step alone. The last value remains after the run.
+
+    **Device and speed**
+
+    Args:
+        device: ``"auto"`` for the GPU if there is one, otherwise a device of torch.
+        compile: True takes steps with `vsc_pyro.CompiledSVI`: the same random numbers, and losses equal up to rounding.
+            ``"auto"`` compiles runs of 10,000 steps or more; shorter runs do not repay the compilation. A resumed run
+            keeps its own choice. A smaller last batch is not compiled. On a GPU the whole step, with minibatch and
+            Adam, is replayed as a CUDA graph, except with several processes; a warning says if a step cannot be
+            captured. `History.compiled` records the result.
+        precision: arithmetic of the networks in training, ``"float32"`` or ``"bfloat16"`` (Micikevicius et al., 2018).
+            Weights, optimiser, log-probabilities, divergences and linear normal decoders stay in float32. bfloat16 is
+            faster on GPUs and on CPUs with AMX, see `vsc_pyro.models.precision`.
+
+    **Random numbers, checkpoints and progress**
+
+    Args:
+        seed: seed of shuffling, binarisation and all draws. It does not affect the initial weights: call
+            ``torch.manual_seed(0)`` before you build the parts of the model.
+        checkpoint: file that is written, atomically, every `checkpoint_every` epochs and at the end. ``~`` is the home
+            folder, and a link is followed.
+        checkpoint_every: number of epochs between two checkpoints.
+        resume: True continues the run in `checkpoint`, or starts a new one if the file does not exist. On a CPU with
+            the same number of threads, the weights at the end equal those of an uninterrupted run. Settings and
+            schedules must be those of the first run; functions are compared by their values at the ends of epochs.
+        progress: True shows a bar with the running objective, and at the end `History.summary` as a line: how many
+            latents the data use, and how much the codes explain.
 
     Returns:
-        The history of all epochs, resumed ones included.
+        The history of all epochs, including those before a resumption.
 
     Raises:
-        ValueError: bad arguments, schedules or data, or a checkpoint of another run or damaged, before any training;
-            the model is then as it was. Or, when it comes, a batch of a `DataLoader` that the model does not take.
-        OSError: a checkpoint that cannot be written; where that can be known, before any training.
-        FileExistsError: `checkpoint` exists and `resume` is not asked for; or someone else has written it during the
-            run, which is then saved beside it, under a name that the message tells.
-        NonFiniteLossError: a loss or weight became NaN or infinite; the last checkpoint written is left as it is.
+        ValueError: a bad argument, schedule or datum, or a checkpoint that is damaged or of another run. It is raised
+            before training, and the model is unchanged. A bad batch of a `DataLoader` raises it during training.
+        OSError: a checkpoint that cannot be written; raised before training if this can be known.
+        FileExistsError: `checkpoint` exists and `resume` is False; or another process wrote it during the run. Then the
+            run is saved to a new file beside it, which the message names.
+        NonFiniteLossError: a loss or a weight became NaN or infinite. The last checkpoint is untouched.
+
+    Warns:
+        NothingExplainedWarning: the codes explain nothing after 20 epochs or 1,000 steps, although a linear code would.
+            The message says what to try.
+
+    **DataLoader.** Use one for data larger than memory or for your own augmentation and binarisation. Its batches are
+    tensors, or tuples or lists whose first entry is the data; labels are ignored. N is the length of its dataset, or
+    the number of indices of a `SubsetRandomSampler`. About 1,000 data are read before training, to check the model and
+    to initialise its parts. During training every batch is checked; on a GPU the support of the likelihood is checked
+    at the end of the epoch. Batches are copied to a GPU from pinned memory, without waiting.
+
+    The order of a loader depends on `seed`, with or without a generator of its own, whose state is restored. So do the
+    transforms that use torch's random numbers, in the main process and in workers. A resumed run continues with the
+    next epoch. It differs from an uninterrupted run only by state that stays in the loader: random numbers of NumPy and
+    Python in the main process, ``persistent_workers``, and a sampler's random numbers outside its attribute
+    `generator`.
+
+    References:
+        D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
+        P. Micikevicius et al. (2018), Mixed precision training.
     """
     plan = Plan(
         model,
         data,
         objective=objective,
-        gate=gate,
+        gate=chosen_gate(model.encoder, gate),
         num_draws=num_draws,
         epochs=epochs,
         batch_size=batch_size,
@@ -141,10 +184,10 @@ def fit(
         warmup=warmup,
         cooldown=cooldown,
         lr_schedule=lr_schedule,
-        schedules=schedules,
-        device=device,
+        schedules=dict(schedules or {}),
+        device=resolve_device(device),
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoint=checked_path(checkpoint, resume),
         checkpoint_every=checkpoint_every,
         resume=resume,
         progress=progress,
@@ -159,17 +202,17 @@ def fit(
         _gate_in_place(model.encoder, plan.gate),
         unchanged_if_refused(model, plan.schedules),
     ):
-        check_schedules(model, plan.schedules, plan.epochs * plan.batches.num_steps)
+        check_schedules(model, plan.schedules, plan.num_epochs * plan.batches.num_steps)
         warn_of_warmup(model, plan.schedules)
-        run = _begun(plan)
+        run = _build_run(plan)
         with private_state(model, plan.device, plan.seed), plan.batches.seeded(plan.seed), contextlib.ExitStack() as st:
-            compiled = _resumed_or_prepared(plan, run, st)
-            _train(plan, run, compiled)
+            is_compiled = _resume_or_prepare(plan, run, st)
+            _train(plan, run, is_compiled)
         return run.history
 
 
-def _begun(plan: Plan) -> Run:
-    """Move model and data to the device and build the optimiser; every process must agree on the settings."""
+def _build_run(plan: Plan) -> Run:
+    """Move model and data to the device, build the optimiser, and check that all processes have the same settings."""
     model = plan.model
     model.to(plan.device)
     model.num_data = plan.batches.num_data
@@ -181,43 +224,43 @@ def _begun(plan: Plan) -> Run:
     sum_gradients(optimizer)
     schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ValueError("lr_schedule must step by the epoch; ReduceLROnPlateau, which steps by a metric, does not")
+        raise ValueError("lr_schedule must step once an epoch, and ReduceLROnPlateau steps by a metric; take another")
     settings = plan.settings()
-    for name, value in {"epochs": plan.epochs, **settings}.items():
+    for name, value in {"epochs": plan.num_epochs, **settings}.items():
         check_alike(name, value)
     run = Run(model, optimizer, schedule, plan.schedules, plan.batches, settings)
     run.history.warmup_steps = plan.warmup_steps
     if plan.checkpoint is not None:
-        run.plan(plan.epochs)
+        run.foresee(plan.num_epochs)
     return run
 
 
-def _resumed_or_prepared(plan: Plan, run: Run, stack: contextlib.ExitStack) -> bool:
-    """Restore the run from its checkpoint, or let the model start from the data; return True if steps are compiled."""
-    if plan.resumes:
-        run.restore(plan.checkpoint, plan.device, plan.epochs)
+def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> bool:
+    """Restore the run from its checkpoint, or initialise the model from the data; return True to compile steps."""
+    if (path := plan.resumed) is not None:
+        run.restore(path, plan.device, plan.num_epochs)
     else:
         stack.enter_context(_unprepared_if_refused(plan.model, run.optimizer))
         plan.model.prepare(plan.batches.sample)
-        num_steps = plan.epochs * plan.batches.num_steps
+        num_steps = plan.num_epochs * plan.batches.num_steps
         run.history.compiled = is_worth_compiling(num_steps, plan.device) if plan.compile == "auto" else False
     if plan.compile != "auto":
         run.history.compiled = bool(plan.compile)
-    check_alike("the epoch to go on from", len(run.history))
+    check_alike("the epoch to resume from", len(run.history))
     as_the_first(plan.model)
     return run.history.compiled
 
 
 def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
-    """Train for the epochs that are left."""
-    model, epochs, steps = plan.model, plan.epochs, plan.batches.num_steps
+    """Train for the remaining epochs."""
+    model, epochs, steps = plan.model, plan.num_epochs, plan.batches.num_steps
     programs = model.model, model.guide, run.optimizer, plan.loss
     svi, compiled = SVI(*programs), CompiledSVI(*programs) if is_compiled else None
     first_epoch, compiled_before = len(run.history), run.history.compile_seconds
     set_values(model, plan.schedules, max(0, first_epoch * steps - 1))
-    shown = {"disable": not plan.progress or rank() > 0, "unit": "step", "desc": "fit"}
+    hides = not plan.progress or rank() > 0
     try:
-        with tqdm(total=epochs * steps, initial=first_epoch * steps, **shown) as bar:
+        with tqdm(total=epochs * steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
             step = _step(svi, compiled, plan.batches, plan.device, bar)
             for epoch in range(first_epoch, epochs):
                 with plan.cooling.of_epoch(epoch, run.optimizer):
@@ -230,33 +273,34 @@ def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
                 is_last = epoch + 1 == epochs
                 if is_last:
                     run.history.summary = summarize(model, plan.batches, plan.seed, epochs, bar)
-                is_due = plan.checkpoint is not None and ((epoch + 1) % plan.checkpoint_every == 0 or is_last)
-                if is_due and rank() == 0:
+                is_due = (epoch + 1) % plan.checkpoint_every == 0 or is_last
+                if plan.checkpoint is not None and is_due and rank() == 0:
                     run.save(plan.checkpoint)
     finally:
         model.warmup.fill_(1.0)
-        # Otherwise the first step of another training would add them to its own.
+        # Otherwise the first step of another training would add its gradients to these.
         run.optimizer.zero_grad(set_to_none=True)
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
-    """Warn the caller's caller of a slab warm-up that has been left half way and does not go on."""
+    """Warn the caller's caller of an unfinished slab warm-up that no schedule continues."""
     if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
         warnings.warn(
             f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not "
-            "end, and no schedule moves it: the encoder's slabs are trained and used in that proportion only; "
+            "end, and no schedule moves it: the slabs stay a mixture of the encoder's and the standard one; "
             "model.encoder.slab_weight.fill_(1.0) ends the warm-up",
             stacklevel=3,
         )
 
 
 def warn_of_prior(model: VAE) -> None:
-    """Warn the caller's caller of an objective that is no bound, where the prior does not say so itself."""
+    """Warn the caller's caller of an objective that is no bound, unless the prior declares `is_bound`."""
     if getattr(model.prior, "is_bound", None) is None and not model.is_bound:
         warnings.warn(
             f"the prior, {type(model.prior).__name__}, depends on the data, or returns a distribution for each datum: "
-            "what is trained is no bound on the evidence; give it an attribute is_bound = True if its distribution is "
-            "the same for all data, or if what it learns from a datum is charged, and False if neither is the case",
+            "the objective is no bound on the evidence; give the prior an attribute is_bound = True if its "
+            "distribution is the same for all data, or if the objective charges for what it learns from a datum, and "
+            "is_bound = False otherwise",
             stacklevel=3,
         )
 
@@ -264,13 +308,16 @@ def warn_of_prior(model: VAE) -> None:
 def _step(
     svi: SVI, compiled: CompiledSVI | None, batches: Batches, device: torch.device, bar: tqdm
 ) -> Callable[[Tensor], Tensor | float]:
-    """A step on what `Batches.sources` gives: compiled if it is to be, and on a GPU captured from the gathering on."""
+    """Return a function that takes a step on an entry of `Batches.sources`.
+
+    A compiled step on a GPU is captured with the gathering of its minibatch.
+    """
 
     def minibatch(source: Tensor) -> Tensor:
         if len(source) < num_processes():
             raise ValueError(
                 f"a batch of {len(source)} data cannot be shared by {num_processes()} processes; let the DataLoader "
-                "give larger ones"
+                "make larger ones"
             )
         return share(batches.gather(source))
 
@@ -281,7 +328,7 @@ def _step(
     bar.set_description("fit, compiling")
 
     def step(source: Tensor) -> Tensor | float:
-        if len(source) < batches.full_size:  # one smaller batch an epoch would not repay a compilation of its own
+        if len(source) < batches.full_size:  # one smaller batch an epoch does not repay another compilation
             return svi.step(minibatch(source))
         loss = compiled.step(minibatch(source)) if replay is None else replay.step(source)
         bar.set_description("fit" if compiled.is_eager else "fit, compiled", refresh=False)
@@ -292,7 +339,7 @@ def _step(
 
 @contextlib.contextmanager
 def _unprepared_if_refused(model: VAE, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back what `VAE.prepare` sets where an error comes before the first step has been taken."""
+    """Undo `VAE.prepare` if an error occurs before the first step."""
     before = copy.deepcopy(model.state_dict())
     try:
         yield
@@ -303,8 +350,8 @@ def _unprepared_if_refused(model: VAE, optimizer: torch.optim.Optimizer) -> Iter
 
 
 @contextlib.contextmanager
-def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
-    """Give `encoder` that gate, and the one it had back if training is refused before it has begun."""
+def _gate_in_place(encoder: Any, gate: Gate | None) -> Iterator[None]:
+    """Replace the gate of `encoder`, and restore it if an error ends the run, except a diverged loss."""
     before = gate_of(encoder)
     if gate is not None:
         encoder.gate = gate
@@ -318,7 +365,6 @@ def _gate_in_place(encoder: nn.Module, gate: Gate | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
-    """Training mode, random numbers from `seed` and a parameter store of its own within; without, all as it was."""
-    # Under a caller's no_grad nothing would be trained.
+    """Within the context: training mode, random numbers from `seed`, an empty parameter store, and gradients on."""
     with seeded(seed, device), pyro.get_param_store().scope(), torch.inference_mode(False), in_mode(model, True):
         yield

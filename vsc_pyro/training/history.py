@@ -1,4 +1,4 @@
-"""`History`: what a run has measured; `NonFiniteLossError`: why it ended early."""
+"""`History`, the measurements of a run, and `NonFiniteLossError`, which ends one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclasses.dataclass
 class History:
-    """What `fit` measured, one entry for each epoch.
+    """The measurements of a run of `vsc_pyro.fit`.
 
     Attributes:
-        elbo: minus the training loss, nats per datum, mean over the epoch: the ELBO by the gate as trained (soft spikes
-            if it is soft), its KL part weighted by the model's beta and its warm-up, less any penalty; of the
-            importance-weighted objective, its bound of several draws. For models that have no bound (a point for a
-            posterior, pseudo-inputs assigned without charge) it is what is maximised, and no ELBO.
-        seconds: duration of the epoch, compilation included.
-        compiled: whether the steps were compiled, see `fit`'s `compile`.
-        warmup_steps: steps in which the weight of the KL divergence rose from 0.
-        compile_seconds: how much of `seconds` went into capturing and compiling steps, all runs of a resumed one
-            together.
-        summary: whether the run has worked, as `vsc_pyro.evaluate` says it of data to be evaluated on: of at most 1,000
-            of the training data ``latents``, ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and
-            of Bernoulli data ``entropy_explained`` and ``hard_entropy_explained``. None before the end of the run, of
-            `fit_ensemble`, and where codes have neither mean nor median.
+        elbo: the objective, minus the training loss, for each epoch: mean over its steps, in nats per datum. It is the
+            ELBO with the gate of training (soft spikes if the gate is soft), a KL part weighted by the model's beta and
+            warm-up, and any penalty subtracted. For the importance-weighted objective it is the bound of several draws.
+            It is no bound if the model has none (a point as posterior, or pseudo-inputs assigned without a charge).
+        seconds: duration of each epoch, compilation included.
+        compiled: True if the steps were compiled, see `compile` of `vsc_pyro.fit`.
+        compile_seconds: part of `seconds` spent on capturing and compiling steps, before a resumption too.
+        warmup_steps: number of steps in which the weight of the KL divergence rose from 0.
+        summary: measures of the trained model on at most 1,000 of its training data: ``latents``,
+            ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and for Bernoulli data
+            ``entropy_explained`` and ``hard_entropy_explained``. `vsc_pyro.evaluate` defines them. None before the end
+            of the run, after `fit_ensemble`, and if codes have neither mean nor median.
+
+    Example:
+        >>> import vsc_pyro as vsc
+        >>> len(vsc.History(elbo=[-120.0, -101.5], seconds=[0.4, 0.3]))
+        2
     """
 
     elbo: list[float] = dataclasses.field(default_factory=list)
@@ -44,7 +48,7 @@ class History:
         return len(self.elbo)
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write columns epoch, elbo, seconds."""
+        """Write the columns epoch, elbo and seconds to a CSV file."""
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", "elbo", "seconds"])

@@ -1,4 +1,4 @@
-"""`Losses`: those of an epoch, read back from the device without waiting for it."""
+"""`Losses`: the losses of an epoch, read from the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vsc_pyro.training.parallel import total
 
 
 class Arrival(Protocol):
-    """A tensor on its way to the host: `values` may be looked at once it `is_here`, or after `wait`."""
+    """A tensor on its way to the host. `values` is valid once `is_here` returns True, or after `wait`."""
 
     values: Tensor
 
@@ -23,10 +23,10 @@ class Arrival(Protocol):
 
 
 class Copy:
-    """The `Arrival` of a tensor of any device; one of the CPU is here at once."""
+    """The `Arrival` of a tensor of any device. A tensor of the CPU has arrived at once."""
 
     def __init__(self, values: Tensor) -> None:
-        # Without blocking torch copies into pinned memory, which a GPU fills while the host goes on.
+        # A copy that does not block goes to pinned memory, which the GPU fills while the host continues.
         self.values = values.to("cpu", non_blocking=True)
         self._event: torch.cuda.Event | None = None
         if values.is_cuda:
@@ -41,8 +41,14 @@ class Copy:
             self._event.synchronize()
 
 
-class Seen(NamedTuple):
-    """Losses that have arrived: of how many data, after how many steps of the epoch, summed over processes."""
+class Reading(NamedTuple):
+    """Losses of successive steps, summed over processes.
+
+    Attributes:
+        values: one loss for each step.
+        num_data: number of data in these steps.
+        offset: number of earlier steps in the epoch.
+    """
 
     values: Tensor
     num_data: int
@@ -50,10 +56,10 @@ class Seen(NamedTuple):
 
 
 class Losses:
-    """Losses of an epoch, step by step.
+    """Collect the losses of an epoch, step by step.
 
     Args:
-        send: sets a tensor on its way to the host.
+        send: starts the copy of a tensor to the host.
     """
 
     def __init__(self, send: Callable[[Tensor], Arrival] = Copy) -> None:
@@ -62,15 +68,15 @@ class Losses:
         self._recent_data = 0
         self._num_steps = 0
         self._pending: deque[tuple[Arrival, int, int]] = deque()
-        self._seen: list[Seen] = []
+        self._readings: list[Reading] = []
 
     def add(self, loss: Tensor, num_data: int) -> None:
-        """The loss of the next step, a 0-d tensor on the device, and of how many data it is the sum."""
+        """Add the loss of the next step, a 0-d tensor on the device, the sum over `num_data` data."""
         self._recent.append(loss)
         self._recent_data += num_data
 
-    def look(self, wait: bool = False) -> Iterator[Seen]:
-        """Send the losses added since the last look; give those that are here, in order, or `wait` for all of them."""
+    def read(self, wait: bool = False) -> Iterator[Reading]:
+        """Send the recent losses to the host and yield those that have arrived, in order; with `wait`, all of them."""
         if self._recent:
             self._pending.append((self._send(total(torch.stack(self._recent))), self._recent_data, self._num_steps))
             self._num_steps += len(self._recent)
@@ -78,10 +84,10 @@ class Losses:
         while self._pending and (wait or self._pending[0][0].is_here()):
             arrival, num_data, offset = self._pending.popleft()
             arrival.wait()
-            self._seen.append(Seen(arrival.values, num_data, offset))
-            yield self._seen[-1]
+            self._readings.append(Reading(arrival.values, num_data, offset))
+            yield self._readings[-1]
 
     def mean(self) -> float:
-        """Of what has been seen, by the datum."""
-        values = torch.cat([seen.values for seen in self._seen])
-        return float(values.double().sum()) / sum(seen.num_data for seen in self._seen)
+        """Return the mean loss per datum over all readings."""
+        values = torch.cat([reading.values for reading in self._readings])
+        return float(values.double().sum()) / sum(reading.num_data for reading in self._readings)

@@ -1,9 +1,9 @@
-"""How `SVI` steps parameters: by one torch optimiser for all of them, or by Pyro's, which has one for each."""
+"""The parameter updates of `SVI`: one torch optimiser for all parameters, or Pyro's with one for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
@@ -13,73 +13,72 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Opti
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 
-# Classes that step every parameter by its own gradient and state alone, and those with one kernel for all of them.
+# Optimisers that update each parameter by its own gradient and state alone; those with one kernel for all parameters.
 _PER_PARAMETER = (Adam, AdamW, SGD, Adagrad, RMSprop, Adadelta, Adamax, NAdam, RAdam)
 _FUSED = (Adam, AdamW, SGD, Adagrad)
 
 
 class OneOptimizer(PyroOptim):
-    """A torch optimiser where Pyro wants one of its own, which would be one torch optimiser for each tensor.
+    """One torch optimiser for all parameters, with the interface of a `PyroOptim`.
 
     Args:
-        optimizer: a torch optimiser, or a function from a list of parameters to one. The latter's takes in whatever
-            parameters later steps meet: into its group where it has one, else in groups as the function makes them.
+        optimizer: a torch optimiser, or a function from a list of parameters to one. With a function, parameters of
+            later steps join the optimiser: in its group if it has only one, otherwise in new groups.
     """
 
     def __init__(self, optimizer: Optimizer | OptimizerFactory) -> None:
-        self.make = None if isinstance(optimizer, Optimizer) else optimizer
         super().__init__(type(optimizer), {})
-        self.optimizer = optimizer if self.make is None else None
+        self.make = None if isinstance(optimizer, Optimizer) else optimizer
+        self.optimizer = optimizer if isinstance(optimizer, Optimizer) else None
 
     @property
-    def takes_what_is_met(self) -> bool:
-        """Whether it takes in the parameters that steps meet."""
+    def needs_parameters(self) -> bool:
+        """True if a call needs the parameters of the step."""
         return self.make is not None
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Those that it steps."""
+        """The parameters of the optimiser."""
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         return [parameter for group in groups for parameter in group["params"]]
 
     def zero_before(self) -> None:
-        """Take off the gradients of the last step, which stay until the next."""
+        """Clear the gradients of the last step."""
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
 
     def __call__(self, params: list[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Take in what is new of the parameters that a step has met, and step all."""
-        if self.make is not None:
-            known = set(map(id, self.parameters))
-            if (new := [parameter for parameter in params if id(parameter) not in known]) or self.optimizer is None:
-                self._take_in(new)
-        self.optimizer.step()
+        """Add new parameters of `params` to the optimiser, and update all parameters."""
+        known = set(map(id, self.parameters))
+        new = [parameter for parameter in params if id(parameter) not in known]
+        if self.make is not None and (new or self.optimizer is None):
+            self._add(self.make(new), new)
+        cast("Optimizer", self.optimizer).step()
 
-    def _take_in(self, new: list[Tensor]) -> None:
-        made = self.make(new)
+    def _add(self, made: Optimizer, new: list[Tensor]) -> None:
         if self.optimizer is None:
             self.optimizer = made
         elif len(self.optimizer.param_groups) == len(made.param_groups) == 1:
-            self.optimizer.param_groups[0]["params"].extend(new)  # a schedule goes on for all alike
+            self.optimizer.param_groups[0]["params"].extend(new)  # a schedule of the group applies to all
         else:
             for group in made.param_groups:
                 self.optimizer.add_param_group(group)
 
 
 class PyrosOptimizers:
-    """The torch optimisers of a `pyro.optim.PyroOptim`, stepped together where that is the same.
+    """The optimisers of a `pyro.optim.PyroOptim`, which has one for each parameter, stepped together if possible.
 
-    It is where their class is known to step every parameter by its own gradient and state alone, and nothing is
-    clipped: then parameters of equal options are stepped by one optimiser. It works on the states of Pyro's, whose
-    `get_state`, schedules and learning rates go on as without it. Anything else is Pyro's own call.
+    If their class updates each parameter by its own gradient and state alone, and nothing is clipped, one joint
+    optimiser updates all parameters with equal options. It works on the states of Pyro's optimisers, so their
+    `get_state`, schedules and learning rates continue. Otherwise Pyro's own call makes the update.
 
     Args:
-        optim: of Pyro.
-        fused: on a CPU, take torch's one kernel for all parameters where there is one: equal but for rounding, and
-            without it to the last bit.
+        optim: an optimiser of `pyro.optim`.
+        fused: on a CPU, use torch's fused kernel for all parameters, equal up to rounding. Without it the result is
+            equal to the last bit.
     """
 
-    takes_what_is_met = True
+    needs_parameters = True
 
     def __init__(self, optim: PyroOptim, fused: bool) -> None:
         self._optim = optim
@@ -89,14 +88,14 @@ class PyrosOptimizers:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Those that it has stepped."""
+        """The parameters that have been updated."""
         return list(self._parameters.values())
 
     def zero_before(self) -> None:
-        """Do nothing, for Pyro zeroes gradients after a step."""
+        """Do nothing: Pyro zeroes gradients after a step."""
 
     def __call__(self, params: list[Tensor]) -> None:
-        """Step the parameters that a step has met, and no others, and zero their gradients, as Pyro does."""
+        """Update `params` and no others, and zero their gradients, as Pyro does."""
         self._parameters |= {id(parameter): parameter for parameter in params}
         own = self._optimizers(params)
         if own is None:
@@ -106,7 +105,7 @@ class PyrosOptimizers:
         zero_grads(params)
 
     def _optimizers(self, params: list[Tensor]) -> list[Optimizer] | None:
-        """Pyro's, one for each parameter; None where it has none yet, or they are not to be stepped together."""
+        """Return Pyro's optimiser of each parameter; None if one is missing or they cannot be stepped together."""
         made, clip = self._optim.optim_objs, self._optim.grad_clip
         if type(self._optim).__call__ not in (PyroOptim.__call__, PyroLRScheduler.__call__):
             return None
@@ -124,7 +123,7 @@ class PyrosOptimizers:
             chosen = [(params[position], own[position]) for position in positions]
             joint = self._joint.get(key := tuple(id(parameter) for parameter, _ in chosen))
             if joint is None:
-                joint = self._joint[key] = _joint(*zip(*chosen, strict=True), self._fused)
+                joint = self._joint[key] = _joint(chosen, self._fused)
             options = chosen[0][1].param_groups[0]
             joint.param_groups[0].update(
                 {name: value for name, value in options.items() if name not in ("params", "fused")}
@@ -134,12 +133,13 @@ class PyrosOptimizers:
             joint.step()
 
 
-def _joint(params: tuple[Tensor, ...], own: tuple[Optimizer, ...], fused: bool) -> Optimizer:
-    """One optimiser in the place of those of each parameter."""
+def _joint(chosen: list[tuple[Tensor, Optimizer]], fused: bool) -> Optimizer:
+    """Return one optimiser that replaces those of several parameters."""
+    params, own = zip(*chosen, strict=True)
     cls, options = type(own[0]), own[0].param_groups[0]
     settings = {"lr": options["lr"]}
     if "fused" in options:
-        # On a GPU the states of Pyro's are partly elsewhere than the parameters, and no kernel takes them.
+        # On a GPU some states of Pyro's optimisers are on the CPU, which the fused kernel refuses.
         on_cpu = all(parameter.device.type == "cpu" and parameter.is_floating_point() for parameter in params)
         free = cls in _FUSED and on_cpu and not options["foreach"] and not options["differentiable"]
         settings["fused"] = True if fused and free else options["fused"]

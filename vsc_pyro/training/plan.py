@@ -1,4 +1,4 @@
-"""`Plan`: the arguments of a fit, checked and completed before anything changes."""
+"""`Plan`: the arguments of `fit`, checked and completed before anything changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
@@ -25,7 +25,6 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
-from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.parallel import num_processes, rank
 from vsc_pyro.training.resumption import saved_shares
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule, check_warmup
@@ -35,90 +34,67 @@ _EPOCHS, _STEPS, _COOLDOWN = 50, 2000, 0.25
 
 @dataclasses.dataclass
 class Plan:
-    """A fit that is going to work, as far as can be known beforehand. Fields are the arguments of `vsc_pyro.fit`.
+    """The arguments of `vsc_pyro.fit`, checked before anything changes, and the choices that follow from them.
 
     Attributes:
+        num_epochs: number of epochs, including those before a resumption.
         batches: the source of minibatches.
         loss: the objective as an ELBO.
-        warmup_steps: number of steps in which the weight of the divergence rises; a resumed run keeps its own.
-        cooling: the fall of the learning rate.
+        warmup_steps: number of steps in which the weight of the KL divergence rises; a resumed run keeps its own.
+        cooling: the learning rate's fall at the end.
 
     Raises:
-        ValueError, OSError, FileExistsError: as `vsc_pyro.fit`.
+        ValueError: as `vsc_pyro.fit`.
     """
 
     model: VAE
     data: dataclasses.InitVar[Dataset | Tensor | np.ndarray | DataLoader]
     objective: str | ELBO
-    gate: str | Gate | None
+    gate: Gate | None
     num_draws: int | None
-    epochs: int | None
-    batch_size: int | None
+    epochs: dataclasses.InitVar[int | None]
+    batch_size: dataclasses.InitVar[int | None]
     lr: float
     warmup: float
     cooldown: float | None
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
-    schedules: Mapping[str, Schedule] | None
-    device: str | torch.device
+    schedules: dict[str, Schedule]
+    device: torch.device
     seed: int
-    checkpoint: str | os.PathLike | None
+    checkpoint: Path | None
     checkpoint_every: int
     resume: bool
     progress: bool
     compile: bool | str
     precision: str
+    num_epochs: int = dataclasses.field(init=False)
     batches: Batches = dataclasses.field(init=False)
     loss: ELBO = dataclasses.field(init=False)
     warmup_steps: int = dataclasses.field(init=False)
     cooling: Cooldown = dataclasses.field(init=False)
 
-    def __post_init__(self, data: Dataset | Tensor | np.ndarray | DataLoader) -> None:
-        self._check_numbers()
-        self._check_checkpoint()
-        self.device = resolve_device(self.device)
-        self._check_gate()
-        self.batches = get_batches(data, self.batch_size, self.seed)
+    def __post_init__(
+        self, data: Dataset | Tensor | np.ndarray | DataLoader, epochs: int | None, batch_size: int | None
+    ) -> None:
+        if epochs is not None:
+            epochs = positive_int("epochs", epochs)
+        self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)
+        self.lr = positive_float("lr", self.lr)
+        self.seed = natural_int("seed", self.seed)
+        self.compile = bool_or_auto("compile", self.compile)
+        self.batches = get_batches(data, batch_size, self.seed)
         self.batches.check(self.model)
-        self.epochs = default_epochs(self.batches.num_steps) if self.epochs is None else self.epochs
+        self.num_epochs = default_epochs(self.batches.num_steps) if epochs is None else epochs
         self._choose_objective()
         self._choose_rates()
         check_batch_norm(self.model, self.batches)
         self._check_processes()
 
     @property
-    def resumes(self) -> bool:
-        """Return True if there is a run to resume."""
-        return bool(self.resume) and Path(self.checkpoint).is_file()
-
-    def _check_numbers(self) -> None:
-        if self.epochs is not None:
-            self.epochs = positive_int("epochs", self.epochs)
-        self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)
-        self.lr = positive_float("lr", self.lr)
-        self.seed = natural_int("seed", self.seed)
-        self.compile = bool_or_auto("compile", self.compile)
-
-    def _check_checkpoint(self) -> None:
-        if self.checkpoint is None:
-            if self.resume:
-                raise ValueError("resume=True needs checkpoint=, the file to go on from")
-            return
-        self.checkpoint = destination(self.checkpoint, "checkpoint")
-        if self.checkpoint.exists() and not self.resume:
-            raise FileExistsError(
-                f"checkpoint {self.checkpoint} exists; pass resume=True to go on with that run, or another name, or "
-                "delete it"
-            )
-        if rank() == 0:
-            check_writable(self.checkpoint)
-
-    def _check_gate(self) -> None:
-        if self.gate is None:
-            return
-        encoder = self.model.encoder
-        if gate_of(encoder) is None:
-            raise ValueError(f"gate={self.gate!r} is for spikes, and {type(encoder).__name__} draws none; leave it out")
-        self.gate = copy.deepcopy(getattr(encoder, "get_gate", get_gate)(self.gate))
+    def resumed(self) -> Path | None:
+        """The checkpoint to resume from; None for a new run."""
+        path = self.checkpoint
+        return path if self.resume and path is not None and path.is_file() else None
 
     def _choose_objective(self) -> None:
         objective = self.objective
@@ -128,19 +104,19 @@ class Plan:
             objective = "analytic" if draws else exact_if_linear(self.model, x)
         gate = self.gate or gate_of(self.model.encoder)
         self.loss = get_objective(objective, self.num_draws, (gate or Gate()).draws_at_once)
-        check_objective(self.loss, self.model, gate, self.schedules or ())
+        check_objective(self.loss, self.model, gate, self.schedules)
 
     def _choose_rates(self) -> None:
-        """Settle how the weight of the divergence rises and how the learning rate falls."""
+        """Choose the rise of the KL divergence's weight and the fall of the learning rate."""
         self.warmup = check_warmup(self.warmup, self.loss, self.schedules)
-        self.warmup_steps = int(self.warmup * self.epochs * self.batches.num_steps)
+        self.warmup_steps = int(self.warmup * self.num_epochs * self.batches.num_steps)
         cooldown = self.cooldown
-        if cooldown is not None and Cooldown(cooldown, self.epochs).share and self.lr_schedule is not None:
+        if cooldown is not None and Cooldown(cooldown, self.num_epochs).share and self.lr_schedule is not None:
             raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
-        if self.resumes:
-            self.warmup_steps, saved = saved_shares(self.checkpoint)
+        if (path := self.resumed) is not None:
+            self.warmup_steps, saved = saved_shares(path)
             cooldown = saved if cooldown is None else cooldown
-        self.cooling = Cooldown(default_cooldown(cooldown) if self.lr_schedule is None else 0.0, self.epochs)
+        self.cooling = Cooldown(default_cooldown(cooldown) if self.lr_schedule is None else 0.0, self.num_epochs)
         self.schedules = with_warmup(self.schedules, self.warmup_steps)
 
     def _check_processes(self) -> None:
@@ -152,11 +128,12 @@ class Plan:
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return what a resumed run must have in common with this one."""
+        """Return the settings that a resumed run must have in common with this run."""
         loss, model = self.loss, self.model
+        alpha = getattr(loss, "alpha", None)
         return {
             "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
-            + (f"(alpha={loss.alpha})" if hasattr(loss, "alpha") else ""),
+            + ("" if alpha is None else f"(alpha={alpha})"),
             "batch_size": self.batches.batch_size,
             "lr": self.lr,
             "warmup": self.warmup,
@@ -171,27 +148,61 @@ class Plan:
         }
 
 
+def checked_path(checkpoint: str | os.PathLike | None, resume: bool) -> Path | None:
+    """Return the file that a run is saved to, or None, after checks that the run may write it.
+
+    Raises:
+        ValueError, OSError, FileExistsError: as `vsc_pyro.fit`.
+    """
+    if checkpoint is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint=, the file to resume from")
+        return None
+    path = destination(checkpoint, "checkpoint")
+    if path.exists() and not resume:
+        raise FileExistsError(
+            f"checkpoint {path} exists; pass resume=True to continue that run, or another name, or delete it"
+        )
+    if rank() == 0:
+        check_writable(path)
+    return path
+
+
+def chosen_gate(encoder: nn.Module, gate: str | Gate | None) -> Gate | None:
+    """Return a gate to train `encoder` with, a copy of a `Gate` object; None to keep the encoder's own.
+
+    Raises:
+        ValueError: an unknown name, or an encoder that draws no spikes.
+    """
+    if gate is None:
+        return None
+    if gate_of(encoder) is None:
+        raise ValueError(f"gate={gate!r} is for spikes, and {type(encoder).__name__} draws none; leave it out")
+    named: Any = getattr(encoder, "get_gate", get_gate)
+    return copy.deepcopy(named(gate))
+
+
 def default_epochs(num_steps: int) -> int:
-    """Return the default number of passes over data of `num_steps` minibatches: 50, or more to make 2,000 steps."""
+    """Return the default number of epochs of `num_steps` minibatches: 50, or more to reach 2,000 steps."""
     return max(_EPOCHS, -(-_STEPS // num_steps))
 
 
 def default_cooldown(cooldown: float | None) -> float:
-    """Return the share of a run in which the learning rate falls: a quarter by default."""
+    """Return the share of a run in which the learning rate falls, a quarter by default."""
     return _COOLDOWN if cooldown is None else cooldown
 
 
 def with_warmup(schedules: Mapping[str, Schedule] | None, num_steps: int) -> dict[str, Schedule]:
-    """Add to the schedules of a run the rise of the divergence's weight over `num_steps` steps."""
+    """Add a schedule that raises the weight of the KL divergence over `num_steps` steps."""
     return dict(schedules or {}) | ({"warmup": Ramp(0, 1, length=num_steps)} if num_steps else {})
 
 
 def check_batch_norm(model: VAE, batches: Batches) -> None:
-    """Raise `ValueError` if batch normalisation would meet a last batch of one datum."""
+    """Raise `ValueError` if a model with batch normalisation would train on a batch of one datum."""
     has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
     if has_batch_norm and batches.smallest is not None and batches.smallest // num_processes() == 1:
         size = "one" if batches.smallest == 1 else batches.smallest
-        each = "" if num_processes() == 1 else f", that is of one for some of {num_processes()} processes"
+        each = "" if num_processes() == 1 else f", and so one datum for some of {num_processes()} processes"
         raise ValueError(
             f"batch_size={batches.batch_size} leaves a last batch of {size} of the {batches.num_data} "
             f"data{each}, and batch normalisation of one datum is undefined; choose another batch_size"

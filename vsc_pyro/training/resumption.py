@@ -1,8 +1,8 @@
-"""Checks of a checkpoint against the run that is to go on from it: all of them, before any of it is taken over.
+"""Checks of a checkpoint against the run that resumes it.
 
-Each raises `ValueError` with what follows "checkpoint FILE ..." in one line, whatever the file holds: it may have been
-damaged, edited, or made to do harm. What can be told without the file is not taken from it: learning rates and the
-other settings of Adam are those of this run, and the file's are compared with them.
+All checks come before any part of the checkpoint is used. A file may be damaged, edited or malicious; each check raises
+`ValueError` with one line that continues "checkpoint FILE ...". The resumed run computes its learning rates and the
+other settings of Adam itself, and compares those of the file with them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vsc_pyro.training.checkpoints import is_plain, load_checkpoint, shortened, 
 from vsc_pyro.training.history import History
 
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
-# Of settings that earlier checkpoints do not name.
-_ONCE_ALWAYS = {"precision": "float32", "processes": 1, "warmup": 0.0, "cooldown": 0.0}
-_LENGTH = 160  # characters of what has changed in a setting
+# Values of settings that files of earlier versions lack.
+_ADDED_SETTINGS = {"precision": "float32", "processes": 1, "warmup": 0.0, "cooldown": 0.0}
+_LENGTH = 160  # characters of a changed setting in an error message
 
 
 def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
-    """Check that all parts of a run are there, and the state of an lr_schedule where the run has one."""
+    """Check that all parts of a run are present, and the state of an lr_schedule only if the run has one."""
     if missing := {*_PARTS, "schedule"} - state.keys():
         raise ValueError(f"was not written by fit: it lacks {', '.join(sorted(missing))}")
     for name, kind in _PARTS.items():
@@ -36,19 +36,19 @@ def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
     if (state["schedule"] is not None) != has_schedule:
         raise ValueError(
             f"was written {'without' if has_schedule else 'with'} an lr_schedule; "
-            f"resume {'without' if has_schedule else 'with'} it"
+            f"resume {'without' if has_schedule else 'with'} one"
         )
 
 
 def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
-    """Check what has been measured; returns the number of epochs, and it."""
+    """Check the history of a run, and return its number of epochs and the history."""
     epoch, saved = state["epoch"], state["history"]
     if epoch < 1:
         raise _damaged("epoch must be at least 1", epoch)
     if epoch > epochs:
         raise ValueError(
-            f"has been trained for {shown(epoch)} epochs, more than epochs={epochs}; epochs counts those of the "
-            "resumed run too"
+            f"has been trained for {shown(epoch)} epochs, more than epochs={epochs}; epochs includes those before "
+            "the resumption"
         )
     names = {field.name for field in dataclasses.fields(History)}
     if not {"elbo", "seconds"} <= saved.keys() <= names:
@@ -62,7 +62,7 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
         raise _damaged("history.warmup_steps must be a whole number", history.warmup_steps)
     if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
         raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
-    summary = history.summary  # which earlier checkpoints do not have
+    summary = history.summary
     if summary is not None and not (
         type(summary) is dict and all(type(name) is str and _is_finite(value) for name, value in summary.items())
     ):
@@ -71,9 +71,9 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
 
 
 def saved_shares(path: Path) -> tuple[int, float]:
-    """Return a checkpoint's steps of warm-up and its share of cooldown; 0 for values that a resumption refuses."""
+    """Return the steps of warm-up and the share of cooldown in a checkpoint; 0 for values that later checks refuse."""
     state = load_checkpoint(path)
-    history, settings = (state.get(name) if type(state.get(name)) is dict else {} for name in ("history", "settings"))
+    history, settings = (found if type(found := state.get(key)) is dict else {} for key in ("history", "settings"))
     steps, share = history.get("warmup_steps"), settings.get("cooldown")
     return (
         steps if type(steps) is int and steps > 0 else 0,
@@ -82,9 +82,9 @@ def saved_shares(path: Path) -> tuple[int, float]:
 
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
-    """Check that a run to resume has the settings of this one."""
-    before = {"lr_schedule": own["lr_schedule"]} | _ONCE_ALWAYS | saved
-    if checkpoint_format == 1:  # describes gates in another way; the weights have been compared by name and shape
+    """Check that the saved run has the settings of this run."""
+    before = {"lr_schedule": own["lr_schedule"]} | _ADDED_SETTINGS | saved
+    if checkpoint_format == 1:  # it describes gates in another way; `check_weights` has compared names and shapes
         before["model"] = own["model"]
     changed = [_change(name, before.get(name), now) for name, now in own.items() if not _same(before.get(name), now)]
     if changed:
@@ -96,25 +96,27 @@ def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format
 
 
 def check_schedules_alike(state: dict[str, Any], own: Mapping[str, Tensor], lr_state: dict[str, Any]) -> None:
-    """Check that schedules are the same, as far as can be told.
+    """Check that the saved run has the schedules of this run, by their values and the scheduler's state.
 
     Args:
-        own: what they are going to give over this run, see `vsc_pyro.schedules.planned`.
-        lr_state: that of the learning rate's after the epochs of the checkpoint, arguments included; empty if none.
+        state: the checkpoint.
+        own: values of the schedules over this run, see `vsc_pyro.schedules.planned`.
+        lr_state: state of this run's lr_schedule, with its arguments, after the epochs of the checkpoint; empty if
+            unknown.
     """
-    saved = state["schedule"]
-    if saved is not None and type(saved) is not dict:
+    saved = {} if state["schedule"] is None else state["schedule"]
+    if type(saved) is not dict:
         raise _damaged("schedule must be of type dict", saved)
     for name, now in plain(lr_state).items():
-        if name == "_last_lr":  # which the optimiser has as well, and functions are told apart by what they give
+        if name == "_last_lr":  # compared as a setting of the optimiser and in `planned`
             continue
-        # Names that begin with _ come and go with versions of torch, but for those of a schedule of schedules.
+        # Names with an underscore may be missing, because versions of torch differ in them.
         if not (_same(saved[name], now) if name in saved else name.startswith("_")):
             raise ValueError(
-                f"is of a run whose lr_schedule had {name}={shown(saved.get(name))} after so many epochs (now "
+                f"is of a run whose lr_schedule had {name}={shown(saved.get(name))} after as many epochs (now "
                 f"{shown(now)}); resume with the same one, or train anew into another file"
             )
-    before = state.get("planned", own)  # which earlier checkpoints do not have
+    before = state.get("planned", own)  # files of earlier versions lack it
     if type(before) is not dict or before.keys() != own.keys():
         raise _damaged(f"planned must have {', '.join(own) or 'nothing'}", before)
     for name, now in own.items():
@@ -128,9 +130,9 @@ def _check_planned(name: str, before: Tensor, now: Tensor) -> None:
     differs = ~torch.isclose(before[:common], now[:common], rtol=1e-6, atol=1e-12)
     for epoch, column in differs.nonzero()[:1].tolist():
         raise ValueError(
-            f"is of a run whose {name} gave {float(before[epoch, column]):g} in epoch {epoch + 1} (now "
+            f"is of a run whose {name} was {float(before[epoch, column]):g} in epoch {epoch + 1} (now "
             f"{float(now[epoch, column]):g}); resume with the same one, or train anew into another file. Functions are "
-            f"told apart by what they give at the ends of the {common} epochs that both runs know of, and not beyond"
+            f"compared by their values at the ends of the {common} epochs that both runs have, and not beyond"
         )
 
 
@@ -140,8 +142,10 @@ def check_optimizer(
     """Check Adam's state, parameter by parameter, and return copies of it.
 
     Args:
-        names: those of the parameters that it steps, in their order.
-        group: settings of Adam after the epochs of the checkpoint; None if they cannot be known.
+        state: the checkpoint.
+        optimizer: Adam of this run.
+        names: names of its parameters, in order.
+        group: settings of Adam after the epochs of the checkpoint; None if unknown.
     """
     saved = state["optimizer"]
     groups, moments = saved.get("param_groups"), saved.get("state")
@@ -149,7 +153,7 @@ def check_optimizer(
         raise _damaged("optimizer must have a state and one group of parameters", saved)
     if group is not None:
         _check_group(groups[0], group | {"params": list(range(len(names)))})
-    # Earlier checkpoints do not name the parameters without moments.
+    # Files of earlier versions do not name the parameters without moments.
     idle = state.get("idle", [name for number, name in enumerate(names) if number not in moments])
     if type(idle) is not list or not all(isinstance(name, str) and name in names for name in idle):
         raise _damaged("idle must be names of parameters", idle)
@@ -164,12 +168,12 @@ def _check_group(saved: dict[str, Any], own: dict[str, Any]) -> None:
     for name in saved.keys() - own.keys():
         raise _damaged("optimizer.param_groups must have known keys", name)
     for name, now in plain(own).items():
-        if name not in saved and now in (None, False):  # an option of this torch, not of that which wrote the file
+        if name not in saved and now in (None, False):  # an option that the torch of the file does not have
             continue
         if not _same(saved.get(name), now):
             raise ValueError(
-                f"is of a run whose optimiser had {name}={shown(saved.get(name))} after so many epochs, where this one "
-                f"has {shown(now)}; resume with the same lr and lr_schedule, or train anew into another file"
+                f"is of a run whose optimiser had {name}={shown(saved.get(name))} after as many epochs (now "
+                f"{shown(now)}); resume with the same lr and lr_schedule, or train anew into another file"
             )
 
 
@@ -187,13 +191,13 @@ def _moments(saved: object, parameter: Tensor, name: str) -> dict[str, Tensor]:
         raise _damaged(f"{what}, step a whole number of at least 1", float(saved["step"]))
     if (saved["exp_avg_sq"] < 0).any():
         raise _damaged(f"{what}, exp_avg_sq not negative", float(saved["exp_avg_sq"].min()))
-    return {key: value.detach().clone() for key, value in saved.items()}  # two of a file may share their memory
+    return {key: value.detach().clone() for key, value in saved.items()}  # tensors of a file may share memory
 
 
 def check_random_state(
     saved: dict[str, Any], device: torch.device, generators: Sequence[torch.Generator]
 ) -> dict[str, Any]:
-    """Check states of generators, by trying them on another one; those of another kind of device are not used."""
+    """Check states of generators by setting them in new generators. States of another kind of device are not used."""
     if saved.keys() != {"device", "data", "cpu", "cuda"} or type(saved["device"]) is not str:
         raise _damaged("rng must have device, data, cpu and cuda", sorted(map(shown, saved)))
     if saved["device"] != device.type:
@@ -218,12 +222,12 @@ def check_random_state(
 
 
 def plain(value: Any) -> Any:
-    """The value of containers, numbers, strings and tensors, in those of Python that a checkpoint may hold."""
+    """Convert containers, numbers, strings and tensors to the Python types that a checkpoint may hold."""
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):  # as of a rate that NumPy has calculated
+    if isinstance(value, np.generic):  # a learning rate may be a number of NumPy
         return value.item()
     return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else type(value).__name__
 
@@ -232,8 +236,8 @@ def _is_finite(value: object) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
-def _same(saved: object, own: object) -> bool:
-    """Whether a value of a file is this run's own; it is looked at no further than that goes."""
+def _same(saved: Any, own: object) -> bool:
+    """Return True if the value `saved` of a file equals `own`. Types come first, because `saved` may be huge."""
     if isinstance(own, float):
         number = type(saved) is float or (type(saved) is int and saved.bit_length() < 64)
         return number and (saved == own or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12))
@@ -246,7 +250,7 @@ def _same(saved: object, own: object) -> bool:
 
 def _change(name: str, before: object, now: object) -> str:
     lines = [_lines(value) for value in (before, now)]
-    if all(lines):  # those that differ say it best
+    if all(lines):
         known = [set(part) for part in lines]
         parts = ["; ".join(line for line in lines[i] if line not in known[1 - i]) for i in (0, 1)]
         return f"{name}={shortened(parts[0], _LENGTH)} (now {shortened(parts[1], _LENGTH)})"
@@ -254,7 +258,7 @@ def _change(name: str, before: object, now: object) -> str:
 
 
 def _lines(value: object) -> list[str]:
-    """Those of a text, such as a model that is printed, or of a list of names; none of anything else."""
+    """Return the lines of a text or the entries of a list of names; none for other values."""
     if isinstance(value, str):
         return [line.strip() for line in value.splitlines()]
     return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else []

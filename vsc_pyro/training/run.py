@@ -1,4 +1,4 @@
-"""A run of `fit`: its epochs, and how it is written to a checkpoint and taken up again."""
+"""`Run`: the state of a fit, which takes epochs, is saved to a checkpoint and is restored from one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import secrets
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from tqdm.auto import tqdm
 
 from vsc_pyro._seeding import manual_seed
 from vsc_pyro.models.vae import VAE
-from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.batches import Batches, checksum
 from vsc_pyro.training.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.training.history import History, NonFiniteLossError
-from vsc_pyro.training.losses import Losses, Seen
+from vsc_pyro.training.losses import Losses, Reading
 from vsc_pyro.training.parallel import check_alike, common_seed, num_processes, own_seed
 from vsc_pyro.training.resumption import (
     check_history,
@@ -35,12 +34,12 @@ from vsc_pyro.training.resumption import (
 )
 from vsc_pyro.training.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 
-# Losses stay on the device; looking at them this often costs nothing and still stops a diverged run within seconds.
-_STEPS_BETWEEN_LOOKS = 50
+# Losses stay on the device. Reading them this often is cheap, and stops a diverged run early.
+_STEPS_BETWEEN_READS = 50
 
 
 class Run:
-    """All that changes in the course of a run, as one thing to save and restore."""
+    """The state that changes in the course of a run: model, optimiser, scheduler, batches and history."""
 
     def __init__(
         self,
@@ -56,46 +55,49 @@ class Run:
         self.schedule = schedule
         self.schedules = schedules
         self.batches = batches
-        self.settings = settings | {"lr_schedule": None if schedule is None else type(schedule).__name__}
+        self.settings: dict[str, Any] = {
+            **settings,
+            "lr_schedule": None if schedule is None else type(schedule).__name__,
+        }
         self.history = History()
+        self._planned: dict[str, Tensor] = {}
         self._finite = {name: torch.isfinite(b) for name, b in model.named_buffers() if is_plain(b)}
         self._written: tuple[int, int] | None = None
 
     def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm) -> None:
-        """One pass over the data, by a function that takes a step on what `Batches.sources` gives."""
+        """Make one pass over the data; `take_step` takes a step on an entry of `Batches.sources`."""
         start = time.perf_counter()
         losses = Losses()
         device = self.model.reference.device
         first = len(self.history) * self.batches.num_steps
         for step, source in enumerate(self._sources(device), start=1):
             set_values(self.model, self.schedules, first + step - 1)
-            # Pyro's checks wait for the device several times a step; the first step of a run is checked.
+            # Pyro's checks wait for the device several times a step, so only the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
                 loss = take_step(source)
             losses.add(torch.as_tensor(loss, device=device), len(source))
-            if step % _STEPS_BETWEEN_LOOKS == 0:
-                # Processes stop at the same step; on one GPU nobody waits.
-                self._tell(losses.look(wait=num_processes() > 1), bar)
-        self._tell(losses.look(wait=True), bar)
+            if step % _STEPS_BETWEEN_READS == 0:
+                # Several processes must stop at the same step, so they wait for the losses.
+                self._report(losses.read(wait=num_processes() > 1), bar)
+        self._report(losses.read(wait=True), bar)
         self._stop_if_weights_not_finite()
         self.history.elbo.append(-losses.mean())
         self.history.seconds.append(time.perf_counter() - start)
 
     def _sources(self, device: torch.device) -> Iterator[Tensor]:
-        """What the next epoch's batches are gathered from: alike in all processes, which go on apart from there."""
+        """Yield the next epoch's entries of `Batches.sources`, the same in all processes."""
         epoch = len(self.history)
         sources = iter(self.batches.sources(epoch))
         if num_processes() > 1:
-            # A loader draws its order and its workers' seeds from torch's own random numbers with the first batch.
+            # A loader draws its order and the seeds of its workers from torch's global generator with the first batch.
             manual_seed(common_seed(self.settings["seed"], epoch), device)
             first = list(itertools.islice(sources, 1))
-            checksums = [zlib.crc32(source.detach().cpu().contiguous().view(torch.uint8).numpy()) for source in first]
-            check_alike(f"the first minibatch of epoch {epoch + 1}", checksums)
+            check_alike(f"the first minibatch of epoch {epoch + 1}", [checksum(source) for source in first])
             manual_seed(own_seed(self.settings["seed"], epoch), device)
             yield from first
         yield from sources
 
-    def _tell(self, arrived: Iterator[Seen], bar: tqdm) -> None:
+    def _report(self, arrived: Iterator[Reading], bar: tqdm) -> None:
         for values, num_data, offset in arrived:
             self._stop_if_not_finite(values, offset)
             bar.update(len(values))
@@ -119,21 +121,24 @@ class Run:
                 "the last checkpoint, if one was written, is untouched; try a lower lr"
             )
 
-    def plan(self, epochs: int) -> None:
-        """Look ahead over a run that is to be saved or taken up again: what the schedules are going to give."""
-        rehearsed = rehearse_lr(self.schedule, self.optimizer, epochs)
-        rates = None if self.schedule is None or rehearsed is None else rehearsed[0]
+    def foresee(self, epochs: int) -> None:
+        """Compute the values of all schedules over a run that is saved or resumed."""
+        rehearsal = rehearse_lr(self.schedule, self.optimizer, epochs)
+        rates = None if self.schedule is None or rehearsal is None else rehearsal.rates
         self._planned = planned(rates, self.schedules, epochs, self.batches.num_steps)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; beside `path` where someone else has written there meanwhile, and then raise."""
+        """Write a checkpoint to `path`.
+
+        If another process has written `path` during the run, write to a new file beside it and raise `FileExistsError`.
+        """
         self._stop_if_buffers_not_finite()
         if _identity(path) not in (None, self._written):
             beside = path.with_name(f"{path.stem}-{secrets.token_hex(4)}{path.suffix}")
             self._save(beside)
             raise FileExistsError(
                 f"checkpoint {path} was written by someone else during this run, which has been saved to {beside} "
-                f"after {len(self.history)} epochs instead; go on with checkpoint={str(beside)!r} and resume=True"
+                f"after {len(self.history)} epochs instead; continue with checkpoint={str(beside)!r} and resume=True"
             )
         self._save(path)
         self._written = _identity(path)
@@ -157,7 +162,7 @@ class Run:
             {
                 "model": self.model.state_dict(),
                 "optimizer": {"state": optimizer["state"], "param_groups": plain(optimizer["param_groups"])},
-                # Parameters that have never had a gradient, for which Adam keeps nothing.
+                # Adam has no state for parameters without a gradient.
                 "idle": [n for i, n in enumerate(self.settings["trained"]) if i not in optimizer["state"]],
                 "schedule": None if self.schedule is None else plain(self.schedule.state_dict()),
                 "planned": self._planned,
@@ -174,7 +179,7 @@ class Run:
         )
 
     def restore(self, path: Path, device: torch.device, epochs: int) -> None:
-        """Take up the run of that checkpoint; nothing is changed before all of it has been found to fit."""
+        """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""
         self._written = _identity(path)
         state = load_checkpoint(path)
         check_weights(self.model, state, path)
@@ -182,8 +187,9 @@ class Run:
             check_structure(state, self.schedule is not None)
             epoch, history = check_history(state, epochs)
             check_settings(state["settings"], self.settings, state["format"])
-            _, group, schedule = rehearse_lr(self.schedule, self.optimizer, epoch) or (None, None, {})
-            check_schedules_alike(state, self._planned, schedule)
+            rehearsal = rehearse_lr(self.schedule, self.optimizer, epoch)
+            group, scheduler = (None, {}) if rehearsal is None else (rehearsal.group, rehearsal.scheduler)
+            check_schedules_alike(state, self._planned, scheduler)
             moments = check_optimizer(state, self.optimizer, self.settings["trained"], group)
             rng = check_random_state(state["rng"], device, self.batches.generators)
         except ValueError as error:
@@ -196,7 +202,7 @@ class Run:
 
     def _restore_random_state(self, rng: dict[str, Any], device: torch.device) -> None:
         if rng["device"] != device.type:
-            # The generators of two kinds of device have nothing in common; a seed of the epoch is reproducible still.
+            # A state of one kind of device means nothing to another; a seed keeps the resumed run reproducible.
             warnings.warn(
                 f"resuming on {device.type} a run of {rng['device']}: its random numbers differ from here on from "
                 "those of an uninterrupted run",
@@ -214,7 +220,7 @@ class Run:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """By which to tell whether a file is still the one that was written; None if there is none."""
+    """Return the inode and the time of the last change of a file, or None if there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The end of a run: whether it has worked, on at most 1,000 of its training data."""
+"""The summary of a trained model on at most 1,000 of its training data."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.parallel import rank
 
-# A run that is shorter than either is a trial, and no reason to blame a model for what it has not learnt.
+# A run below both numbers is a trial, too short to blame the model for what it has not learnt.
 _ENOUGH_STEPS, _ENOUGH_EPOCHS = 1000, 20
 
 
 def summarize(model: VAE, batches: Batches, seed: int, epochs: int, bar: tqdm) -> dict[str, float] | None:
-    """The `History.summary` of a trained model, in the first process; shown beside a bar that is.
+    """Return the `History.summary` of a model trained for `epochs` epochs, and write it to the progress bar.
 
-    Warns the caller's caller where a run of so many epochs, unless it was a short one, explains nothing. No random
-    number of the run is used.
+    Warn the caller's caller if the codes explain nothing after a run that was long enough. No random number of the run
+    is used.
 
     Returns:
-        None in other processes, and where codes have neither mean nor median.
+        The summary; None in all processes but the first, and if codes have neither mean nor median.
     """
     if rank() > 0:
         return None

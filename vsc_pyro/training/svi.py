@@ -1,10 +1,10 @@
-"""`SVI`: Pyro's stochastic variational inference with one step for all parameters."""
+"""`SVI`: Pyro's stochastic variational inference with one optimiser step for all parameters."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import pyro
 import pyro.infer
@@ -24,32 +24,41 @@ T = TypeVar("T")
 
 
 class SVI(pyro.infer.SVI):
-    """`pyro.infer.SVI` that steps all parameters at once, and leaves the loss on the device.
+    """A `pyro.infer.SVI` that updates all parameters in one step and leaves the loss on the device.
 
-    Pyro's own makes an optimiser for every tensor it finds in the global parameter store and reads the loss back in
-    every step. This one updates exactly the parameters a torch optimiser was given, whatever else the store holds, and
-    the host runs ahead of the device. Gradients stay on the parameters until the next step. With `vsc_pyro.objectives`
-    no step waits for the device; with Pyro's own ELBOs, which do wait, it works as well.
+    Pyro's SVI makes one optimiser for each tensor in the global parameter store and reads the loss in every step. This
+    class updates exactly the parameters of a torch optimiser, whatever the store holds. With `vsc_pyro.objectives` no
+    step waits for the device; Pyro's ELBOs work as well, but wait. Gradients stay on the parameters until the next
+    step.
 
-    With one of Pyro's optimisers it does what `pyro.infer.SVI` does: a step updates the parameters that it meets, and
-    zeroes their gradients. Where the torch optimiser behind is known to step each parameter alone (Adam, AdamW, SGD,
-    RMSprop and their like, without clipping), all of equal options are stepped together, equal to the last bit.
+    With an optimiser of `pyro.optim`, a step updates the parameters of the programs and zeroes their gradients, as in
+    `pyro.infer.SVI`. Parameters with equal options are updated together if their optimiser treats each parameter
+    separately (Adam, AdamW, SGD, RMSprop and others, without clipping). The result is the same to the last bit.
 
     Args:
         model, guide: Pyro programs.
-        optim: a torch optimiser over their parameters; or a function from a list of parameters to one, such as
-            ``functools.partial(torch.optim.Adam, lr=1e-3)``, for programs that make theirs as they run (`pyro.param`,
-            Pyro's automatic guides): it is given all that the first step meets, and takes in what later steps meet; or
-            a `pyro.optim.PyroOptim`, such as ``pyro.optim.Adam({"lr": 1e-3})``.
+        optim: one of three. A torch optimiser over the parameters. A function from a list of parameters to such an
+            optimiser, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``, for programs that create parameters as
+            they run (`pyro.param`, Pyro's automatic guides): it receives the parameters of the first step, and new ones
+            join later. Or a `pyro.optim.PyroOptim`, such as ``pyro.optim.Adam({"lr": 1e-3})``.
         loss: a `pyro.infer.ELBO`.
 
     Raises:
-        ValueError: an `optim` that is none of these.
-        RuntimeError: in a step with a function `optim`, a parameter of `pyro.param` that has been replaced in the store
-            between two steps.
+        ValueError: an `optim` of another kind.
+        RuntimeError: in a step with a function as `optim`, if a parameter in the store has been replaced by another
+            tensor.
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> model = vsc.VAE(vsc.NormalEncoder(64, 4), vsc.BernoulliDecoder(4, 64), vsc.NormalPrior(4))
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        >>> svi = vsc.SVI(model.model, model.guide, optimizer, vsc.AnalyticELBO())
+        >>> svi.step(torch.rand(5, 64).round()).shape
+        torch.Size([])
     """
 
-    _fuses: ClassVar[bool] = False  # whether updates may differ from Pyro's by rounding
+    _fuses: ClassVar[bool] = False  # True if updates may differ from Pyro's by rounding
 
     def __init__(
         self,
@@ -66,76 +75,79 @@ class SVI(pyro.infer.SVI):
             )
         pyros = isinstance(optim, PyroOptim)
         super().__init__(model, guide, optim if pyros else OneOptimizer(optim), loss)
-        self._stepper = PyrosOptimizers(optim, self._fuses) if pyros else self.optim
+        self._stepper: Any = PyrosOptimizers(optim, self._fuses) if pyros else self.optim
         self._has_stepped = False
-        self._met: dict[str, Tensor] = {}
+        self._optimized: dict[str, Tensor] = {}
         self._loss_is_function = not isinstance(loss, ELBO)
         self._loss_looks_for_parameters = getattr(loss, "looks_for_parameters", True)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The torch optimiser; None before the first step where that makes it, and where Pyro's are many."""
+        """The torch optimiser; None with `pyro.optim`, and before the first step if that step makes it."""
         return getattr(self._stepper, "optimizer", None)
 
     @trains
     def step(self, *args: Any, **kwargs: Any) -> Tensor | float:
-        """Take one gradient step; returns the loss, summed over data: Pyro's ELBOs a number, ours a 0-d tensor."""
+        """Take one gradient step and return the loss, summed over data.
+
+        The loss is a 0-d tensor with `vsc_pyro.objectives` and a number with Pyro's ELBOs.
+        """
         self._check_store()
         self._stepper.zero_before()
-        if self._stepper.takes_what_is_met:
+        if self._stepper.needs_parameters:
             with Meeting(self._stepper.parameters) as meeting:
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-            met = meeting.kept()
+            parameters = meeting.kept()
             if self.optim is self._stepper:
-                self._met |= met
-            self._stepper(distinct(met.values()))
+                self._optimized |= parameters
+            self._stepper(distinct(parameters.values()))
         else:
             with self._registering():
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
             self._stepper([])
         self._has_stepped = True
-        return torch_item(loss) if self._loss_is_function else loss
+        return cast("float", torch_item(loss)) if self._loss_is_function else loss
 
     def _registering(self) -> contextlib.AbstractContextManager:
-        """Whether programs put their parameters into Pyro's store in this step, once there is no need to."""
-        # A caller's handler around the step may be there to see them, and so may an ELBO.
+        """Return a context without registration of parameters in Pyro's store, if nothing needs it in this step."""
+        # A caller's handler around the step, or an ELBO, may look for the parameters.
         listening = runtime._PYRO_STACK or self._loss_looks_for_parameters
         return unwatched() if self._has_stepped and not listening else contextlib.nullcontext()
 
     def _check_store(self) -> None:
-        """Raise where Pyro's store has got another tensor since for what the optimiser has been made of."""
-        now = dict(pyro.get_param_store().named_parameters())
-        for name, parameter in self._met.items():
-            if now.get(name, parameter) is not parameter:
+        """Raise `RuntimeError` if Pyro's store holds another tensor in the place of an optimised parameter."""
+        stored = dict(pyro.get_param_store().named_parameters())
+        for name, parameter in self._optimized.items():
+            if stored.get(name, parameter) is not parameter:
                 raise RuntimeError(
-                    f"Pyro's parameter store holds another tensor under {name!r} than earlier steps met, and the "
-                    "optimiser would go on with the old one; change a parameter's values in place, build a new SVI, or "
+                    f"Pyro's parameter store holds another tensor under {name!r} than in earlier steps, and the "
+                    "optimiser would train the old one; change a parameter's values in place, build a new SVI, or "
                     "pass an optimiser of pyro.optim, which trains the new one"
                 )
 
 
 class Meeting(Messenger):
-    """Meets the parameters of programs, and takes off gradients that new ones have from elsewhere.
+    """Collect the parameters of the programs within the context, and clear the gradients of new parameters.
 
     Args:
-        known: those that are not new.
+        known: parameters whose gradients stay.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self._seen = set(map(id, known))
-        self._met: dict[str, Tensor] = {}
+        self._parameters: dict[str, Tensor] = {}
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
-        parameter = self._met[msg["name"]] = msg["value"].unconstrained()
-        if id(parameter) not in self._seen:  # a second particle's gradient adds to the first one's
+        parameter = self._parameters[msg["name"]] = msg["value"].unconstrained()
+        if id(parameter) not in self._seen:  # later particles add their gradients to the first one's
             self._seen.add(id(parameter))
             parameter.grad = None
 
     def kept(self) -> dict[str, Tensor]:
-        """Those that Pyro's store still holds: an average that a step keeps there, and replaces, is not trained."""
-        now = dict(pyro.get_param_store().named_parameters())
-        return {name: parameter for name, parameter in self._met.items() if now.get(name) is parameter}
+        """Return the parameters that are still in Pyro's store. A running average that a step replaces is not."""
+        stored = dict(pyro.get_param_store().named_parameters())
+        return {name: parameter for name, parameter in self._parameters.items() if stored.get(name) is parameter}
 
 
 def distinct(objects: Iterable[T]) -> list[T]:

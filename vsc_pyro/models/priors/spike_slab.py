@@ -1,11 +1,12 @@
-"""The spike-and-slab prior: inclusion fixed, learned, or a latent variable with a posterior."""
+"""The spike-and-slab prior. Its inclusion is fixed, learned, or a latent variable with a posterior."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from pyro.distributions import Beta
+from pyro.distributions import Beta, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -14,7 +15,7 @@ from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
 from vsc_pyro.models.priors.prior import Prior
 
 _LEARN = (False, True, "per-latent", "global")
-# Equivalent number of data that the posterior over inclusion starts with: enough that its first draws are sensible.
+# Concentration of the initial posterior over inclusion, as a number of data: low ones draw inclusions near 0 and 1.
 _INITIAL_CONCENTRATION = 20.0
 
 
@@ -24,14 +25,15 @@ class SpikeSlabPrior(Prior):
     Args:
         latent_dim: number of latents J.
         inclusion: :math:`\alpha = P(z_j \neq 0)`, strictly between 0 and 1: one number, or a tensor of shape ``(J,)``.
-        learn_inclusion: learn it from there: ``"per-latent"`` (or True), one :math:`\alpha_j` for each latent, so that
-            latents that do not pay for themselves switch off; ``"global"``, one for all.
-        hyperprior: (a, b) of :math:`\alpha \sim \mathrm{Beta}(a, b)`. What is learned is then a posterior
-            :math:`q(\alpha) = \mathrm{Beta}`, and the model has a site ``"inclusion"``, outside the plate over data
-            (Ishwaran & Rao, 2005). Evaluation takes its mean.
+        learn_inclusion: False keeps `inclusion`; otherwise training starts from it. ``"per-latent"`` (or True) learns
+            one :math:`\alpha_j` for each latent, so latents that explain too little switch off. ``"global"`` learns one
+            number for all latents.
+        hyperprior: (a, b) of :math:`\alpha \sim \mathrm{Beta}(a, b)` (Ishwaran & Rao, 2005). The model then has a
+            latent variable ``"inclusion"`` outside the plate over data, training learns its Beta posterior, and
+            evaluation uses the mean of that posterior.
         slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``.
-        learn_slab: learn every slab's location and scale from 0 and 1, where they stay otherwise. A latent that is on
-            can then be on by a typical amount: under a slab about 0 it is as likely to take away as to add.
+        learn_slab: True learns the location m and scale s of every slab; otherwise they stay 0 and 1. A learned slab
+            can have one sign, so a latent can be a feature that is only added to the data, never subtracted.
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
@@ -39,7 +41,24 @@ class SpikeSlabPrior(Prior):
     Raises:
         ValueError: an inclusion outside (0, 1) or of another shape; an unknown `slab`, `learn_inclusion` or
             `learn_slab`; a hyperprior that is not two positive numbers.
+
+    References:
+        H. Ishwaran, J. S. Rao (2005), Spike and slab variable selection: frequentist and Bayesian strategies.
+
+    Example:
+        >>> import torch
+        >>> import vsc_pyro as vsc
+        >>> prior = vsc.SpikeSlabPrior(3, inclusion=0.1)
+        >>> prior(torch.zeros(5, 784)).event_shape
+        torch.Size([3])
+        >>> prior.inclusion_probs
+        tensor([0.1000, 0.1000, 0.1000])
     """
+
+    inclusion_logits: Tensor
+    slab_loc: Tensor
+    slab_log_scale: Tensor
+    log_concentration: Tensor
 
     def __init__(
         self,
@@ -61,7 +80,7 @@ class SpikeSlabPrior(Prior):
             )
         self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
         self.slab = slab
-        self._family = get_slab(slab)
+        self._family: Any = get_slab(slab)
         if not isinstance(learn_slab, bool):
             raise ValueError(f"learn_slab must be True or False, got {learn_slab!r}")
         self.learn_slab = learn_slab
@@ -75,7 +94,7 @@ class SpikeSlabPrior(Prior):
             self.slab_loc = nn.Parameter(torch.zeros_like(logits.expand(self.latent_dim)))
             self.slab_log_scale = nn.Parameter(torch.zeros_like(self.slab_loc))
         if self.hyperprior is not None:
-            # Mean and concentration apart: in Beta's own parameters the noise of the mean would drown the width.
+            # Parametrised by mean and concentration: with Beta's (a, b), gradient noise of the mean hides the width.
             self.log_concentration = nn.Parameter(torch.full_like(logits, math.log(_INITIAL_CONCENTRATION)))
 
     def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
@@ -97,7 +116,7 @@ class SpikeSlabPrior(Prior):
 
     @property
     def inclusion_probs(self) -> Tensor:
-        r""":math:`\alpha` as it stands, shape ``(J,)``: its posterior mean where it has a posterior. Detached."""
+        r"""Current inclusion :math:`\alpha`, shape ``(J,)``, detached; with a hyperprior its posterior mean."""
         return self._logits(None).sigmoid().detach().expand(self.latent_dim)
 
     def hyperparameters(self) -> dict[str, tuple[Distribution, Distribution]]:
@@ -105,23 +124,25 @@ class SpikeSlabPrior(Prior):
             return {}
         concentration = self.log_concentration.exp()
         on, off = concentration * self.inclusion_logits.sigmoid(), concentration * (-self.inclusion_logits).sigmoid()
-        prior = Beta(*(torch.full_like(on, value) for value in self.hyperprior))
+        a, b = self.hyperprior
+        prior = Beta(torch.full_like(on, a), torch.full_like(on, b))
         return {"inclusion": (prior.to_event(on.dim()), Beta(on, off).to_event(on.dim()))}
 
     def _logits(self, inclusion: Tensor | None) -> Tensor:
         if inclusion is None:
-            return self.inclusion_logits  # where it has a posterior, of its mean
+            return self.inclusion_logits  # with a hyperprior, the log-odds of the posterior mean
         # A Beta draw may round to 0 or 1, whose log-odds are infinite.
         epsilon = torch.finfo(inclusion.dtype).eps
         logits = torch.logit(inclusion.clamp(epsilon, 1 - epsilon))
         return logits.unsqueeze(-1) if self.learn_inclusion == "global" else logits
 
-    def forward(self, x: Tensor, inclusion: Tensor | None = None) -> IndependentSpikeSlab:
+    def forward(self, x: Tensor, inclusion: Tensor | None = None) -> IndependentSpikeSlab:  # pyright: ignore[reportIncompatibleMethodOverride] hyperparameters have names
+        """Return p(z), given a draw of the latent variable `inclusion` if the prior has a hyperprior."""
         logits = self._logits(inclusion)
         logits = logits.expand(torch.broadcast_shapes(logits.shape, (self.latent_dim,)))
         return SpikeSlab(self._slab(logits), logits=logits).to_event(1)
 
-    def _slab(self, logits: Tensor) -> Distribution:
+    def _slab(self, logits: Tensor) -> TorchDistribution:
         if not self.learn_slab:
             return self._family(torch.zeros_like(logits), torch.ones_like(logits))
         return self._family(self.slab_loc.expand_as(logits), self.slab_log_scale.exp().expand_as(logits))
