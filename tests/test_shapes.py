@@ -27,6 +27,9 @@ CHECKED = [
 ]
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
+
 @pytest.fixture
 def checked(monkeypatch):
     """Check the annotations of all these methods."""
@@ -58,5 +61,7 @@ def test_wrong_shapes_are_noticed():
     prior = vsc.SpikeSlabPrior(J)
     with pytest.raises(jaxtyping.TypeCheckError, match="Float"):
         prior(torch.zeros(()))
+    with pytest.raises(jaxtyping.TypeCheckError, match="Float"):
+        vsc.NormalEncoder(4, J)(torch.zeros(3, 4, dtype=torch.long))
     with pytest.raises(jaxtyping.TypeCheckError, match="Float"):
         prior(torch.zeros(3, 4, dtype=torch.long))

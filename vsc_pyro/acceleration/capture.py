@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -74,6 +75,8 @@ class Graph:
         got, expected = outputs(functools.partial(undisturbed, self.recorded)), outputs(trial)
         if change := snapshot.change():
             raise NotCapturedError(f"the step changes {change!r} in Python (trying it out may have moved it on)")
+        if trial.replaced:
+            raise NotCapturedError(f"the step changes {trial.replaced[0]!r} in Pyro's parameter store")
         agree = trial.reached == self.reached and same(expected, got)
         if agree and not is_new:
             return
@@ -117,6 +120,7 @@ class Trial:
         loss: the last loss, as the ELBO returned it.
         met: the parameters that the programs met, by name.
         reached: for each of `parameters`, True if it had a gradient.
+        replaced: names in Pyro's store for which the step has put another tensor there.
     """
 
     def __init__(
@@ -128,14 +132,27 @@ class Trial:
         self.loss: Any = None
         self.met: dict[str, Tensor] = {}
         self.reached: list[bool] = []
+        self.replaced: list[str] = []
+        self._made: set[str] = set()
 
     def run(self) -> None:
         """Run the step, with Pyro's checks if they are on."""
         self._forget()
+        store = pyro.get_param_store()
+        before = dict(store.named_parameters())
         with Meeting(self._everyone) as meeting:
             self.loss = self._loss_and_grads()
         self.met = meeting.kept()
         self.reached = [parameter.grad is not None for parameter in self.parameters]
+        now = dict(store.named_parameters())
+        self._made = now.keys() - before.keys()
+        self.replaced = [name for name, parameter in before.items() if now.get(name) is not parameter]
+        store.set_state({"params": {name: before[name] for name in self.replaced}, "constraints": {}})
+
+    def delete_made(self) -> None:
+        """Delete the parameters that the last run has put into Pyro's store."""
+        for name in self._made:
+            del pyro.get_param_store()[name]
 
     def __call__(self, *_: Any) -> list[Tensor]:
         """Return the loss and the gradients that there are."""

@@ -214,6 +214,7 @@ class CompiledSVI(SVI):
         with first.undone(tensors), journal_of(self._buffers()) as journal, self._meeting_modules(journal) as met:
             first.run()  # with Pyro's checks, if they are on
         if self._stepper.needs_parameters and self._has_new(first):
+            first.delete_made()
             return None
         self._watch(met)
         # Pyro's optimisers step the parameters that a step meets, and no others.

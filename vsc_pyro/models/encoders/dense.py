@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro.distributions import (
@@ -16,6 +16,9 @@ from pyro.distributions import (
 from torch import Tensor, nn
 
 from vsc_pyro.models.encoders.base import Encoder, positive_scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class _LocationScaleEncoder(Encoder):
@@ -31,7 +34,7 @@ class _LocationScaleEncoder(Encoder):
     ) -> None:
         super().__init__(input_shape, latent_dim, 2, hidden, activation, trunk)
 
-    def forward(self, x: Tensor) -> Independent:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Independent:
         loc, log_squared_scale = self.heads(x)
         return self.family(loc, positive_scale(log_squared_scale)).to_event(1)
 
@@ -151,7 +154,7 @@ class DeltaEncoder(Encoder):
             raise ValueError(f"corruption must be a probability of at least 0 and below 1, got {corruption!r}")
         self.corruption = corruption
 
-    def forward(self, x: Tensor) -> Delta:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Delta:
         if self.training and self.corruption:
             x = x * torch.bernoulli(torch.full_like(x, 1 - self.corruption))
         (code,) = self.heads(x)

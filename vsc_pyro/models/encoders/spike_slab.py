@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.encoders.base import Encoder, positive_scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Initial inclusion of latents whose prior has none.
 _DEFAULT_INCLUSION = 0.1
@@ -132,7 +135,7 @@ class SpikeSlabEncoder(SparseEncoder):
     def _offset(self, inclusion: Tensor) -> Tensor:
         return torch.logit(inclusion)
 
-    def forward(self, x: Tensor) -> IndependentSpikeSlab:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
         loc, log_squared_scale, logits = self.heads(x)
         gate = self.gate if self.training else self.gate.hardened()
         weight = self.slab_weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import (
@@ -20,6 +20,9 @@ from vsc_pyro.distributions import IndependentSpikeSlab, ThresholdedSpikeSlab, g
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.encoders.base import positive_scale
 from vsc_pyro.models.encoders.spike_slab import SparseEncoder
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Keeps an inclusion probability below one.
 _MIN_THRESHOLD = 1e-6
@@ -103,7 +106,7 @@ class ThresholdEncoder(SparseEncoder):
         start = -self._family(0.0, 1.0).icdf(inclusion / 2)
         return start + torch.log(-torch.expm1(-start))  # the inverse of softplus
 
-    def forward(self, x: Tensor) -> IndependentSpikeSlab:
+    def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
         loc, log_squared_scale, *amortised = self.heads(x)
         (unconstrained,) = amortised or (self.unconstrained_threshold,)
         gate = self.gate if self.training else self.gate.hardened()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import Beta, TorchDistribution
@@ -13,6 +13,9 @@ from torch.distributions import Distribution
 from vsc_pyro._arguments import positive_float, positive_int
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
 from vsc_pyro.models.priors.prior import Prior
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _LEARN = (False, True, "per-latent", "global")
 # Concentration of the initial posterior over inclusion, as a number of data: low ones draw inclusions near 0 and 1.
@@ -136,7 +139,7 @@ class SpikeSlabPrior(Prior):
         logits = torch.logit(inclusion.clamp(epsilon, 1 - epsilon))
         return logits.unsqueeze(-1) if self.learn_inclusion == "global" else logits
 
-    def forward(self, x: Tensor, inclusion: Tensor | None = None) -> IndependentSpikeSlab:  # pyright: ignore[reportIncompatibleMethodOverride] hyperparameters have names
+    def forward(self, x: Float[Tensor, "batch ..."], inclusion: Tensor | None = None) -> IndependentSpikeSlab:  # pyright: ignore[reportIncompatibleMethodOverride] hyperparameters have names
         """Return p(z), given a draw of the latent variable `inclusion` if the prior has a hyperprior."""
         logits = self._logits(inclusion)
         logits = logits.expand(torch.broadcast_shapes(logits.shape, (self.latent_dim,)))
