@@ -291,7 +291,7 @@ def test_a_figure_that_is_not_finite_is_of_a_datum_that_is_named(measure):
     )
     x = torch.rand(50, D)
     x[31, 2] = 1e30
-    with pytest.raises(ValueError, match=r"reconstruction of datum 31 is (nan|-inf) \(1 of 50 data are like"):
+    with pytest.raises(ValueError, match=r"reconstruction of datum 31 is (nan|-inf) \(1 of 50 data are not finite"):
         measure(model, x, num_draws=2)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.pages.files import write_page
-from vsc_pyro.pages.sections import believes, explains
+from vsc_pyro.pages.sections import features, single_codes
 
 
 def build(shape=9, decoder=None, latents=4):
@@ -202,7 +202,7 @@ def test_a_report_on_a_table_is_whole(tmp_path, unpainted):
 
 
 def test_figures_are_painted(tmp_path, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (believes,))
+    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (single_codes,))
     vsc.report(build((1, 8, 8)), torch.rand(5, 1, 8, 8), tmp_path / "report.html", files=tmp_path, num_data=2)
     figures = list(tmp_path.glob("*.png"))
     assert figures
@@ -210,7 +210,7 @@ def test_figures_are_painted(tmp_path, monkeypatch):
 
 
 def test_the_share_of_a_feature_that_is_explained_is_computed_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (explains,))
+    monkeypatch.setattr("vsc_pyro.pages.sections.SECTIONS", (features,))
     x = torch.randn(30, 9)
     model = build()
     page = vsc.report(model, x, tmp_path / "report.html")
