@@ -336,6 +336,18 @@ def test_state_without_an_effect_yet_and_state_with_a_tiny_one(every):
         losses_of(made(CAPTURED, drifting), 1)
 
 
+@pytest.mark.parametrize("array", [np.zeros(3), np.zeros(()), np.zeros((4, 4))[::2, 1], np.array([1, "two"], object)])
+def test_arrays_and_variables_without_a_value_do_not_stop_a_capture(array):
+    def noise():
+        return 0.5 if len(array.shape) < 5 else missing
+
+    svi = made(CAPTURED, noise)
+    losses_of(svi)
+    assert not svi.is_eager
+    if svi.is_eager:
+        missing = 0.0
+
+
 def test_tensors_and_generators_of_torch_are_a_captured_steps_own():
     def kind():
         held = types.SimpleNamespace(now=torch.zeros(()), generator=torch.Generator().manual_seed(0))

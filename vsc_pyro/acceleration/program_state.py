@@ -7,6 +7,7 @@ import enum
 import functools
 import inspect
 import types
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -108,7 +109,7 @@ class Snapshot:
             elif isinstance(value, Tensor):
                 leaves[path] = id(value)
             elif isinstance(value, np.ndarray):
-                leaves[path] = value.shape, value.tobytes()
+                leaves[path] = value.shape, _checksum(value)
             elif id(value) not in seen:
                 seen[id(value)] = value  # kept alive: another object would get its id
                 parts = _parts(value)
@@ -132,12 +133,27 @@ def _parts(value: Any) -> dict[Any, Any]:
     if isinstance(value, (types.ModuleType, type(None))) or _is_of_library(value):
         return {}
     if isinstance(value, types.FunctionType):
-        named = inspect.getclosurevars(value)
-        return {**named.globals, **named.nonlocals, **vars(value), value.__name__: value.__defaults__}
+        return {**_variables(value), **vars(value), value.__name__: value.__defaults__}
     if isinstance(value, type):
         return {name: part for name, part in vars(value).items() if not (name.startswith("__") or callable(part))}
     slots = {name: getattr(value, name) for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)}
     return {**getattr(value, "__dict__", {}), **slots, "class": type(value)}
+
+
+def _variables(function: types.FunctionType) -> dict[str, Any]:
+    """Return the variables outside of a function that it names; none if one of them has no value yet."""
+    try:
+        named = inspect.getclosurevars(function)
+    except ValueError:
+        return {}
+    return {**named.globals, **named.nonlocals}
+
+
+def _checksum(array: np.ndarray) -> int | bytes:
+    try:
+        return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    except TypeError:  # of objects
+        return array.tobytes()
 
 
 def _is_of_library(value: Any) -> bool:
