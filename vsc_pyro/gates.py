@@ -11,11 +11,11 @@ differ in the derivative of the factor. They are small `torch.nn.Module`s, and e
 ====================  ===================  ========================================  ===================
 name                  factor, forward      derivative                                bias
 ====================  ===================  ========================================  ===================
-``straight-through``  :math:`s`            derivative of :math:`\gamma`               likelihood part
+``straight-through``  :math:`s`            derivative of :math:`\gamma`              likelihood part
 ``concrete``          :math:`s` (or soft)  derivative of the relaxed spike           likelihood part
 ``shifted-sigmoid``   soft (or :math:`s`)  derivative of the relaxed spike           likelihood; *leaks*
-``score``             :math:`s`            none: the ELBO adds a score-function term  none
-``disarm``            :math:`s`, in pairs  none: the ELBO adds a term for each pair  none
+``score``             :math:`s`            none: an ELBO adds a score-function term  none
+``disarm``            :math:`s`, in pairs  none: an ELBO adds a term for each pair    none
 ====================  ===================  ========================================  ===================
 
 The last two leave the spikes' gradient to the ELBO. ``score`` is noisy with one draw of each code. With several draws,
