@@ -7,9 +7,11 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import math
 import random
 import sys
 import types
+import warnings
 
 import numpy as np
 import pyro
@@ -20,7 +22,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import vsc_pyro as vsc
-from vsc_pyro.acceleration import capture
+from vsc_pyro.acceleration import capture, compiled_svi
 
 CAPTURED = functools.partial(vsc.CompiledSVI, backend="eager")
 X = torch.linspace(-1, 1, 24).reshape(8, 3)
@@ -377,6 +379,87 @@ def test_what_is_made_anew_or_once_is_no_state():
     losses_of(svi)
     assert not svi.is_eager
     assert scratch.notes["of"] == Record(3)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: math.sqrt(x.var().item()),
+        lambda x: x.var().item() ** 0.5,
+        lambda x: float(f"{x.var().item():.3f}"),
+        lambda x: abs(x.var().item()),
+        lambda x: float(torch.tensor([x.var().item()] * 2).sum()),
+    ],
+    ids=["sqrt", "power", "text", "abs", "list"],
+)
+def test_numbers_that_are_read_are_not_captured_as_nan(read):
+    svi = made(CAPTURED, lambda: read(X))
+    with pytest.warns(UserWarning, match="it looks at the value of a tensor"):
+        assert all(map(math.isfinite, losses_of(svi)))
+    assert svi.is_eager
+
+
+def test_numbers_that_are_read_may_enter_tensor_operations():
+    losses = [losses_of(made(cls, lambda: 0.1 * X.var().item() + 1)) for cls in (vsc.SVI, CAPTURED)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_running_averages_in_modules_are_as_if_nothing_had_been_tried_out():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+            self.calls = 0
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.mean()
+            self.calls += 1
+            return self.mean + self.calls / 10
+
+    ends = []
+    for cls in (vsc.SVI, CAPTURED):
+        average = Average()
+        svi = made(cls, lambda average=average: average(X + 1))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "CompiledSVI takes eager steps")
+            ends.append((losses_of(svi), float(average.mean), average.calls))
+    assert svi.is_eager
+    assert ends[1] == ends[0]
+
+
+def test_a_global_variable_of_a_function_within_is_seen():
+    def noise():
+        def count():
+            global taken
+            taken += 1
+
+        count()
+        return 0.5 if taken < 1000 else 0.6
+
+    globals()["taken"] = 0
+    with pytest.warns(UserWarning, match="changes 'taken' in Python"):
+        losses_of(made(CAPTURED, noise), 1)
+
+
+def test_captures_come_to_an_end(monkeypatch):
+    monkeypatch.setattr(compiled_svi, "_MAX_CAPTURES", 3)
+    held = [nn.Linear(1, 1)]
+
+    def noise():
+        return 0.5 + 0 * held[0](torch.ones(1)).detach().sum()
+
+    svi = made(CAPTURED, noise)
+
+    def step_with_another_module():
+        held[0] = nn.Linear(1, 1)
+        svi._graphs.clear()
+        losses_of(svi, 1)
+
+    for _ in range(3):
+        step_with_another_module()
+    with pytest.warns(UserWarning, match="eager steps of any further kind"):
+        step_with_another_module()
+    assert not svi.is_eager
 
 
 # What only a later comparison sees ------------------------------------------------------------------------------------

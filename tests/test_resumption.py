@@ -444,3 +444,19 @@ def test_what_could_not_be_resumed_is_refused_at_the_start(tmp_path, lr_schedule
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in tiny().state_dict().items())
     assert not list(tmp_path.iterdir())
     assert len(fit(model, None, 2, resume=False, lr_schedule=lr_schedule)) == 2
+
+
+def test_format_1_is_compared_without_regard_to_where_it_describes_gates(tmp_path):
+    path = tmp_path / "c.pt"
+    fit(tiny(beta=2.0), path, 2, resume=False, schedules=None)
+    state = torch.load(path, weights_only=True)
+    old = re.sub(r"\n *\(gate\): .*(?=\n)", "", state["settings"]["model"])
+    gate = "gate=BinaryConcrete(temperature=0.5, hard=True), slab="
+    state |= {"format": 1, "settings": state["settings"] | {"model": old.replace("slab=", gate, 1)}}
+    torch.save(state, path)
+    other = tiny(beta=2.0)
+    other.encoder.gate = vsc.gates.ShiftedSigmoid()
+    for model in (tiny(beta=9.0), other):
+        with pytest.raises(ValueError, match="is of a run with model="):
+            fit(model, path, 3, schedules=None)
+    assert len(fit(tiny(beta=2.0), path, 3, schedules=None)) == 3

@@ -156,3 +156,28 @@ def test_schedules_survive_resuming(small_vae, digits, tmp_path):
     assert (again.beta, float(again.encoder.slab_weight)) == (models[0].beta, float(models[0].encoder.slab_weight))
     with pytest.raises(ValueError, match=r"is of a run with .*schedules=\{"):
         vsc.fit(small_vae(), digits.train, epochs=6, resume=True, **(settings | {"schedules": {"beta": Ramp(0, 1)}}))
+
+
+def test_a_refused_run_leaves_settings_also_on_a_device_of_their_own(small_vae, digits, monkeypatch):
+    vae = small_vae()
+    monkeypatch.setattr(vae, "to", lambda device: vae._apply(lambda tensor: tensor.clone()))  # replaces buffers
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    schedules = {"encoder.gate.temperature": Ramp(0.3, 2)}
+    with pytest.raises(ValueError, match="must step once an epoch"):
+        vsc.fit(vae, digits.train, epochs=2, warmup=0.5, schedules=schedules, lr_schedule=plateau, **QUIET)
+    assert (vae.encoder.gate.temperature, vae.warmup) == (0.5, 1)
+
+
+def test_a_gate_is_made_and_moved_under_inference_mode(small_vae, digits):
+    vae = small_vae()
+    with torch.inference_mode():
+        vsc.fit(vae, digits.train, epochs=1, gate="concrete", **QUIET)
+        gate = vsc.gates.BinaryConcrete(0.5)
+    gate.temperature = 0.2
+    assert gate.temperature == torch.tensor(0.2)
+
+
+@pytest.mark.parametrize("value", [None, torch.ones(3), "1"])
+def test_a_setting_is_one_number(small_vae, value):
+    with pytest.raises(ValueError, match="beta must be one number, got"):
+        small_vae().beta = value

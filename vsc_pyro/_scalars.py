@@ -26,15 +26,23 @@ class ScalarModule(nn.Module):
     def register_scalar(self, name: str, value: float) -> None:
         """Register a buffer `name` of shape ``()`` that holds `value`."""
         self.check_scalar(name, value)
-        self.register_buffer(name, torch.tensor(float(value)), persistent=False)
+        with torch.inference_mode(False):  # a setting may be changed in training, wherever it was made
+            self.register_buffer(name, torch.tensor(float(value)), persistent=False)
 
     def check_scalar(self, name: str, value: float) -> None:
         """Raise `ValueError` if `value` is out of range for the buffer `name`. Subclasses override it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         buffer = self.__dict__.get("_buffers", {}).get(name)
-        if buffer is None or isinstance(value, Tensor) or not isinstance(value, numbers.Real):
+        if not isinstance(buffer, Tensor) or (isinstance(value, Tensor) and value.shape == buffer.shape):
             super().__setattr__(name, value)
+        elif not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be one number, got {value!r}")
         else:
             self.check_scalar(name, cast("float", value))
             buffer.fill_(value)
+
+
+def seven_digits(scalar: Tensor) -> float:
+    """Return the number that a float32 scalar was made of, as far as its digits go."""
+    return float(f"{float(scalar):.7g}")

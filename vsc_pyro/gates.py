@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vsc_pyro._arguments import choice, positive_float
-from vsc_pyro._scalars import ScalarModule
+from vsc_pyro._scalars import ScalarModule, seven_digits
 
 
 class SpikeDraw(NamedTuple):
@@ -122,7 +122,7 @@ class _RelaxedGate(Gate):
         return gate
 
     def extra_repr(self) -> str:
-        return f"{self._name}={round(float(getattr(self, self._name)), 6)}, hard={self.hard}"
+        return f"{self._name}={seven_digits(getattr(self, self._name))}, hard={self.hard}"
 
 
 def _uniform(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vsc_pyro.acceleration.comparison import COMPARISONS, alike, forked, same, tolerance_of, undisturbed
 from vsc_pyro.acceleration.program_state import Snapshot
-from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, as_tensor, unread
+from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, Number, as_tensor, unread
 from vsc_pyro.training.svi import Meeting, distinct
 
 # Steps of a graph before it is compared with an eager step again: in neighbouring pairs, because whatever alternates
@@ -148,6 +148,12 @@ class Trial:
         self._made = now.keys() - before.keys()
         self.replaced = [name for name, parameter in before.items() if now.get(name) is not parameter]
         store.set_state({"params": {name: before[name] for name in self.replaced}, "constraints": {}})
+
+    def is_finite(self) -> bool:
+        """Return True if the loss and all gradients of the last run are finite."""
+        loss = self.loss.tensor if isinstance(self.loss, Number) else torch.as_tensor(self.loss)
+        values = [loss, *(p.grad for p in self.parameters if p.grad is not None)]
+        return all(bool(value.isfinite().all()) for value in values)
 
     def delete_made(self) -> None:
         """Delete the parameters that the last run has put into Pyro's store."""

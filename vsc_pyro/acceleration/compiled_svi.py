@@ -23,13 +23,14 @@ from vsc_pyro._arguments import choice
 from vsc_pyro._seeding import trains
 from vsc_pyro.acceleration.backends import BACKENDS
 from vsc_pyro.acceleration.capture import Graph, Trial, journal_of
-from vsc_pyro.acceleration.program_state import ModuleState, Snapshot, is_fixed, kind_of
+from vsc_pyro.acceleration.program_state import ModuleState, Snapshot, is_fixed, kind_of, restore_attributes
 from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, first_line, record
 from vsc_pyro.training.optimizers import OptimizerFactory
 from vsc_pyro.training.svi import SVI, distinct
 
-# Graphs that one program may have. More mean that something changes that should be a tensor.
+# Graphs of one program at a time, and captures in all. More mean that something changes that should be a tensor.
 _MAX_GRAPHS = 8
+_MAX_CAPTURES = 16
 _MAX_GRAPHS_OF_NUMBERS = 2
 
 
@@ -79,6 +80,7 @@ class CompiledSVI(SVI):
         self._modules = ModuleState(_parts(self._roots), {})
         self._graphs: dict[tuple, Graph] = {}
         self._captures = True
+        self._num_captures = 0
         self._has_warned_of_kinds = False
         self.capture_seconds = 0.0
 
@@ -167,7 +169,7 @@ class CompiledSVI(SVI):
         tensors_alone = _without_numbers(arguments, leaves)
         of_numbers = [key[0] for key in self._graphs if _without_numbers(key[0], leaves) == tensors_alone]
         few_of_numbers = len(set(of_numbers) - {arguments}) < _MAX_GRAPHS_OF_NUMBERS
-        if len(self._graphs) < _MAX_GRAPHS and few_of_numbers:
+        if len(self._graphs) < _MAX_GRAPHS and few_of_numbers and self._num_captures < _MAX_CAPTURES:
             return False
         if not self._has_warned_of_kinds:
             self._has_warned_of_kinds = True
@@ -210,13 +212,26 @@ class CompiledSVI(SVI):
         Returns:
             None if the programs have parameters that the optimiser must first take in, by an eager step.
         """
+        self._num_captures += 1
         first = self._trial(args, kwargs, self._stepper.parameters)
-        with first.undone(tensors), journal_of(self._buffers()) as journal, self._meeting_modules(journal) as met:
-            first.run()  # with Pyro's checks, if they are on
-        if self._stepper.needs_parameters and self._has_new(first):
-            first.delete_made()
-            return None
-        self._watch(met)
+        met: dict[nn.Module, dict[str, Any]] = {}
+        try:
+            with first.undone(tensors), journal_of(self._buffers()) as journal, self._meeting_modules(journal, met):
+                first.run()  # with Pyro's checks, if they are on
+                is_finite = first.is_finite()
+            if self._stepper.needs_parameters and self._has_new(first):
+                first.delete_made()
+                self._num_captures -= 1
+                return None
+            self._watch(met)
+            return self._compiled_graph(first, is_finite, args, kwargs, tensors)
+        finally:
+            for module, attributes in met.items():
+                restore_attributes(module, attributes)
+
+    def _compiled_graph(
+        self, first: Trial, is_finite: bool, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> Graph:
         # Pyro's optimisers step the parameters that a step meets, and no others.
         pyros = self.optim is not self._stepper
         parameters = distinct(first.met.values()) if pyros else self._stepper.parameters
@@ -230,6 +245,8 @@ class CompiledSVI(SVI):
                     recorded, constants = record(trial, [*tensors, *inputs])
                 graph = self._graph(recorded, [*inputs, *constants], trial, first)
                 graph.compare(tensors, trial, snapshot, self._buffers(), is_new=True)
+                if is_finite and not trial.is_finite():
+                    raise NotCapturedError("it looks at the value of a tensor, by item(), float() or the like")
                 graph.run = self._compile(recorded, [*tensors, *graph.inputs])
                 if graph.run is not recorded:
                     graph.compare_compiled(tensors, self._buffers())
@@ -254,29 +271,28 @@ class CompiledSVI(SVI):
         return Graph(recorded, recorded, inputs, trial.parameters, trial.reached, alive, of_store, returns_number)
 
     @contextlib.contextmanager
-    def _meeting_modules(self, journal: Journal) -> Iterator[dict[nn.Module, dict[str, Any]]]:
-        """Collect the modules that are called within, and the attributes that they had before."""
-        met: dict[nn.Module, dict[str, Any]] = {}
+    def _meeting_modules(self, journal: Journal, met: dict[nn.Module, dict[str, Any]]) -> Iterator[None]:
+        """Collect in `met` the modules that are called within, and the attributes that they had before."""
 
         def meet(module: nn.Module, _: object = None) -> None:
             if module not in met:
-                met[module] = vars(module).copy()
+                met[module] = {**vars(module), "_buffers": dict(module._buffers)}
                 journal.keep(*module.buffers(recurse=False))
 
         for module in _parts(self._roots):
             meet(module)
         hook = register_module_forward_pre_hook(meet)
         try:
-            yield met
+            yield
         finally:
             hook.remove()
 
     def _watch(self, met: dict[nn.Module, dict[str, Any]]) -> None:
-        """Key graphs by the state of these modules from here on; graphs of other modules are forgotten."""
-        if set(met) != set(self._modules.modules):
+        """Key graphs by the state of these modules too from here on; if there are new ones, graphs are forgotten."""
+        if not set(met) <= set(self._modules.modules):
             self._graphs.clear()
         if not self._graphs:
-            self._modules = ModuleState(met, met)
+            self._modules = ModuleState(dict.fromkeys((*self._modules.modules, *met)), met)
 
     def _has_new(self, trial: Trial) -> bool:
         known = set(map(id, self._stepper.parameters))
@@ -291,6 +307,7 @@ class CompiledSVI(SVI):
     def _check(self, graph: Graph, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
         """Raise unless a graph in use still computes the eager step."""
         trial = self._trial(args, kwargs, graph.parameters)
+        held = {m: {**vars(m), "_buffers": dict(m._buffers)} for m in self._modules.modules}
         with trial.undone([*tensors, *graph.inputs]):
             try:
                 graph.compare(tensors, trial, self._snapshot(args, kwargs), self._buffers())
@@ -302,6 +319,9 @@ class CompiledSVI(SVI):
                     f"after {graph.steps} steps of a graph, {known}; the steps after the last comparison may have been "
                     "taken with the state at the time of the capture"
                 ) from error
+            finally:
+                for module, attributes in held.items():
+                    restore_attributes(module, attributes)
 
 
 def _module_of(program: Callable) -> nn.Module | None:

@@ -126,6 +126,7 @@ def fit_ensemble(
     for model in models:
         warn_of_warmup(model, schedules)
     with contextlib.ExitStack() as stack:
+        stack.callback(_end_warmup, models)
         shown = {"disable": not progress, "unit": "step", "desc": "fit_ensemble, preparing"}
         bar = stack.enter_context(tqdm(total=epochs * num_steps, **shown))
         for model, own, seed in reversed(list(zip(models, batches, seeds, strict=True))):  # the first seed comes last
@@ -136,7 +137,6 @@ def fit_ensemble(
         seconds = time.perf_counter() - start
         histories = [History(compiled=ensemble.is_compiled, compile_seconds=seconds) for _ in models]
         bar.set_description("fit_ensemble" + (", compiled" if ensemble.is_compiled else ""))
-        stack.callback(_end_warmup, models)  # after the next
         stack.callback(ensemble.hand_back)
         for epoch in range(epochs):
             with cooling.of_epoch(epoch, ensemble.optimizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import functools
 import inspect
@@ -79,6 +80,14 @@ class ModuleState:
         return [*self.modules, *self.tensors(), *others, *(p for m in self.modules for p in m._modules.values())]
 
 
+def restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """Restore the buffers, tensors and constants among a module's attributes."""
+    module._buffers.update(attributes["_buffers"])
+    for name, value in attributes.items():
+        if is_fixed(value) or isinstance(value, Tensor):
+            vars(module)[name] = value
+
+
 class Snapshot:
     """The Python state that `roots` reach, to be compared with what it is after a step.
 
@@ -141,12 +150,15 @@ def _parts(value: Any) -> dict[Any, Any]:
 
 
 def _variables(function: types.FunctionType) -> dict[str, Any]:
-    """Return the variables outside of a function that it names; none if one of them has no value yet."""
-    try:
-        named = inspect.getclosurevars(function)
-    except ValueError:
-        return {}
-    return {**named.globals, **named.nonlocals}
+    """Return the variables outside of a function that it, or a function within it, names."""
+    names, codes = set(), [function.__code__]
+    for code in codes:
+        names.update(code.co_names)
+        codes.extend(part for part in code.co_consts if isinstance(part, types.CodeType))
+    variables = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
+    with contextlib.suppress(ValueError):  # a variable without a value yet
+        variables |= inspect.getclosurevars(function).nonlocals
+    return variables
 
 
 def _checksum(array: np.ndarray) -> int | bytes:

@@ -21,15 +21,16 @@ class NotCapturedError(Exception):
     """The reason why a step cannot be captured."""
 
 
-class _Number(float):
+class Number(float):
     """The number that ``tensor.item()`` returns while a step is recorded: sums and products of it are recorded too.
 
-    Its own value is NaN, so that a use of it that is not recorded shows in the first comparison.
+    Its own value is NaN. So a use of it that is not recorded (``math.sqrt``, a format) makes the loss NaN, unlike the
+    loss of a step that reads tensors.
     """
 
     tensor: Tensor
 
-    def __new__(cls, tensor: Tensor) -> _Number:
+    def __new__(cls, tensor: Tensor) -> Number:
         number = super().__new__(cls, "nan")
         number.tensor = tensor.detach()
         return number
@@ -43,28 +44,28 @@ class _Number(float):
     __hash__ = float.__hash__
 
     def __add__(self, other: float | Tensor) -> Any:
-        return _Number(self.tensor + _plain(other))
+        return Number(self.tensor + _plain(other))
 
     def __sub__(self, other: float | Tensor) -> Any:
-        return _Number(self.tensor - _plain(other))
+        return Number(self.tensor - _plain(other))
 
     def __rsub__(self, other: float | Tensor) -> Any:
-        return _Number(_plain(other) - self.tensor)
+        return Number(_plain(other) - self.tensor)
 
     def __mul__(self, other: float | Tensor) -> Any:
-        return _Number(self.tensor * _plain(other))
+        return Number(self.tensor * _plain(other))
 
     def __truediv__(self, other: float | Tensor) -> Any:
-        return _Number(self.tensor / _plain(other))
+        return Number(self.tensor / _plain(other))
 
     def __neg__(self) -> Any:
-        return _Number(-self.tensor)
+        return Number(-self.tensor)
 
     __radd__, __rmul__ = __add__, __mul__
 
 
 def _plain(value: Any) -> Any:
-    return value.tensor if isinstance(value, _Number) else value
+    return value.tensor if isinstance(value, Number) else value
 
 
 class _Unread(TorchFunctionMode):
@@ -72,7 +73,7 @@ class _Unread(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is Tensor.item:
-            return _Number(args[0])
+            return Number(args[0])
         return func(*map(_plain, args), **{name: _plain(value) for name, value in (kwargs or {}).items()})
 
 

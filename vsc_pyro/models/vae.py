@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from vsc_pyro._arguments import positive_float, positive_int
-from vsc_pyro._scalars import ScalarModule
+from vsc_pyro._scalars import ScalarModule, seven_digits
 from vsc_pyro._seeding import alone
 from vsc_pyro.distributions import has_mean, inclusion_logits
 from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner
@@ -141,7 +141,7 @@ class VAE(ScalarModule):
         return name_in_store(self)
 
     def extra_repr(self) -> str:
-        return f"beta={round(float(self.beta), 6)}"
+        return f"beta={seven_digits(self.beta)}"
 
     def check_scalar(self, name: str, value: float) -> None:
         if not 0 <= value < math.inf:

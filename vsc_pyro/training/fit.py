@@ -201,6 +201,7 @@ def fit(
         networks_in(model, precision),
         _gate_in_place(model.encoder, plan.gate),
         unchanged_if_refused(model, plan.schedules),
+        _ended_warmup(model),
     ):
         check_schedules(model, plan.schedules, plan.num_epochs * plan.batches.num_steps)
         warn_of_warmup(model, plan.schedules)
@@ -277,9 +278,17 @@ def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
                 if plan.checkpoint is not None and is_due and rank() == 0:
                     run.save(plan.checkpoint)
     finally:
-        model.warmup.fill_(1.0)
         # Otherwise the first step of another training would add its gradients to these.
         run.optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _ended_warmup(model: VAE) -> Iterator[None]:
+    """Give the divergence its full weight afterwards, however the run ends."""
+    try:
+        yield
+    finally:
+        model.warmup.fill_(1.0)
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:

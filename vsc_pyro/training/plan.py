@@ -179,7 +179,8 @@ def chosen_gate(encoder: nn.Module, gate: str | Gate | None) -> Gate | None:
     if gate_of(encoder) is None:
         raise ValueError(f"gate={gate!r} is for spikes, and {type(encoder).__name__} draws none; leave it out")
     named: Any = getattr(encoder, "get_gate", get_gate)
-    return copy.deepcopy(named(gate))
+    with torch.inference_mode(False):
+        return copy.deepcopy(named(gate))
 
 
 def default_epochs(num_steps: int) -> int:

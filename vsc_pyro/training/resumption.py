@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,8 @@ def saved_shares(path: Path) -> tuple[int, float]:
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
     """Check that the saved run has the settings of this run."""
     before = {"lr_schedule": own["lr_schedule"]} | _ADDED_SETTINGS | saved
-    if checkpoint_format == 1:  # it describes gates in another way; `check_weights` has compared names and shapes
-        before["model"] = own["model"]
+    if checkpoint_format == 1 and _gates_apart(str(before.get("model"))) == _gates_apart(own["model"]):
+        before["model"] = own["model"]  # format 1 describes gates in another place
     changed = [_change(name, before.get(name), now) for name, now in own.items() if not _same(before.get(name), now)]
     if changed:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
@@ -93,6 +94,12 @@ def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format
             f"is of a run with {', '.join(changed[:2])}{more}; resume with the same settings, or train anew into "
             "another file"
         )
+
+
+def _gates_apart(text: str) -> tuple[str, list[str]]:
+    """Split the description of a model into one without gates, and the gates."""
+    gate = r"\n *\(gate\): (\w+\(.*?\))(?=\n)|\bgate=(\w+\(.*?\)), "
+    return re.sub(gate, "", text), ["".join(found) for found in re.findall(gate, text)]
 
 
 def check_schedules_alike(state: dict[str, Any], own: Mapping[str, Tensor], lr_state: dict[str, Any]) -> None:

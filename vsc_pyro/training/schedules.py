@@ -202,16 +202,15 @@ def _value(name: str, schedule: Schedule, step: int) -> float:
 @contextlib.contextmanager
 def unchanged_if_refused(model: VAE, schedules: Mapping[str, Schedule]) -> Iterator[None]:
     """Restore the scheduled settings and `num_data` of `model` if an error ends the run, except a diverged loss."""
-    buffers = [scheduled_buffer(model, name) for name in schedules]
-    values = [float(buffer) for buffer in buffers]
+    values = {name: float(scheduled_buffer(model, name)) for name in schedules}
     num_data = model.num_data
     try:
         yield
     except Exception as error:
         if not isinstance(error, NonFiniteLossError):
             model.num_data = num_data
-            for buffer, value in zip(buffers, values, strict=True):
-                buffer.fill_(value)
+            for name, value in values.items():  # by name: a move to another device replaces buffers
+                scheduled_buffer(model, name).fill_(value)
         raise
 
 
