@@ -40,7 +40,7 @@ class ScalarModule(nn.Module):
             raise ValueError(f"{name} must be one number, got {value!r}")
         else:
             self.check_scalar(name, cast("float", value))
-            buffer.fill_(value)
+            buffer.fill_(float(value))
 
 
 def seven_digits(scalar: Tensor) -> float:

@@ -163,7 +163,7 @@ def _variables(function: types.FunctionType) -> dict[str, Any]:
 
 def _checksum(array: np.ndarray) -> int | bytes:
     try:
-        return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     except TypeError:  # of objects
         return array.tobytes()
 
