@@ -3,8 +3,8 @@
     python examples/mnist_vsc.py
 
 takes MNIST from --data-root, $VSC_PYRO_DATA or the user's cache, or downloads it. Without MNIST it trains on the small
-digits that scikit-learn bundles; on those, the defaults of --latent-dim, --binarize, --learn-inclusion and --epochs
-differ.
+digits that scikit-learn bundles. On those, --latent-dim, --binarize, --learn-inclusion and --epochs have other
+defaults.
 
 It prints a table and writes to --output: metrics.json, history.csv, checkpoint.pt, config.json and the figures.
 `torchrun --nproc-per-node=2 examples/mnist_vsc.py` trains with two processes.
@@ -13,7 +13,7 @@ It prints a table and writes to --output: metrics.json, history.csv, checkpoint.
 import time
 
 import torch
-from common.data import DATASETS, described_default, load_data, settled
+from common.data import DATASETS, described_default, load_data, with_defaults
 from common.files import write_figure, write_json
 from common.finished import metrics_of, read_run
 from common.model_options import COMPILE, add_prior, add_training, checked, free_to_change, lr_schedule, schedules
@@ -90,7 +90,7 @@ def build_model(args, shape):
 
 def load_run(directory, data_root=None):
     """Return the trained model of a finished run, its settings and metrics, and its training and test data."""
-    args, metrics, state = read_run(directory, parse, settled)
+    args, metrics, state = read_run(directory, parse, with_defaults)
     args.data_root = data_root
     train, test = load_data(args)
     model = build_model(args, tuple(train.images.shape[1:]))
@@ -116,8 +116,8 @@ def train_and_measure(args, device):
     free = free_to_change(args.lr_decay)
     check_output(args, FILES, "metrics.json", free)
     with parallel.first_process_first():  # one process downloads
-        train_data, test_data = load_data(args, settled)
-    config, args = settings(args, free), settled(args, train_data.name)
+        train_data, test_data = load_data(args, with_defaults)
+    config, args = settings(args, free), with_defaults(args, train_data.name)
     torch.manual_seed(args.seed)
     model = build_model(args, tuple(train_data.images.shape[1:]))
     check(args, model, train_data)

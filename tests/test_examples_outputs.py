@@ -233,10 +233,10 @@ def test_what_nobody_says_is_as_the_data_want_it(
 
 def test_what_nobody_says_on_other_data_is_the_same_for_all():
     for dataset in ("mnist", "fashion-mnist", "smiley"):
-        args = mnist_vsc.settled(mnist_vsc.parse([]), dataset)
+        args = mnist_vsc.with_defaults(mnist_vsc.parse([]), dataset)
         assert (args.latent_dim, args.binarize, args.learn_inclusion, args.epochs) == (50, "auto", "fixed", 50)
     asked = mnist_vsc.parse("--latent-dim 7 --binarize static --learn-inclusion global --epochs 3".split())
-    assert mnist_vsc.settled(asked, "mnist") == mnist_vsc.settled(asked, "digits") == asked
+    assert mnist_vsc.with_defaults(asked, "mnist") == mnist_vsc.with_defaults(asked, "digits") == asked
 
 
 def test_runs_of_before_a_setting_are_read_and_gone_on_with(tmp_path, monkeypatch):

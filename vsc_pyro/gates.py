@@ -8,21 +8,21 @@ one uniform number :math:`u`,
 and multiplies the slab by a *factor*. The factor's value is :math:`s`, or a number in (0, 1) for a soft gate. Gates
 differ in the derivative of the factor. They are small `torch.nn.Module`s, and every argument `gate` also takes a name:
 
-====================  ===================  ========================================  ===================
+====================  ===================  ========================================  ============================
 name                  factor, forward      derivative                                bias
-====================  ===================  ========================================  ===================
-``straight-through``  :math:`s`            derivative of :math:`\gamma`              likelihood part
-``concrete``          :math:`s` (or soft)  derivative of the relaxed spike           likelihood part
-``shifted-sigmoid``   soft (or :math:`s`)  derivative of the relaxed spike           likelihood; *leaks*
+====================  ===================  ========================================  ============================
+``straight-through``  :math:`s`            derivative of :math:`\gamma`              likelihood
+``concrete``          :math:`s` (or soft)  derivative of the relaxed spike           likelihood
+``shifted-sigmoid``   soft (or :math:`s`)  derivative of the relaxed spike           likelihood; the bound leaks
 ``score``             :math:`s`            none: an ELBO adds a score-function term  none
-``disarm``            :math:`s`, in pairs  none: an ELBO adds a term for each pair    none
-====================  ===================  ========================================  ===================
+``disarm``            :math:`s`, in pairs  none: an ELBO adds a term for each pair   none
+====================  ===================  ========================================  ============================
 
 The last two leave the spikes' gradient to the ELBO. ``score`` is noisy with one draw of each code. With several draws,
 the ELBOs of `vsc_pyro.objectives` subtract the mean of the other draws (a leave-one-out baseline). ``disarm`` draws
 codes in antithetic pairs. It works with these ELBOs, and with Pyro's `Trace_ELBO` and `TraceEnum_ELBO` if their
-particles are vectorised. If the model lacks a site of the guide, Pyro's `Trace_ELBO` biases both gates there, as it
-biases any discrete site; the library warns of it.
+particles are vectorised. If a guide site is absent from the model, `Trace_ELBO` biases both gates at that site, as any
+discrete site; the library warns of it.
 
 References
     Y. Bengio, N. Léonard, A. Courville (2013), Estimating or propagating gradients through stochastic neurons.
@@ -93,7 +93,8 @@ class Gate(ScalarModule):
     def draw_together(self, logits: Tensor) -> SpikeDraw:
         """Draw spikes that share one gradient. The first dimension of `logits` indexes draws of one code.
 
-        Only gates with `draws_at_once` above 1 need this method. Its size is a multiple of `draws_at_once`.
+        Only gates with `draws_at_once` above 1 need this method. The size of that dimension is a
+        multiple of `draws_at_once`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define draw_together(logits)")
 
@@ -221,7 +222,7 @@ class DisARM(ScoreFunction):
     .. math:: \tfrac12 (f - f')\,(s - s')\,\mathrm{sigmoid}(|l|),
 
     which is zero if the two spikes agree. A pair of draws is a pair of particles. ``fit(..., gate="disarm")`` draws two
-    particles of each code, or any even number `num_draws`; so does an ELBO with ``num_particles=2,
+    particles of each code, or `num_draws` of them, an even number; so does an ELBO with ``num_particles=2,
     vectorize_particles=True``. Draws outside an ELBO are independent.
     """
 

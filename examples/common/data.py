@@ -23,7 +23,7 @@ def described_default(name):
     return f"{DEFAULTS[name]}, and {DEFAULTS_ON['digits'][name]} on the small digits"
 
 
-def settled(args, dataset):
+def with_defaults(args, dataset):
     """Return `args` with every open setting (None or "auto") replaced by its default on `dataset`."""
     defaults = DEFAULTS | DEFAULTS_ON.get(dataset, {})
     if "learn_inclusion" not in OPTIONS_OF[args.prior]:
@@ -32,17 +32,17 @@ def settled(args, dataset):
     return argparse.Namespace(**(vars(args) | filled))
 
 
-def load_data(args, settled=lambda args, dataset: args):
+def load_data(args, with_defaults=lambda args, dataset: args):
     """Load --dataset; for "auto", MNIST, or the digits after a message if MNIST is not available.
 
-    Settings may depend on the data set: each is loaded with the settings `settled(args, dataset)`.
+    Settings may depend on the data set: each is loaded with the settings `with_defaults(args, dataset)`.
     """
     if args.dataset != "auto":
-        return load_as(settled(args, args.dataset), args.dataset)
+        return load_as(with_defaults(args, args.dataset), args.dataset)
     try:
-        return load_as(settled(args, "mnist"), "mnist")
+        return load_as(with_defaults(args, "mnist"), "mnist")
     except (FileNotFoundError, ImportError) as error:
-        on_digits = settled(args, "digits")
+        on_digits = with_defaults(args, "digits")
         changed = [k for k in IN_WORDS if vars(on_digits).get(k) != vars(args).get(k)]
         words = ", ".join(IN_WORDS[k].format(getattr(on_digits, k)) for k in changed)
         print(

@@ -89,12 +89,12 @@ def metrics_of(args, history, result, dataset, device):
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
 
 
-def read_run(directory, parse, settled):
+def read_run(directory, parse, with_defaults):
     """Return settings, metrics and checkpoint of a finished run.
 
     Args:
         parse: parser of the command line.
-        settled: `settled(args, dataset)` fills in the defaults that depend on the data set.
+        with_defaults: `with_defaults(args, dataset)` fills in the defaults that depend on the data set.
 
     Raises:
         FileNotFoundError: an unfinished run.
@@ -108,7 +108,7 @@ def read_run(directory, parse, settled):
             f"run examples/mnist_vsc.py --output {directory}, with --resume if it was interrupted"
         )
     args = read_settings(config, parse)
-    args, found = read_metrics(metrics, args, config, settled)
+    args, found = read_metrics(metrics, args, config, with_defaults)
     state = load_checkpoint(checkpoint)
     if state.get("epoch") != found["epochs"]:
         raise ValueError(
@@ -149,7 +149,7 @@ def command_line(name, value):
     return [flag, *map(str, value)] if is_list else [f"{flag}={value}"]
 
 
-def read_metrics(file, args, config, settled):
+def read_metrics(file, args, config, with_defaults):
     """Return the settings with the defaults of the data set, and the metrics; they must agree with `config`."""
     earlier = {name: value for name, value in settings_of(args).items() if name in EARLIER}
     metrics, known = earlier | read_json(file), {**KINDS, **dict.fromkeys(SETTINGS, lambda value: True)}
@@ -157,7 +157,7 @@ def read_metrics(file, args, config, settled):
     check_entries(file, metrics, known)
     is_auto = args.dataset == "auto" and metrics["dataset"] in ("mnist", "digits")
     dataset = metrics["dataset"] if is_auto else args.dataset
-    args = settled(args, dataset)
+    args = with_defaults(args, dataset)
     args.dataset = dataset
     own = {"auto": DATASETS[dataset].binarize} if dataset in DATASETS else {}
     binarize = {"none": None, **own}.get(args.binarize, args.binarize)

@@ -9,16 +9,16 @@ The slab :math:`F` is any reparametrised distribution of a scalar without atoms,
 
 so the mass at zero and the integral of the density add up to one.
 
-**Gradients.** A draw carries its slab and its spike, by which `log_prob` has an unbiased gradient; see
-`vsc_pyro.distributions.draws`. A value computed from a draw is scored as a copy of it, taken as a number of its own, or
-refused; see `vsc_pyro.distributions.draw_memory`. The gate determines the likelihood's part of the gradient; see
+**Gradients.** A draw carries its slab and its spike, so that the gradient of `log_prob` is unbiased; see
+`vsc_pyro.distributions.draws`. A value computed from a draw counts as a copy of it, counts as an unrelated number, or
+is refused; see `vsc_pyro.distributions.draw_memory`. The gate determines the gradient of the likelihood; see
 `vsc_pyro.gates`.
 
-**Objectives.** `RenyiELBO`, `TraceTailAdaptive_ELBO`, `TraceTMC_ELBO` and an enumerated mixture of priors are not
-linear in log-densities. Under them the gate biases the KL part as well, and a warning says so. ``gate="score"`` is
-unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO`, with one exception: Pyro's `Trace_ELBO` biases any
-discrete site that only the guide has, and a warning says so. ELBOs without score functions are refused.
-``gate="disarm"`` is refused under `TraceGraph_ELBO`.
+**Objectives.** `RenyiELBO`, `TraceTailAdaptive_ELBO`, `TraceTMC_ELBO` and a mixture prior whose component is
+enumerated are not linear in log-densities. Under them the gate biases the KL part as well, and a warning says so.
+``gate="score"`` is unbiased under `Trace_ELBO`, `TraceGraph_ELBO` and `TraceEnum_ELBO`, with one exception: Pyro's
+`Trace_ELBO` biases any discrete site that only the guide has, and a warning says so. For `score`, ELBOs without score
+functions are refused. ``gate="disarm"`` is refused under `TraceGraph_ELBO`.
 
 HMC, NUTS and automatic guides are refused: they move an unconstrained number, which never reaches the atom. A
 `TransformedDistribution` is refused too: it would multiply the mass of the atom by a Jacobian.
@@ -263,13 +263,13 @@ class SpikeSlab(TorchDistribution):
         """Return the log-density with respect to Lebesgue measure plus a unit atom at zero, in nats.
 
         The value of a draw (by `rsample` or `pyro.sample`) is scored with the slab and spike that it carries, which
-        makes the gradient unbiased; any other value is scored as zero or not zero.
+        makes the gradient unbiased; any other value is scored by whether it equals zero.
 
         Args:
             value: z, a shape that broadcasts against `batch_shape`.
 
         Raises:
-            ValueError: a value computed from a draw that is neither a copy of it nor a number of its own; a copy scored
+            ValueError: a value computed from a draw that is neither a copy of it nor an unrelated number; a copy scored
                 by a component of a mixture; this distribution is the base of a `TransformedDistribution`.
         """
         self._refuse_transformation()
@@ -355,8 +355,7 @@ class SpikeSlab(TorchDistribution):
 class IndependentSpikeSlab(Independent):
     """A `SpikeSlab` whose rightmost batch dimensions are event dimensions; ``.to_event(n)`` returns it.
 
-    Pyro's own `Independent` would use the score function for the slab too with ``gate="score"``. Here the slab stays
-    pathwise.
+    With `score`, Pyro's `Independent` would apply the score function to the slab as well. Here the slab stays pathwise.
     """
 
     base_dist: SpikeSlab

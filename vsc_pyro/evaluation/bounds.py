@@ -1,8 +1,9 @@
 r"""`bounds`: bounds on the evidence of each datum, always with hard spikes, and the figures that `evaluate` averages.
 
 * ELBO :math:`= E_q[\log p(x|z)] - KL(q \| p)` at beta = 1;
-* importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), from exact
-  mixture densities. For a mixture prior whose components are assigned to data in training, p(z) is the mixture.
+* importance-weighted bound :math:`\log \frac1K \sum_k p(x|z_k)\,p(z_k)/q(z_k|x)` (Burda et al., 2016), with the
+  exact density of spike and slab. For a mixture prior whose components are assigned to data in training, p(z) is the
+  mixture.
 
 References
     C. M. Bishop (1994), Novelty detection and neural network validation.
@@ -68,7 +69,7 @@ def bounds(
 ) -> Bounds:
     """Return bounds on the evidence of each datum; their means are the `elbo` and `iwae` of `evaluate`.
 
-    A prior that depends on the datum has no bound: all values are NaN, after a warning.
+    If p(z) depends on the datum and the prior defines no marginal, all values are NaN, with a warning.
 
     The negative bound is a novelty score (C. M. Bishop, 1994) with a known trap: simple data, with few edges or many
     constant pixels, may have a higher bound than the training data although nothing like them was in training (E.
@@ -105,7 +106,8 @@ class Figures(NamedTuple):
         kl: KL divergence from the marginal prior, shape ``(N,)``; NaN if there is no bound.
         trained_kl: KL divergence from the prior used in training, shape ``(N,)``.
         iwae: importance-weighted bound, shape ``(N,)``; NaN if there is no bound.
-        inclusion: inclusion probabilities, shape ``(N, J)``; without an atom at zero, 1 where the code is not 0.
+        inclusion: inclusion probabilities, shape ``(N, J)``; for a posterior without spikes, 1 where the
+            code is not 0.
         on_by_odds: 1 where the posterior odds exceed the prior odds, shape ``(N, J)``.
         code: one draw, shape ``(N, J)``.
         centre: centre of the posterior, shape ``(N, J)``.

@@ -1,4 +1,6 @@
-r"""Importance weights :math:`p(x|z)\,p(z)/q(z|x)` of drawn codes, computed chunk by chunk for `vsc_pyro.evaluate`.
+r"""The importance-weighted (IWAE) bound of `vsc_pyro.evaluate`, computed chunk by chunk.
+
+The importance weight of a drawn code is :math:`p(x|z)\,p(z)/q(z|x)`; the bound is the logarithm of the mean weight.
 
 A chunk holds a few draws of the codes of a few data. Its largest tensor has a bounded number of elements, whatever the
 size of a datum, of the decoder's layers or of a mixture prior, and however many draws and data there are. On a CPU the

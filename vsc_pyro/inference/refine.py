@@ -1,4 +1,4 @@
-r"""`refine`: a better posterior for each datum than the encoder's, and the loss that amortisation causes.
+r"""`refine`: a better posterior for each datum than the encoder's, and the amortisation gap.
 
 An encoder computes the posterior of every datum by one function. With decoder and prior held fixed, the parameters of
 each datum's own posterior can be optimised further, without a network. The gain
@@ -6,8 +6,8 @@ each datum's own posterior can be optimised further, without a network. The gain
 .. math:: \max_q \{E_q[\log p(x|z)] - KL(q \| p)\} - \{E_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \| p)\}
 
 is the *amortisation gap* (C. Cremer, X. Li, D. Duvenaud, 2018), or the part of it that the optimiser finds. The
-remaining distance to the evidence is due to the family: its latents are independent given x, those of the true
-posterior are not. (D. Hjelm et al., 2016, and Y. Kim et al., 2018, refine posteriors during training.)
+remaining distance to the evidence is due to the family: its latents are independent given x, but those of the
+true posterior are not. (R. D. Hjelm et al., 2016, and Y. Kim et al., 2018, refine posteriors during training.)
 
 References
     C. Cremer, X. Li, D. Duvenaud (2018), Inference suboptimality in variational autoencoders.
@@ -173,8 +173,8 @@ def refine(
     """Improve the encoder's posteriors of data x, datum by datum, with decoder and prior held fixed.
 
     Parameters start at the encoder's output. Adam optimises them, with a learning rate that falls to zero along half a
-    cosine. A datum whose bound, estimated with separate draws, has not risen is reset to its start. A latent variable
-    of the prior common to all data (a learned inclusion's posterior) is held at its mean, as in `evaluate`. The model,
+    cosine. A datum whose bound, estimated with separate draws, has not risen is reset to its start. A latent that
+    the prior shares among all data (such as a learned inclusion) is fixed at its mean, as in `evaluate`. The model,
     the caller's random state and Pyro's parameter store are restored.
 
     Args:
@@ -186,7 +186,7 @@ def refine(
         num_draws: draws of each code per step, for a named objective; None for 20 if the objective draws codes.
         gate: gradient estimator of the spikes; None for the encoder's, with hard spikes. The default has a low
             temperature: it is nearly unbiased, and the draws average out its noise.
-        seed: of all draws.
+        seed: seed of all draws.
         progress: show a bar.
 
     Raises:
@@ -224,7 +224,7 @@ def refine(
             with seeded(seed, rows.device), pyro.get_param_store().scope(), torch.enable_grad():
                 _climb(VAE(free, decoder, _FixedPrior(prior)), rows, loss, steps, lr, bar)
             with torch.no_grad():
-                # Data are reset by other draws than are reported; selection by the same draws would bias the report.
+                # The draws that decide resets are not those reported: selection by the same draws would bias them.
                 before, after = (_bounds(decoder, rows, q, prior, seed + 1) for q in (encoded, free(rows)))
                 free.restart(~(after > before))
                 bounds.append(torch.stack([start, _bounds(decoder, rows, free(rows), prior, seed)], 1))

@@ -91,7 +91,7 @@ def prior_samples(
         style: `names`, `image_shape`, `ink`; see `Style`.
 
     Raises:
-        ValueError: a flat prior.
+        ValueError: a `FlatPrior`, which cannot be sampled.
     """
     data = in_memory(data)
     x = data.images[:1].to(model.reference)
@@ -108,7 +108,7 @@ def manifold(
 ) -> Figure:
     """Decoded means over the plane of a model of two latents, at evenly spaced quantiles of the prior.
 
-    The codes are at the levels 1/2n, 3/2n, ..., 1 - 1/2n of each latent (Kingma & Welling, 2014). Under a
+    The codes are at the levels 1/(2n), 3/(2n), ..., 1 - 1/(2n) of each latent (Kingma & Welling, 2014). Under a
     spike-and-slab prior both latents are on, and the levels are those of the slab.
 
     Args:

@@ -79,7 +79,7 @@ def loadings(
         values = _typical_values(model, seen)
         effects, order = _strongest(model, values, usage.order[:num], num)
         effects = effects.reshape(-1, *seen.shape[1:])
-        titles = {j: f"mean P(on) {float(usage.inclusion[j]):.2g}, z = {float(values[j]):.2f}" for j in order.tolist()}
+        titles = {j: f"mean P(on) {float(usage.inclusion[j]):.2f}, z = {float(values[j]):.2f}" for j in order.tolist()}
     drawing = drawing_of(effects, names=names, **style)
     labels = [f"latent {latent}\n{titles.get(latent, 'z = 1')}" for latent in order.tolist()]
     if drawing.kind == "picture":
@@ -156,4 +156,5 @@ def _list_features(drawing: Drawing, effects: Tensor, labels: list[str], num_fea
         axes.tick_params(labelsize=7, length=2)
         axes.locator_params(axis="x", nbins=3)
         axes.set_title(label, fontsize=8)
+    figure.supxlabel("change of a feature, in the units of the data (blue up, orange down)", fontsize=8)
     return figure

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
@@ -118,6 +119,7 @@ def training_curve(history: History) -> Figure:
     later = history.elbo[len(history) // 10 :]
     margin = 0.05 * (max(later) - min(later)) or 1.0
     axes.set_ylim(min(later) - margin, max(later) + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="training objective, nats per datum", title="Training")
     axes.grid(alpha=0.3)
     return figure

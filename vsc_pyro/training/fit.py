@@ -65,9 +65,10 @@ def fit(
 
     .. math:: \sum_i E_{q(z|x_i)}[\log p(x_i|z)] - \beta\, \mathrm{KL}(q(z|x_i) \,\|\, p(z)).
 
-    Each step maximises it on a minibatch. Data in memory move to the device once, and no step waits for the
-    device. The caller's random state and Pyro's parameter store do not change. Gradients are on even under a caller's
-    ``torch.no_grad()``. One thread trains or evaluates at a time; other threads wait.
+    Each step takes one gradient step on it with a minibatch. Data in memory move to the device once. No step waits
+    for the device, except the first one of a run and those of several processes. The caller's random state and Pyro's
+    parameter store do not change. Gradients are on even under a caller's ``torch.no_grad()``. One thread trains or
+    evaluates at a time; other threads wait.
 
     Example:
         >>> import torch
@@ -107,8 +108,8 @@ def fit(
         warmup: share of the run, in [0, 1), in which the weight of the KL divergence rises linearly from 0 to the
             model's `beta`. Latents then learn something before they cost anything. A resumed run keeps its own.
         cooldown: share of the run, in [0, 1], at the end, in which the learning rate falls linearly, epoch by epoch.
-            None for .25, for 0 with an `lr_schedule`, and for the saved share of a resumed run. A finished run that is
-            resumed for more epochs has already cooled down once; it equals one longer run only with 0.
+            .25 by default; 0 with an `lr_schedule`; the saved share in a resumed run. A finished run that is resumed
+            for more epochs has already cooled down once; it equals one longer run only with ``cooldown=0``.
         lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch.
         schedules: settings of the model that change from step to step, such as slab warm-up, temperature or beta: a
             function from the step to a number for each dotted name of a buffer, see `vsc_pyro.schedules`. The function
@@ -117,7 +118,7 @@ def fit(
     **Device and speed**
 
     Args:
-        device: ``"auto"`` for the GPU if there is one, otherwise a device of torch.
+        device: ``"auto"``: the GPU, else the CPU. Or any torch device.
         compile: True takes steps with `vsc_pyro.CompiledSVI`: the same random numbers, and losses equal up to rounding.
             ``"auto"`` compiles runs of 10,000 steps or more; shorter runs do not repay the compilation. A resumed run
             keeps its own choice. A smaller last batch is not compiled. On a GPU the whole step, with minibatch and
@@ -162,11 +163,10 @@ def fit(
     to initialise its parts. During training every batch is checked; on a GPU the support of the likelihood is checked
     at the end of the epoch. Batches are copied to a GPU from pinned memory, without waiting.
 
-    The order of a loader depends on `seed`, with or without a generator of its own, whose state is restored. So do the
-    transforms that use torch's random numbers, in the main process and in workers. A resumed run continues with the
-    next epoch. It differs from an uninterrupted run only by state that stays in the loader: random numbers of NumPy and
-    Python in the main process, ``persistent_workers``, and a sampler's random numbers outside its attribute
-    `generator`.
+    Batch order and torch-based transforms depend on `seed`, in the main process and in workers; the state of the
+    loader's own generator is restored. A resumed run continues with the next epoch. It differs from an uninterrupted
+    run only by state that stays in the loader: random numbers of NumPy and Python in the main process,
+    ``persistent_workers``, and a sampler's random numbers outside its attribute `generator`.
 
     References:
         D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
@@ -292,7 +292,7 @@ def _ended_warmup(model: VAE) -> Iterator[None]:
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
-    """Warn the caller's caller of an unfinished slab warm-up that no schedule continues."""
+    """Warn the user of an unfinished slab warm-up that no schedule continues."""
     if float(getattr(model.encoder, "slab_weight", 1.0)) != 1 and "encoder.slab_weight" not in schedules:
         warnings.warn(
             f"encoder.slab_weight is {float(model.encoder.slab_weight):g}, left by a slab warm-up that did not "
@@ -303,7 +303,7 @@ def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
 
 
 def warn_of_prior(model: VAE) -> None:
-    """Warn the caller's caller of an objective that is no bound, unless the prior declares `is_bound`."""
+    """Warn the user of an objective that is no bound, unless the prior declares `is_bound`."""
     if getattr(model.prior, "is_bound", None) is None and not model.is_bound:
         warnings.warn(
             f"the prior, {type(model.prior).__name__}, depends on the data, or returns a distribution for each datum: "
@@ -319,7 +319,7 @@ def _step(
 ) -> Callable[[Tensor], Tensor | float]:
     """Return a function that takes a step on an entry of `Batches.sources`.
 
-    A compiled step on a GPU is captured with the gathering of its minibatch.
+    On a GPU the captured step includes gathering its minibatch.
     """
 
     def minibatch(source: Tensor) -> Tensor:

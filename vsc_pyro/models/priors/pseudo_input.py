@@ -2,12 +2,12 @@ r"""The pseudo-input prior of Variational Sparse Coding: the mixture of the post
 
 .. math:: p(z) = \sum_u \pi_u\, q_\phi(z | x_u), \qquad u = 1 \dots U,
 
-with learned pseudo-inputs :math:`x_u`, the encoder :math:`q_\phi` itself, and a classifier :math:`r = C_\omega(x)` that
-assigns a datum to them. With u a latent, enumerated exactly, the objective
+with equal weights :math:`\pi_u = 1/U`, learned pseudo-inputs :math:`x_u`, the encoder :math:`q_\phi` itself, and a
+classifier :math:`r = C_\omega(x)` that assigns a datum to them. With u a latent, enumerated exactly, the objective
 
 .. math:: E_q[\log p(x|z)] - \sum_u r_u\, KL(q(z|x) \| q(z|x_u)) - KL(r \| \pi)
 
-bounds the evidence. Tonolini et al. (2020) omit the last term, which is at most log U for equal weights. Their prior is
+bounds the evidence. Tonolini et al. (2020) omit the last term, which is at most log U. Their prior is
 then chosen by looking at the datum, at no charge, and their objective is not a bound.
 
 A second term keeps codes sparse although the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # Pseudo-inputs start at least this share of the range away from its ends, where a sigmoid has a gradient.
 _MARGIN = 0.01
-# Share of the range of a loader's first data by which later data may exceed it without a warning.
+# Later data may exceed the first data's range by this share without a warning.
 _BEYOND = 0.5
 # Relative tolerance for rounding differences of a code between batches.
 _ROUNDING = 1e-3
@@ -81,9 +81,10 @@ class PseudoInputPrior(Prior):
     Raises:
         ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
             other data in the batch (batch normalisation without running statistics); pseudo-inputs that do not fit it;
-            an inclusion outside (0, 1), or without a weight, or a weight without it; a negative weight; an unknown
-            `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
+            `inclusion` outside (0, 1); only one of `inclusion` and `sparsity_weight`; a negative `sparsity_weight`; an
+            unknown `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
 
+    >>> import torch
     >>> import vsc_pyro as vsc
     >>> encoder = vsc.SpikeSlabEncoder(64, latent_dim=5)
     >>> prior = vsc.PseudoInputPrior(encoder, num_pseudo_inputs=3, pseudo_inputs=torch.rand(3, 64))
@@ -181,7 +182,7 @@ class PseudoInputPrior(Prior):
         return self.low + (self.high - self.low) * torch.sigmoid(self._unconstrained)
 
     def prepare(self, images: Tensor) -> None:
-        """Start at randomly chosen training data, shape ``(N, ...)`` (by torch's random state), in the first call.
+        """Start at random training data, shape ``(N, ...)``, drawn by torch's random state; only the first call does.
 
         Later calls warn of data outside the range of the first.
 
