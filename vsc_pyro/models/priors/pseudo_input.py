@@ -7,8 +7,8 @@ classifier :math:`r = C_\omega(x)` that assigns a datum to them. With u a latent
 
 .. math:: E_q[\log p(x|z)] - \sum_u r_u\, KL(q(z|x) \| q(z|x_u)) - KL(r \| \pi)
 
-bounds the evidence. Tonolini et al. (2020) omit the last term, which is at most log U. Their prior is
-then chosen by looking at the datum, at no charge, and their objective is not a bound.
+bounds the evidence. Tonolini et al. (2020) omit the last term, which is at most log U. Their prior is then chosen by
+looking at the datum, at no charge, and their objective is not a bound.
 
 A second term keeps codes sparse although the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
 \mathrm{Bern}(\alpha))`, where :math:`\bar\gamma` is the mean inclusion probability over latents and pseudo-inputs.
