@@ -23,7 +23,14 @@ from vsc_pyro._arguments import choice
 from vsc_pyro._seeding import trains
 from vsc_pyro.acceleration.backends import BACKENDS
 from vsc_pyro.acceleration.capture import Graph, Trial, journal_of
-from vsc_pyro.acceleration.program_state import ModuleState, Snapshot, is_fixed, kind_of, restore_attributes
+from vsc_pyro.acceleration.program_state import (
+    ModuleState,
+    Snapshot,
+    attributes_of,
+    is_fixed,
+    kind_of,
+    restore_attributes,
+)
 from vsc_pyro.acceleration.recorder import Journal, NotCapturedError, first_line, record
 from vsc_pyro.training.optimizers import OptimizerFactory
 from vsc_pyro.training.svi import SVI, distinct
@@ -127,10 +134,9 @@ class CompiledSVI(SVI):
             return None, []
         leaves = tree_leaves((args, kwargs))
         tensors = distinct(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        structure = (*_nesting(args, kwargs), *_aliases(leaves, tensors))
         try:
-            return self._find(
-                leaves, (_nesting(args, kwargs), *_aliases(leaves, tensors)), args, kwargs, tensors
-            ), tensors
+            return self._find(leaves, structure, args, kwargs, tensors), tensors
         except NotCapturedError as error:
             return self._give_up(str(error)), []
 
@@ -212,7 +218,6 @@ class CompiledSVI(SVI):
         Returns:
             None if the programs have parameters that the optimiser must first take in, by an eager step.
         """
-        self._num_captures += 1
         first = self._trial(args, kwargs, self._stepper.parameters)
         met: dict[nn.Module, dict[str, Any]] = {}
         try:
@@ -221,8 +226,8 @@ class CompiledSVI(SVI):
                 is_finite = first.is_finite()
             if self._stepper.needs_parameters and self._has_new(first):
                 first.delete_made()
-                self._num_captures -= 1
                 return None
+            self._num_captures += 1
             self._watch(met)
             return self._compiled_graph(first, is_finite, args, kwargs, tensors)
         finally:
@@ -232,6 +237,7 @@ class CompiledSVI(SVI):
     def _compiled_graph(
         self, first: Trial, is_finite: bool, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Graph:
+        """Return the graph of a step whose first trial has run; `is_finite` says whether its results were."""
         # Pyro's optimisers step the parameters that a step meets, and no others.
         pyros = self.optim is not self._stepper
         parameters = distinct(first.met.values()) if pyros else self._stepper.parameters
@@ -276,7 +282,7 @@ class CompiledSVI(SVI):
 
         def meet(module: nn.Module, _: object = None) -> None:
             if module not in met:
-                met[module] = {**vars(module), "_buffers": dict(module._buffers)}
+                met[module] = attributes_of(module)
                 journal.keep(*module.buffers(recurse=False))
 
         for module in _parts(self._roots):
@@ -307,7 +313,7 @@ class CompiledSVI(SVI):
     def _check(self, graph: Graph, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
         """Raise unless a graph in use still computes the eager step."""
         trial = self._trial(args, kwargs, graph.parameters)
-        held = {m: {**vars(m), "_buffers": dict(m._buffers)} for m in self._modules.modules}
+        held = {module: attributes_of(module) for module in self._modules.modules}
         with trial.undone([*tensors, *graph.inputs]):
             try:
                 graph.compare(tensors, trial, self._snapshot(args, kwargs), self._buffers())

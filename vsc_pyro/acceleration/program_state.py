@@ -80,6 +80,11 @@ class ModuleState:
         return [*self.modules, *self.tensors(), *others, *(p for m in self.modules for p in m._modules.values())]
 
 
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module, with a copy of the dictionary of its buffers, for `restore_attributes`."""
+    return {**vars(module), "_buffers": dict(module._buffers)}
+
+
 def restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Restore the buffers, tensors and constants among a module's attributes."""
     module._buffers.update(attributes["_buffers"])
