@@ -143,7 +143,7 @@ def test_the_first_steps_of_an_epoch_are_those_of_a_shorter_run():
     assert sorted(set(taken)) == list(range(11))
 
 
-@pytest.mark.parametrize("make", [Drawn, Jumping, lambda: list(X.split(10))])
+@pytest.mark.parametrize("make", [Drawn, Jumping, lambda: list(X.repeat(5, 1).split(50))])
 def test_an_interrupted_run_of_an_iterable_ends_in_the_same_weights(make, tmp_path):
     settings = {"steps": 101, "warmup": 0.3}
     whole = fitted(make(), **settings)
@@ -331,6 +331,24 @@ def test_nan_stops_a_run():
     model = built()
     with pytest.raises(vsc.NonFiniteLossError, match="at step 1 of epoch 17"):
         vsc.fit(model, Repeated(late(X * 1e30)), steps=40, **QUIET)
+
+
+def test_units_of_the_data_do_not_matter():
+    # Encoder and decoder take mean and scale from the first data, and the bound changes by d log a.
+    a, b = 64.0, 8.0
+    model, other = built(), built()
+    for one in (model, other):
+        one.decoder = vsc.NormalDecoder(3, 16, hidden=(), scale="data")
+    other.load_state_dict(model.state_dict())
+    histories = [
+        vsc.fit(one, [scale * batch + shift for batch in X.split(50)], steps=20, **QUIET)
+        for one, scale, shift in ((model, 1.0, 0.0), (other, a, b))
+    ]
+    first, second = (np.array(history.elbo) for history in histories)
+    np.testing.assert_allclose(first - second, 16 * np.log(a), rtol=1e-5)
+    with torch.no_grad():
+        codes, scaled = model.encoder(X).mean, other.encoder(a * X + b).mean
+    torch.testing.assert_close(codes, scaled, rtol=1e-3, atol=1e-4)
 
 
 def test_lists_of_numbers_and_arrays_are_data_in_memory():
