@@ -24,6 +24,7 @@ from vsc_pyro.evaluation.advice import NothingExplainedWarning
 from vsc_pyro.evaluation.bounds import Bounds, bounds
 from vsc_pyro.evaluation.calibration import Calibration, check_calibration
 from vsc_pyro.evaluation.codes import Codes, codes
+from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation, evaluate_dictionary
 from vsc_pyro.evaluation.evaluate import evaluate
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.probes import FactorAUROC, encode, factor_auroc, linear_probe
@@ -81,6 +82,7 @@ __all__ = [
     "Dataset",
     "DeconvTrunk",
     "DeltaEncoder",
+    "DictionaryEvaluation",
     "Evaluation",
     "ExactELBO",
     "ExactPosterior",
@@ -116,6 +118,7 @@ __all__ = [
     "elpd",
     "encode",
     "evaluate",
+    "evaluate_dictionary",
     "exact_posterior",
     "explore",
     "factor_auroc",
