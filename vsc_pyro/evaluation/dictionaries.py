@@ -51,6 +51,7 @@ DENSITY_EDGES = tuple(-6 + 0.5 * step for step in range(13))  # log10
 _NUMBERS_AT_ONCE = 2**26  # of probabilities that are ranked: 256 MB in float32
 _ROWS_AT_ONCE = 4096
 _PER_LATENT = ("density", "usage", "nearest", "cosine", "latent_f1")
+_NO_BINS = torch.empty(0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class DictionaryEvaluation:
         likely_share: their share of all pairs.
         brier_skill: 1 minus `brier` over the Brier score of the base rates.
         bin_inclusion, bin_frequency, bin_count: mean :math:`\gamma`, share of pairs with the feature present, and
-            number of pairs, in bins of equal width, shape ``(bins,)``.
+            number of pairs, in bins of equal width, shape ``(bins,)``; empty without the truth.
         nearest: own feature of each latent, shape ``(J,)``.
         cosine: absolute cosine of each latent's atom with its own feature, shape ``(J,)``.
         latent_f1: of each latent, shape ``(J,)``.
@@ -124,9 +125,9 @@ class DictionaryEvaluation:
     likely_ece: float = math.nan
     likely_share: float = math.nan
     brier_skill: float = math.nan
-    bin_inclusion: Tensor | None = None
-    bin_frequency: Tensor | None = None
-    bin_count: Tensor | None = None
+    bin_inclusion: Tensor = _NO_BINS
+    bin_frequency: Tensor = _NO_BINS
+    bin_count: Tensor = _NO_BINS
     nearest: Tensor | None = None
     cosine: Tensor | None = None
     latent_f1: Tensor | None = None

@@ -49,7 +49,7 @@ def match(atoms: Tensor, features: Tensor) -> Matching:
     """Match atoms ``(J, d)`` to directions of features ``(F, d)``, of any lengths and signs."""
     from scipy.optimize import linear_sum_assignment
 
-    cosines = (normalize(atoms) @ normalize(features).T).abs()
+    cosines = (normalize(atoms) @ normalize(features).T).abs().clamp(max=1)
     pairs = linear_sum_assignment(cosines.numpy(), maximize=True)
     cosine, nearest = cosines.max(1)
     return Matching(float(cosines[pairs].double().mean()), len(nearest.unique()) / len(atoms), nearest, cosine)
