@@ -40,7 +40,8 @@ def test_a_posterior():
     torch.testing.assert_close(coder.atoms, model.decoder.dictionary.detach())
     torch.testing.assert_close(codes.x, x.double())
     torch.testing.assert_close(codes.inclusion, expected.inclusion)
-    torch.testing.assert_close(codes.score, expected.inclusion)
+    torch.testing.assert_close(coder.score(codes), expected.inclusion)
+    torch.testing.assert_close(codes.code, expected.inclusion * expected.centre)
     for found, code in ((codes.mean, expected.inclusion * expected.centre), (codes.hard, expected.hard)):
         torch.testing.assert_close(found, (code @ coder.atoms + bias).double(), rtol=1e-4, atol=1e-5)
 
@@ -60,7 +61,8 @@ def test_an_autoencoder_in_evaluation_mode():
     coder, codes = read(model, x)
     assert not coder.is_probabilistic
     assert codes.inclusion.tolist() == [[1, 0, 1], [0, 0, 0]]
-    assert codes.score.tolist() == [[1, 0, 2], [0, 0, 0]]
+    assert codes.code.tolist() == [[1, 0, -2], [0, 0, 0]]
+    assert coder.score(codes).tolist() == [[1, 0, 2], [0, 0, 0]]
     assert codes.mean.tolist() == codes.hard.tolist() == [[1, 0, -2], [0, 0, 0]]
     assert model.training
     assert not coder.atoms.requires_grad

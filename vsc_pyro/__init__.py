@@ -55,7 +55,7 @@ from vsc_pyro.models.priors import (
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.models.vsc import VSC
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
-from vsc_pyro.pages import explore, report
+from vsc_pyro.pages import explore, feature_pages, report
 from vsc_pyro.training import parallel, schedules
 from vsc_pyro.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.training.fit import fit
@@ -122,6 +122,7 @@ __all__ = [
     "exact_posterior",
     "explore",
     "factor_auroc",
+    "feature_pages",
     "fit",
     "fit_ensemble",
     "gates",

@@ -39,7 +39,7 @@ from torch import Tensor
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation.dictionary_codes import Coder, DictionaryCodes
+from vsc_pyro.evaluation.dictionary_codes import Coder
 from vsc_pyro.evaluation.figures import line, plain
 from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking
 from vsc_pyro.evaluation.reconstruction import Reconstruction
@@ -295,7 +295,7 @@ def _measure(coder: Coder, data: Dataset, truth: _Truth | None) -> dict[str, Any
         by_mean.add(codes.x, codes.mean)
         by_hard.add(codes.x, codes.hard)
         if truth is not None:
-            truth.add(rows, codes, is_on)
+            truth.add(rows, codes.inclusion, is_on, coder.score(codes))
     density = on / len(data)
     log_density = density[on > 0].log10()
     found = {
@@ -323,13 +323,13 @@ class _Truth:
         self._chunks = torch.arange(len(self._nearest)).split(latents)
         self._kept: list[Tensor] = []
 
-    def add(self, rows: slice, codes: DictionaryCodes, is_on: Tensor) -> None:
-        inclusion, present = codes.inclusion, self._presence[rows][:, self._nearest]
+    def add(self, rows: slice, inclusion: Tensor, is_on: Tensor, score: Tensor) -> None:
+        present = self._presence[rows][:, self._nearest]
         likely = inclusion > LIKELY
         self._detection.add(is_on, present)
         self._all.add(inclusion, present)
         self._likely.add(inclusion[likely], present[likely])
-        self._kept.append(codes.score[:, self._chunks[0]])
+        self._kept.append(score[:, self._chunks[0]])
 
     def figures(self, coder: Coder) -> dict[str, Any]:
         precision, recall, f1 = self._detection.scores()
@@ -359,7 +359,7 @@ class _Truth:
     def _rank(self, coder: Coder) -> tuple[Tensor, Tensor]:
         found, kept = [], self._kept
         for chunk in self._chunks:
-            kept = kept or [codes.score[:, chunk] for _, codes in coder.batches()]
+            kept = kept or [coder.score(codes)[:, chunk] for _, codes in coder.batches()]
             found.append(ranking(torch.cat(kept), self._presence[:, self._nearest[chunk]]))
             kept = []
         areas, precisions = (torch.cat(parts) for parts in zip(*found, strict=True))

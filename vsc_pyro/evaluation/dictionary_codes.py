@@ -26,14 +26,13 @@ class DictionaryCodes(NamedTuple):
     Attributes:
         x: the data, flat, shape ``(B, d)``, float64.
         inclusion: probability that each latent is on, shape ``(B, J)``; of a deterministic code 0 or 1.
-        score: number that ranks data by how much they have of a latent, shape ``(B, J)``: the inclusion probability, or
-            the absolute value of a deterministic code.
+        code: posterior-mean code, or the deterministic code, shape ``(B, J)``.
         mean, hard: reconstructions from the posterior-mean code and from the hard code, shape ``(B, d)``, float64.
     """
 
     x: Tensor
     inclusion: Tensor
-    score: Tensor
+    code: Tensor
     mean: Tensor
     hard: Tensor
 
@@ -87,14 +86,18 @@ class Coder:
         first = 0
         with self._evaluating():
             for x in drawn_batches(self._data, rows, generator):
-                inclusion, score, mean, hard = self._code(x.to(self._like))
+                inclusion, code, mean, hard = self._code(x.to(self._like))
                 check_figure("inclusion probability", inclusion, first)
                 check_figure("reconstruction", mean, first)
                 yield (
                     slice(first, first + len(x)),
-                    DictionaryCodes(_flat(x), inclusion.cpu(), score.cpu(), _flat(mean), _flat(hard)),
+                    DictionaryCodes(_flat(x), inclusion.cpu(), code.cpu(), _flat(mean), _flat(hard)),
                 )
                 first += len(x)
+
+    def score(self, codes: DictionaryCodes) -> Tensor:
+        """Return what ranks data by how much they have of a latent: inclusion, or size of a deterministic code."""
+        return codes.inclusion if self.is_probabilistic else codes.code.abs()
 
     @property
     def device(self) -> torch.device:
@@ -118,12 +121,12 @@ class Coder:
         else:
             inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
-        return inclusion.flatten(1), inclusion.flatten(1), decoded, hard_decoded
+        return inclusion.flatten(1), mean.flatten(1), decoded, hard_decoded
 
     def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = self._model.encode(x.flatten(1))
         decoded = self._model.decode(code)
-        return (code != 0).to(code), code.abs(), decoded, decoded
+        return (code != 0).to(code), code, decoded, decoded
 
 
 def _dictionary(model: VAE) -> Tensor:
