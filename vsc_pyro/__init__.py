@@ -24,6 +24,7 @@ from vsc_pyro.evaluation.advice import NothingExplainedWarning
 from vsc_pyro.evaluation.bounds import Bounds, bounds
 from vsc_pyro.evaluation.calibration import Calibration, check_calibration
 from vsc_pyro.evaluation.codes import Codes, codes
+from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation, evaluate_dictionary
 from vsc_pyro.evaluation.evaluate import evaluate
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.probes import FactorAUROC, encode, factor_auroc, linear_probe
@@ -54,7 +55,7 @@ from vsc_pyro.models.priors import (
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.models.vsc import VSC
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
-from vsc_pyro.pages import explore, report
+from vsc_pyro.pages import explore, feature_pages, report
 from vsc_pyro.training import parallel, schedules
 from vsc_pyro.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.training.fit import fit
@@ -81,6 +82,7 @@ __all__ = [
     "Dataset",
     "DeconvTrunk",
     "DeltaEncoder",
+    "DictionaryEvaluation",
     "Evaluation",
     "ExactELBO",
     "ExactPosterior",
@@ -117,9 +119,11 @@ __all__ = [
     "elpd",
     "encode",
     "evaluate",
+    "evaluate_dictionary",
     "exact_posterior",
     "explore",
     "factor_auroc",
+    "feature_pages",
     "fit",
     "fit_ensemble",
     "gates",

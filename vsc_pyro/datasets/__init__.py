@@ -23,6 +23,7 @@ from vsc_pyro._files import expanded
 from vsc_pyro.datasets.bundled import digits, patches
 from vsc_pyro.datasets.dataset import BINARIZATIONS, Dataset, Factors, Split, as_dataset, check_binarize
 from vsc_pyro.datasets.faces import render_smiley, smiley
+from vsc_pyro.datasets.features import FeatureWorld, Magnitudes, features
 from vsc_pyro.datasets.shards import Shards, shards
 from vsc_pyro.datasets.synthetic import linear_5x5, linear_5x5_dictionary, template_images, templates
 from vsc_pyro.datasets.torchvision_sets import (
@@ -40,6 +41,8 @@ __all__ = [
     "DOWNLOAD_TIMEOUT",
     "Dataset",
     "Factors",
+    "FeatureWorld",
+    "Magnitudes",
     "Shards",
     "Split",
     "as_dataset",
@@ -48,6 +51,7 @@ __all__ = [
     "default_root",
     "digits",
     "fashion_mnist",
+    "features",
     "linear_5x5",
     "linear_5x5_dictionary",
     "load",

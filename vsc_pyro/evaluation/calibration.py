@@ -35,6 +35,7 @@ from vsc_pyro._seeding import seeded
 from vsc_pyro.distributions import inclusion_logits, is_point, is_proper
 from vsc_pyro.evaluation.figures import plain
 from vsc_pyro.evaluation.probes import auroc
+from vsc_pyro.evaluation.reliability import Reliability
 from vsc_pyro.models.data_checks import check_figure
 from vsc_pyro.models.vae import VAE
 
@@ -184,20 +185,10 @@ def _inclusion_scores(inclusion: Tensor, on: Tensor, bins: int) -> dict[str, Any
         scores = dict.fromkeys(("brier", "ece", "auroc"), math.nan)
         empty = dict.fromkeys(("bin_inclusion", "bin_frequency"), torch.full((bins,), torch.nan, dtype=torch.float64))
         return {**scores, **empty, "bin_count": torch.zeros(bins, dtype=torch.long)}
-    index = (inclusion * bins).long().clamp(max=bins - 1)
-    counts, predicted, observed = (
-        torch.zeros(bins, dtype=torch.float64).index_add_(0, index, value)
-        for value in (torch.ones_like(on), inclusion, on)
-    )
+    reliability = Reliability(bins)
+    reliability.add(inclusion, on)
     area = auroc(inclusion.unsqueeze(1), on.unsqueeze(1).numpy()).item() if 0 < on.mean() < 1 else math.nan
-    return {
-        "brier": float((inclusion - on).square().mean()),
-        "ece": float((predicted - observed).abs().sum() / len(on)),
-        "auroc": area,
-        "bin_inclusion": predicted / counts,
-        "bin_frequency": observed / counts,
-        "bin_count": counts.long(),
-    }
+    return {"brier": reliability.brier, "ece": reliability.ece, "auroc": area, **reliability.bins()}
 
 
 def _rank_test(ranks: Tensor, num_draws: int, bins: int) -> dict[str, Any]:

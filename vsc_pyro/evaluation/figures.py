@@ -99,10 +99,10 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{self.num_data} data, binarisation: {self.binarize or 'none'}"]
-        lines += [_line(*row) for row in self._works()]
-        lines += ["bounds, in nats:", *(_line(f"  {name}", *rest) for name, *rest in self._bounds())]
-        lines += ["other counts:", *(_line(f"  {name}", *rest) for name, *rest in self._counts())]
-        lines += [f"advice: {line}" for line in self.advice]
+        lines += [line(*row) for row in self._works()]
+        lines += ["bounds, in nats:", *(line(f"  {name}", *rest) for name, *rest in self._bounds())]
+        lines += ["other counts:", *(line(f"  {name}", *rest) for name, *rest in self._counts())]
+        lines += [f"advice: {advice}" for advice in self.advice]
         return "\n".join([*lines, "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"])
 
     def _works(self) -> list[_Row]:
@@ -162,5 +162,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _line(name: str, value: str, note: str) -> str:
+def line(name: str, value: str, note: str) -> str:
+    """Return a line of a printed table."""
     return f"{name:<22}{value:>10}  {note}".rstrip()

@@ -1,0 +1,157 @@
+r"""Which features are on together: the structures of `vsc_pyro.datasets.features`, each with known firing rates.
+
+Rates follow a power law of the rank r, :math:`p_r = \min(c\, r^{-e}, p_{max})`, with c such that the expected number of
+features that are on is as asked for.
+
+* ``"independent"``: each feature is on with its rate.
+* ``"correlated"``: a Gaussian copula of low rank. Feature f is on if :math:`w_f^\top u + \sqrt{1 - |w_f|^2}\, e_f`, a
+  standard normal, is below the normal's quantile of :math:`p_f`. The factors u (8 of them) are shared by all features
+  of a datum, the loadings :math:`w_f` have random directions and :math:`|w_f|^2 = 1/2`.
+* ``"hierarchical"``: a forest of trees of three levels. A feature has up to four children. A child is on only with its
+  parent, and at most one child of a parent is on. If a parent with children is on, one of them is on with probability
+  0.8, and it is the r-th with a probability proportional to :math:`r^{-e}`. Roots are independent of one another, and
+  their rates follow the power law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+NUM_FACTORS, SHARED = 8, 0.5
+NUM_CHILDREN, NUM_LEVELS, ANY_CHILD = 4, 3, 0.8
+
+
+class Structure(Protocol):
+    """Presence of features: `rates` and `parent`, shape ``(F,)`` (-1 for none), and a function that draws."""
+
+    rates: np.ndarray
+    parent: np.ndarray
+
+    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
+        """Return presence, bool, shape ``(number, F)``."""
+        ...
+
+
+class Independent:
+    """Features that know nothing of one another."""
+
+    def __init__(self, num: int, expected: float, exponent: float, most: float, random: np.random.Generator) -> None:
+        self.rates = power_law(np.ones(num), expected, exponent, most)
+        self.parent = np.full(num, -1)
+        self._thresholds = self.rates.astype(np.float32)
+
+    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
+        return random.random((number, len(self.rates)), dtype=np.float32) < self._thresholds
+
+
+class Correlated:
+    """Features that share a few normal factors.
+
+    Attributes:
+        loadings: of the features on the factors, shape ``(F, 8)``; the normals of two features have the correlation
+            ``loadings[f] @ loadings[g]``.
+    """
+
+    def __init__(self, num: int, expected: float, exponent: float, most: float, random: np.random.Generator) -> None:
+        from scipy.special import ndtri
+
+        self.rates = power_law(np.ones(num), expected, exponent, most)
+        self.parent = np.full(num, -1)
+        directions = random.standard_normal((num, NUM_FACTORS))
+        self.loadings = SHARED**0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        self._quantiles = ndtri(self.rates).astype(np.float32)
+
+    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
+        normal = random.standard_normal((number, len(self.rates)), dtype=np.float32)
+        normal *= (1 - SHARED) ** 0.5
+        factors = random.standard_normal((number, NUM_FACTORS), dtype=np.float32)
+        normal += factors @ self.loadings.astype(np.float32).T
+        return normal < self._quantiles
+
+
+class Hierarchical:
+    """Features in trees, numbered level by level: first all roots, then their children, then the children of these."""
+
+    def __init__(self, num: int, expected: float, exponent: float, most: float, random: np.random.Generator) -> None:
+        self.parent, self._levels = _forest(num)
+        self._low, self._high = _intervals(self.parent, exponent)
+        given_parent = self._high - self._low
+        # Features that are expected to be on in the tree below each feature, itself included, if it is on.
+        size = np.ones(num)
+        for feature in range(num - 1, -1, -1):
+            if self.parent[feature] >= 0:
+                size[self.parent[feature]] += given_parent[feature] * size[feature]
+        roots = self._levels[0]
+        self.rates = np.empty(num)
+        self.rates[roots] = power_law(size[roots], expected, exponent, most)
+        for level in self._levels[1:]:
+            self.rates[level] = self.rates[self.parent[level]] * given_parent[level]
+        self._thresholds = self.rates[roots].astype(np.float32)
+
+    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
+        on = np.empty((number, len(self.rates)), dtype=bool)
+        roots, *below = self._levels
+        on[:, roots] = random.random((number, len(self._thresholds)), dtype=np.float32) < self._thresholds
+        for level in below:
+            parent = self.parent[level]
+            first = parent[0]
+            # One number for each parent makes its children exclude one another.
+            chosen = random.random((number, parent[-1] - first + 1), dtype=np.float32)[:, parent - first]
+            within = (chosen >= self._low[level]) & (chosen < self._high[level])
+            on[:, level] = on[:, parent] & within
+        return on
+
+
+def power_law(weights: np.ndarray, expected: float, exponent: float, most: float) -> np.ndarray:
+    """Return rates :math:`min(c r^{-e}, most)` of ranks 1, 2, ..., whose weighted sum is `expected`.
+
+    Raises:
+        ValueError: more features are to be on than rates of at most `most` allow.
+    """
+    limit = most * weights.sum()
+    if expected > limit:
+        raise ValueError(
+            f"expected_active={expected:g} is more than the {limit:.4g} features that are on at rates of at most "
+            f"max_rate={most:g}; take a smaller expected_active or more features"
+        )
+    shape = np.arange(1, len(weights) + 1) ** -float(exponent)
+    # The first k rates are at the maximum; k is the least number that leaves the others below it.
+    for at_most in range(len(weights)):
+        rest = weights[at_most:] @ shape[at_most:]
+        factor = (expected - most * weights[:at_most].sum()) / rest
+        if factor * shape[at_most] <= most:
+            break
+    return np.minimum(factor * shape, most)
+
+
+def _forest(num: int) -> tuple[np.ndarray, list[slice]]:
+    """Return the parent of each feature, and the levels; a last level that is not full has parents with fewer."""
+    num_roots = -(-num // sum(NUM_CHILDREN**level for level in range(NUM_LEVELS)))
+    parent, levels = np.full(num, -1), [slice(0, num_roots)]
+    while (start := levels[-1].stop) < num:
+        above = levels[-1]
+        size = min(num - start, NUM_CHILDREN * (above.stop - above.start))
+        parent[start : start + size] = above.start + np.arange(size) // NUM_CHILDREN
+        levels.append(slice(start, start + size))
+    return parent, levels
+
+
+def _intervals(parent: np.ndarray, exponent: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the part of [0, 1) that stands for each child of a parent; roots have none."""
+    low, high = np.zeros(len(parent), dtype=np.float32), np.zeros(len(parent), dtype=np.float32)
+    for above in np.unique(parent[parent >= 0]):
+        children = np.flatnonzero(parent == above)
+        shares = np.arange(1, len(children) + 1) ** -float(exponent)
+        high[children] = ends = (ANY_CHILD * shares.cumsum() / shares.sum()).astype(np.float32)
+        low[children] = np.append(np.float32(0), ends[:-1])
+    return low, high
+
+
+STRUCTURES: dict[str, Callable[[int, float, float, float, np.random.Generator], Structure]] = {
+    "independent": Independent,
+    "correlated": Correlated,
+    "hierarchical": Hierarchical,
+}

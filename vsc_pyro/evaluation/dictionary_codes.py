@@ -1,0 +1,143 @@
+"""Codes of data in a dictionary, whatever kind of model holds it, as `vsc_pyro.evaluate_dictionary` reads them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions import centre, hard_code, inclusion_of
+from vsc_pyro.evaluation.codes import drawn_batches
+from vsc_pyro.models.data_checks import check_figure
+from vsc_pyro.models.modes import in_mode
+from vsc_pyro.models.vae import VAE
+
+_NUMBERS_AT_ONCE = 2**21
+_ROWS_AT_ONCE = 1024
+
+
+class DictionaryCodes(NamedTuple):
+    """Codes of B data in J latents, on the CPU.
+
+    Attributes:
+        x: the data, flat, shape ``(B, d)``, float64.
+        inclusion: probability that each latent is on, shape ``(B, J)``; of a deterministic code 0 or 1.
+        code: posterior-mean code, or the deterministic code, shape ``(B, J)``.
+        mean, hard: reconstructions from the posterior-mean code and from the hard code, shape ``(B, d)``, float64.
+    """
+
+    x: Tensor
+    inclusion: Tensor
+    code: Tensor
+    mean: Tensor
+    hard: Tensor
+
+
+class Coder:
+    """Codes and reconstructions of a `VAE`, or of an object with `encode`, `decode` and `W_dec`.
+
+    Args:
+        model: the model.
+        data: data in memory.
+        posterior: function from data to their posterior, as in `vsc_pyro.check_calibration`; None for the encoder.
+        seed: of dynamic binarisation.
+
+    Attributes:
+        atoms: shape ``(J, d)``, float32, on the CPU.
+        is_probabilistic: False if inclusion probabilities are 0 or 1 by construction.
+
+    Raises:
+        ValueError: a model without a dictionary, or data of another shape.
+    """
+
+    atoms: Tensor
+
+    def __init__(self, model: Any, data: Dataset, posterior: Callable[[Tensor], Any] | None, seed: int) -> None:
+        self._model, self._data, self._posterior, self._seed = model, data, posterior, seed
+        size = data.images[0].numel()
+        self.is_probabilistic = isinstance(model, VAE)
+        if self.is_probabilistic:
+            model.check_data(data.images)
+            self._code, self._like, atoms = self._posterior_code, model.reference, _dictionary(model)
+        elif hasattr(model, "W_dec"):
+            self._code, self._like, atoms = self._deterministic_code, model.W_dec, model.W_dec
+        else:
+            raise ValueError(
+                f"model must be a VAE with a linear decoder or an object with encode, decode and W_dec, got "
+                f"{type(model).__name__}"
+            )
+        if posterior is not None and not self.is_probabilistic:
+            raise ValueError("posterior is for a VAE; a model with W_dec has codes of its own, so omit it")
+        if atoms.ndim != 2 or atoms.shape[1] != size:
+            raise ValueError(
+                f"the model has a dictionary of shape {tuple(atoms.shape)}, and a datum has {size} values; the "
+                "dictionary must have one row of that many values for each latent"
+            )
+        self.atoms = atoms.detach().float().cpu()
+
+    def batches(self) -> Iterator[tuple[slice, DictionaryCodes]]:
+        """Yield rows of the data and their codes, in order, the same in every call."""
+        rows = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(self.atoms.shape)))
+        generator = torch.Generator(self._data.images.device).manual_seed(self._seed)
+        first = 0
+        with self._evaluating():
+            for x in drawn_batches(self._data, rows, generator):
+                inclusion, code, mean, hard = self._code(x.to(self._like))
+                check_figure("inclusion probability", inclusion, first)
+                check_figure("reconstruction", mean, first)
+                yield (
+                    slice(first, first + len(x)),
+                    DictionaryCodes(_flat(x), inclusion.cpu(), code.cpu(), _flat(mean), _flat(hard)),
+                )
+                first += len(x)
+
+    def score(self, codes: DictionaryCodes) -> Tensor:
+        """Return what ranks data by how much they have of a latent: inclusion, or size of a deterministic code."""
+        return codes.inclusion if self.is_probabilistic else codes.code.abs()
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if self.is_probabilistic:
+                stack.enter_context(self._model.evaluating())
+            elif isinstance(self._model, nn.Module):
+                stack.enter_context(in_mode(self._model, False))
+            stack.enter_context(torch.no_grad())
+            yield
+
+    def _posterior_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        posterior = (self._posterior or self._model.encoder)(x)
+        if hasattr(posterior, "inclusion"):
+            inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
+            hard = torch.where(inclusion > 0.5, mean / inclusion, 0)
+        else:
+            inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
+        decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
+        return inclusion.flatten(1), mean.flatten(1), decoded, hard_decoded
+
+    def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        code = self._model.encode(x.flatten(1))
+        decoded = self._model.decode(code)
+        return (code != 0).to(code), code, decoded, decoded
+
+
+def _dictionary(model: VAE) -> Tensor:
+    atoms = getattr(model.decoder, "dictionary", None)
+    if atoms is None:
+        raise ValueError(
+            f"the decoder, {type(model.decoder).__name__}, has no attribute dictionary; take a linear one, such as "
+            "NormalDecoder(..., hidden=())"
+        )
+    return atoms.flatten(1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.flatten(1).double().cpu()
