@@ -31,12 +31,13 @@ from vsc_pyro.inference.impute import Imputation, impute
 from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior
 from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.inference.refine import Refinement, refine
-from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
+from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, DictionaryDecoder, NormalDecoder
 from vsc_pyro.models.encoders import (
     CauchyEncoder,
     DeltaEncoder,
     LaplaceEncoder,
     NormalEncoder,
+    RefinedEncoder,
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
@@ -51,6 +52,7 @@ from vsc_pyro.models.priors import (
     PseudoInputPrior,
     SpikeSlabPrior,
 )
+from vsc_pyro.models.sparse_dictionary import SparseDictionary
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.models.vsc import VSC
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
@@ -81,6 +83,7 @@ __all__ = [
     "Dataset",
     "DeconvTrunk",
     "DeltaEncoder",
+    "DictionaryDecoder",
     "Evaluation",
     "ExactELBO",
     "ExactPosterior",
@@ -102,7 +105,9 @@ __all__ = [
     "Prior",
     "PseudoInputPrior",
     "Ramp",
+    "RefinedEncoder",
     "Refinement",
+    "SparseDictionary",
     "SpikeSlab",
     "SpikeSlabEncoder",
     "SpikeSlabPrior",
