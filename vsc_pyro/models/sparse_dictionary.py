@@ -77,7 +77,7 @@ class SparseDictionary(VAE):
         expected_active: float = 5.0,
         slab: str = "normal",
         hidden: int | Sequence[int] = (),
-        scale: str = "amortised",
+        scale: str = "per-latent",
         refine_steps: int = 0,
         gate: str | Gate = "concrete",
         beta: float = 1.0,
@@ -115,6 +115,7 @@ class SparseDictionary(VAE):
         encoder, layer = self.encoder, self.encoder.own_layer
         if len(encoder.network) > 2 or not layer.weight.requires_grad:
             return
+        encoder.input_scale.copy_(self.decoder.unit)
         atoms = self.decoder.dictionary.flatten(1)
         heads = layer.weight.unflatten(0, (encoder.num_heads, -1))
         biases = layer.bias.unflatten(0, (encoder.num_heads, -1))

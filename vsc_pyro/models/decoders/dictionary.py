@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vsc_pyro._arguments import positive_float
@@ -16,6 +16,10 @@ from vsc_pyro.models.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+# The noise may fall to this fraction of its start.
+_RANGE = 40
 
 
 class DictionaryDecoder(NormalDecoder):
@@ -33,7 +37,10 @@ class DictionaryDecoder(NormalDecoder):
         output_shape: shape of one datum, or its number of pixels D.
         atom_norm: c, the Euclidean norm of every atom in units of s. Data that are the sum of L active features have
             :math:`c = \sqrt{D / L}` if codes are about 1.
-        scale, variance, min_scale: noise :math:`\sigma`, see `NormalDecoder`; it is learned by default.
+        scale: the noise :math:`\sigma` to start from, in units of the data; ``"data"`` for 0.4 s. Training learns the
+            logarithm of :math:`\sigma^2 - m^2` with the floor m = :math:`\sigma / 40` of the start, so that the noise
+            changes by at most a factor of 1 + the learning rate in a step of Adam: while the atoms are still random, a
+            noise that follows their errors would switch off most features.
 
     Shapes:
         z ``(*, J)``; the distribution is a `vsc_pyro.distributions.LinearNormal` with `batch_shape` ``(*)`` and
@@ -55,13 +62,20 @@ class DictionaryDecoder(NormalDecoder):
         output_shape: int | Sequence[int],
         atom_norm: float = 1.0,
         scale: float | Literal["data"] = "data",
-        variance: str = "shared",
-        min_scale: float | None = None,
     ) -> None:
-        super().__init__(latent_dim, output_shape, (), scale=scale, variance=variance, min_scale=min_scale)
+        super().__init__(latent_dim, output_shape, (), scale=scale, variance="fixed")
+        self.variance = "shared"
+        self.register_buffer("min_scale", self.initial_scale / _RANGE)
+        self.log_amplitude = nn.Parameter(torch.zeros(()))
         self.atom_norm = positive_float("atom_norm", atom_norm)
         with torch.no_grad():
             self.own_layer.weight.copy_(normalize(self.own_layer.weight, dim=0))
+
+    @property
+    def scale(self) -> Tensor:
+        r"""Standard deviation :math:`\sigma` of the pixels given z, shape ``()``."""
+        floor = self.min_scale.square()
+        return self._in_units((floor + (self.initial_scale.square() - floor) * (2 * self.log_amplitude).exp()).sqrt())
 
     @property
     def dictionary(self) -> Tensor:
