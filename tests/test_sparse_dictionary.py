@@ -1,0 +1,147 @@
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+
+import vsc_pyro as vsc
+from vsc_pyro.distributions import slab_of
+
+VARIANTS = [{}, {"scale": "per-latent"}, {"refine_steps": 2}, {"hidden": (16,)}]
+
+
+def sparse_data(num=2000, dim=16, features=24, active=2.0, seed=0):
+    """Data of a true dictionary of unit atoms, and what they are made of."""
+    generator = torch.Generator().manual_seed(seed)
+    atoms = torch.nn.functional.normalize(torch.randn(features, dim, generator=generator), dim=1)
+    on = torch.rand(num, features, generator=generator) < active / features
+    values = on * (1 + 0.2 * torch.randn(num, features, generator=generator))
+    return 5 + 3 * (values @ atoms + 0.05 * torch.randn(num, dim, generator=generator)), atoms, on
+
+
+def build(num_features=24, dim=16, **options):
+    torch.manual_seed(0)
+    return vsc.SparseDictionary(dim, num_features, **({"expected_active": 2.0} | options))
+
+
+def fitted(**options):
+    model, (x, *_) = build(**options), sparse_data(600)
+    vsc.fit(model, x, epochs=2, batch_size=100, progress=False, device="cpu")
+    return model, x
+
+
+@pytest.mark.parametrize("scale", ["amortised", "per-latent"])
+@pytest.mark.parametrize("units", [(1.0, 0.0), (300.0, -40.0)])
+def test_it_starts_at_the_transpose_in_units_of_the_data(scale, units):
+    x = units[0] * sparse_data()[0] + units[1]
+    model = build(scale=scale)
+    model.prepare(x)
+    variance = (x - x.mean(0)).square().sum(1).mean()
+    atoms = model.decoder.dictionary
+    torch.testing.assert_close(atoms.norm(dim=1), (variance / 2).sqrt().expand(24), rtol=1e-4, atol=0)
+    torch.testing.assert_close(model.decoder(torch.zeros(1, 24)).mean[0], x.mean(0))
+    q = model.encoder(x).base_dist
+    projections = (x - x.mean(0)) @ atoms.T / (variance / 2)
+    torch.testing.assert_close(q.slab.mean, projections, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(q.logits, math.log(2 / 22) + 3 * projections, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(q.slab.scale, torch.full_like(projections, 0.3), rtol=1e-3, atol=0)
+    slab = slab_of(model.prior(x))
+    assert (slab.loc == 1).all() and slab.scale.allclose(torch.tensor(0.5))
+
+
+def test_a_hidden_layer_starts_at_random_with_the_inclusion_of_the_prior():
+    model, (x, *_) = build(hidden=(16,)), sparse_data()
+    model.prepare(x)
+    assert len(model.encoder.network) == 4
+    assert model.encoder(x).base_dist.probs.mean() == pytest.approx(2 / 24, rel=0.3)
+
+
+def test_a_second_prepare_and_a_loaded_model_stay_unchanged(tmp_path):
+    model, x = fitted()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.prepare(10 * x)
+    vsc.save_checkpoint(model, tmp_path / "sae.pt")
+    other = build()
+    vsc.load_weights(other, tmp_path / "sae.pt")
+    other.prepare(10 * x)
+    for name, value in weights.items():
+        assert torch.equal(model.state_dict()[name], value) and torch.equal(other.state_dict()[name], value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", VARIANTS[:3])
+def test_it_finds_the_features_of_data(options):
+    x, atoms, on = sparse_data(20_000)
+    model = build(**options)
+    vsc.fit(model, x, epochs=30, progress=False, device="cpu")
+    cosines = torch.nn.functional.normalize(model.decoder.dictionary, dim=1) @ atoms.T
+    best = cosines.max(0)
+    assert best.values.median() > 0.95  # signed: slabs start above 0
+    present = model.encoder(x).base_dist.probs[:, best.indices] > 0.5
+    assert (present == on).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_compiled_and_bfloat16_steps(options):
+    x = sparse_data(600)[0]
+    histories = {}
+    for name, setting in {
+        "eager": {},
+        "compiled": {"compile": True},
+        "bfloat16": {"precision": "bfloat16"},
+    }.items():
+        model = build(**options)
+        histories[name] = vsc.fit(model, x, epochs=2, batch_size=100, progress=False, device="cpu", **setting).elbo
+    assert histories["compiled"] == pytest.approx(histories["eager"], rel=1e-3)
+    assert histories["bfloat16"] == pytest.approx(histories["eager"], rel=0.05)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_it_goes_through_everything_that_takes_a_model(options, tmp_path):
+    model, x = fitted(**options)
+    assert math.isfinite(vsc.evaluate(model, x[:50], iwae_draws=5).elbo)
+    refinement = vsc.refine(model, x[:5], steps=5, objective="exact")
+    assert (refinement.gain >= 0).all()
+    assert vsc.to_arviz(model, x[:5], num_samples=10).posterior["z"].shape[-1] == 24
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_bare_pyro_trains_every_parameter_once(options):
+    model, x = build(**options), sparse_data(100)[0]
+    model.prepare(x)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pyro.get_param_store().scope() as store:
+        svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        svi.step(x)
+        assert set(store) == {f"{model.store_name}$$${name}" for name in before}
+    for name, value in model.named_parameters():
+        assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("options", VARIANTS[:3])
+def test_a_run_is_resumed_exactly(options, tmp_path):
+    x = sparse_data(600)[0]
+    settings = {"batch_size": 100, "progress": False, "device": "cpu", "checkpoint": tmp_path / "run.pt"}
+    whole = build(**options)
+    vsc.fit(whole, x, epochs=2, cooldown=0, **settings | {"checkpoint": None})
+    for epochs in (1, 2):
+        part = build(**options)
+        vsc.fit(part, x, epochs=epochs, cooldown=0, resume=True, warmup=0.0, **settings)
+
+
+def test_defaults_of_training_are_its_own():
+    model, (x, *_) = build(), sparse_data(3000)
+    history = vsc.fit(model, x, epochs=10, progress=False, device="cpu")
+    assert history.warmup_steps == int(0.2 * 10 * 3)  # batches of 1,024
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="expected_active must be"):
+        vsc.SparseDictionary(16, 24, expected_active=0)
+    with pytest.raises(ValueError, match="num_features must be"):
+        vsc.SparseDictionary(16, 0)
+    with pytest.raises(ValueError, match="unknown scale 'shared'"):
+        build(scale="shared")
+    with pytest.raises(ValueError, match=r"refine_steps=2 are updates for beta=1, got beta=2"):
+        build(refine_steps=2, beta=2.0)
