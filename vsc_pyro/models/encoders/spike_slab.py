@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,7 @@ class SpikeSlabEncoder(SparseEncoder):
     """
 
     slab_weight: Tensor
+    outputs_per_latent: ClassVar[int] = 3
 
     get_gate = staticmethod(get_gate)
 
@@ -125,7 +126,7 @@ class SpikeSlabEncoder(SparseEncoder):
         slab: str = "normal",
         trunk: nn.Module | None = None,
     ) -> None:
-        super().__init__(input_shape, latent_dim, 3, hidden, activation, trunk)
+        super().__init__(input_shape, latent_dim, self.outputs_per_latent, hidden, activation, trunk)
         self.gate = copy.deepcopy(self.get_gate(gate))  # schedules of this model must not move another one's gate
         self.slab = slab
         self._family: Any = get_slab(slab)
