@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import centre, hard_code, inclusion_of
+from vsc_pyro.sae.export import ENCODERS
 
 safetensors_torch = pytest.importorskip(
     "safetensors.torch", reason="needs the package safetensors: pip install 'vsc-pyro[sae]'"
@@ -293,6 +294,20 @@ def test_models_that_are_no_sparse_autoencoders(name, tmp_path):
     assert not (tmp_path / "sae").exists()
 
 
+class Bound(vsc.SpikeSlabEncoder):
+    """An encoder that is built from another part of the model."""
+
+    def __init__(self, input_shape, latent_dim, *, decoder):
+        super().__init__(input_shape, latent_dim)
+
+
+def test_an_encoder_that_a_file_cannot_hold(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "Bound", Bound)
+    with pytest.raises(ValueError, match=r"cannot hold all arguments of Bound .*'decoder'.*; train a JumpReLUEncoder"):
+        vsc.sae.export(built(Bound(D, J, decoder=None)), tmp_path / "sae")
+    assert not (tmp_path / "sae").exists()
+
+
 def test_without_safetensors(tmp_path, monkeypatch):
     model = built(vsc.JumpReLUEncoder(D, J))
     vsc.sae.export(model, tmp_path / "whole")
@@ -570,4 +585,3 @@ def test_sae_lens_measures_our_figures(lens, tmp_path):
         for name in ("precision", "recall", "accuracy"):
             assert getattr(theirs.classification, name) == pytest.approx(getattr(found, name), rel=1e-4)
         assert theirs.classification.f1_score == pytest.approx(found.f1, rel=1e-4)
-    print(theirs)

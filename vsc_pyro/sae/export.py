@@ -67,6 +67,7 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
         ('jumprelu', torch.Size([5, 4]))
     """
     encoder = _checked_encoder(model)
+    arguments = _arguments(encoder)
     atoms, b_dec = _linear_map(model, encoder.latent_dim)
     safetensors_torch()
     folder = expanded(directory, "directory")
@@ -77,7 +78,7 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
     write_tensors(folder / WEIGHTS, {name: weight.to(dtype) for name, weight in weights.items()})
     state = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     write_tensors(folder / POSTERIOR, {**state, "norms": norms.to(dtype)})
-    write_cfg(folder / CFG, _cfg(encoder, architecture, dtype, len(b_dec)))
+    write_cfg(folder / CFG, _cfg(encoder, arguments, architecture, dtype, len(b_dec)))
 
 
 def _folded(encoder: Encoder, atoms: Tensor, norms: Tensor, b_dec: Tensor) -> tuple[str, dict[str, Tensor]]:
@@ -142,10 +143,9 @@ def _first_order(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return head(x)[0], (head(x + steps) - head(x - steps)) / (2 * step)
 
 
-def _cfg(encoder: Encoder, architecture: str, dtype: torch.dtype, d_in: int) -> dict[str, Any]:
-    given = {name: getattr(encoder, name, None) for name in inspect.signature(type(encoder)).parameters}
-    # The rest acts in training only: the gate, the inclusion to start from, corruption.
-    arguments = {name: value for name, value in given.items() if isinstance(value, (int, str, tuple))}
+def _cfg(
+    encoder: Encoder, arguments: dict[str, Any], architecture: str, dtype: torch.dtype, d_in: int
+) -> dict[str, Any]:
     own = {"format": FORMAT, "encoder": type(encoder).__name__, "arguments": arguments}
     return {
         "architecture": architecture,
@@ -158,3 +158,19 @@ def _cfg(encoder: Encoder, architecture: str, dtype: torch.dtype, d_in: int) -> 
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": _SAE_LENS_VERSION, "vsc_pyro": own},
     }
+
+
+def _arguments(encoder: Encoder) -> dict[str, Any]:
+    """Return the arguments that build an encoder of the same posterior in evaluation mode."""
+    signature = inspect.signature(type(encoder))
+    given = {name: getattr(encoder, name, None) for name in signature.parameters}
+    # The rest acts in training only: the gate, the inclusion to start from, corruption.
+    arguments = {name: value for name, value in given.items() if isinstance(value, (int, str, tuple))}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"a file cannot hold all arguments of {type(encoder).__name__} ({error}); train a JumpReLUEncoder or a "
+            "SpikeSlabEncoder"
+        ) from error
+    return arguments
