@@ -12,7 +12,7 @@
 torch.Size([3, 10])
 """
 
-from vsc_pyro import datasets, gates
+from vsc_pyro import datasets, gates, sae
 from vsc_pyro.acceleration import CompiledSVI
 from vsc_pyro.acceleration.fit_ensemble import fit_ensemble
 from vsc_pyro.arviz_bridge.predictive_checks import elpd, predictive_check
@@ -36,6 +36,7 @@ from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecode
 from vsc_pyro.models.encoders import (
     CauchyEncoder,
     DeltaEncoder,
+    JumpReLUEncoder,
     LaplaceEncoder,
     NormalEncoder,
     RefinedEncoder,
@@ -96,6 +97,7 @@ __all__ = [
     "History",
     "ImportanceWeightedELBO",
     "Imputation",
+    "JumpReLUEncoder",
     "LaplaceEncoder",
     "LaplacePrior",
     "NonFiniteLossError",
@@ -142,6 +144,7 @@ __all__ = [
     "predictive_check",
     "refine",
     "report",
+    "sae",
     "save_checkpoint",
     "schedules",
     "to_arviz",

@@ -5,6 +5,7 @@ Any `torch.nn.Module` with such a forward can be an encoder. With an attribute `
 """
 
 from vsc_pyro.models.encoders.dense import CauchyEncoder, DeltaEncoder, LaplaceEncoder, NormalEncoder
+from vsc_pyro.models.encoders.jump_relu import JumpReLUEncoder
 from vsc_pyro.models.encoders.refined import RefinedEncoder
 from vsc_pyro.models.encoders.spike_slab import SpikeSlabEncoder, gate_of
 from vsc_pyro.models.encoders.threshold import ThresholdEncoder
@@ -12,6 +13,7 @@ from vsc_pyro.models.encoders.threshold import ThresholdEncoder
 __all__ = [
     "CauchyEncoder",
     "DeltaEncoder",
+    "JumpReLUEncoder",
     "LaplaceEncoder",
     "NormalEncoder",
     "RefinedEncoder",

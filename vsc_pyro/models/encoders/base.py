@@ -46,13 +46,16 @@ class Encoder(Prepared):
         self.input_shape = sizes("input_shape", input_shape)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.num_heads = num_heads
+        self.activation = activation
         self.network_precision = "float32"
         self.register_buffer("input_mean", torch.zeros(self.input_shape))
         self.register_buffer("input_scale", torch.ones(()))
         outputs = num_heads * self.latent_dim
         if trunk is None:
-            hidden = DEFAULT_HIDDEN if hidden is None else hidden
-            self.network = nn.Sequential(nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, hidden, activation))
+            self.hidden = sizes("hidden", DEFAULT_HIDDEN if hidden is None else hidden)
+            self.network = nn.Sequential(
+                nn.Flatten(), *MLP(math.prod(self.input_shape), outputs, self.hidden, activation)
+            )
             return
         if hidden is not None:
             raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")

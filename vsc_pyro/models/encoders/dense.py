@@ -154,6 +154,12 @@ class DeltaEncoder(Encoder):
             raise ValueError(f"corruption must be a probability of at least 0 and below 1, got {corruption!r}")
         self.corruption = corruption
 
+    @property
+    def jump_thresholds(self) -> Tensor | None:
+        """The thresholds of the code as a JumpReLU of its linear head, shape ``(J,)``: 0, or None if it is not one."""
+        is_linear = len(self.network) == 2 and isinstance(self.network[0], nn.Flatten)
+        return self.input_mean.new_zeros(self.latent_dim) if self.rectify and is_linear else None
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> Delta:
         if self.training and self.corruption:
             x = x * torch.bernoulli(torch.full_like(x, 1 - self.corruption))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from vsc_pyro.models.encoders.base import Encoder, positive_scale
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-_SCALES = {"amortised": 3, "per-latent": 2}  # number of heads of the network
 # Initial inclusion of latents whose prior has none.
 _DEFAULT_INCLUSION = 0.1
 
@@ -117,6 +116,7 @@ class SpikeSlabEncoder(SparseEncoder):
     """
 
     slab_weight: Tensor
+    heads_by_scale: ClassVar[dict[str, int]] = {"amortised": 3, "per-latent": 2}
 
     get_gate = staticmethod(get_gate)
 
@@ -132,7 +132,8 @@ class SpikeSlabEncoder(SparseEncoder):
         trunk: nn.Module | None = None,
         scale: str = "amortised",
     ) -> None:
-        super().__init__(input_shape, latent_dim, choice("scale", scale, _SCALES), hidden, activation, trunk)
+        num_heads = choice("scale", scale, self.heads_by_scale)
+        super().__init__(input_shape, latent_dim, num_heads, hidden, activation, trunk)
         self.gate = copy.deepcopy(self.get_gate(gate))  # schedules of this model must not move another one's gate
         self.slab = slab
         self._family: Any = get_slab(slab)

@@ -1,0 +1,154 @@
+"""Read a sparse autoencoder; a file may be damaged, edited or malicious, and is checked before any of it is used."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vsc_pyro._files import expanded
+from vsc_pyro.models.encoders.base import Encoder
+from vsc_pyro.sae.autoencoder import ACTIVATIONS, Config, PosteriorAutoencoder, SparseAutoencoder
+from vsc_pyro.sae.export import ENCODERS, FORMAT
+from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, read_cfg, read_tensors
+from vsc_pyro.training.checkpoints import load_weights, shortened, shown
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Settings under which codes are other functions of the data, with their values that change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "normalize_activations": ("none", False, None),
+    "reshape_activations": ("none", None),
+    "activation_fn": ("relu", None),
+    "activation_fn_str": ("relu", None),
+    "finetuning_scaling_factor": (False, None),
+}
+
+
+def load(directory: str | os.PathLike) -> SparseAutoencoder:
+    """Read a sparse autoencoder that `vsc_pyro.sae.export` or SAELens wrote.
+
+    Files of SAELens may have the architectures ``"standard"``, ``"jumprelu"`` or ``"topk"``. BatchTopK and Matryoshka
+    models are saved as ``"jumprelu"`` by `save_inference_model`. `evaluate_dictionary` takes what is returned.
+
+    Returns:
+        A `PosteriorAutoencoder`, with the posterior of the exported model, if `vsc_pyro.sae.export` wrote the folder;
+        else a `SparseAutoencoder`. Both are modules on the CPU in evaluation mode, without gradients of their weights.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: a file that is truncated, corrupt or inconsistent, an unknown architecture, or settings that this
+            library does not read.
+        ImportError: the package safetensors is not installed.
+    """
+    folder = expanded(directory, "directory")
+    settings = read_cfg(folder / CFG)
+    try:
+        cfg = _checked_cfg(settings)
+        weights = _checked_weights(cfg, read_tensors(folder / WEIGHTS))
+        own = settings.get("metadata", {}).get("vsc_pyro")
+        if own is None:
+            return _folded(cfg, settings, weights)
+        saved = read_tensors(folder / POSTERIOR)
+        norms = _checked("norms", saved.pop("norms", None), (cfg.d_sae,)).to(weights["W_dec"])
+        encoder = _checked_encoder(cfg, own, saved, folder / POSTERIOR)
+    except ValueError as error:
+        raise ValueError(f"the sparse autoencoder in {folder} was not read: {error}") from error
+    return PosteriorAutoencoder(cfg, weights, encoder.to(norms), norms)
+
+
+def _checked_cfg(settings: dict[str, Any]) -> Config:
+    metadata = settings.setdefault("metadata", {})
+    if type(metadata) is not dict:
+        raise ValueError(f"{CFG} is damaged: metadata must be an object, got {shown(metadata)}")
+    architecture = settings.get("architecture", "standard")
+    known = [*ACTIVATIONS, "vsc_pyro"] if "vsc_pyro" in metadata else [*ACTIVATIONS]
+    if architecture not in known:
+        raise ValueError(
+            f"its architecture is {shown(architecture)}, and {', '.join(known)} can be read; save BatchTopK and "
+            "Matryoshka models by save_inference_model, which writes jumprelu"
+        )
+    for name, neutral in _NEUTRAL.items():
+        if settings.get(name) not in neutral:
+            raise ValueError(
+                f"its {name} is {shown(settings[name])}, which is not read; fold it into the weights with the program "
+                "that wrote it, and save again"
+            )
+    d_in, d_sae, k = (settings.get(name, 0) for name in ("d_in", "d_sae", "k"))
+    applies = settings.get("apply_b_dec_to_input", True)
+    if not (type(d_in) is type(d_sae) is type(k) is int and d_in > 0 and d_sae > 0 and type(applies) is bool):
+        raise ValueError(
+            f"{CFG} is damaged: d_in and d_sae must be whole numbers above 0, and apply_b_dec_to_input true or false, "
+            f"got {shown(d_in)}, {shown(d_sae)} and {shown(applies)}"
+        )
+    if architecture == "topk" and not 0 < k <= d_sae:
+        raise ValueError(f"{CFG} is damaged: k must lie between 1 and d_sae = {shown(d_sae)}, got {shown(k)}")
+    return Config(architecture, d_in, d_sae, applies, k)
+
+
+def _checked_weights(cfg: Config, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    shapes = {
+        "W_enc": (cfg.d_in, cfg.d_sae),
+        "b_enc": (cfg.d_sae,),
+        "W_dec": (cfg.d_sae, cfg.d_in),
+        "b_dec": (cfg.d_in,),
+    }
+    if cfg.architecture == "jumprelu":
+        shapes["threshold"] = (cfg.d_sae,)
+    if unknown := weights.keys() - shapes.keys():
+        raise ValueError(f"{WEIGHTS} holds {shortened(', '.join(sorted(unknown)))}, which is not read")
+    checked = {name: _checked(name, weights.get(name), shape) for name, shape in shapes.items()}
+    return {name: weight.to(checked["W_dec"].dtype) for name, weight in checked.items()}
+
+
+def _checked(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor `name` of a file if it has this shape and finite entries."""
+    if tensor is None or tuple(tensor.shape) != shape or tensor.dtype not in _TYPES:
+        found = "nothing" if tensor is None else shown(tensor)
+        raise ValueError(f"{name} must be floating-point numbers of shape {shortened(str(shape))}, got {found}")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} has entries that are NaN or infinite")
+    return tensor
+
+
+def _folded(cfg: Config, settings: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoencoder:
+    """Return the autoencoder, with atoms of norm 1 if its codes are compared in such units."""
+    if cfg.architecture == "topk" and settings.get("rescale_acts_by_decoder_norm", False) is True:
+        norms = weights["W_dec"].norm(dim=1)
+        if not norms.all():
+            raise ValueError("an atom in W_dec is zero, and rescale_acts_by_decoder_norm divides by its norm")
+        encoder = {name: weights[name] * norms for name in ("W_enc", "b_enc")}
+        weights = {**weights, **encoder, "W_dec": weights["W_dec"] / norms[:, None]}
+    return SparseAutoencoder(cfg, weights).eval()
+
+
+def _checked_encoder(cfg: Config, own: Any, saved: dict[str, Tensor], path: Path) -> Encoder:
+    """Return the encoder that a file describes. Its sizes are compared with the weights before it is built."""
+    if type(own) is not dict or own.get("format") != FORMAT:
+        raise ValueError(f"metadata.vsc_pyro must have format {FORMAT}, got {shown(own)}; export with this version")
+    name, arguments = own.get("encoder"), own.get("arguments")
+    if not (isinstance(name, str) and name in ENCODERS and type(arguments) is dict):
+        raise ValueError(f"metadata.vsc_pyro names the encoder {shown(name)}; known are {', '.join(sorted(ENCODERS))}")
+    if not _fits(cfg, arguments, saved):
+        raise ValueError(f"the sizes of the encoder do not fit the weights: {shown(arguments)}")
+    try:
+        encoder = ENCODERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take the arguments {shown(arguments)}") from error
+    load_weights(nn.ModuleDict({"encoder": encoder}), {"model": saved}, path)
+    return encoder
+
+
+def _fits(cfg: Config, arguments: dict[str, Any], saved: dict[str, Tensor]) -> bool:
+    """Return True if the sizes among an encoder's arguments are those of its weights."""
+    shape, hidden = arguments.get("input_shape"), arguments.get("hidden", [])
+    if not (isinstance(shape, list) and isinstance(hidden, list)):
+        return False
+    if not all(type(size) is int and size > 0 for size in (*shape, *hidden)):
+        return False
+    inputs = [tensor.shape[1] for name, tensor in saved.items() if "network" in name and tensor.ndim == 2]
+    is_layered = sorted(inputs) == sorted([cfg.d_in, *hidden])
+    return is_layered and math.prod(shape) == cfg.d_in and arguments.get("latent_dim") == cfg.d_sae
