@@ -27,6 +27,11 @@ def threshold(shape, **kwargs):
 MODELS = {
     "spike-slab": lambda: (spike_slab(GREY), vsc.SpikeSlabPrior(J), GREY),
     "laplace slab": lambda: (spike_slab(GREY, slab="laplace"), vsc.SpikeSlabPrior(J, slab="laplace"), GREY),
+    "positive slab": lambda: (
+        spike_slab(GREY, slab="truncated-normal"),
+        vsc.SpikeSlabPrior(J, slab="half-normal"),
+        GREY,
+    ),
     "cauchy slab": lambda: (spike_slab(GREY, slab="cauchy"), vsc.SpikeSlabPrior(J, slab="cauchy"), GREY),
     "colour": lambda: (spike_slab(COLOUR), vsc.SpikeSlabPrior(J, 0.2, learn_inclusion=True), COLOUR),
     "threshold": lambda: (threshold(GREY), vsc.SpikeSlabPrior(J, 0.2, "global", hyperprior=(1, 3)), GREY),

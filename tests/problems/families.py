@@ -29,6 +29,8 @@ FAMILIES = {
     "spike-slab": spike_slab,
     "laplace slabs": lambda: spike_slab("laplace"),
     "cauchy slabs": lambda: spike_slab("cauchy"),
+    "truncated normal slabs": lambda: spike_slab("truncated-normal"),
+    "gamma slabs": lambda: spike_slab("gamma"),
     "hyperprior": with_hyperprior,
     "pseudo-input": pseudo_input,
     "pseudo-input, paper": lambda: pseudo_input("paper"),

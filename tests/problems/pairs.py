@@ -51,7 +51,7 @@ PRIORS = {
     "spike-slab-laplace": prior(vsc.SpikeSlabPrior, slab="laplace"),
     "spike-slab-cauchy": prior(vsc.SpikeSlabPrior, slab="cauchy"),
     "half-normal": prior(vsc.SpikeSlabPrior, slab="half-normal", learn_slab="global"),
-    "truncated-normal": prior(vsc.SpikeSlabPrior, slab="truncated-normal", learn_slab=True, slab_loc=0.5),
+    "truncated-normal": prior(vsc.SpikeSlabPrior, slab="truncated-normal", learn_slab=True),
     "log-normal": prior(vsc.SpikeSlabPrior, slab="log-normal", learn_slab=True),
     "exponential": prior(vsc.SpikeSlabPrior, slab="exponential", slab_scale=2),
     "gamma": prior(vsc.SpikeSlabPrior, slab="gamma", learn_slab="global", slab_scale=0.7),

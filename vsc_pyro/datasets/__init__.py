@@ -23,6 +23,7 @@ from vsc_pyro._files import expanded
 from vsc_pyro.datasets.bundled import digits, patches
 from vsc_pyro.datasets.dataset import BINARIZATIONS, Dataset, Factors, Split, as_dataset, check_binarize
 from vsc_pyro.datasets.faces import render_smiley, smiley
+from vsc_pyro.datasets.shards import Shards, shards
 from vsc_pyro.datasets.synthetic import linear_5x5, linear_5x5_dictionary, template_images, templates
 from vsc_pyro.datasets.torchvision_sets import (
     DOWNLOAD_TIMEOUT,
@@ -39,6 +40,7 @@ __all__ = [
     "DOWNLOAD_TIMEOUT",
     "Dataset",
     "Factors",
+    "Shards",
     "Split",
     "as_dataset",
     "celeba",
@@ -52,6 +54,7 @@ __all__ = [
     "mnist",
     "patches",
     "render_smiley",
+    "shards",
     "smiley",
     "template_images",
     "templates",

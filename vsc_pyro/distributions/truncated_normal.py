@@ -82,10 +82,12 @@ class TruncatedNormal(TorchDistribution):
         r"""The truncation in standard deviations, :math:`t = -\mu / \sigma`."""
         return -self.loc / self.scale
 
-    @property
+    @lazy_property
     def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
         """A mask of locations up to 0, and t where it is valid in the formulas of either side."""
-        return self.cut >= 0, self.cut.clamp(min=0), self.cut.clamp(max=0)
+        # Unlike `clamp`, this passes the gradient of t at 0, where a prior's slab starts.
+        is_far, zero = self.cut >= 0, torch.zeros_like(self.cut)
+        return is_far, torch.where(is_far, self.cut, zero), torch.where(is_far, zero, self.cut)
 
     @lazy_property
     def _hazard_below(self) -> Tensor:
@@ -114,7 +116,7 @@ class TruncatedNormal(TorchDistribution):
         r"""Return :math:`\log \sigma - \log h + (1 + t r) / 2` in nats, shape `batch_shape`."""
         is_far, far, near = self._sides
         outside = 0.5 * (1 + far * excess_moments(far)[0]) - hazard(far).log()
-        inside = 0.5 * (1 + near * self._hazard_below) + _LOG_ROOT_2_PI + torch.special.log_ndtr(-near)
+        inside = 0.5 * (1 + near * self._hazard_below) + _LOG_ROOT_2_PI + torch.special.ndtr(-near).log()
         return self.scale.log() + torch.where(is_far, outside, inside)
 
     def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*broadcast"]:
@@ -128,7 +130,7 @@ class TruncatedNormal(TorchDistribution):
         is_far, far, near = self._sides
         excess, deviation = mean / self.scale, (mean - self.loc) / self.scale
         outside = hazard(far).log() - excess * (far + 0.5 * excess)
-        inside = -0.5 * deviation**2 - _LOG_ROOT_2_PI - torch.special.log_ndtr(-near)
+        inside = -0.5 * deviation**2 - _LOG_ROOT_2_PI - torch.special.ndtr(-near).log()
         return torch.where(is_far, outside, inside) - self.scale.log() - variance / (2 * self.scale**2)
 
     def cdf(self, value: Tensor) -> Tensor:

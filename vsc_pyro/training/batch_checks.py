@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vsc_pyro.models.data_checks import are_in_support, check_support, must_be_inside
 from vsc_pyro.models.priors import Prior
@@ -41,13 +42,13 @@ class EpochChecks:
     """Checks of the batches of an epoch. On a GPU their results are read at the end, so no batch waits.
 
     Args:
-        model: the model to check for, on its device.
-        sample: data that have been checked.
+        model: the model to check for.
+        likelihood: a likelihood of the model, on its device.
     """
 
-    def __init__(self, model: VAE, sample: Tensor) -> None:
+    def __init__(self, model: VAE, likelihood: Distribution) -> None:
         self._model = model
-        self._likelihood = model.check_parts(sample[:1])
+        self._likelihood = likelihood
         self._are_inside: list[Tensor] = []
         self._ranges: list[Tensor] = []
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -173,6 +174,7 @@ class ReadBatches(Batches):
         self._first: Tensor | None = None
         self._sample = torch.empty(0)
         self._model: VAE | None = None
+        self._likelihood: Distribution | None = None
         self._has_checked_range = False
 
     @property
@@ -189,7 +191,7 @@ class ReadBatches(Batches):
 
     def _read(self, batches: Iterable[object], which: Callable[[int], str]) -> Generator[Tensor, None, None]:
         """Yield the data of `batches`, checked and on the device; `which` names a batch by its number, from 1."""
-        count, checks = 0, EpochChecks(self._model, self.sample) if self._model is not None else None
+        count, checks = 0, self._checks()
         for count, batch in enumerate(batches, start=1):
             x = data_of(batch, self._remedy)
             with naming_batch(which(count)):
@@ -205,6 +207,13 @@ class ReadBatches(Batches):
             if not self._has_checked_range:
                 self._has_checked_range = True
                 checks.check_range()
+
+    def _checks(self) -> EpochChecks | None:
+        if self._model is None:
+            return None
+        if self._likelihood is None:
+            self._likelihood = self._model.check_parts(self.sample[:1])
+        return EpochChecks(self._model, self._likelihood)
 
     def _check_kind(self, x: Tensor) -> None:
         if self._first is None:
