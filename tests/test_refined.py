@@ -57,7 +57,9 @@ def test_small_updates_raise_the_bound_until_it_is_stationary(variance, prior):
         start = vsc.SpikeSlabEncoder.forward(models[0].encoder, x)
         bounds = [bound(models[0], x, start), *(bound(model, x) for model in models)]
         q = models[-1].encoder(x)
-    for before, after in itertools.pairwise(bounds[variance == "per-pixel" :]):  # its first step overshoots for one datum
+    for before, after in itertools.pairwise(
+        bounds[variance == "per-pixel" :]
+    ):  # its first step overshoots for one datum
         assert (after > before).all()
     slab = slab_of(q)
     parameters = [t.requires_grad_() for t in (inclusion_logits(q), slab.loc, slab.scale)]
