@@ -57,7 +57,7 @@ from vsc_pyro.models.priors import (
 from vsc_pyro.models.sparse_dictionary import SparseDictionary
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.models.vsc import VSC
-from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
+from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, NestedELBO, TraceELBO
 from vsc_pyro.pages import explore, feature_pages, report
 from vsc_pyro.training import parallel, schedules
 from vsc_pyro.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
@@ -100,6 +100,7 @@ __all__ = [
     "JumpReLUEncoder",
     "LaplaceEncoder",
     "LaplacePrior",
+    "NestedELBO",
     "NonFiniteLossError",
     "NormalDecoder",
     "NormalEncoder",

@@ -13,6 +13,8 @@ References
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -59,6 +61,7 @@ class LinearNormal(Independent):
     ) -> None:
         self.code = code
         self.dictionary = dictionary
+        self.bias = bias
         self.scale = scale
         self.product_dtype = product_dtype
         if product_dtype is None:
@@ -77,7 +80,7 @@ class LinearNormal(Independent):
 
     def expand(self, batch_shape: _size, _instance: LinearNormal | None = None) -> LinearNormal:
         new = cast("LinearNormal", self._get_checked_instance(LinearNormal, _instance))
-        for name in ("code", "dictionary", "scale", "product_dtype"):
+        for name in ("code", "dictionary", "bias", "scale", "product_dtype"):
             setattr(new, name, getattr(self, name))
         return super().expand(batch_shape, _instance=new)
 
@@ -93,3 +96,23 @@ class LinearNormal(Independent):
         """
         precision = (self.dictionary / self.scale).square().flatten(1).sum(1)
         return self.log_prob(value) - 0.5 * (variance * precision).sum(-1)
+
+    def expected_log_probs(self, value: Tensor, variance: Tensor, prefixes: Sequence[int]) -> Tensor:
+        """Return `expected_log_prob` of the first m latents alone, without the others, for each m of `prefixes`.
+
+        Args:
+            value, variance: as for `expected_log_prob`; a variance of the shape of `code`.
+            prefixes: numbers of latents, in ascending order.
+
+        Returns:
+            Shape ``(len(prefixes), *batch_shape)``.
+        """
+        atoms, mean = self.dictionary.flatten(1), self.bias.flatten()
+        charged = variance * (self.dictionary / self.scale).square().flatten(1).sum(1)
+        passed_on, results = torch.zeros(()).to(charged), []
+        for begin, end in itertools.pairwise((0, *prefixes)):
+            mean = mean + self.product(self.code[..., begin:end], atoms[begin:end])
+            pixels = Normal(mean.unflatten(-1, self.event_shape), self.scale, validate_args=False)
+            passed_on = passed_on + charged[..., begin:end].sum(-1)
+            results.append(pixels.log_prob(value).flatten(-len(self.event_shape)).sum(-1) - 0.5 * passed_on)
+        return torch.stack(results)

@@ -46,7 +46,8 @@ class SparseDictionary(VAE):
         slab: family of the slabs, see `SpikeSlabPrior`.
         hidden: widths of the encoder's hidden layers; ``()`` for a linear encoder.
         scale: of the posterior's slabs, ``"amortised"`` or ``"per-latent"``, see `SpikeSlabEncoder`.
-        refine_steps: number of closed-form updates after the encoder, see `RefinedEncoder`; 0 for none.
+        refine_steps: number of closed-form updates after the encoder, see `RefinedEncoder`; 0 for none. None for 1 with
+            normal slabs and ``beta=1``, for which the updates are made, else 0.
         gate: gradient estimator of the spikes, for objectives that draw them.
         beta: weight of the codes' KL divergence.
 
@@ -66,7 +67,7 @@ class SparseDictionary(VAE):
     """
 
     training_defaults: Mapping[str, Any] = MappingProxyType(
-        {"batch_size": 1024, "lr": 1e-3, "warmup": 0.2, "cooldown": 0.25}
+        {"batch_size": 1024, "lr": 3e-3, "warmup": 0.2, "cooldown": 0.25}
     )
 
     def __init__(
@@ -78,7 +79,7 @@ class SparseDictionary(VAE):
         slab: str = "normal",
         hidden: int | Sequence[int] = (),
         scale: str = "per-latent",
-        refine_steps: int = 0,
+        refine_steps: int | None = None,
         gate: str | Gate = "concrete",
         beta: float = 1.0,
     ) -> None:
@@ -95,6 +96,8 @@ class SparseDictionary(VAE):
         )
         decoder = DictionaryDecoder(num_features, shape, math.sqrt(math.prod(shape) / expected_active))
         options: dict[str, Any] = {"hidden": hidden, "gate": gate, "slab": slab, "scale": scale}
+        if refine_steps is None:
+            refine_steps = int(slab == "normal" and beta == 1)
         if natural_int("refine_steps", refine_steps):
             if beta != 1:
                 raise ValueError(f"refine_steps={refine_steps} are updates for beta=1, got beta={beta!r}; pass one")

@@ -16,6 +16,7 @@ from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
 from vsc_pyro.objectives.linear import ExactELBO
+from vsc_pyro.objectives.nested import NestedELBO
 
 if TYPE_CHECKING:
     from vsc_pyro.models.vae import VAE
@@ -25,6 +26,7 @@ __all__ = [
     "AnalyticELBO",
     "ExactELBO",
     "ImportanceWeightedELBO",
+    "NestedELBO",
     "TraceELBO",
     "check_objective",
     "exact_if_linear",

@@ -114,10 +114,13 @@ class ExactELBO(AnalyticELBO):
                     f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} "
                     f"themselves, which the observed site {name!r}, {_name(likelihood)}, does not come from; {_REMEDY}"
                 )
-            expected = likelihood.expected_log_prob(site["value"], cast("Tensor", variance))
+            expected = self._expected(likelihood, site["value"], cast("Tensor", variance))
             site["log_prob"] = scale_and_mask(expected, site["scale"], site["mask"])
             if is_validation_enabled():
                 check_site_shape(cast("Any", site), cast("int", self.max_plate_nesting))
+
+    def _expected(self, likelihood: LinearNormal, value: Tensor, variance: Tensor) -> Tensor:
+        return likelihood.expected_log_prob(value, variance)
 
     def _open_term(self, model_trace: Trace, name: str, guide_sites: dict[str, Site]) -> Term:
         if name != self.latent:

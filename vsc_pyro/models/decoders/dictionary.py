@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 # The noise may fall to this fraction of its start.
-_RANGE = 40
+_RANGE = 80
+# Share of the data's standard deviation that the noise starts from; random atoms explain little.
+_SHARE = 0.8
 
 
 class DictionaryDecoder(NormalDecoder):
@@ -37,8 +39,8 @@ class DictionaryDecoder(NormalDecoder):
         output_shape: shape of one datum, or its number of pixels D.
         atom_norm: c, the Euclidean norm of every atom in units of s. Data that are the sum of L active features have
             :math:`c = \sqrt{D / L}` if codes are about 1.
-        scale: the noise :math:`\sigma` to start from, in units of the data; ``"data"`` for 0.4 s. Training learns the
-            logarithm of :math:`\sigma^2 - m^2` with the floor m = :math:`\sigma / 40` of the start, so that the noise
+        scale: the noise :math:`\sigma` to start from, in units of the data; ``"data"`` for 0.8 s. Training learns the
+            logarithm of :math:`\sigma^2 - m^2` with the floor m = :math:`\sigma / 80` of the start, so that the noise
             changes by at most a factor of 1 + the learning rate in a step of Adam: while the atoms are still random, a
             noise that follows their errors would switch off most features.
 
@@ -65,6 +67,8 @@ class DictionaryDecoder(NormalDecoder):
     ) -> None:
         super().__init__(latent_dim, output_shape, (), scale=scale, variance="fixed")
         self.variance = "shared"
+        if self.follows_data:
+            self.initial_scale.fill_(_SHARE)
         self.register_buffer("min_scale", self.initial_scale / _RANGE)
         self.log_amplitude = nn.Parameter(torch.zeros(()))
         self.atom_norm = positive_float("atom_norm", atom_norm)
