@@ -28,7 +28,8 @@ def test_the_likelihood_is_the_sum_of_atoms_and_bias():
     likelihood = decoder(z)
     torch.testing.assert_close(likelihood.log_prob(x), Normal(mean, 0.3).log_prob(x).sum((-1, -2)))
     torch.testing.assert_close(decoder.pixels(z), mean)
-    assert decoder.is_linear and likelihood.code is z
+    assert decoder.is_linear
+    assert likelihood.code is z
 
 
 def test_products_in_bfloat16_round_the_code_and_not_the_bias():

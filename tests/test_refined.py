@@ -57,9 +57,8 @@ def test_small_updates_raise_the_bound_until_it_is_stationary(variance, prior):
         start = vsc.SpikeSlabEncoder.forward(models[0].encoder, x)
         bounds = [bound(models[0], x, start), *(bound(model, x) for model in models)]
         q = models[-1].encoder(x)
-    for before, after in itertools.pairwise(
-        bounds[variance == "per-pixel" :]
-    ):  # its first step overshoots for one datum
+    first = int(variance == "per-pixel")  # there the first update overshoots for one datum
+    for before, after in itertools.pairwise(bounds[first:]):
         assert (after > before).all()
     slab = slab_of(q)
     parameters = [t.requires_grad_() for t in (inclusion_logits(q), slab.loc, slab.scale)]
@@ -88,7 +87,8 @@ def test_gradients_pass_through_the_updates(variance):
 def test_parameters_of_decoder_and_prior_are_registered_once():
     model, _ = refined(1)
     names = [name for name in model.state_dict() if name.startswith("encoder.")]
-    assert names and not any("decoder" in name or "prior" in name for name in names)
+    assert names
+    assert not any("decoder" in name or "prior" in name for name in names)
 
 
 def test_other_models_are_refused():

@@ -48,7 +48,8 @@ def test_it_starts_at_the_transpose_in_units_of_the_data(scale, units):
     torch.testing.assert_close(q.logits, math.log(2 / 22) + 3 * projections, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(q.slab.scale, torch.full_like(projections, 0.3), rtol=1e-3, atol=0)
     slab = slab_of(model.prior(x))
-    assert (slab.loc == 1).all() and slab.scale.allclose(torch.tensor(0.5))
+    assert (slab.loc == 1).all()
+    assert slab.scale.allclose(torch.tensor(0.5))
 
 
 def test_a_hidden_layer_starts_at_random_with_the_inclusion_of_the_prior():
@@ -67,7 +68,8 @@ def test_a_second_prepare_and_a_loaded_model_stay_unchanged(tmp_path):
     vsc.load_weights(other, tmp_path / "sae.pt")
     other.prepare(10 * x)
     for name, value in weights.items():
-        assert torch.equal(model.state_dict()[name], value) and torch.equal(other.state_dict()[name], value)
+        assert torch.equal(model.state_dict()[name], value)
+        assert torch.equal(other.state_dict()[name], value)
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Decoders: modules whose forward takes codes z and returns the likelihood p(x | z), a distribution.
 
-`BernoulliDecoder` is for binary data, `ContinuousBernoulliDecoder` for data in [0, 1], `NormalDecoder` for real data and
-`DictionaryDecoder` for sparse dictionaries of them. A custom decoder is any `torch.nn.Module` that takes z of shape ``(*, J)``, with any number of leading dimensions, and
-returns a Pyro distribution of `batch_shape` ``(*)``.
+`BernoulliDecoder` is for binary data, `ContinuousBernoulliDecoder` for data in [0, 1], `NormalDecoder` for real data,
+`DictionaryDecoder` for sparse dictionaries of real data. A custom decoder is any `torch.nn.Module` that takes z of
+shape ``(*, J)``, with any number of leading dimensions, and returns a Pyro distribution of `batch_shape` ``(*)``.
 """
 
 from vsc_pyro.models.decoders.bernoulli import BernoulliDecoder, CrossEntropyBernoulli

@@ -2,7 +2,8 @@ r"""An encoder whose posterior is improved by closed-form updates under the mode
 
 For :math:`p(x|z) = N(x; b + \sum_j z_j d_j, \sigma^2)` and the prior
 :math:`\alpha_j N(z_j; m_j, s_j^2) + (1 - \alpha_j)\, \delta_0`, the evidence lower bound of independent
-:math:`q(z_j) = \gamma_j N(z_j; \mu_j, \sigma_j^2) + (1 - \gamma_j)\, \delta_0` is maximal in one latent, given the others, at
+:math:`q(z_j) = \gamma_j N(z_j; \mu_j, \sigma_j^2) + (1 - \gamma_j)\, \delta_0` is maximal in one latent, given the
+others, at
 
 .. math::
     \sigma_j^{-2} = \|d_j / \sigma\|^2 + s_j^{-2}, \qquad
