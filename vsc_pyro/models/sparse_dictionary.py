@@ -29,8 +29,8 @@ class SparseDictionary(VAE):
     .. math:: x = b + \sum_j z_j d_j + \epsilon, \qquad z_j \sim \alpha_j N(m_j, s_j^2) + (1 - \alpha_j)\, \delta_0,
         \qquad \epsilon \sim N(0, \sigma^2 I).
 
-    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns inclusion and slab
-    of every feature, and a `SpikeSlabEncoder`. The noise :math:`\sigma` is learned. ``fit`` trains it by
+    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns the inclusion of every
+    feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned. ``fit`` trains it by
     ``objective="exact"``, without sampling.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =
@@ -46,16 +46,23 @@ class SparseDictionary(VAE):
         slab: family of the slabs, see `SpikeSlabPrior`.
         hidden: widths of the encoder's hidden layers; ``()`` for a linear encoder.
         scale: of the posterior's slabs, ``"amortised"`` or ``"per-latent"``, see `SpikeSlabEncoder`.
-        refine_steps: number of closed-form updates after the encoder, see `RefinedEncoder`; 0 for none. None for 1 with
-            normal slabs and ``beta=1``, for which the updates are made, else 0.
+        refine_steps: number of closed-form updates after the encoder, see `RefinedEncoder`; 0 for none, the only choice
+            for slabs other than ``"normal"`` and ``"truncated-normal"``.
+        learn_slab: see `SpikeSlabPrior`; ``"global"`` keeps a feature from being used for several weak ones.
         gate: gradient estimator of the spikes, for objectives that draw them.
-        beta: weight of the codes' KL divergence.
+        beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012; Miller &
+            Dunson, 2019). A dictionary with fewer atoms than the data have features is misspecified: at a weight of 1,
+            atoms also code features that are not theirs. 1 for the evidence lower bound.
 
     Attributes:
         training_defaults: minibatches, learning rate, warm-up of the divergence and cooldown that `vsc_pyro.fit` takes.
 
     Raises:
-        ValueError: an argument that one of the parts refuses; `refine_steps` with another `beta` than 1.
+        ValueError: an argument that one of the parts refuses.
+
+    References:
+        P. Grünwald (2012), The safe Bayesian: learning the learning rate via the mixability gap.
+        J. W. Miller, D. B. Dunson (2019), Robust Bayesian inference via coarsening.
 
     Example:
         >>> import torch, vsc_pyro as vsc
@@ -79,9 +86,10 @@ class SparseDictionary(VAE):
         slab: str = "normal",
         hidden: int | Sequence[int] = (),
         scale: str = "per-latent",
-        refine_steps: int | None = None,
+        refine_steps: int = 1,
+        learn_slab: bool | str = "global",
         gate: str | Gate = "concrete",
-        beta: float = 1.0,
+        beta: float = 1.5,
     ) -> None:
         shape, num_features = sizes("input_shape", input_shape), positive_int("num_features", num_features)
         expected_active = positive_float("expected_active", expected_active)
@@ -90,18 +98,14 @@ class SparseDictionary(VAE):
             expected_active=expected_active,
             learn_inclusion=True,
             slab=slab,
-            learn_slab=True,
+            learn_slab=learn_slab,
             slab_loc=_SLAB_LOC,
             slab_scale=_SLAB_SCALE,
         )
         decoder = DictionaryDecoder(num_features, shape, math.sqrt(math.prod(shape) / expected_active))
         options: dict[str, Any] = {"hidden": hidden, "gate": gate, "slab": slab, "scale": scale}
-        if refine_steps is None:
-            refine_steps = int(slab == "normal" and beta == 1)
         if natural_int("refine_steps", refine_steps):
-            if beta != 1:
-                raise ValueError(f"refine_steps={refine_steps} are updates for beta=1, got beta={beta!r}; pass one")
-            options |= {"decoder": decoder, "prior": prior, "steps": refine_steps}
+            options["steps"] = refine_steps
         encoder = (RefinedEncoder if refine_steps else SpikeSlabEncoder)(shape, num_features, **options)
         super().__init__(encoder, decoder, prior, beta)
         self._start_at_the_transpose()

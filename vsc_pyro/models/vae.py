@@ -115,6 +115,8 @@ class VAE(ScalarModule):
         self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
+        if hasattr(encoder, "attach"):
+            encoder.attach(self)
         if hasattr(encoder, "input_shape"):
             x = self.reference.new_zeros(1, *cast("tuple[int, ...]", encoder.input_shape))
             self.check_parts(x)

@@ -2,21 +2,25 @@ r"""An encoder whose posterior is improved by closed-form updates under the mode
 
 For :math:`p(x|z) = N(x; b + \sum_j z_j d_j, \sigma^2)` and the prior
 :math:`\alpha_j N(z_j; m_j, s_j^2) + (1 - \alpha_j)\, \delta_0`, the evidence lower bound of independent
-:math:`q(z_j) = \gamma_j N(z_j; \mu_j, \sigma_j^2) + (1 - \gamma_j)\, \delta_0` is maximal in one latent, given the
-others, at
+:math:`q(z_j) = \gamma_j F_j(z_j) + (1 - \gamma_j)\, \delta_0` is maximal in one latent, given the others, at
+:math:`F_j = N(\mu_j, \sigma_j^2)` with
 
 .. math::
     \sigma_j^{-2} = \|d_j / \sigma\|^2 + s_j^{-2}, \qquad
     \mu_j = \sigma_j^2 \Big( \frac{a_j}{\sigma^2} + \frac{m_j}{s_j^2} \Big), \qquad
-    a_j = d_j^\top \Big( x - b - \sum_{i \ne j} \gamma_i \mu_i d_i \Big),
+    a_j = d_j^\top \Big( x - b - \sum_{i \ne j} E[z_i]\, d_i \Big),
 
 .. math::
-    \mathrm{logit}\, \gamma_j = \mathrm{logit}\, \alpha_j + \log \frac{\sigma_j}{s_j}
-    + \frac{\mu_j^2}{2 \sigma_j^2} - \frac{m_j^2}{2 s_j^2}.
+    \mathrm{logit}\, \gamma_j = \mathrm{logit}\, \alpha_j + \log N(0; m_j, s_j^2) - \log N(0; \mu_j, \sigma_j^2).
+
+The last line is the ratio of Savage and Dickey (Dickey, 1971). All of it holds for normal slabs truncated to z > 0, with
+their densities at 0, because a normal likelihood keeps the family. A weight :math:`\beta` of the divergence multiplies
+:math:`\sigma^2` in these formulas.
 
 All latents move at once, a share of the way, because several that explain the same part of a datum would all take it.
 
 References
+    J. M. Dickey (1971), The weighted likelihood ratio, linear hypotheses on normal location parameters.
     M. K. Titsias, M. Lázaro-Gredilla (2011), Spike and slab variational inference for multi-task learning.
     R. D. Hjelm et al. (2016), Iterative refinement of the approximate posterior for directed belief networks.
 """
@@ -31,44 +35,48 @@ from pyro.distributions import Normal
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vsc_pyro._arguments import positive_int
+from vsc_pyro._arguments import choice, positive_int
 from vsc_pyro.distributions import IndependentSpikeSlab, LinearNormal, SpikeSlab, inclusion_logits, slab_of
+from vsc_pyro.distributions.slabs import held
 from vsc_pyro.models.encoders.spike_slab import SpikeSlabEncoder
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from vsc_pyro.models.vae import VAE
+
+_SLABS = ("normal", "truncated-normal")  # families that a normal likelihood keeps
+_LEAST = 0.05
+
 
 class RefinedEncoder(SpikeSlabEncoder):
-    r"""A `SpikeSlabEncoder` with normal slabs, followed by closed-form updates of :math:`(\gamma, \mu, \sigma)`.
+    r"""A `SpikeSlabEncoder` followed by closed-form updates of its posterior under the model that it is part of.
 
     The network's posterior is the start of `steps` updates, which the module's docstring has. Each moves log-odds,
     locations and scales of all latents by the share `damping` of the way to their optima given the others. Gradients
-    are those at the last update, through all of them. The updates maximise the evidence lower bound, ``beta = 1``,
-    whatever the `beta` or the warm-up of the objective.
+    are those at the last update, through all of them. The optimum is that of the objective, with the model's `beta` and
+    warm-up; weights of the divergence below .05 count as .05, since at 0 the optimum has no width.
 
     Args:
         input_shape, latent_dim: see `SpikeSlabEncoder`.
-        decoder: the linear decoder of the same model, of any noise scale: its likelihood is a
-            `vsc_pyro.distributions.LinearNormal`. It is not a submodule; the model holds it.
-        prior: the prior of the same model, a spike-and-slab with normal slabs. It is not a submodule, either.
         steps: number of updates.
         damping: share of the way, above 0 and at most 1; one learned parameter for each update starts there.
-        options: further arguments of `SpikeSlabEncoder`; the slab is normal.
+        slab: ``"normal"`` or ``"truncated-normal"``, the family of the prior's slabs.
+        options: further arguments of `SpikeSlabEncoder`.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: as `SpikeSlabEncoder`; `steps` below 1; a `damping` outside (0, 1]. When called: a likelihood that
-            is not a linear map of the code with normal noise; a prior without spikes or normal slabs.
+        ValueError: as `SpikeSlabEncoder`; `steps` below 1; a `damping` outside (0, 1]; another `slab`. When called: an
+            encoder that is part of no `vsc_pyro.VAE`; a likelihood that is not a linear map of the code with normal
+            noise; a prior without spikes or with slabs of another family.
 
     Example:
         >>> import torch
         >>> import vsc_pyro as vsc
-        >>> decoder, prior = vsc.NormalDecoder(2, 6, hidden=()), vsc.SpikeSlabPrior(2)
-        >>> encoder = vsc.RefinedEncoder(6, 2, decoder=decoder, prior=prior, steps=3)
-        >>> vsc.VAE(encoder, decoder, prior).encoder(torch.randn(5, 6)).event_shape
+        >>> encoder, decoder = vsc.RefinedEncoder(6, 2, steps=3), vsc.NormalDecoder(2, 6, hidden=())
+        >>> vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(2)).encoder(torch.randn(5, 6)).event_shape
         torch.Size([2])
     """
 
@@ -77,39 +85,43 @@ class RefinedEncoder(SpikeSlabEncoder):
         input_shape: int | Sequence[int],
         latent_dim: int,
         *,
-        decoder: nn.Module,
-        prior: nn.Module,
         steps: int = 1,
         damping: float = 0.5,
+        slab: str = "normal",
         **options: Any,
     ) -> None:
-        super().__init__(input_shape, latent_dim, **options)
-        if self.slab != "normal":
-            raise ValueError(f"the updates are those of slab='normal', got {self.slab!r}; leave the argument out")
+        choice("slab of a RefinedEncoder", slab, dict.fromkeys(_SLABS))
+        super().__init__(input_shape, latent_dim, slab=slab, **options)
         if not 0 < damping <= 1:
             raise ValueError(f"damping must lie above 0 and be at most 1, got {damping!r}")
-        self._generative = (decoder, prior)  # a tuple, which registers no parameters a second time
+        self._models: tuple[VAE, ...] = ()
         self.steps = positive_int("steps", steps)
         self.damping = nn.Parameter(torch.full((self.steps,), float(damping)))
 
+    def attach(self, model: VAE) -> None:
+        """Refine under `model`, whose encoder this is; `vsc_pyro.VAE` calls it."""
+        self._models = (model,)  # a tuple, which registers no parameters a second time
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
-        posterior = super().forward(x).base_dist
-        slab = cast("Normal", posterior.slab)
-        q = Parameters(posterior.logits, slab.loc, slab.scale)
-        decoder, prior = self._generative
-        optimum = Optimum(x, decoder(q.loc.new_zeros(1, self.latent_dim)), prior(x))
+        if not self._models:
+            raise ValueError("a RefinedEncoder refines under a model; build a vsc_pyro.VAE with it")
+        (model,) = self._models
+        start = super().forward(x).base_dist
+        slab = cast("Normal", start.slab)
+        q = Parameters(start.logits, slab.loc, slab.scale)
+        likelihood = model.decoder(q.loc.new_zeros(1, self.latent_dim))
+        optimum = Optimum(x, likelihood, model.prior(x), type(slab), (model.beta * model.warmup).clamp(min=_LEAST))
         # The gradient passes where the share is clipped, so a share beyond the end can return.
-        shares = self.damping + (self.damping.clamp(0, 1) - self.damping).detach()
-        for share in shares:
+        for share in held(self.damping, 0, 1):
             q = Parameters(*(old + share * (new - old) for old, new in zip(q, optimum.given(q), strict=True)))
-        return SpikeSlab(Normal(q.loc, q.scale), logits=q.logits, gate=posterior.gate).to_event(1)
+        return SpikeSlab(type(slab)(q.loc, q.scale), logits=q.logits, gate=start.gate).to_event(1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, steps={self.steps}"
 
 
 class Parameters(NamedTuple):
-    """Parameters of a spike-and-slab posterior with normal slabs, of shapes that broadcast to ``(B, J)``."""
+    """Parameters of a spike-and-slab posterior, of shapes that broadcast to ``(B, J)``."""
 
     logits: Tensor
     loc: Tensor
@@ -117,32 +129,38 @@ class Parameters(NamedTuple):
 
 
 class Optimum:
-    """The coordinate-wise optimum of the evidence lower bound of data, see the module's docstring.
+    r"""The coordinate-wise optimum of the evidence lower bound of data, see the module's docstring.
 
     Args:
         x: data, shape ``(B, ...)``.
         likelihood: p(x|z = 0) with `batch_shape` ``(1,)``.
         prior: p(z).
+        family: class of the slabs.
+        beta: weight of the divergence, above 0.
 
     Raises:
         ValueError: another likelihood or prior than `RefinedEncoder` takes.
     """
 
-    def __init__(self, x: Tensor, likelihood: Distribution, prior: Distribution) -> None:
+    def __init__(
+        self, x: Tensor, likelihood: Distribution, prior: Distribution, family: type[Normal], beta: Tensor
+    ) -> None:
         slab, logits = slab_of(prior), inclusion_logits(prior)
         if not isinstance(likelihood, LinearNormal):
             raise ValueError(
                 f"the updates of a RefinedEncoder need a linear decoder with normal noise, got a likelihood of "
                 f"{type(likelihood).__name__}; take DictionaryDecoder or NormalDecoder(hidden=())"
             )
-        if logits is None or not isinstance(slab, Normal):
+        if logits is None or type(slab) is not family:
             raise ValueError(
-                f"the updates of a RefinedEncoder need a spike-and-slab prior with normal slabs, got slabs of "
-                f"{type(slab).__name__}; take SpikeSlabPrior(slab='normal')"
+                f"the updates of a RefinedEncoder need a spike-and-slab prior with slabs of its own family, "
+                f"{family.__name__}, got slabs of {type(slab).__name__}; pass the same slab= to both"
             )
+        slab = cast("Normal", slab)
+        self._family = family
         self._dictionary = likelihood.dictionary.flatten(1)
         noise = likelihood.scale.expand(likelihood.event_shape).flatten()
-        weighted = self._dictionary / noise.square()
+        weighted = self._dictionary / (beta * noise.square())
         self._weighted = weighted.T
         self._sharpness = (weighted * self._dictionary).sum(1)
         self._product = likelihood.product
@@ -150,12 +168,13 @@ class Optimum:
         self._precision = self._sharpness + slab.scale.square().reciprocal()
         self._pull = slab.loc / slab.scale.square()
         self._scale = self._precision.rsqrt()
-        self._bias = logits + (self._scale / slab.scale).log() - 0.5 * slab.loc * self._pull
+        self._bias = logits + slab.log_prob(torch.zeros_like(slab.loc))
 
     def given(self, q: Parameters) -> Parameters:
         """Return the optimum of each latent, given that all others have the parameters q."""
-        mean = q.logits.sigmoid() * q.loc
+        mean = q.logits.sigmoid() * self._family(q.loc, q.scale, validate_args=False).mean
         residual = self._centred - self._product(mean, self._dictionary)
         explained = self._product(residual, self._weighted) + self._sharpness * mean
         loc = (explained + self._pull) / self._precision
-        return Parameters(self._bias + 0.5 * self._precision * loc.square(), loc, self._scale)
+        slab = self._family(loc, self._scale, validate_args=False)
+        return Parameters(self._bias - slab.log_prob(torch.zeros_like(loc)), loc, self._scale)
