@@ -55,6 +55,70 @@ def test_learned_slabs_start_as_fixed_ones_and_find_those_of_the_codes():
     torch.testing.assert_close(prior.slab_log_scale.exp().detach(), codes.std(0, correction=0), rtol=1e-3, atol=0)
 
 
+def test_slabs_start_where_asked_and_stay_there_unless_learned():
+    loc, scale = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([0.5, 3.0, 1.0])
+    for learn in (False, True, "per-latent"):
+        prior = vsc.SpikeSlabPrior(3, 0.5, learn_slab=learn, slab_loc=loc, slab_scale=scale)
+        slab = prior(torch.zeros(1)).base_dist.slab
+        torch.testing.assert_close((slab.loc, slab.scale), (loc, scale))
+        assert [name for name, _ in prior.named_parameters()] == (["slab_loc", "slab_log_scale"] if learn else [])
+    shared = vsc.SpikeSlabPrior(3, 0.5, learn_slab="global", slab_loc=2, slab_scale=0.5)
+    assert [parameter.shape for parameter in shared.parameters()] == [(), ()]
+    slab = shared(torch.zeros(1)).base_dist.slab
+    torch.testing.assert_close((slab.loc, slab.scale), (torch.full((3,), 2.0), torch.full((3,), 0.5)))
+    assert "learn_slab='global', slab_loc=2.0, slab_scale=0.5" in repr(shared)
+    assert "slab_" not in repr(vsc.SpikeSlabPrior(3))
+
+
+def test_a_learned_slab_takes_weights_by_their_names_and_shapes():
+    weights = {name: torch.rand(3) for name in ("inclusion_logits", "slab_loc", "slab_log_scale")}
+    prior = vsc.SpikeSlabPrior(3, learn_slab=True)
+    prior.load_state_dict(weights)
+    assert torch.equal(prior.slab_scale, weights["slab_log_scale"].exp())
+    assert torch.equal(prior(torch.zeros(1)).base_dist.slab.loc, weights["slab_loc"])
+
+
+def test_one_name_stands_for_two_ways_to_learn_a_slab_of_each_latent():
+    assert repr(vsc.SpikeSlabPrior(3, learn_slab="per-latent")) == repr(vsc.SpikeSlabPrior(3, learn_slab=True))
+
+
+def test_a_learned_scale_has_a_floor_from_which_it_can_grow():
+    prior = vsc.SpikeSlabPrior(2, learn_slab=True)
+    with torch.no_grad():
+        prior.slab_log_scale.copy_(torch.tensor([-20.0, -1.0]))
+    torch.testing.assert_close(prior.slab_scale, torch.tensor([1e-4, math.exp(-1)]))
+    narrow = prior(torch.zeros(1)).log_prob(torch.tensor([1.0, 1.0]))
+    (-narrow).backward()
+    assert torch.isfinite(prior.slab_log_scale.grad).all()
+    assert (prior.slab_log_scale.grad < 0).all()
+
+
+@pytest.mark.parametrize("learn", [True, "global"])
+def test_a_learned_slab_goes_with_a_posterior_over_inclusion(learn):
+    torch.manual_seed(0)
+    prior = vsc.SpikeSlabPrior(4, 0.2, "global", (1.0, 4.0), learn_slab=learn, slab_loc=1.0)
+    draws = torch.tensor([0.1, 0.3])
+    p = prior(torch.zeros(1), draws)
+    assert p.batch_shape == (2,)
+    assert p.base_dist.slab.loc.shape == (2, 4)
+    kl_divergence(p, p).sum().backward()
+
+
+def test_an_expected_number_of_active_latents_is_an_inclusion():
+    prior = vsc.SpikeSlabPrior(8, expected_active=2, learn_inclusion=True)
+    torch.testing.assert_close(prior.inclusion_probs, torch.full((8,), 0.25))
+    assert repr(prior) == repr(vsc.SpikeSlabPrior(8, 0.25, learn_inclusion=True))
+    for number in (0, -1, float("inf"), "5"):
+        with pytest.raises(ValueError, match="expected_active must be a finite number above 0, got"):
+            vsc.SpikeSlabPrior(8, expected_active=number)
+    with pytest.raises(ValueError, match="expected_active must be below the number of latents, 8, got 8"):
+        vsc.SpikeSlabPrior(8, expected_active=8)
+    with pytest.raises(
+        ValueError, match=r"inclusion=0\.1 and expected_active=2 both set how many latents are on; pass"
+    ):
+        vsc.SpikeSlabPrior(8, 0.1, expected_active=2)
+
+
 @pytest.mark.parametrize("inclusion", [0, 1, -0.1, 1.5, float("nan"), torch.tensor([0.5, 0.0, 0.5])])
 def test_inclusion_outside_the_unit_interval(inclusion):
     with pytest.raises(ValueError, match=r"inclusion must lie strictly between 0 and 1, got"):
@@ -72,6 +136,17 @@ def test_bad_arguments():
         vsc.SpikeSlabPrior(3, slab="uniform")
     with pytest.raises(ValueError, match="learn_inclusion must be one of False, True, 'per-latent', 'global', got 'al"):
         vsc.SpikeSlabPrior(3, learn_inclusion="all")
+    with pytest.raises(ValueError, match="learn_slab must be one of False, True, 'per-latent', 'global', got 'all'"):
+        vsc.SpikeSlabPrior(3, learn_slab="all")
+    with pytest.raises(ValueError, match=r"slab_loc must be one number or one for each of the 3 latents, .* \(2,\)"):
+        vsc.SpikeSlabPrior(3, slab_loc=torch.zeros(2))
+    with pytest.raises(ValueError, match="'global' learns one slab_scale, and slab_scale holds 3; pass one number"):
+        vsc.SpikeSlabPrior(3, learn_slab="global", slab_scale=torch.ones(3))
+    with pytest.raises(ValueError, match="slab_loc must be finite, got nan"):
+        vsc.SpikeSlabPrior(3, slab_loc=math.nan)
+    for scale in (0.0, -1.0, 1e-5, math.inf):
+        with pytest.raises(ValueError, match=r"slab_scale must be finite and at least 0\.0001, got"):
+            vsc.SpikeSlabPrior(3, slab_scale=scale)
     with pytest.raises(ValueError, match=r"hyperprior=\(1, 9\) is a prior of inclusions that are learned; pass learn"):
         vsc.SpikeSlabPrior(3, hyperprior=(1, 9))
     with pytest.raises(ValueError, match=r"the two parameters \(a, b\) of a Beta, got 3"):

@@ -32,12 +32,13 @@ from vsc_pyro.inference.impute import Imputation, impute
 from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior
 from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.inference.refine import Refinement, refine
-from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
+from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, DictionaryDecoder, NormalDecoder
 from vsc_pyro.models.encoders import (
     CauchyEncoder,
     DeltaEncoder,
     LaplaceEncoder,
     NormalEncoder,
+    RefinedEncoder,
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
@@ -52,6 +53,7 @@ from vsc_pyro.models.priors import (
     PseudoInputPrior,
     SpikeSlabPrior,
 )
+from vsc_pyro.models.sparse_dictionary import SparseDictionary
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.models.vsc import VSC
 from vsc_pyro.objectives import AnalyticELBO, ExactELBO, ImportanceWeightedELBO, TraceELBO
@@ -82,6 +84,7 @@ __all__ = [
     "Dataset",
     "DeconvTrunk",
     "DeltaEncoder",
+    "DictionaryDecoder",
     "DictionaryEvaluation",
     "Evaluation",
     "ExactELBO",
@@ -104,7 +107,9 @@ __all__ = [
     "Prior",
     "PseudoInputPrior",
     "Ramp",
+    "RefinedEncoder",
     "Refinement",
+    "SparseDictionary",
     "SpikeSlab",
     "SpikeSlabEncoder",
     "SpikeSlabPrior",

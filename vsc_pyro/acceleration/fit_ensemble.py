@@ -31,12 +31,13 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
+from vsc_pyro.training.defaults import chosen_warmup, or_default
 from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.fit import private_state, warn_of_prior, warn_of_warmup
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import num_processes
-from vsc_pyro.training.plan import check_batch_norm, default_cooldown, default_epochs, with_warmup
-from vsc_pyro.training.schedules import Cooldown, Schedule, check_schedules, check_warmup, set_values
+from vsc_pyro.training.plan import check_batch_norm, default_epochs, with_warmup
+from vsc_pyro.training.schedules import Cooldown, Schedule, check_schedules, set_values
 from vsc_pyro.training.summary import summarize
 
 # Reading losses waits for the device: rarely enough not to matter, often enough to stop a diverged run in seconds.
@@ -50,8 +51,8 @@ def fit_ensemble(
     objective: str | ELBO = "auto",
     epochs: int | None = None,
     batch_size: int | None = None,
-    lr: float = 1e-3,
-    warmup: float = 0.0,
+    lr: float | None = None,
+    warmup: float | None = None,
     cooldown: float | None = None,
     seeds: Sequence[int] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
@@ -78,8 +79,8 @@ def fit_ensemble(
     Args:
         models: trained in place; moved to `device`.
         data: a `vsc_pyro.datasets.Dataset`, or any array or tensor of shape ``(N, ...)``; held in memory.
-        objective, epochs, batch_size, lr, warmup, cooldown, device, progress: as for `fit`. The bar shows the lowest
-            and the highest objective of the models.
+        objective, epochs, batch_size, lr, warmup, cooldown, device, progress: as for `fit`, with the defaults of the
+            first model. The bar shows the lowest and the highest objective of the models.
         seeds: one for each model; None for 0, 1, 2, ... As in `fit`, they do not determine the initial weights.
         schedules: as for `fit`, the same for all models; a schedule overrides buffers that differ.
         compile: compile the common step, which takes some 10 seconds; False runs its operations one by one. ``"auto"``
@@ -104,9 +105,9 @@ def fit_ensemble(
         >>> [len(history) for history in histories]
         [1, 1]
     """
-    models, lr = list(models), positive_float("lr", lr)
-    epochs = None if epochs is None else positive_int("epochs", epochs)
+    models, epochs = list(models), None if epochs is None else positive_int("epochs", epochs)
     seeds = _one_for_each(seeds, len(models))
+    lr = positive_float("lr", or_default(models[0], "lr", lr))
     device, compile = resolve_device(device), bool_or_auto("compile", compile)
     _check_place(data, device, compile)
     check_built_alike(models)
@@ -115,12 +116,14 @@ def fit_ensemble(
     loss = _objective_of_all(models, objective, data)
     warn_of_prior(models[0])
     data = data.to(models[0].reference.to(device))  # once for all models
+    batch_size = or_default(models[0], "batch_size", batch_size)
     batches = [get_batches(data, batch_size, seed) for seed in seeds]
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     epochs = default_epochs(num_steps) if epochs is None else epochs
-    cooling = Cooldown(default_cooldown(cooldown), epochs)
-    schedules = with_warmup(schedules, int(check_warmup(warmup, loss, schedules) * epochs * num_steps))
+    cooling = Cooldown(or_default(models[0], "cooldown", cooldown), epochs)
+    warmup = chosen_warmup(models[0], warmup, loss, schedules)
+    schedules = with_warmup(schedules, int(warmup * epochs * num_steps))
     before = [_Before(model) for model in models]
     check_schedules(models[0], schedules, epochs * num_steps)
     for model in models:

@@ -32,6 +32,7 @@ class LinearNormal(Independent):
         bias: b, shape `event_shape`.
         scale: :math:`\sigma`, above 0, in units of the data; its shape broadcasts to `event_shape`.
         validate_args: as in `torch.distributions`.
+        product_dtype: type of the product of code and dictionary, such as `torch.bfloat16`; None for their own.
 
     Shapes:
         `batch_shape` is ``(*)``, `event_shape` is the shape of an atom.
@@ -48,18 +49,36 @@ class LinearNormal(Independent):
     """
 
     def __init__(
-        self, code: Tensor, dictionary: Tensor, bias: Tensor, scale: Tensor, validate_args: bool | None = None
+        self,
+        code: Tensor,
+        dictionary: Tensor,
+        bias: Tensor,
+        scale: Tensor,
+        validate_args: bool | None = None,
+        product_dtype: torch.dtype | None = None,
     ) -> None:
         self.code = code
         self.dictionary = dictionary
         self.scale = scale
-        pixels = torch.nn.functional.linear(code, dictionary.flatten(1).T, bias.flatten())
+        self.product_dtype = product_dtype
+        if product_dtype is None:
+            pixels = torch.nn.functional.linear(code, dictionary.flatten(1).T, bias.flatten())
+        else:
+            pixels = self.product(code, dictionary.flatten(1)) + bias.flatten()
         base = Normal(pixels.unflatten(-1, dictionary.shape[1:]), scale, validate_args=validate_args)
         super().__init__(base, dictionary.dim() - 1, validate_args=validate_args)
 
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``a @ b``, computed in `product_dtype` and cast to the type of a."""
+        if self.product_dtype is None:
+            return a @ b
+        with torch.autocast(a.device.type, self.product_dtype):
+            return (a @ b).to(a.dtype)
+
     def expand(self, batch_shape: _size, _instance: LinearNormal | None = None) -> LinearNormal:
         new = cast("LinearNormal", self._get_checked_instance(LinearNormal, _instance))
-        new.code, new.dictionary, new.scale = self.code, self.dictionary, self.scale
+        for name in ("code", "dictionary", "scale", "product_dtype"):
+            setattr(new, name, getattr(self, name))
         return super().expand(batch_shape, _instance=new)
 
     def expected_log_prob(self, value: Tensor, variance: Tensor) -> Tensor:

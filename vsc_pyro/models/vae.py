@@ -16,7 +16,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -57,6 +58,8 @@ class VAE(ScalarModule):
 
     Attributes:
         warmup: factor of `beta`, below 1 during a warm-up of `vsc_pyro.fit`; a buffer.
+        training_defaults: defaults of `vsc_pyro.fit` for `lr`, `warmup`, `cooldown` and `batch_size`, by name, that a
+            subclass declares, such as ``{"lr": 3e-4}``; none here.
 
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
@@ -94,6 +97,7 @@ class VAE(ScalarModule):
     prior: Any
     beta: Tensor
     warmup: Tensor
+    training_defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,

@@ -23,7 +23,6 @@ from vsc_pyro.training.parallel import num_processes
 if TYPE_CHECKING:
     from vsc_pyro.models.vae import VAE
 
-_DEFAULT_SIZE = 200
 # Number of data of a loader that are held in memory before training: enough to initialise pseudo-inputs.
 _SAMPLE_SIZE = 1000
 
@@ -282,13 +281,16 @@ def _counted(loader: DataLoader, sampler: Any) -> tuple[int, int]:
     return num_data, num_steps
 
 
-def get_batches(data: Dataset | Tensor | np.ndarray | DataLoader, batch_size: int | None, seed: int) -> Batches:
+def get_batches(
+    data: Dataset | Tensor | np.ndarray | DataLoader, batch_size: int | None, seed: int, default_size: int = 200
+) -> Batches:
     """Return the minibatches of data in memory or of a loader.
 
     Args:
         data: see `vsc_pyro.fit`.
-        batch_size: number of data in a minibatch, None for 200; None for a loader, which has its own.
+        batch_size: number of data in a minibatch, None for `default_size`; None for a loader, which has its own.
         seed: seed of the data that are read from a loader before training.
+        default_size: default of `batch_size` for data in memory.
 
     Raises:
         ValueError: data or a loader that cannot be trained on, or a `batch_size` for a loader.
@@ -296,7 +298,7 @@ def get_batches(data: Dataset | Tensor | np.ndarray | DataLoader, batch_size: in
     if batch_size is not None:
         batch_size = positive_int("batch_size", batch_size)
     if not isinstance(data, DataLoader):
-        return MemoryBatches(as_dataset(data), batch_size or _DEFAULT_SIZE)
+        return MemoryBatches(as_dataset(data), batch_size or positive_int("batch_size", default_size))
     if batch_size is not None:
         raise ValueError(f"batch_size={batch_size} is for data in memory, and a DataLoader has its own; leave it out")
     return LoaderBatches(data, seed)

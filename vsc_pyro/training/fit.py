@@ -26,6 +26,7 @@ from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.defaults import or_default
 from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
@@ -45,8 +46,8 @@ def fit(
     num_draws: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    lr: float = 1e-3,
-    warmup: float = 0.0,
+    lr: float | None = None,
+    warmup: float | None = None,
     cooldown: float | None = None,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
@@ -100,16 +101,22 @@ def fit(
 
     **Steps and rates**
 
+    A model may declare defaults of its own for `batch_size`, `lr`, `warmup` and `cooldown`, see
+    `VAE.training_defaults`.
+
     Args:
         epochs: number of passes over the data, including those before a resumption. None for 50, or more if 50 make
             fewer than 2,000 steps.
-        batch_size: data per step; the last batch of an epoch may be smaller. None for 200. A `DataLoader` has its own.
-        lr: learning rate of Adam.
+        batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or the model's default. A
+            `DataLoader` has its own.
+        lr: learning rate of Adam. None for 1e-3, or the model's default.
         warmup: share of the run, in [0, 1), in which the weight of the KL divergence rises linearly from 0 to the
-            model's `beta`. Latents then learn something before they cost anything. A resumed run keeps its own.
+            model's `beta`. Latents then learn something before they cost anything. None for 0, or the model's
+            default, or 0 with a schedule of `beta`. A resumed run keeps its own.
         cooldown: share of the run, in [0, 1], at the end, in which the learning rate falls linearly, epoch by epoch.
-            .25 by default; 0 with an `lr_schedule`; the saved share in a resumed run. A finished run that is resumed
-            for more epochs has already cooled down once; it equals one longer run only with ``cooldown=0``.
+            None for .25, or the model's default; 0 with an `lr_schedule`; the saved share in a resumed run. A finished
+            run that is resumed for more epochs has already cooled down once; it equals one longer run only with
+            ``cooldown=0``.
         lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch.
         schedules: settings of the model that change from step to step, such as slab warm-up, temperature or beta: a
             function from the step to a number for each dotted name of a buffer, see `vsc_pyro.schedules`. The function
@@ -180,7 +187,7 @@ def fit(
         num_draws=num_draws,
         epochs=epochs,
         batch_size=batch_size,
-        lr=lr,
+        lr=or_default(model, "lr", lr),
         warmup=warmup,
         cooldown=cooldown,
         lr_schedule=lr_schedule,

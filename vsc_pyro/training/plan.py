@@ -25,11 +25,12 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
+from vsc_pyro.training.defaults import chosen_warmup, or_default
 from vsc_pyro.training.parallel import num_processes, rank
 from vsc_pyro.training.resumption import saved_shares
-from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule, check_warmup
+from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
 
-_EPOCHS, _STEPS, _COOLDOWN = 50, 2000, 0.25
+_EPOCHS, _STEPS = 50, 2000
 
 
 @dataclasses.dataclass
@@ -55,7 +56,7 @@ class Plan:
     epochs: dataclasses.InitVar[int | None]
     batch_size: dataclasses.InitVar[int | None]
     lr: float
-    warmup: float
+    warmup: float | None
     cooldown: float | None
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
     schedules: dict[str, Schedule]
@@ -82,7 +83,7 @@ class Plan:
         self.lr = positive_float("lr", self.lr)
         self.seed = natural_int("seed", self.seed)
         self.compile = bool_or_auto("compile", self.compile)
-        self.batches = get_batches(data, batch_size, self.seed)
+        self.batches = get_batches(data, batch_size, self.seed, or_default(self.model, "batch_size", None))
         self.batches.check(self.model)
         self.num_epochs = default_epochs(self.batches.num_steps) if epochs is None else epochs
         self._choose_objective()
@@ -108,15 +109,16 @@ class Plan:
 
     def _choose_rates(self) -> None:
         """Choose the rise of the KL divergence's weight and the fall of the learning rate."""
-        self.warmup = check_warmup(self.warmup, self.loss, self.schedules)
-        self.warmup_steps = int(self.warmup * self.num_epochs * self.batches.num_steps)
+        self.warmup = warmup = chosen_warmup(self.model, self.warmup, self.loss, self.schedules)
+        self.warmup_steps = int(warmup * self.num_epochs * self.batches.num_steps)
         cooldown = self.cooldown
         if cooldown is not None and Cooldown(cooldown, self.num_epochs).share and self.lr_schedule is not None:
             raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
         if (path := self.resumed) is not None:
             self.warmup_steps, saved = saved_shares(path)
             cooldown = saved if cooldown is None else cooldown
-        self.cooling = Cooldown(default_cooldown(cooldown) if self.lr_schedule is None else 0.0, self.num_epochs)
+        share = or_default(self.model, "cooldown", cooldown) if self.lr_schedule is None else 0.0
+        self.cooling = Cooldown(share, self.num_epochs)
         self.schedules = with_warmup(self.schedules, self.warmup_steps)
 
     def _check_processes(self) -> None:
@@ -186,11 +188,6 @@ def chosen_gate(encoder: nn.Module, gate: str | Gate | None) -> Gate | None:
 def default_epochs(num_steps: int) -> int:
     """Return the default number of epochs of `num_steps` minibatches: 50, or more to reach 2,000 steps."""
     return max(_EPOCHS, -(-_STEPS // num_steps))
-
-
-def default_cooldown(cooldown: float | None) -> float:
-    """Return the share of a run in which the learning rate falls, a quarter by default."""
-    return _COOLDOWN if cooldown is None else cooldown
 
 
 def with_warmup(schedules: Mapping[str, Schedule] | None, num_steps: int) -> dict[str, Schedule]:

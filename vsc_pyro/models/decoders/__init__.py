@@ -1,18 +1,20 @@
 """Decoders: modules whose forward takes codes z and returns the likelihood p(x | z), a distribution.
 
-`BernoulliDecoder` is for binary data, `ContinuousBernoulliDecoder` for data in [0, 1], `NormalDecoder` for real data. A
-custom decoder is any `torch.nn.Module` that takes z of shape ``(*, J)``, with any number of leading dimensions, and
+`BernoulliDecoder` is for binary data, `ContinuousBernoulliDecoder` for data in [0, 1], `NormalDecoder` for real data and
+`DictionaryDecoder` for sparse dictionaries of them. A custom decoder is any `torch.nn.Module` that takes z of shape ``(*, J)``, with any number of leading dimensions, and
 returns a Pyro distribution of `batch_shape` ``(*)``.
 """
 
 from vsc_pyro.models.decoders.bernoulli import BernoulliDecoder, CrossEntropyBernoulli
 from vsc_pyro.models.decoders.continuous_bernoulli import ContinuousBernoulliDecoder, StableContinuousBernoulli
+from vsc_pyro.models.decoders.dictionary import DictionaryDecoder
 from vsc_pyro.models.decoders.normal import NormalDecoder
 
 __all__ = [
     "BernoulliDecoder",
     "ContinuousBernoulliDecoder",
     "CrossEntropyBernoulli",
+    "DictionaryDecoder",
     "NormalDecoder",
     "StableContinuousBernoulli",
 ]

@@ -5,6 +5,7 @@ Any `torch.nn.Module` with such a forward can be an encoder. With an attribute `
 """
 
 from vsc_pyro.models.encoders.dense import CauchyEncoder, DeltaEncoder, LaplaceEncoder, NormalEncoder
+from vsc_pyro.models.encoders.refined import RefinedEncoder
 from vsc_pyro.models.encoders.spike_slab import SpikeSlabEncoder, gate_of
 from vsc_pyro.models.encoders.threshold import ThresholdEncoder
 
@@ -13,6 +14,7 @@ __all__ = [
     "DeltaEncoder",
     "LaplaceEncoder",
     "NormalEncoder",
+    "RefinedEncoder",
     "SpikeSlabEncoder",
     "ThresholdEncoder",
     "gate_of",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vsc_pyro._arguments import choice
 from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.encoders.base import Encoder, positive_scale
@@ -16,6 +17,7 @@ from vsc_pyro.models.encoders.base import Encoder, positive_scale
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+_SCALES = {"amortised": 3, "per-latent": 2}  # number of heads of the network
 # Initial inclusion of latents whose prior has none.
 _DEFAULT_INCLUSION = 0.1
 
@@ -59,7 +61,7 @@ class SparseEncoder(Encoder):
 
     @property
     def _inclusion_bias(self) -> Tensor:
-        return self.own_layer.bias[2 * self.latent_dim :]
+        return self.own_layer.bias[(self.num_heads - 1) * self.latent_dim :]
 
     def _offset(self, inclusion: Tensor) -> Tensor:
         """Return the bias of the inclusion head that gives these inclusion probabilities."""
@@ -90,13 +92,15 @@ class SpikeSlabEncoder(SparseEncoder):
         slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``. A Cauchy slab needs a Cauchy slab in the prior and
             a decoder that saturates, see `CauchyEncoder`.
         trunk: a network that replaces the MLP, see `NormalEncoder`.
+        scale: ``"amortised"`` for a :math:`\sigma` from the network; ``"per-latent"`` for one parameter of each latent,
+            common to all data, which saves a third of a linear network.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: a size below 1, an initial inclusion outside (0, 1), or an unknown activation, gate or slab (the
-            message lists the known ones).
+        ValueError: a size below 1, an initial inclusion outside (0, 1), or an unknown activation, gate, slab or scale
+            (the message lists the known ones).
 
     References:
         F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
@@ -124,23 +128,28 @@ class SpikeSlabEncoder(SparseEncoder):
         initial_inclusion: float | None = None,
         slab: str = "normal",
         trunk: nn.Module | None = None,
+        scale: str = "amortised",
     ) -> None:
-        super().__init__(input_shape, latent_dim, 3, hidden, activation, trunk)
+        super().__init__(input_shape, latent_dim, choice("scale", scale, _SCALES), hidden, activation, trunk)
         self.gate = copy.deepcopy(self.get_gate(gate))  # schedules of this model must not move another one's gate
         self.slab = slab
         self._family: Any = get_slab(slab)
         self.register_buffer("slab_weight", torch.ones(()))
+        self.scale = scale
+        if scale == "per-latent":
+            self.log_squared_scale = nn.Parameter(torch.zeros(self.latent_dim))
         self._start_inclusion(initial_inclusion)
 
     def _offset(self, inclusion: Tensor) -> Tensor:
         return torch.logit(inclusion)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
-        loc, log_squared_scale, logits = self.heads(x)
+        loc, *amortised, logits = self.heads(x)
+        (log_squared_scale,) = amortised or (self.log_squared_scale,)
         gate = self.gate if self.training else self.gate.hardened()
         weight = self.slab_weight
         scale = (weight * positive_scale(log_squared_scale) ** 2 + (1 - weight)).sqrt()
         return SpikeSlab(self._family(weight * loc, scale), logits=logits, gate=gate).to_event(1)
 
     def extra_repr(self) -> str:
-        return f"slab={self.slab!r}"
+        return f"slab={self.slab!r}" + ("" if self.scale == "amortised" else f", scale={self.scale!r}")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _LEARN = (False, True, "per-latent", "global")
 # Concentration of the initial posterior over inclusion, as a number of data: low ones draw inclusions near 0 and 1.
 _INITIAL_CONCENTRATION = 20.0
+_DEFAULT_INCLUSION = 0.1
+# The smallest scale of a posterior slab, so the best scale of a prior lies above it.
+_MIN_SCALE = 1e-4
 
 
 class SpikeSlabPrior(Prior):
@@ -28,6 +31,7 @@ class SpikeSlabPrior(Prior):
     Args:
         latent_dim: number of latents J.
         inclusion: :math:`\alpha = P(z_j \neq 0)`, strictly between 0 and 1: one number, or a tensor of shape ``(J,)``.
+            None for .1, or for what `expected_active` says.
         learn_inclusion: False keeps `inclusion`; otherwise training starts from it. ``"per-latent"`` (or True) learns
             one :math:`\alpha_j` for each latent, so latents that explain too little switch off. ``"global"`` learns one
             number for all latents.
@@ -35,15 +39,22 @@ class SpikeSlabPrior(Prior):
             latent variable ``"inclusion"`` outside the plate over data, training learns its Beta posterior, and
             evaluation uses the mean of that posterior.
         slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``.
-        learn_slab: True learns the location m and scale s of every slab; otherwise they stay 0 and 1. A learned slab
-            can have one sign, so a latent can be a feature that is only added to the data, never subtracted.
+        learn_slab: True (or ``"per-latent"``) learns the location m and scale s of every slab, ``"global"`` one of each
+            for all latents, from `slab_loc` and `slab_scale` on; False keeps them. A learned slab can have one sign, so
+            a latent can be a feature that is only added to the data, never subtracted. A learned scale is at least
+            1e-4, the smallest scale of an encoder's slab. There the gradient still passes, so the scale can grow again.
+        slab_loc: location m of the slabs, one number or a tensor of shape ``(J,)``.
+        slab_scale: scale s of the slabs, at least 1e-4, one number or a tensor of shape ``(J,)``.
+        expected_active: the expected number of latents that are on, above 0 and below J, in place of `inclusion`: every
+            latent has the inclusion ``expected_active / J``.
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: an inclusion outside (0, 1) or of another shape; an unknown `slab`, `learn_inclusion` or
-            `learn_slab`; a hyperprior that is not two positive numbers.
+        ValueError: an inclusion outside (0, 1) or of another shape, or both `inclusion` and `expected_active`; an
+            unknown `slab`, `learn_inclusion` or `learn_slab`; a location or scale that is not finite, too small or of
+            another shape; a hyperprior that is not two positive numbers.
 
     References:
         H. Ishwaran, J. S. Rao (2005), Spike and slab variable selection: frequentist and Bayesian strategies.
@@ -56,21 +67,28 @@ class SpikeSlabPrior(Prior):
         torch.Size([3])
         >>> prior.inclusion_probs
         tensor([0.1000, 0.1000, 0.1000])
+        >>> sparse = vsc.SpikeSlabPrior(512, expected_active=5, learn_slab="global", slab_loc=1.0, slab_scale=0.5)
+        >>> sparse.inclusion, sparse.slab_scale.item()
+        (0.009765625, 0.5)
     """
 
     inclusion_logits: Tensor
     slab_loc: Tensor
     slab_log_scale: Tensor
+    fixed_slab_scale: Tensor
     log_concentration: Tensor
 
     def __init__(
         self,
         latent_dim: int,
-        inclusion: float | Tensor = 0.1,
+        inclusion: float | Tensor | None = None,
         learn_inclusion: bool | str = False,
         hyperprior: tuple[float, float] | None = None,
         slab: str = "normal",
-        learn_slab: bool = False,
+        learn_slab: bool | str = False,
+        slab_loc: float | Tensor = 0.0,
+        slab_scale: float | Tensor = 1.0,
+        expected_active: float | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
@@ -84,38 +102,72 @@ class SpikeSlabPrior(Prior):
         self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
         self.slab = slab
         self._family: Any = get_slab(slab)
-        if not isinstance(learn_slab, bool):
-            raise ValueError(f"learn_slab must be True or False, got {learn_slab!r}")
-        self.learn_slab = learn_slab
-        logits = self._checked_logits(inclusion)
+        if learn_slab not in _LEARN:
+            raise ValueError(f"learn_slab must be one of {', '.join(map(repr, _LEARN))}, got {learn_slab!r}")
+        self.learn_slab = True if learn_slab == "per-latent" else learn_slab
+        logits = self._checked_logits(self._expected_inclusion(inclusion, expected_active))
         self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
         if self.learn_inclusion:
             self.inclusion_logits = nn.Parameter(logits)
         else:
             self.register_buffer("inclusion_logits", logits)
-        if learn_slab:
-            self.slab_loc = nn.Parameter(torch.zeros_like(logits.expand(self.latent_dim)))
-            self.slab_log_scale = nn.Parameter(torch.zeros_like(self.slab_loc))
+        self._start_slab(slab_loc, slab_scale)
         if self.hyperprior is not None:
             # Parametrised by mean and concentration: with Beta's (a, b), gradient noise of the mean hides the width.
             self.log_concentration = nn.Parameter(torch.full_like(logits, math.log(_INITIAL_CONCENTRATION)))
 
-    def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
-        alpha = torch.as_tensor(inclusion, dtype=torch.get_default_dtype())
-        if alpha.shape not in ((), (self.latent_dim,)):
+    def _expected_inclusion(self, inclusion: float | Tensor | None, expected_active: float | None) -> float | Tensor:
+        if expected_active is None:
+            return _DEFAULT_INCLUSION if inclusion is None else inclusion
+        if inclusion is not None:
             raise ValueError(
-                f"inclusion must be one number or one for each of the {self.latent_dim} latents, "
-                f"got a tensor of shape {tuple(alpha.shape)}"
+                f"inclusion={inclusion!r} and expected_active={expected_active!r} both set how many latents are on; "
+                "pass one of the two"
             )
+        number = positive_float("expected_active", expected_active)
+        if number >= self.latent_dim:
+            raise ValueError(
+                f"expected_active must be below the number of latents, {self.latent_dim}, got {expected_active!r}"
+            )
+        return number / self.latent_dim
+
+    def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
+        alpha = self._one_or_each("inclusion", inclusion, "learn_inclusion", self.learn_inclusion)
         if not ((alpha > 0) & (alpha < 1)).all():
             raise ValueError(f"inclusion must lie strictly between 0 and 1, got {inclusion!r}")
-        if self.learn_inclusion == "global" and alpha.ndim:
-            raise ValueError(
-                f"learn_inclusion='global' learns one inclusion, and inclusion holds {len(alpha)}; pass one number"
-            )
         self.inclusion = inclusion if alpha.ndim == 0 else alpha.tolist()
         logits = torch.logit(alpha)
         return logits if self.learn_inclusion == "global" else logits.expand(self.latent_dim).clone()
+
+    def _one_or_each(self, name: str, value: float | Tensor, option: str, learned: bool | str) -> Tensor:
+        """Return an argument that is one number or one for each latent; one number if `option` is ``"global"``."""
+        numbers = torch.as_tensor(value, dtype=torch.get_default_dtype())
+        if numbers.shape not in ((), (self.latent_dim,)):
+            raise ValueError(
+                f"{name} must be one number or one for each of the {self.latent_dim} latents, "
+                f"got a tensor of shape {tuple(numbers.shape)}"
+            )
+        if learned == "global" and numbers.ndim:
+            raise ValueError(f"{option}='global' learns one {name}, and {name} holds {len(numbers)}; pass one number")
+        return numbers
+
+    def _start_slab(self, slab_loc: float | Tensor, slab_scale: float | Tensor) -> None:
+        loc = self._one_or_each("slab_loc", slab_loc, "learn_slab", self.learn_slab)
+        scale = self._one_or_each("slab_scale", slab_scale, "learn_slab", self.learn_slab)
+        if not loc.isfinite().all():
+            raise ValueError(f"slab_loc must be finite, got {slab_loc!r}")
+        if not ((scale >= _MIN_SCALE) & scale.isfinite()).all():
+            raise ValueError(f"slab_scale must be finite and at least {_MIN_SCALE:g}, got {slab_scale!r}")
+        self._start = tuple(
+            number.tolist() if number.ndim else float(given) for number, given in ((loc, slab_loc), (scale, slab_scale))
+        )
+        if not self.learn_slab:
+            self.register_buffer("slab_loc", loc.clone(), persistent=False)
+            self.register_buffer("fixed_slab_scale", scale.clone(), persistent=False)
+            return
+        shape = () if self.learn_slab == "global" else (self.latent_dim,)
+        self.slab_loc = nn.Parameter(loc.expand(shape).clone())
+        self.slab_log_scale = nn.Parameter(scale.log().expand(shape).clone())
 
     @property
     def inclusion_probs(self) -> Tensor:
@@ -145,15 +197,24 @@ class SpikeSlabPrior(Prior):
         logits = logits.expand(torch.broadcast_shapes(logits.shape, (self.latent_dim,)))
         return SpikeSlab(self._slab(logits), logits=logits).to_event(1)
 
-    def _slab(self, logits: Tensor) -> TorchDistribution:
+    @property
+    def slab_scale(self) -> Tensor:
+        """Current scale of the slabs, shape ``()`` or ``(J,)``."""
         if not self.learn_slab:
-            return self._family(torch.zeros_like(logits), torch.ones_like(logits))
-        return self._family(self.slab_loc.expand_as(logits), self.slab_log_scale.exp().expand_as(logits))
+            return self.fixed_slab_scale
+        scale = self.slab_log_scale.exp()
+        return scale + (scale.clamp(min=_MIN_SCALE) - scale).detach()
+
+    def _slab(self, logits: Tensor) -> TorchDistribution:
+        return self._family(self.slab_loc.expand_as(logits), self.slab_scale.expand_as(logits))
 
     def extra_repr(self) -> str:
+        slab = f", learn_slab={self.learn_slab!r}" if self.learn_slab else ""
+        if self._start != (0, 1):
+            slab += ", slab_loc={}, slab_scale={}".format(*self._start)
         return (
             f"{self.latent_dim}, inclusion={self.inclusion}, learn_inclusion={self.learn_inclusion!r}, "
-            f"hyperprior={self.hyperprior}, slab={self.slab!r}" + (", learn_slab=True" if self.learn_slab else "")
+            f"hyperprior={self.hyperprior}, slab={self.slab!r}" + slab
         )
 
 

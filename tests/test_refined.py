@@ -1,0 +1,103 @@
+import itertools
+
+import pytest
+import torch
+from problems.linear import linear_model
+from pyro.distributions import Normal
+from torch.distributions import kl_divergence
+
+import vsc_pyro as vsc
+from vsc_pyro.distributions import inclusion_logits, slab_of
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def refined(steps, damping=1.0, variance="fixed", orthogonal=False, **prior):
+    """A linear model whose encoder ends in updates, and data of it."""
+    model, x, _ = linear_model(variance=variance, noise=0.5)
+    with torch.no_grad():
+        if orthogonal:
+            model.decoder.dictionary.copy_(torch.linalg.qr(torch.randn(9, 5)).Q.T)
+    p = vsc.SpikeSlabPrior(5, 0.3, **prior)
+    encoder = vsc.RefinedEncoder(9, 5, hidden=(8,), decoder=model.decoder, prior=p, steps=steps, damping=damping)
+    return vsc.VAE(encoder, model.decoder, p), x[:50]
+
+
+def bound(model, x, q=None):
+    """The ELBO of each datum in closed form, of the encoder's posterior or another."""
+    q = model.encoder(x) if q is None else q
+    likelihood = model.decoder(q.mean)
+    return likelihood.expected_log_prob(x, q.variance) - kl_divergence(q, model.prior(x).expand(q.batch_shape))
+
+
+def test_one_update_is_the_exact_posterior_of_an_orthogonal_dictionary():
+    model, x = refined(1, orthogonal=True)
+    exact = vsc.exact_posterior(model, x)
+    q = model.encoder(x)
+    torch.testing.assert_close(inclusion_logits(q).sigmoid(), exact.inclusion)
+    torch.testing.assert_close(q.mean, exact.mean)
+    torch.testing.assert_close(q.variance, exact.variance)
+    torch.testing.assert_close(bound(model, x), exact.log_evidence)
+
+
+@pytest.mark.parametrize("variance", ["fixed", "per-pixel"])
+@pytest.mark.parametrize("prior", [{}, {"learn_slab": True, "slab_loc": 1.0, "slab_scale": 0.5}])
+def test_small_updates_raise_the_bound_until_it_is_stationary(variance, prior):
+    models = [refined(steps, 0.1, variance, **prior)[0] for steps in (1, 2, 4, 2000)]
+    x = refined(1)[1]
+    for model in models:
+        weights = models[0].encoder.state_dict() | {"damping": model.encoder.damping}
+        model.encoder.load_state_dict(weights)
+    with torch.no_grad():
+        start = vsc.SpikeSlabEncoder.forward(models[0].encoder, x)
+        bounds = [bound(models[0], x, start), *(bound(model, x) for model in models)]
+        q = models[-1].encoder(x)
+    for before, after in itertools.pairwise(bounds):
+        assert (after > before).all()
+    slab = slab_of(q)
+    parameters = [t.requires_grad_() for t in (inclusion_logits(q), slab.loc, slab.scale)]
+    q = vsc.SpikeSlab(Normal(*parameters[1:]), logits=parameters[0]).to_event(1)
+    for gradient in torch.autograd.grad(bound(models[-1], x, q).sum(), parameters):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("variance", ["shared", "per-pixel"])
+def test_gradients_pass_through_the_updates(variance):
+    model, x = refined(2, 0.3, variance, learn_inclusion=True, learn_slab=True, slab_loc=1.0)
+    elbo = vsc.ExactELBO(max_plate_nesting=1)
+    elbo.loss_and_grads(model.model, model.guide, x)
+    for name, parameter in model.named_parameters():
+        values, step = parameter.detach().view(-1), 1e-6
+        for index in {0, len(values) // 2, len(values) - 1}:
+            before, losses = float(values[index]), []
+            for sign in (1, -1):
+                values[index] = before + sign * step
+                losses.append(elbo.loss(model.model, model.guide, x))
+            values[index] = before
+            expected = (losses[0] - losses[1]) / (2 * step)
+            assert parameter.grad.view(-1)[index].item() == pytest.approx(expected, rel=1e-5, abs=1e-5), name
+
+
+def test_parameters_of_decoder_and_prior_are_registered_once():
+    model, _ = refined(1)
+    names = [name for name in model.state_dict() if name.startswith("encoder.")]
+    assert names and not any("decoder" in name or "prior" in name for name in names)
+
+
+def test_other_models_are_refused():
+    decoder, prior = vsc.NormalDecoder(2, 6, hidden=()), vsc.SpikeSlabPrior(2)
+    for bad in ({"steps": 0}, {"damping": 0.0}, {"damping": 1.5}, {"slab": "laplace"}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            vsc.RefinedEncoder(6, 2, decoder=decoder, prior=prior, **bad)
+    for parts, reason in (
+        ({"decoder": vsc.NormalDecoder(2, 6), "prior": prior}, "need a linear decoder"),
+        ({"decoder": decoder, "prior": vsc.NormalPrior(2)}, "need a spike-and-slab prior"),
+        ({"decoder": decoder, "prior": vsc.SpikeSlabPrior(2, slab="laplace")}, "got slabs of Laplace"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            vsc.VAE(vsc.RefinedEncoder(6, 2, **parts), **parts)
