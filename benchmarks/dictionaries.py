@@ -107,6 +107,11 @@ class Plan:
             return None
         return max(finished, key=lambda cell: found[cell.name]["validation"]["f1"]).settings
 
+    def chosen_worlds(self, found: Found, failed: Mapping[str, str]) -> list[str]:
+        """Return the worlds for which the settings of all methods are known."""
+        methods = [method for method in self.methods if _admits(method, self.args.sizes[0])]
+        return [w for w in self.args.worlds if all(self._best(m, w, found, failed) is not None for m in methods)]
+
     def _real(self) -> Iterator[tuple[Cell, bool]]:
         size, steps = ("tiny words" if self.args.quick else "words"), min(self.args.budgets)
         for world in REAL:
@@ -158,15 +163,13 @@ class Peers:
 _PEERS: dict[str, Peers] = {}
 
 
-def run_cell(cell: Cell, folder: Path, root: Path | None, peers: str | None) -> dict[str, Any] | str:
+def run_cell(cell: Cell, folder: Path, root: Path | None, peers: str) -> dict[str, Any] | str:
     """Run a cell and write its file; return its figures, or the text of the error that it raised."""
     torch.set_num_threads(1)
     streams = folder / "streams"
     try:
         if METHODS[cell.method].run is not None:
             figures = run(cell, streams, root)
-        elif peers is None:
-            raise measure.UnavailableError("needs --peers, an interpreter that has sae-lens")
         else:
             if peers not in _PEERS:
                 _PEERS[peers] = Peers(peers)
@@ -244,8 +247,9 @@ def _forget_streams(
     """Delete the stored batches that no cell needs any more."""
     streams = folder / "streams"
     needed = {stored(cell, streams) for cell in (*_waiting(plan, found, failed, running), *running.values())}
-    for path in set(streams.glob("*.npy")) - needed:
-        path.unlink()
+    for world in plan.chosen_worlds(found, failed):
+        for path in set(streams.glob(f"{world}-*.npy")) - needed:
+            path.unlink()
 
 
 # The report -----------------------------------------------------------------------------------------------------------
@@ -356,6 +360,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         measure.shout("no real vectors in the folder of --data-root")
         session.record["left_out"]["real"] = "no files in the folder of --data-root"
         args.parts = [part for part in args.parts if part != "real"]
+    if args.peers is None:
+        peers = [name for name in args.methods if METHODS[name].run is None]
+        session.record["left_out"] |= dict.fromkeys(peers, "needs --peers, an interpreter that has sae-lens")
+        args.methods = [name for name in args.methods if name not in peers]
     run_all(Plan(args), session, measure.temporary_folder() if args.cells is None else args.cells)
     tables(session.record)
     check_peers(session.record)

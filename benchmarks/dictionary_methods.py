@@ -6,6 +6,7 @@ A new method is a row of `METHODS`. Peers are trained by `dictionary_peers`, in 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ except ModuleNotFoundError:  # imported as benchmarks.dictionary_methods
 Settings = Mapping[str, float]
 
 _PROBE_ROWS, _PROBE_STEPS, _PROBE_RIDGE = 50_000, 200, 1e-5
-_GIBBS_ROWS, _GIBBS_SWEEPS = 256, {"num_samples": 300, "burn_in": 100, "chains": 2}
+_GIBBS_ROWS, _GIBBS_SWEEPS, _GIBBS_CHAINS = 256, 300, 2
+_NOISES, _NOISE_SWEEPS = (16.0, 8.0, 4.0, 2.0), 40  # in units of the world's
 _SKLEARN_SECONDS = 300.0
 
 
@@ -106,7 +108,9 @@ class _Learned:
         self.W_dec = torch.from_numpy(learner.components_).float()
 
     def encode(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self._learner.transform((x - self._mean).numpy())).float()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a code that has not converged
+            return torch.from_numpy(self._learner.transform((x - self._mean).numpy())).float()
 
     def decode(self, codes: Tensor) -> Tensor:
         return codes @ self.W_dec + self._mean
@@ -133,7 +137,9 @@ def scikit_learn(cell: Cell, data: Source) -> dict[str, Any]:
     start = time.process_time()
     for step, x in enumerate(batches):
         mean = x.mean(0) if mean is None else mean
-        learner.partial_fit((x - mean).numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a code that has not converged
+            learner.partial_fit((x - mean).numpy())
         if step + 1 == cell.steps or time.process_time() - start > _SKLEARN_SECONDS:
             break
     seconds = time.process_time() - start
@@ -141,11 +147,11 @@ def scikit_learn(cell: Cell, data: Source) -> dict[str, Any]:
     return {**figures, **speed(cell, seconds, batches, step + 1), "steps_taken": step + 1}
 
 
-def _true_model(data: World, features: int) -> vsc.VAE:
-    """Return the generating model with independent features, of the most frequent ones."""
+def _true_model(data: World, features: int, noise: float = 1.0) -> vsc.VAE:
+    """Return the generating model of the most frequent features, independent, with `noise` times the noise."""
     world = data.features
-    top = world.rates.argsort(descending=True)[:features]
-    decoder = vsc.NormalDecoder(features, data.size.dim, hidden=(), scale=world.noise)
+    top = _most_frequent(world, features)
+    decoder = vsc.NormalDecoder(features, data.size.dim, hidden=(), scale=noise * world.noise)
     prior = vsc.SpikeSlabPrior(
         features,
         inclusion=world.rates[top].float(),
@@ -158,12 +164,16 @@ def _true_model(data: World, features: int) -> vsc.VAE:
     return vsc.VAE(vsc.SpikeSlabEncoder(data.size.dim, features, hidden=()), decoder, prior)
 
 
+def _most_frequent(world: Any, features: int) -> Tensor:
+    return world.rates.argsort(descending=True)[:features]
+
+
 def probe(cell: Cell, data: Source) -> dict[str, Any]:
     """Fit logistic regressions of the most frequent features, as many as atoms, to labelled data: supervised."""
     atoms, world = cell.sizes.atoms, data.features
     rows = min(_PROBE_ROWS, 100 * cell.sizes.num_test)
     labelled = world.sample(rows, seed=LABELLED)
-    top = world.rates.argsort(descending=True)[:atoms]
+    top = _most_frequent(world, atoms)
     present = labelled.factors.presence[:, top].float()
     layer = nn.Linear(cell.sizes.dim, atoms)
     nn.init.zeros_(layer.weight)
@@ -187,19 +197,35 @@ def probe(cell: Cell, data: Source) -> dict[str, Any]:
     return {**evaluated(_true_model(data, atoms), data, posterior), "labelled": rows}
 
 
-def true_posterior(cell: Cell, data: Source) -> dict[str, Any]:
+def true_posterior(cell: Cell, data: World) -> dict[str, Any]:
     """Sample the posterior of all features under the true dictionary; report the most frequent ones, as many as atoms.
 
-    The prior has the true rates and magnitudes, but independent features, whatever the structure of the world.
+    The prior has the true rates and magnitudes, but independent features, whatever the structure of the world. Chains
+    start from the posteriors of larger noises, because chains from the prior stay in the modes that they meet first.
     """
-    everything, atoms = _true_model(data, cell.sizes.features), cell.sizes.atoms
+    atoms, features = cell.sizes.atoms, cell.sizes.features
+    r_hat: list[Tensor] = []
 
     def posterior(x: Tensor) -> SimpleNamespace:
-        found = vsc.gibbs_posterior(everything, x, seed=cell.seed, **_GIBBS_SWEEPS)
+        start = None
+        for noise in (*_NOISES, 1.0):
+            sweeps = _GIBBS_SWEEPS if noise == 1 else _NOISE_SWEEPS
+            found = vsc.gibbs_posterior(
+                _true_model(data, features, noise),
+                x,
+                num_samples=sweeps,
+                burn_in=_NOISE_SWEEPS,
+                chains=_GIBBS_CHAINS,
+                start=start,
+                seed=cell.seed,
+            )
+            start = found.draws[:, -1]
+        r_hat.append(found.r_hat[:, :atoms])
         return SimpleNamespace(inclusion=found.inclusion[:, :atoms], mean=found.mean[:, :atoms])
 
     data.size = data.size._replace(num_test=min(_GIBBS_ROWS, data.size.num_test))
-    return evaluated(_true_model(data, atoms), data, posterior)
+    figures = evaluated(_true_model(data, atoms), data, posterior)
+    return {**figures, "share_of_r_hat_above_1.1": float((torch.cat(r_hat) > 1.1).float().mean())}
 
 
 # The table ------------------------------------------------------------------------------------------------------------
