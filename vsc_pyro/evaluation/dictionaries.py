@@ -39,7 +39,7 @@ from torch import Tensor
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation.dictionary_codes import Coder
+from vsc_pyro.evaluation.dictionary_codes import Coder, DictionaryCodes
 from vsc_pyro.evaluation.figures import line, plain
 from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking
 from vsc_pyro.evaluation.reconstruction import Reconstruction
@@ -51,6 +51,7 @@ DENSITY_EDGES = tuple(-6 + 0.5 * step for step in range(13))  # log10
 _NUMBERS_AT_ONCE = 2**26  # of probabilities that are ranked: 256 MB in float32
 _ROWS_AT_ONCE = 4096
 _PER_LATENT = ("density", "usage", "nearest", "cosine", "latent_f1")
+_NO_BINS = torch.empty(0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,14 +77,15 @@ class DictionaryEvaluation:
         true_l0: features that are present in a datum.
         mcc, uniqueness: of atoms and true directions; need only the true dictionary.
         precision, recall, f1, accuracy: of latents as detectors of their own features.
-        average_precision, auroc: by the ranks of :math:`\gamma`, of `num_ranked` latents.
+        average_precision, auroc: by the ranks of :math:`\gamma`, or of the absolute values of deterministic codes;
+            means over `num_ranked` latents.
         num_ranked: number of latents whose own feature is present in some but not all data.
         ece, brier: of "the own feature is present", all pairs of datum and latent.
         likely_ece: `ece` of the pairs with :math:`\gamma > 0.01`.
         likely_share: their share of all pairs.
         brier_skill: 1 minus `brier` over the Brier score of the base rates.
         bin_inclusion, bin_frequency, bin_count: mean :math:`\gamma`, share of pairs with the feature present, and
-            number of pairs, in bins of equal width, shape ``(bins,)``.
+            number of pairs, in bins of equal width, shape ``(bins,)``; empty without the truth.
         nearest: own feature of each latent, shape ``(J,)``.
         cosine: absolute cosine of each latent's atom with its own feature, shape ``(J,)``.
         latent_f1: of each latent, shape ``(J,)``.
@@ -123,9 +125,9 @@ class DictionaryEvaluation:
     likely_ece: float = math.nan
     likely_share: float = math.nan
     brier_skill: float = math.nan
-    bin_inclusion: Tensor | None = None
-    bin_frequency: Tensor | None = None
-    bin_count: Tensor | None = None
+    bin_inclusion: Tensor = _NO_BINS
+    bin_frequency: Tensor = _NO_BINS
+    bin_count: Tensor = _NO_BINS
     nearest: Tensor | None = None
     cosine: Tensor | None = None
     latent_f1: Tensor | None = None
@@ -192,7 +194,8 @@ class DictionaryEvaluation:
         ]
 
     def _detection(self) -> list[tuple[str, str, str]]:
-        ranked = f"mean of {self.num_ranked} latents"
+        by = "probability" if self.is_probabilistic else "absolute value"
+        ranked = f"data ranked by {by}, mean of {self.num_ranked} latents"
         return [
             ("F1", f"{self.f1:.4f}", f"precision {self.precision:.4f}, recall {self.recall:.4f}, mean of latents"),
             ("average precision", f"{self.average_precision:.4f}", ranked),
@@ -281,7 +284,9 @@ def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
 def _measure(coder: Coder, data: Dataset, truth: _Truth | None) -> dict[str, Any]:
     """Return all figures that need the data, by name."""
     on, usage = torch.zeros(2, len(coder.atoms), dtype=torch.float64)
-    mean = sum(x.flatten(1).double().sum(0).cpu() for x in data.images.split(_ROWS_AT_ONCE)) / len(data)
+    mean = torch.stack([x.flatten(1).double().sum(0).cpu() for x in data.images.split(_ROWS_AT_ONCE)]).sum(0) / len(
+        data
+    )
     by_mean, by_hard = Reconstruction(mean), Reconstruction(mean)
     for rows, codes in coder.batches():
         is_on = codes.inclusion > 0.5
@@ -290,7 +295,7 @@ def _measure(coder: Coder, data: Dataset, truth: _Truth | None) -> dict[str, Any
         by_mean.add(codes.x, codes.mean)
         by_hard.add(codes.x, codes.hard)
         if truth is not None:
-            truth.add(rows, codes.inclusion, is_on)
+            truth.add(rows, codes, is_on)
     density = on / len(data)
     log_density = density[on > 0].log10()
     found = {
@@ -318,13 +323,13 @@ class _Truth:
         self._chunks = torch.arange(len(self._nearest)).split(latents)
         self._kept: list[Tensor] = []
 
-    def add(self, rows: slice, inclusion: Tensor, is_on: Tensor) -> None:
-        present = self._presence[rows][:, self._nearest]
+    def add(self, rows: slice, codes: DictionaryCodes, is_on: Tensor) -> None:
+        inclusion, present = codes.inclusion, self._presence[rows][:, self._nearest]
         likely = inclusion > LIKELY
         self._detection.add(is_on, present)
         self._all.add(inclusion, present)
         self._likely.add(inclusion[likely], present[likely])
-        self._kept.append(inclusion[:, self._chunks[0]])
+        self._kept.append(codes.score[:, self._chunks[0]])
 
     def figures(self, coder: Coder) -> dict[str, Any]:
         precision, recall, f1 = self._detection.scores()
@@ -354,7 +359,7 @@ class _Truth:
     def _rank(self, coder: Coder) -> tuple[Tensor, Tensor]:
         found, kept = [], self._kept
         for chunk in self._chunks:
-            kept = kept or [codes.inclusion[:, chunk] for _, codes in coder.batches()]
+            kept = kept or [codes.score[:, chunk] for _, codes in coder.batches()]
             found.append(ranking(torch.cat(kept), self._presence[:, self._nearest[chunk]]))
             kept = []
         areas, precisions = (torch.cat(parts) for parts in zip(*found, strict=True))

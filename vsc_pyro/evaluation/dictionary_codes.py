@@ -26,11 +26,14 @@ class DictionaryCodes(NamedTuple):
     Attributes:
         x: the data, flat, shape ``(B, d)``, float64.
         inclusion: probability that each latent is on, shape ``(B, J)``; of a deterministic code 0 or 1.
+        score: number that ranks data by how much they have of a latent, shape ``(B, J)``: the inclusion probability, or
+            the absolute value of a deterministic code.
         mean, hard: reconstructions from the posterior-mean code and from the hard code, shape ``(B, d)``, float64.
     """
 
     x: Tensor
     inclusion: Tensor
+    score: Tensor
     mean: Tensor
     hard: Tensor
 
@@ -84,11 +87,13 @@ class Coder:
         first = 0
         with self._evaluating():
             for x in drawn_batches(self._data, rows, generator):
-                inclusion, mean, hard = self._code(x.to(self._like))
-                codes = DictionaryCodes(x.flatten(1).double().cpu(), inclusion.cpu(), _flat(mean), _flat(hard))
-                for name, values in zip(("inclusion probability", "reconstruction"), codes[1:3], strict=True):
-                    check_figure(name, values, first)
-                yield slice(first, first + len(x)), codes
+                inclusion, score, mean, hard = self._code(x.to(self._like))
+                check_figure("inclusion probability", inclusion, first)
+                check_figure("reconstruction", mean, first)
+                yield (
+                    slice(first, first + len(x)),
+                    DictionaryCodes(_flat(x), inclusion.cpu(), score.cpu(), _flat(mean), _flat(hard)),
+                )
                 first += len(x)
 
     @property
@@ -105,7 +110,7 @@ class Coder:
             stack.enter_context(torch.no_grad())
             yield
 
-    def _posterior_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _posterior_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         posterior = (self._posterior or self._model.encoder)(x)
         if hasattr(posterior, "inclusion"):
             inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
@@ -113,12 +118,12 @@ class Coder:
         else:
             inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
-        return inclusion.flatten(1), decoded, hard_decoded
+        return inclusion.flatten(1), inclusion.flatten(1), decoded, hard_decoded
 
-    def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = self._model.encode(x.flatten(1))
         decoded = self._model.decode(code)
-        return (code != 0).to(code), decoded, decoded
+        return (code != 0).to(code), code.abs(), decoded, decoded
 
 
 def _dictionary(model: VAE) -> Tensor:
@@ -131,5 +136,5 @@ def _dictionary(model: VAE) -> Tensor:
     return atoms.flatten(1)
 
 
-def _flat(decoded: Tensor) -> Tensor:
-    return decoded.flatten(1).double().cpu()
+def _flat(values: Tensor) -> Tensor:
+    return values.flatten(1).double().cpu()

@@ -9,8 +9,8 @@ With :math:`c_{jf} = |\cos(d_j, t_f)|` between the atom of latent j and the dire
 
 A latent detects its own feature. Precision, recall and :math:`F_1` count the data in which it is on and those in which
 the feature is present; each is 0 where its denominator is 0, so a latent that is never on counts 0. Average precision
-and AUROC rank the data by the probability that the latent is on. They are undefined for a feature that is present in
-all or in none of the data.
+and AUROC rank the data by the probability that the latent is on, or by the absolute value of a deterministic code. They
+are undefined for a feature that is present in all or in none of the data.
 
 References
     X. Song et al. (2025), Position: Mechanistic interpretability should prioritize feature consistency in SAEs.
@@ -49,7 +49,7 @@ def match(atoms: Tensor, features: Tensor) -> Matching:
     """Match atoms ``(J, d)`` to directions of features ``(F, d)``, of any lengths and signs."""
     from scipy.optimize import linear_sum_assignment
 
-    cosines = (normalize(atoms) @ normalize(features).T).abs()
+    cosines = (normalize(atoms) @ normalize(features).T).abs().clamp(max=1)
     pairs = linear_sum_assignment(cosines.numpy(), maximize=True)
     cosine, nearest = cosines.max(1)
     return Matching(float(cosines[pairs].double().mean()), len(nearest.unique()) / len(atoms), nearest, cosine)

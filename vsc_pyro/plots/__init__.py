@@ -17,6 +17,7 @@ arguments of `Style`: ``names`` of features, ``image_shape`` of flat images, and
 from vsc_pyro.plots.calibrations import rank_histograms, reliability
 from vsc_pyro.plots.codes import embedding, inclusion_map, inclusion_usage
 from vsc_pyro.plots.decoded import comparison, manifold, prior_samples, reconstructions
+from vsc_pyro.plots.dictionaries import feature_cosines, firing_densities, recovery
 from vsc_pyro.plots.drawing import Style
 from vsc_pyro.plots.edits import conditional_samples, interpolation, traversal, traversals
 from vsc_pyro.plots.effects import loadings
@@ -32,6 +33,8 @@ __all__ = [
     "conditional_samples",
     "embedding",
     "explanation",
+    "feature_cosines",
+    "firing_densities",
     "imputations",
     "inclusion_map",
     "inclusion_usage",
@@ -43,6 +46,7 @@ __all__ = [
     "rank_histograms",
     "receptive_fields",
     "reconstructions",
+    "recovery",
     "reliability",
     "training_curve",
     "traversal",

@@ -1,4 +1,4 @@
-"""Figures of the results of `vsc_pyro.check_calibration`."""
+"""Figures of the calibration of inclusion probabilities and codes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vsc_pyro.evaluation.calibration import Calibration
+from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation
 
 
-def reliability(calibrations: Mapping[str, Calibration]) -> Figure:
+def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) -> Figure:
     """Share of latents that are on against their inclusion probability, a curve per calibration (reliability diagram).
+
+    For a dictionary, the share of latents whose own feature is present.
 
     Error bars are two standard errors of the share, as if the latents of a datum were independent. The lower panel
     shows how many latents each bin counts.
 
     Args:
-        calibrations: results of `vsc_pyro.check_calibration`, by the names for the legend.
+        calibrations: results of `vsc_pyro.check_calibration`, or of `vsc_pyro.evaluate_dictionary` with known features,
+            by the names for the legend.
 
     Raises:
-        ValueError: no calibration, or one of a posterior without an atom at zero.
+        ValueError: no calibration, one of a posterior without an atom at zero, or one of a dictionary without known
+            features.
     """
     if not calibrations:
         raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
     if any(math.isnan(result.ece) for result in calibrations.values()):
-        raise ValueError("calibrations holds a posterior without an atom at zero, which has no inclusion probabilities")
+        raise ValueError(
+            "calibrations holds a posterior without an atom at zero, which has no inclusion probabilities, or a "
+            "dictionary without known features"
+        )
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     curves, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     curves.plot([0, 1], [0, 1], color="0.7", linewidth=1)
