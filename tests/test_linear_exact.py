@@ -46,6 +46,47 @@ def test_enumeration_in_latent_space_is_that_in_pixel_space(variance):
         torch.testing.assert_close(field, expected, atol=1e-6, rtol=1e-6)
 
 
+def with_learned_slab(learn_slab):
+    """A linear-Gaussian model whose slabs have moved from N(0, 1), with 200 data of its own."""
+    model, _, _ = linear_model(inclusion=0.4)
+    model.prior = vsc.SpikeSlabPrior(5, 0.4, learn_slab=learn_slab, slab_loc=0.7, slab_scale=0.6)
+    with torch.no_grad():
+        if learn_slab is True:
+            model.prior.slab_loc.copy_(torch.tensor([2.0, -1.0, 0.0, 0.5, 3.0]))
+            model.prior.slab_log_scale.copy_(torch.tensor([0.1, 1.0, 2.0, 0.5, 1e-4]).log())
+        return model, model.decoder(model.prior(None).sample((200,))).sample()
+
+
+@pytest.mark.parametrize("learn_slab", [False, True, "global"])
+def test_slabs_have_their_current_location_and_scale(learn_slab):
+    """Evidence, inclusion and mean against Gaussians of (z, x) in pixel space, summed over patterns."""
+    model, x = with_learned_slab(learn_slab)
+    weight, bias = (p.detach().double() for p in model.decoder.network[0].parameters())
+    slab = model.prior(None).base_dist.slab
+    loc, scale, x = slab.loc.detach().double(), slab.scale.detach().double(), x.double()
+    log_joint, means, patterns = [], [], []
+    for pattern in itertools.product([0.0, 1.0], repeat=5):
+        on = torch.tensor(pattern, dtype=torch.float64)
+        covariance = (weight * on * scale**2) @ weight.T + 0.25 * torch.eye(9)
+        marginal = torch.distributions.MultivariateNormal(bias + weight @ (on * loc), covariance)
+        gain = (on * scale**2).unsqueeze(1) * weight.T @ torch.linalg.inv(covariance)
+        log_joint.append(torch.where(on > 0, 0.4, 0.6).log().sum() + marginal.log_prob(x))
+        means.append(on * loc + (x - marginal.loc) @ gain.T)
+        patterns.append(on)
+    log_joint = torch.stack(log_joint, 1)
+    weights = log_joint.softmax(1)
+    posterior = exact_posterior(model, x)
+    mean = torch.einsum("bs,sbj->bj", weights, torch.stack(means))
+    expected = (log_joint.logsumexp(1), weights @ torch.stack(patterns), mean)
+    found = (posterior.log_evidence, posterior.inclusion, posterior.mean)
+    for field, by_patterns in zip(found, expected, strict=True):
+        torch.testing.assert_close(field, by_patterns, atol=1e-5, rtol=1e-5)
+    draws = posterior.sample((2000,))
+    seen = (posterior.inclusion > 0.05) & (posterior.variance > 1e-6)
+    error = (posterior.variance[seen] / len(draws)).sqrt()
+    assert ((draws.mean(0) - posterior.mean)[seen].abs() / error).max() < Z_BOUND
+
+
 def test_draws_have_the_moments_and_exact_zeros():
     model, x, _ = linear_model()
     posterior = exact_posterior(model, x[:20])
@@ -107,12 +148,12 @@ def test_refuses_what_has_no_exact_posterior():
     with pytest.raises(ValueError, match=r"has an exact posterior, got BernoulliDecoder"):
         exact_posterior(binary, torch.zeros(2, 9))
     dense = vsc.VAE(vsc.NormalEncoder(9, 3), vsc.NormalDecoder(3, 9, hidden=()), vsc.NormalPrior(3))
-    with pytest.raises(ValueError, match="standard normal slabs, got a prior of Normal"):
+    with pytest.raises(ValueError, match="with normal slabs, got a prior of Normal; build"):
         exact_posterior(dense, x[:, :9])
     laplace = vsc.VAE(
         vsc.SpikeSlabEncoder(9, 3, slab="laplace"),
         vsc.NormalDecoder(3, 9, hidden=()),
         vsc.SpikeSlabPrior(3, slab="laplace"),
     )
-    with pytest.raises(ValueError, match="got a prior of SpikeSlab of Laplace"):
+    with pytest.raises(ValueError, match=r"got a prior of SpikeSlab of Laplace; .* slab='normal'\)"):
         exact_posterior(laplace, x[:, :9])

@@ -26,6 +26,18 @@ def test_agrees_with_enumeration(block_size):
     assert found.sample((5,)).shape == (5, 30, 7)
 
 
+def test_agrees_with_enumeration_for_slabs_away_from_zero():
+    model, _, _ = linear_model(6, 10)
+    model.prior = vsc.SpikeSlabPrior(6, 0.3, slab_loc=torch.linspace(-2, 3, 6), slab_scale=torch.linspace(0.1, 2, 6))
+    with torch.no_grad():
+        x = model.decoder(model.prior(None).sample((30,))).sample()
+    truth = exact_posterior(model, x)
+    found = gibbs_posterior(model, x, num_samples=600, burn_in=50)
+    z = (found.inclusion - truth.inclusion) / found.inclusion_error.clamp(min=1e-6)
+    assert z.abs().max() < Z_BOUND + 1
+    assert (found.mean - truth.mean).abs().max() < 0.15
+
+
 def test_agrees_with_the_closed_form_of_an_orthogonal_dictionary_of_30_atoms():
     model, x, _ = linear_model(30, 40, inclusion=0.2)
     with torch.no_grad():

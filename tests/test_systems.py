@@ -100,7 +100,11 @@ def test_trace_and_analytic_agree(encoder_name, prior_name, kind, digits):
 
 def by_quadrature(q, p):
     """KL(q || p) of scalar densities, shape of q's batch."""
-    grid = q.loc + q.scale * torch.linspace(-60, 60, 60_001, dtype=torch.float64).reshape(-1, *[1] * q.loc.ndim)
+    if q.support is torch.distributions.constraints.real:
+        grid = q.loc + q.scale * torch.linspace(-60, 60, 60_001, dtype=torch.float64).reshape(-1, *[1] * q.loc.ndim)
+    else:
+        grid = torch.linspace(-40, 8, 60_001, dtype=torch.float64).reshape(-1, *[1] * q.mean.ndim).exp()
+        grid = grid.expand(-1, *q.mean.shape)
     log_q = q.log_prob(grid)
     return torch.trapezoid(log_q.exp() * (log_q - p.log_prob(grid)), grid, dim=0)
 

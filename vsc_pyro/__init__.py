@@ -18,7 +18,7 @@ from vsc_pyro.acceleration.fit_ensemble import fit_ensemble
 from vsc_pyro.arviz_bridge.predictive_checks import elpd, predictive_check
 from vsc_pyro.arviz_bridge.to_arviz import to_arviz
 from vsc_pyro.datasets import Dataset, Factors
-from vsc_pyro.distributions import SpikeSlab, ThresholdedSpikeSlab
+from vsc_pyro.distributions import SpikeSlab, ThresholdedSpikeSlab, TruncatedNormal
 from vsc_pyro.evaluation import glossary
 from vsc_pyro.evaluation.advice import NothingExplainedWarning
 from vsc_pyro.evaluation.bounds import Bounds, bounds
@@ -116,6 +116,7 @@ __all__ = [
     "ThresholdEncoder",
     "ThresholdedSpikeSlab",
     "TraceELBO",
+    "TruncatedNormal",
     "bounds",
     "check_calibration",
     "codes",

@@ -28,6 +28,9 @@ ENCODERS = {
     "spike-slab": encoder(vsc.SpikeSlabEncoder, initial_inclusion=0.4),
     "spike-slab-laplace": encoder(vsc.SpikeSlabEncoder, slab="laplace", initial_inclusion=0.4),
     "spike-slab-cauchy": encoder(vsc.SpikeSlabEncoder, slab="cauchy", initial_inclusion=0.4),
+    "spike-slab-truncated-normal": encoder(vsc.SpikeSlabEncoder, slab="truncated-normal", initial_inclusion=0.4),
+    "spike-slab-log-normal": encoder(vsc.SpikeSlabEncoder, slab="log-normal", initial_inclusion=0.4),
+    "spike-slab-gamma": encoder(vsc.SpikeSlabEncoder, slab="gamma", initial_inclusion=0.4),
     "spike-slab-threshold": encoder(ThresholdEncoder, gate="threshold", initial_inclusion=0.4),
     "spike-slab-threshold-normal": encoder(
         ThresholdEncoder, base="normal", threshold="per-latent", initial_inclusion=0.4
@@ -47,37 +50,53 @@ PRIORS = {
     "global-beta": prior(vsc.SpikeSlabPrior, learn_inclusion="global", hyperprior=(1, 4)),
     "spike-slab-laplace": prior(vsc.SpikeSlabPrior, slab="laplace"),
     "spike-slab-cauchy": prior(vsc.SpikeSlabPrior, slab="cauchy"),
+    "half-normal": prior(vsc.SpikeSlabPrior, slab="half-normal", learn_slab="global"),
+    "truncated-normal": prior(vsc.SpikeSlabPrior, slab="truncated-normal", learn_slab=True, slab_loc=0.5),
+    "log-normal": prior(vsc.SpikeSlabPrior, slab="log-normal", learn_slab=True),
+    "exponential": prior(vsc.SpikeSlabPrior, slab="exponential", slab_scale=2),
+    "gamma": prior(vsc.SpikeSlabPrior, slab="gamma", learn_slab="global", slab_scale=0.7),
     "pseudo-input": pseudo_input(),
     "pseudo-input-paper": pseudo_input(assignment="paper"),
 }
 SPIKES = ("spike-slab", "learned", "learned-slab", "global", "beta", "global-beta")
+POSITIVE = ("half-normal", "truncated-normal", "log-normal", "exponential", "gamma")
 PSEUDO = ("pseudo-input", "pseudo-input-paper")
 LIGHT = ("normal", "laplace", "spike-slab-laplace", *SPIKES)
 
 # What the divergence of a pair is: closed, sampled, or an error that says so and what to do.
 TAILS = "infinite: a Cauchy distribution has no mean.*use a Cauchy prior"
 ATOM = "infinite: the spike-and-slab has an atom at zero.*use a SpikeSlab prior, or an atom-free posterior"
+NEGATIVE = r"infinite: draws of .* use a posterior with the prior's support, such as .*slab='truncated-normal'\)"
 IMPROPER = "does not exist.*use DeltaEncoder"
 MASS = r"a point \(Delta\) has no divergence from a SpikeSlab"
 POINT = "must have a density to be a prior.*use SpikeSlabEncoder"
 DENSE = dict.fromkeys((*LIGHT, *PSEUDO), "closed")
 DENSE |= dict.fromkeys(("cauchy", "normal-mixture", "spike-slab-cauchy"), "sampled") | {"flat": IMPROPER}
+DENSE |= dict.fromkeys(POSITIVE, NEGATIVE)
 ATOMIC = dict.fromkeys(("normal", "laplace", "cauchy", "normal-mixture"), ATOM) | {"flat": IMPROPER}
 SPARSE = ATOMIC | dict.fromkeys((*SPIKES, "spike-slab-laplace", *PSEUDO), "closed") | {"spike-slab-cauchy": "sampled"}
+SPARSE |= dict.fromkeys(POSITIVE, NEGATIVE)
+ADDED = ATOMIC | dict.fromkeys((*SPIKES, *POSITIVE, *PSEUDO), "closed")
+ADDED |= dict.fromkeys(("spike-slab-laplace", "spike-slab-cauchy"), "sampled")
 PAIRS = {
     "normal": DENSE,
     "laplace": DENSE,
     "cauchy": dict.fromkeys((*LIGHT, "normal-mixture"), TAILS)
     | dict.fromkeys(("cauchy", "spike-slab-cauchy", *PSEUDO), "closed")
+    | dict.fromkeys(POSITIVE, NEGATIVE)
     | {"flat": IMPROPER},
     "delta": dict.fromkeys(("normal", "laplace", "cauchy", "normal-mixture", "flat"), "closed")
-    | dict.fromkeys((*SPIKES, "spike-slab-laplace", "spike-slab-cauchy"), MASS)
+    | dict.fromkeys((*SPIKES, *POSITIVE, "spike-slab-laplace", "spike-slab-cauchy"), MASS)
     | dict.fromkeys(PSEUDO, POINT),
     "spike-slab": SPARSE,
     "spike-slab-laplace": SPARSE,
+    "spike-slab-truncated-normal": ADDED | dict.fromkeys(("log-normal", "gamma"), "sampled"),
+    "spike-slab-log-normal": ADDED,
+    "spike-slab-gamma": ADDED,
     "spike-slab-threshold": SPARSE,
     "spike-slab-threshold-normal": SPARSE,
     "spike-slab-cauchy": ATOMIC
+    | dict.fromkeys(POSITIVE, NEGATIVE)
     | dict.fromkeys((*SPIKES, "spike-slab-laplace"), TAILS)
     | dict.fromkeys(("spike-slab-cauchy", *PSEUDO), "closed"),
 }

@@ -22,13 +22,16 @@ from vsc_pyro.distributions.families import (
 from vsc_pyro.distributions.infinite import why_infinite, why_no_point
 from vsc_pyro.distributions.linear_normal import LinearNormal
 from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
-from vsc_pyro.distributions.slabs import SLABS, get_slab
+from vsc_pyro.distributions.slabs import POSITIVE_SLABS, SLABS, SMALLEST_SCALE, get_slab, held
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.thresholded import StraightThroughThreshold, ThresholdedSpikeSlab, get_threshold_gate
+from vsc_pyro.distributions.truncated_normal import TruncatedNormal
 
 __all__ = [
     "PARTICLES",
+    "POSITIVE_SLABS",
     "SLABS",
+    "SMALLEST_SCALE",
     "WITHOUT_SCORES",
     "AssignedMixture",
     "CentredScoreParts",
@@ -38,11 +41,13 @@ __all__ = [
     "SpikeSlab",
     "StraightThroughThreshold",
     "ThresholdedSpikeSlab",
+    "TruncatedNormal",
     "centre",
     "get_slab",
     "get_threshold_gate",
     "hard_code",
     "has_mean",
+    "held",
     "inclusion_logits",
     "inclusion_of",
     "is_atom_free",

@@ -5,8 +5,8 @@ r"""Kullback-Leibler divergences of the spike-and-slab, registered with `torch.d
 for any two slabs whose KL divergence is registered. For a q without an atom it is :math:`KL(q \| F_p) - \log \gamma_p`.
 
 Infinite divergences raise a `ValueError`: those of a spike-and-slab from a p without an atom; of a Cauchy distribution
-from a Normal, a Laplace or a mixture of these, whose tails are lighter (:math:`E_q|z|` is infinite); and of any q but a
-point from an improper p.
+from a Normal, a Laplace or a mixture of these, whose tails are lighter (:math:`E_q|z|` is infinite); of a slab on all
+reals from a positive slab; and of any q but a point from an improper p.
 
 All functions return `batch_shape`, in nats, and work for ``.to_event`` distributions.
 """
@@ -26,6 +26,8 @@ from torch.nn.functional import logsigmoid
 from vsc_pyro.distributions.atoms import is_atom_free
 from vsc_pyro.distributions.infinite import POINT, family, why_infinite
 from vsc_pyro.distributions.low_precision import kl_in_float32
+from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
+from vsc_pyro.distributions.positive import POSITIVE
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.spikes import almost_certain
 
@@ -78,6 +80,9 @@ def _kl_independent(p: IndependentSpikeSlab, q: torch.distributions.Independent)
 
 
 # Without these, torch would return a number or an ELBO would sample the infinite divergence.
+for _positive in POSITIVE:
+    for _real in (Normal, Laplace, Cauchy, ShiftedNormalTails):
+        register_kl(_real, _positive)(_refuse_infinite)
 register_kl(Cauchy, Normal)(_refuse_infinite)
 register_kl(Cauchy, Laplace)(_refuse_infinite)
 register_kl(Cauchy, MixtureSameFamily)(_refuse_infinite)

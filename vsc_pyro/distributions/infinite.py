@@ -83,9 +83,15 @@ def _why_without_mass(q: Distribution, p: Distribution) -> str | None:
     if any(all(_leaves_support(leaf, other) for other in _leaves(p)) for leaf in _leaves(q)):
         return (
             f"is infinite: draws of {family(q)} lie outside of the support of {family(p)} with a probability above "
-            "zero; use a posterior with the prior's support"
+            f"zero; use a posterior with the prior's support{_positive_posterior(p)}"
         )
     return None
+
+
+def _positive_posterior(p: Distribution) -> str:
+    bounds = _bounds(_exact_support(_leaves(p)[0]))
+    is_positive = bounds is not None and all(isinstance(b, float) for b in bounds) and bounds == (0.0, torch.inf)
+    return ", such as SpikeSlabEncoder(..., slab='truncated-normal')" if is_positive else ""
 
 
 def _why_heavy_tailed(q: Distribution, p: Distribution, draws: int) -> str | None:

@@ -99,7 +99,7 @@ class ShiftedNormalTails(TorchDistribution):
 
     @lazy_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        return _excess_moments(self.cut)
+        return excess_moments(self.cut)
 
     @property
     def log_peak(self) -> Tensor:
@@ -131,15 +131,15 @@ class ShiftedNormalTails(TorchDistribution):
         return torch.where(value < self.loc, tail, 1 - tail)
 
     def icdf(self, value: Tensor) -> Tensor:
-        excess = _excess_beyond(self.cut, -torch.log(2 * torch.minimum(value, 1 - value)))
+        excess = excess_beyond(self.cut, -torch.log(2 * torch.minimum(value, 1 - value)))
         return self.loc + self.scale * torch.sign(value - 0.5) * excess
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:
         cut = self.cut.expand(self._extended_shape(sample_shape))
         with torch.no_grad():
-            excess = _excess_beyond(cut, torch.empty_like(cut).exponential_())
+            excess = excess_beyond(cut, torch.empty_like(cut).exponential_())
             sign = 2.0 * (torch.rand_like(cut) < 0.5) - 1
-            slope = _hazard(cut) / _hazard(cut + excess) - 1
+            slope = hazard(cut) / hazard(cut + excess) - 1
         excess = excess + slope * (cut - cut.detach())
         return self.loc + self.scale * sign * excess
 
@@ -147,7 +147,7 @@ class ShiftedNormalTails(TorchDistribution):
         r"""Return :math:`E\,|z - m|` for numbers m, whose shape is broadcast against `batch_shape`."""
         distance = (self.loc - centre).abs()
         beyond = distance / self.scale
-        mean, _ = _excess_moments(self.cut + beyond)
+        mean, _ = excess_moments(self.cut + beyond)
         return distance + self.scale * _survival(self.cut, beyond) * mean
 
     def squared_deviation(self, centre: Tensor | float) -> Tensor:
@@ -155,29 +155,29 @@ class ShiftedNormalTails(TorchDistribution):
         return self.variance + (self.loc - centre) ** 2
 
 
-def _hazard(cut: Tensor) -> Tensor:
+def hazard(cut: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) / torch.special.erfcx(cut / math.sqrt(2))
 
 
 def _survival(cut: Tensor, excess: Tensor) -> Tensor:
     """Return P(Y > excess)."""
-    return _hazard(cut) / _hazard(cut + excess) * torch.exp(-excess * (cut + 0.5 * excess))
+    return hazard(cut) / hazard(cut + excess) * torch.exp(-excess * (cut + 0.5 * excess))
 
 
-def _excess_beyond(cut: Tensor, level: Tensor) -> Tensor:
+def excess_beyond(cut: Tensor, level: Tensor) -> Tensor:
     """Return the excess y with P(Y > y) = exp(-level)."""
     near = cut.double().clamp(max=_VERY_FAR)
     tail = torch.special.ndtri(0.5 * torch.erfc(near / math.sqrt(2)) * torch.exp(-level.double()))
     # Where float64 underflows, the hazard is linear over the excess to seven digits, so its integral can be inverted.
-    hazard = _hazard(cut)
-    linear = 2 * level / (hazard + (hazard * (hazard + 2 * (hazard - cut) * level)).sqrt())
+    at_cut = hazard(cut)
+    linear = 2 * level / (at_cut + (at_cut * (at_cut + 2 * (at_cut - cut) * level)).sqrt())
     return torch.where(cut < _VERY_FAR, (-tail - near).clamp(min=0).to(cut.dtype), linear)
 
 
-def _excess_moments(cut: Tensor) -> tuple[Tensor, Tensor]:
+def excess_moments(cut: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return :math:`r = E\,y` and :math:`v = E\,y^2`."""
     near, far = cut.clamp(max=_FAR), cut.clamp(min=_FAR)
-    mean = _hazard(near) - near
+    mean = hazard(near) - near
     # For large t, h - t is a small difference of large numbers, and 1 / (t + 2 / (t + 3 / ...)) is not.
     rest = torch.zeros_like(far)
     for k in range(_DEPTH, 1, -1):

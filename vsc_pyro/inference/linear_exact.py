@@ -1,14 +1,17 @@
 r"""The exact posterior of a linear decoder with Gaussian noise under a spike-and-slab prior, by enumeration.
 
-.. math:: z_j \sim \alpha_j N(0, 1) + (1 - \alpha_j)\, \delta_0, \qquad x = D z + b + \epsilon, \quad
+.. math:: z_j \sim \alpha_j N(m_j, 1 / \lambda_j) + (1 - \alpha_j)\, \delta_0, \qquad x = D z + b + \epsilon, \quad
     \epsilon \sim N(0, \Sigma), \ \Sigma \text{ diagonal}
 
-The sufficient statistics are :math:`h = D^\top \Sigma^{-1} (x - b)` of a datum and
+The sufficient statistics are :math:`h = D^\top \Sigma^{-1} (x - b) + \lambda m` of a datum and
 :math:`G = D^\top \Sigma^{-1} D` of the dictionary. Given a pattern :math:`s \in \{0, 1\}^J` of the latents that are on,
 everything is Gaussian:
 
-.. math:: z_s \mid x, s \sim N(C_s h_s, C_s), \qquad C_s = (I + G_{ss})^{-1}, \qquad
-    \log p(x | s) = \log N(x; b, \Sigma) + \tfrac12 \log |C_s| + \tfrac12 h_s^\top C_s h_s.
+.. math::
+    z_s \mid x, s \sim N(C_s h_s, C_s), \qquad C_s = (\Lambda_s + G_{ss})^{-1}, \qquad \Lambda = \mathrm{diag}(\lambda),
+
+    \log p(x | s) = \log N(x; b, \Sigma) + \tfrac12 \log |\Lambda_s C_s| + \tfrac12 h_s^\top C_s h_s
+    - \tfrac12 m_s^\top \Lambda_s m_s.
 
 Evidence and posterior are therefore sums over :math:`2^J` patterns. A pattern costs :math:`J^2` operations for a datum,
 whatever the number of pixels.
@@ -47,12 +50,22 @@ class LinearGaussian(NamedTuple):
         projection: h, shape ``(B, J)``.
         log_noise: log N(x; b, Sigma), the log-evidence of a datum given that no latent is on, shape ``(B,)``.
         logits: log-odds of the prior inclusion probabilities, shape ``(J,)``.
+        slab_loc: m, shape ``(J,)``.
+        slab_scale: the standard deviation of the prior's slabs, shape ``(J,)``.
     """
 
     gram: Tensor
     projection: Tensor
     log_noise: Tensor
     logits: Tensor
+    slab_loc: Tensor
+    slab_scale: Tensor
+
+    def patterns(self, block: Tensor | None = None) -> Patterns:
+        """Return the patterns of the latents with the indices `block`, or of all."""
+        if block is None:
+            return Patterns(self.gram, self.logits, self.slab_loc, self.slab_scale)
+        return Patterns(self.gram[block][:, block], self.logits[block], self.slab_loc[block], self.slab_scale[block])
 
 
 def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
@@ -60,7 +73,7 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
 
     Raises:
         ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior other
-            than a spike-and-slab with standard normal slabs that is the same for all data.
+            than a spike-and-slab with normal slabs that is the same for all data.
     """
     images = in_memory(x).images
     model.check_data(images)
@@ -72,7 +85,7 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
                 "only a linear decoder with Gaussian noise has an exact posterior, got "
                 f"{type(model.decoder).__name__}; build the model with NormalDecoder(..., hidden=())"
             )
-        logits = _logits(prior)
+        logits, loc, slab_scale = _normal_slabs(prior)
         dictionary, bias = likelihood.dictionary.flatten(1).double(), likelihood.mean.flatten().double()
         scale = likelihood.scale.expand(likelihood.event_shape).flatten().double()
         weighted = dictionary / scale
@@ -80,26 +93,24 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
         projections, log_noises = [], []
         for rows in images.split(_ROWS_AT_ONCE):
             residual = (rows.to(model.reference).flatten(1).double() - bias) / scale
-            projections.append(residual @ weighted.T)
+            projections.append(residual @ weighted.T + loc / slab_scale**2)
             log_noises.append(-0.5 * residual.square().sum(1) - constant)
-    return LinearGaussian(weighted @ weighted.T, torch.cat(projections), torch.cat(log_noises), logits)
+    gram = weighted @ weighted.T
+    return LinearGaussian(gram, torch.cat(projections), torch.cat(log_noises), logits, loc, slab_scale)
 
 
-def _logits(prior: Distribution) -> Tensor:
-    """Return the log-odds of a prior of spikes and standard normal slabs, float64, shape ``(J,)``."""
+def _normal_slabs(prior: Distribution) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-odds, and locations and scales of the slabs, of a prior of spikes and normal slabs, float64."""
     base = prior.base_dist if isinstance(prior, Independent) else prior
     kind = type(base).__name__
     if isinstance(base, SpikeSlab):
         slab = base.slab
-        kind = f"SpikeSlab of {type(slab).__name__}"
         if isinstance(slab, Normal) and not prior.batch_shape:
-            if (slab.loc == 0).all() and (slab.scale == 1).all():
-                return base.logits.double()
-            far = int((slab.loc.abs() + (slab.scale - 1).abs()).argmax())
-            kind += f", with a slab of location {float(slab.loc[far]):.3g} and scale {float(slab.scale[far]):.3g}"
+            return base.logits.double(), slab.loc.double(), slab.scale.double()
+        kind = f"SpikeSlab of {type(slab).__name__}"
     raise ValueError(
-        "the exact posterior needs one spike-and-slab prior for all data with standard normal slabs, got a prior of "
-        f"{kind}; build the model with SpikeSlabPrior(..., slab='normal', learn_slab=False)"
+        "the exact posterior needs one spike-and-slab prior for all data with normal slabs, got a prior of "
+        f"{kind}; build the model with SpikeSlabPrior(..., slab='normal')"
     )
 
 
@@ -109,25 +120,27 @@ class Patterns:
     Args:
         gram: G, shape ``(J, J)``.
         logits: log-odds of being on, shape ``(J,)``.
+        loc, scale: mean and standard deviation of a latent that is on, shape ``(J,)``.
 
     Attributes:
         on: the patterns, ones and zeros, shape ``(2^J, J)``.
         covariance: C, with zeros in the rows and columns of latents that are off, shape ``(2^J, J, J)``.
     """
 
-    def __init__(self, gram: Tensor, logits: Tensor) -> None:
+    def __init__(self, gram: Tensor, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
         num = len(logits)
         latents = torch.arange(num, device=gram.device)
         self.on = (torch.arange(2**num, device=gram.device).unsqueeze(1) >> latents & 1).to(gram)
         identity = torch.eye(num).to(gram)
-        # A latent that is off has a row and column of the identity, which leaves the determinant and the other latents
-        # as they are.
+        # In units of the slabs' scales. A latent that is off has a row and column of the identity, which leaves the
+        # determinant and the other latents as they are.
+        gram = gram * scale.unsqueeze(1) * scale
         precision = identity + gram * self.on.unsqueeze(2) * self.on.unsqueeze(1)
         factor = torch.linalg.cholesky(precision)
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-        self._root = inverse.mT * self.on.unsqueeze(2)
+        self._root = inverse.mT * self.on.unsqueeze(2) * scale.unsqueeze(1)
         self.covariance = self._root @ self._root.mT
-        prior = self.on @ logsigmoid(logits) + (1 - self.on) @ logsigmoid(-logits)
+        prior = self.on @ (logsigmoid(logits) - 0.5 * (loc / scale) ** 2) + (1 - self.on) @ logsigmoid(-logits)
         self._log_weight = prior - factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
     def log_joint(self, projection: Tensor) -> Tensor:
@@ -187,11 +200,11 @@ def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
     r"""Return evidence and posterior of data under a linear `NormalDecoder` and a `SpikeSlabPrior` of up to 12 latents.
 
     Sums over all :math:`2^J` patterns of latents, see the module's docstring, in float64 with bounded memory. A learned
-    inclusion has its current value; an inclusion with a posterior is held at its mean.
+    inclusion or slab has its current value; an inclusion with a posterior is held at its mean.
 
     Args:
         model: a `VAE` with a ``NormalDecoder(..., hidden=())``, of any variance, and a `SpikeSlabPrior` of normal
-            slabs. Its encoder is not used.
+            slabs of any location and scale. Its encoder is not used.
         x: data, shape ``(B, ...)``.
 
     Raises:
@@ -213,7 +226,7 @@ def exact_posterior(model: VAE, x: Tensor | np.ndarray) -> ExactPosterior:
             f"enumeration takes at most {MAX_LATENTS} latents, got {latents} with 2^{latents} patterns; "
             "use gibbs_posterior"
         )
-    patterns = Patterns(statistics.gram, statistics.logits)
+    patterns = statistics.patterns()
     spread = patterns.covariance.diagonal(dim1=1, dim2=2)
     fields = []
     for projection in statistics.projection.split(max(1, NUMBERS_AT_ONCE // patterns.on.numel())):

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
-from vsc_pyro.inference.linear_exact import MAX_LATENTS, NUMBERS_AT_ONCE, LinearGaussian, Patterns, linear_gaussian
+from vsc_pyro.inference.linear_exact import MAX_LATENTS, NUMBERS_AT_ONCE, LinearGaussian, linear_gaussian
 from vsc_pyro.models.vae import VAE
 
 _BATCHES = 20  # of sweeps; the spread of their means estimates the standard error
@@ -84,7 +84,7 @@ def gibbs_posterior(
 
     Args:
         model: a `VAE` with a ``NormalDecoder(..., hidden=())``, of any variance, and a `SpikeSlabPrior` of normal
-            slabs. Its encoder is not used.
+            slabs of any location and scale. Its encoder is not used.
         x: data, shape ``(B, ...)``.
         num_samples: sweeps of each chain after the burn-in, at least 2.
         burn_in: discarded sweeps at the start of each chain.
@@ -147,7 +147,7 @@ def _checked(start: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def _from_prior(statistics: LinearGaussian, chains: int) -> Tensor:
     shape = (chains, *statistics.projection.shape)
     on = torch.rand(shape).to(statistics.gram) < statistics.logits.sigmoid()
-    return on * torch.randn(shape).to(statistics.gram)
+    return on * (statistics.slab_loc + statistics.slab_scale * torch.randn(shape).to(statistics.gram))
 
 
 def _run(
@@ -187,9 +187,8 @@ def _sweep(statistics: LinearGaussian, z: Tensor, block_size: int) -> tuple[Tens
     unexplained = statistics.projection - z @ gram
     for block in torch.randperm(gram.shape[0]).to(gram.device).split(block_size):
         before = z[..., block]
-        own = gram[block][:, block]
-        patterns = Patterns(own, statistics.logits[block])
-        projection = unexplained[..., block] + before @ own
+        patterns = statistics.patterns(block)
+        projection = unexplained[..., block] + before @ gram[block][:, block]
         weights = patterns.log_joint(projection).softmax(-1)
         inclusion[..., block] = weights @ patterns.on
         expected[..., block] = patterns.mean(weights, projection)

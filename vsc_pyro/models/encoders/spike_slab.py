@@ -79,7 +79,7 @@ class SpikeSlabEncoder(SparseEncoder):
     **Slab warm-up** (Tonolini et al., 2020). The slab is :math:`F(\lambda\mu, \sqrt{\lambda\sigma^2 + 1 - \lambda})`,
     where :math:`\lambda` is the buffer `slab_weight`: the standard slab at 0, the network's slab at 1 (the default).
     ``fit(..., schedules=vsc_pyro.schedules.slab_warmup(num_steps))`` moves it. The KL divergence is taken from the same
-    slab, so every step trains a bound.
+    slab, so every step trains a bound. The standard slab is that of location 0 and scale 1, see `slab`.
 
     Args:
         input_shape: shape of one datum, or its number of pixels; data are flattened.
@@ -89,8 +89,10 @@ class SpikeSlabEncoder(SparseEncoder):
         gate: gradient estimator of the spikes: a name, or a `vsc_pyro.gates.Gate`, which is copied.
         initial_inclusion: inclusion probability of every latent before training, strictly between 0 and 1. None for the
             inclusion of the prior, which `vsc_pyro.VAE` passes on, or .1 if the prior has none.
-        slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``. A Cauchy slab needs a Cauchy slab in the prior and
-            a decoder that saturates, see `CauchyEncoder`.
+        slab: family F, a row of the first table of `SpikeSlabPrior` that has a location: ``"normal"``, ``"laplace"``,
+            ``"cauchy"``; or one of positive numbers, ``"truncated-normal"``, ``"log-normal"`` or ``"gamma"``. A prior
+            of positive slabs needs a posterior of positive slabs. A Cauchy slab needs a Cauchy slab in the prior and a
+            decoder that saturates, see `CauchyEncoder`.
         trunk: a network that replaces the MLP, see `NormalEncoder`.
         scale: ``"amortised"`` for a :math:`\sigma` from the network; ``"per-latent"`` for one parameter of each latent,
             common to all data, which saves a third of a linear network.
@@ -99,8 +101,8 @@ class SpikeSlabEncoder(SparseEncoder):
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
 
     Raises:
-        ValueError: a size below 1, an initial inclusion outside (0, 1), or an unknown activation, gate, slab or scale
-            (the message lists the known ones).
+        ValueError: a size below 1, an initial inclusion outside (0, 1), an unknown activation, gate, slab or scale (the
+            message lists the known ones), or a slab without location.
 
     References:
         F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
@@ -134,6 +136,11 @@ class SpikeSlabEncoder(SparseEncoder):
         self.gate = copy.deepcopy(self.get_gate(gate))  # schedules of this model must not move another one's gate
         self.slab = slab
         self._family: Any = get_slab(slab)
+        if not getattr(self._family, "has_loc", True):
+            raise ValueError(
+                f"slab must have a location and a scale, for the network to set both, and {slab!r} has a scale only; "
+                f"use slab='truncated-normal', whose divergence from a prior of slab={slab!r} is closed"
+            )
         self.register_buffer("slab_weight", torch.ones(()))
         self.scale = scale
         if scale == "per-latent":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vsc_pyro._arguments import positive_float, positive_int
-from vsc_pyro.distributions import IndependentSpikeSlab, SpikeSlab, get_slab
+from vsc_pyro.distributions import SMALLEST_SCALE, IndependentSpikeSlab, SpikeSlab, get_slab, held
 from vsc_pyro.models.priors.prior import Prior
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ _LEARN = (False, True, "per-latent", "global")
 # Concentration of the initial posterior over inclusion, as a number of data: low ones draw inclusions near 0 and 1.
 _INITIAL_CONCENTRATION = 20.0
 _DEFAULT_INCLUSION = 0.1
-# The smallest scale of a posterior slab, so the best scale of a prior lies above it.
-_MIN_SCALE = 1e-4
+# Of a scale given in float32.
+_ROUNDING = 1e-6
 
 
 class SpikeSlabPrior(Prior):
@@ -38,23 +38,52 @@ class SpikeSlabPrior(Prior):
         hyperprior: (a, b) of :math:`\alpha \sim \mathrm{Beta}(a, b)` (Ishwaran & Rao, 2005). The model then has a
             latent variable ``"inclusion"`` outside the plate over data, training learns its Beta posterior, and
             evaluation uses the mean of that posterior.
-        slab: family F, ``"normal"``, ``"laplace"`` or ``"cauchy"``.
+        slab: family F, see the tables below. Positive slabs are for features that are only added to the data, never
+            subtracted; the encoder then needs a positive slab too.
         learn_slab: True (or ``"per-latent"``) learns the location m and scale s of every slab, ``"global"`` one of each
             for all latents, from `slab_loc` and `slab_scale` on; False keeps them. A learned slab can have one sign, so
-            a latent can be a feature that is only added to the data, never subtracted. A learned scale is at least
-            1e-4, the smallest scale of an encoder's slab. There the gradient still passes, so the scale can grow again.
-        slab_loc: location m of the slabs, one number or a tensor of shape ``(J,)``.
-        slab_scale: scale s of the slabs, at least 1e-4, one number or a tensor of shape ``(J,)``.
+            a latent can be a feature that is only added to the data, never subtracted. A learned scale stays within the
+            range in the table. At its ends the gradient still passes, so the scale can return.
+        slab_loc: location m of the slabs, one number or a tensor of shape ``(J,)``; 0 for a family without location.
+        slab_scale: scale s of the slabs, within the range in the table, one number or a tensor of shape ``(J,)``.
         expected_active: the expected number of latents that are on, above 0 and below J, in place of `inclusion`: every
             latent has the inclusion ``expected_active / J``.
+
+    =====================  =============================  ====================================  ================
+    `slab`                 location m                     scale s                               range of s
+    =====================  =============================  ====================================  ================
+    ``"normal"``           mean                           standard deviation                    from 1e-4
+    ``"laplace"``          mean                           mean of :math:`|z - m|`               from 1e-4
+    ``"cauchy"``           median                         half width at half maximum            from 1e-4
+    ``"truncated-normal"`` mean before truncation to      standard deviation before truncation  from 1e-4
+                           z > 0
+    ``"log-normal"``       mean of :math:`\log z`         standard deviation of :math:`\log z`  from 1e-4 to 3
+    ``"gamma"``            logarithm of the mean          standard deviation over mean          from .02 to 3
+    ``"half-normal"``      none                           root mean square                      from 1e-4
+    ``"exponential"``      none                           mean                                  from 1e-4
+    =====================  =============================  ====================================  ================
+
+    The KL divergence of an encoder's slab (rows) from the prior's slab (columns) is closed (c), sampled (s), or
+    infinite (an error):
+
+    =====================  ======  =======  ======  ================  ==========  =====  ===========  ===========
+    encoder's slab         normal  laplace  cauchy  truncated-normal  log-normal  gamma  half-normal  exponential
+    =====================  ======  =======  ======  ================  ==========  =====  ===========  ===========
+    normal                 c       c        s       error             error       error  error        error
+    laplace                c       c        s       error             error       error  error        error
+    cauchy                 error   error    c       error             error       error  error        error
+    truncated-normal       c       s        s       c                 s           s      c            c
+    log-normal             c       s        s       c                 c           c      c            c
+    gamma                  c       s        s       c                 c           c      c            c
+    =====================  ======  =======  ======  ================  ==========  =====  ===========  ===========
 
     Shapes:
         The distribution has `batch_shape` ``()`` and `event_shape` ``(J,)``.
 
     Raises:
         ValueError: an inclusion outside (0, 1) or of another shape, or both `inclusion` and `expected_active`; an
-            unknown `slab`, `learn_inclusion` or `learn_slab`; a location or scale that is not finite, too small or of
-            another shape; a hyperprior that is not two positive numbers.
+            unknown `slab`, `learn_inclusion` or `learn_slab`; a location or scale out of its range or of another shape;
+            a hyperprior that is not two positive numbers.
 
     References:
         H. Ishwaran, J. S. Rao (2005), Spike and slab variable selection: frequentist and Bayesian strategies.
@@ -156,18 +185,31 @@ class SpikeSlabPrior(Prior):
         scale = self._one_or_each("slab_scale", slab_scale, "learn_slab", self.learn_slab)
         if not loc.isfinite().all():
             raise ValueError(f"slab_loc must be finite, got {slab_loc!r}")
-        if not ((scale >= _MIN_SCALE) & scale.isfinite()).all():
-            raise ValueError(f"slab_scale must be finite and at least {_MIN_SCALE:g}, got {slab_scale!r}")
+        has_loc = getattr(self._family, "has_loc", True)
+        if not has_loc and loc.any():
+            raise ValueError(f"slab_loc must be 0 for slab={self.slab!r}, which has no location, got {slab_loc!r}")
+        smallest, largest = self._scale_range
+        if not ((scale >= smallest * (1 - _ROUNDING)) & (scale <= largest) & scale.isfinite()).all():
+            upper = "and finite" if largest == math.inf else f"and at most {largest:g}"
+            raise ValueError(
+                f"slab_scale must be at least {smallest:g} {upper} for slab={self.slab!r}, got {slab_scale!r}"
+            )
         self._start = tuple(
             number.tolist() if number.ndim else float(given) for number, given in ((loc, slab_loc), (scale, slab_scale))
         )
-        if not self.learn_slab:
-            self.register_buffer("slab_loc", loc.clone(), persistent=False)
-            self.register_buffer("fixed_slab_scale", scale.clone(), persistent=False)
-            return
         shape = () if self.learn_slab == "global" else (self.latent_dim,)
-        self.slab_loc = nn.Parameter(loc.expand(shape).clone())
-        self.slab_log_scale = nn.Parameter(scale.log().expand(shape).clone())
+        if self.learn_slab and has_loc:
+            self.slab_loc = nn.Parameter(loc.expand(shape).clone())
+        else:
+            self.register_buffer("slab_loc", loc.clone(), persistent=False)
+        if self.learn_slab:
+            self.slab_log_scale = nn.Parameter(scale.log().expand(shape).clone())
+        else:
+            self.register_buffer("fixed_slab_scale", scale.clone(), persistent=False)
+
+    @property
+    def _scale_range(self) -> tuple[float, float]:
+        return getattr(self._family, "smallest", SMALLEST_SCALE), getattr(self._family, "largest", math.inf)
 
     @property
     def inclusion_probs(self) -> Tensor:
@@ -202,8 +244,7 @@ class SpikeSlabPrior(Prior):
         """Current scale of the slabs, shape ``()`` or ``(J,)``."""
         if not self.learn_slab:
             return self.fixed_slab_scale
-        scale = self.slab_log_scale.exp()
-        return scale + (scale.clamp(min=_MIN_SCALE) - scale).detach()
+        return held(self.slab_log_scale.exp(), *self._scale_range)
 
     def _slab(self, logits: Tensor) -> TorchDistribution:
         return self._family(self.slab_loc.expand_as(logits), self.slab_scale.expand_as(logits))
