@@ -18,7 +18,7 @@ ROOMS = [
 # A run takes its steps by what is built on `training`, and says at its end what `evaluation` finds.
 UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
 # Files that are tested with what uses them.
-INTERNAL = {"devices", "fit", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
+INTERNAL = {"batch_checks", "contexts", "devices", "fit", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
 
 
 def modules():

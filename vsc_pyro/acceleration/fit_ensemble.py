@@ -31,9 +31,10 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
+from vsc_pyro.training.contexts import private_state
 from vsc_pyro.training.defaults import chosen_warmup, or_default
 from vsc_pyro.training.devices import resolve_device
-from vsc_pyro.training.fit import private_state, warn_of_prior, warn_of_warmup
+from vsc_pyro.training.fit import warn_of_prior, warn_of_warmup
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import num_processes
 from vsc_pyro.training.plan import check_batch_norm, default_epochs, with_warmup
@@ -145,7 +146,7 @@ def fit_ensemble(
             with cooling.of_epoch(epoch, ensemble.optimizer):
                 _epoch(ensemble, batches, seeds, histories, bar)
     for model, own, seed, history in zip(models, batches, seeds, histories, strict=True):
-        history.summary = summarize(model, own, seed, epochs, bar)
+        history.summary = summarize(model, own, seed, epochs * num_steps, bar)
     return histories
 
 

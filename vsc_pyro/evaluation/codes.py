@@ -29,7 +29,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, scale_of, slab_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
-from vsc_pyro.training.batches import data_of, naming_batch
+from vsc_pyro.training.batch_checks import data_of, naming_batch
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -176,7 +176,7 @@ def drawn_batches(data: Dataset, size: int, generator: torch.Generator | None = 
 
 def _loaded(model: VAE, loader: DataLoader) -> Iterator[Tensor]:
     for number, batch in enumerate(loader, start=1):
-        with naming_batch(str(number)):
+        with naming_batch(f"{number} of the DataLoader"):
             x = data_of(batch)
             model.check_data(x)
         yield from x.split(_ROWS_AT_ONCE)

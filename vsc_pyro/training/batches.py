@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import zlib
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,15 +17,15 @@ from torch.utils.data.distributed import DistributedSampler
 from vsc_pyro._arguments import positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.models.data_checks import are_in_support, check_finite, check_support, inner, must_be_inside
-from vsc_pyro.models.priors import Prior
+from vsc_pyro.models.data_checks import check_finite, inner
+from vsc_pyro.training.batch_checks import EpochChecks, data_of, naming_batch
 from vsc_pyro.training.parallel import num_processes
 
 if TYPE_CHECKING:
     from vsc_pyro.models.vae import VAE
 
-# Number of data of a loader that are held in memory before training: enough to initialise pseudo-inputs.
-_SAMPLE_SIZE = 1000
+# Number of data that are read from a loader or stream before training: enough to initialise pseudo-inputs.
+SAMPLE_SIZE = 1000
 
 
 class Batches:
@@ -36,7 +37,9 @@ class Batches:
         num_steps: number of minibatches in an epoch.
         full_size: number of data in the first minibatch, and in all but the last.
         smallest: number of data in the last minibatch of an epoch; None if unknown.
-        sample: data to inspect before training, shape ``(n, ...)``: all data in memory, or the first data of a loader.
+        sample: data to inspect before training, shape ``(n, ...)``: all data in memory, or the first data of a loader
+            or stream.
+        has_passes: True if an epoch is a pass over all data.
         generators: random generators of the order and, for data in memory, of the binarisation.
     """
 
@@ -46,6 +49,7 @@ class Batches:
     full_size: int
     smallest: int | None
     generators: list[torch.Generator]
+    has_passes: ClassVar[bool] = True
 
     @property
     def sample(self) -> Tensor:
@@ -59,9 +63,10 @@ class Batches:
         """Return later minibatches on the device of the tensor `like`, in its floating-point type."""
         raise NotImplementedError
 
-    def sources(self, number: int) -> Iterator[Tensor]:
+    def sources(self, number: int, limit: int | None = None) -> Iterator[Tensor]:
         """Yield the arguments of `gather` for epoch `number` (from 0): tensors of B rows on the device.
 
+        With `limit`, only the first ones.
         For data in memory these are indices, so that a captured step can contain the gathering.
         """
         raise NotImplementedError
@@ -81,7 +86,7 @@ class Batches:
 
     def some(self) -> Dataset:
         """Return at most 1,000 of the data, or the first data of a loader, on the device of the model."""
-        return Dataset(self.sample[:_SAMPLE_SIZE])
+        return Dataset(self.sample[:SAMPLE_SIZE])
 
     @contextlib.contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
@@ -129,17 +134,17 @@ class MemoryBatches(Batches):
         self.data = self.data.to(like)
         self.generators = [torch.Generator(like.device)]
 
-    def sources(self, number: int) -> Iterator[Tensor]:
+    def sources(self, number: int, limit: int | None = None) -> Iterator[Tensor]:
         (generator,) = self.generators
         order = torch.randperm(len(self.data), generator=generator, device=generator.device)
-        yield from order.split(self._size)
+        yield from order.split(self._size)[:limit]
 
     def gather(self, source: Tensor) -> Tensor:
         return self.data.draw(source, *self.generators)
 
     def some(self) -> Dataset:
         # Rows at equal distances, because data may be sorted by label.
-        rows = torch.linspace(0, self.num_data - 1, min(self.num_data, _SAMPLE_SIZE)).long()
+        rows = torch.linspace(0, self.num_data - 1, min(self.num_data, SAMPLE_SIZE)).long()
         return Dataset(self.data.images[rows.to(self.data.images.device)], binarize=self.data.binarize)
 
     def describe(self) -> str:
@@ -152,7 +157,82 @@ def checksum(x: Tensor) -> int:
     return zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
-class LoaderBatches(Batches):
+class ReadBatches(Batches):
+    """Minibatches that are read one by one, checked, and copied to the device while that works on earlier ones.
+
+    Raises:
+        ValueError: in an epoch, a batch whose shape or type differs from the first batch, or that the model does not
+            take.
+    """
+
+    _remedy: ClassVar[str]  # what to do about batches of another kind
+
+    def __init__(self) -> None:
+        self.generators = []
+        self._like = torch.empty(0)
+        self._first: Tensor | None = None
+        self._sample = torch.empty(0)
+        self._model: VAE | None = None
+        self._has_checked_range = False
+
+    @property
+    def sample(self) -> Tensor:
+        return self._sample
+
+    def check(self, model: VAE) -> None:
+        super().check(model)
+        self._model = model
+
+    def to(self, like: Tensor) -> None:
+        self._like = like
+        self._sample = self._sample.to(like)
+
+    def _read(self, batches: Iterable[object], which: Callable[[int], str]) -> Generator[Tensor, None, None]:
+        """Yield the data of `batches`, checked and on the device; `which` names a batch by its number, from 1."""
+        count, checks = 0, EpochChecks(self._model, self.sample) if self._model is not None else None
+        for count, batch in enumerate(batches, start=1):
+            x = data_of(batch, self._remedy)
+            with naming_batch(which(count)):
+                self._check_kind(x)
+                if checks is not None and not x.is_cuda:
+                    check_finite(x, self._like.dtype)  # on the CPU, because the host does not wait for the copy
+                x = self._on_device(x)
+                if checks is not None:
+                    checks.add(x)
+            yield x
+        if checks is not None and count:
+            checks.check(which)
+            if not self._has_checked_range:
+                self._has_checked_range = True
+                checks.check_range()
+
+    def _check_kind(self, x: Tensor) -> None:
+        if self._first is None:
+            self._first = x[:1]
+        kind, first = (f"shape (B, {inner(y)}) and type {y.dtype}" for y in (x, self._first))
+        if kind != first:
+            raise ValueError(f"all batches must have {first}, got {kind}; {self._remedy}")
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        device, dtype = self._like.device, self._like.dtype
+        # A copy to the CPU that does not block could be read before it is complete.
+        if device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
+            x = x.pin_memory()  # a copy from other memory waits for the device
+        # The type changes on the device, because a conversion on the CPU returns memory that is not pinned.
+        return x.to(device, non_blocking=device.type == "cuda").to(dtype)
+
+
+def first_data(batches: Iterable[Tensor]) -> list[Tensor]:
+    """Return the first batches: as many as make 1,000 data, or all."""
+    first: list[Tensor] = []
+    for x in batches:
+        first.append(x)
+        if sum(map(len, first)) >= SAMPLE_SIZE:
+            break
+    return first
+
+
+class LoaderBatches(ReadBatches):
     """Minibatches of a `DataLoader`, in its order, copied to the device while that works on earlier ones.
 
     Args:
@@ -164,7 +244,10 @@ class LoaderBatches(Batches):
             whose shape or type differs from the first batch, or that the model does not take.
     """
 
+    _remedy = "let the DataLoader's dataset or collate_fn return that"
+
     def __init__(self, loader: DataLoader, seed: int) -> None:
+        super().__init__()
         self.loader = loader
         batches = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         if batches is loader.sampler and not isinstance(batches, BatchSampler):
@@ -186,74 +269,24 @@ class LoaderBatches(Batches):
         self._samplers: list[Any] = [batches] if sampler is None else [batches, sampler]
         owned = (getattr(owner, "generator", None) for owner in (loader, *self._samplers))
         self.generators = list({id(g): g for g in owned if isinstance(g, torch.Generator)}.values())
-        self._like = torch.empty(0)
-        self._first: Tensor | None = None
-        self._model: VAE | None = None
-        self._has_checked_range = False
-        with seeded(seed, torch.device("cpu")), self.seeded(seed):
-            self._sample, self.full_size = self._first_data()
+        with seeded(seed, torch.device("cpu")), self.seeded(seed), contextlib.closing(self.sources(0)) as epoch:
+            first = first_data(epoch)
+        self._sample, self.full_size = torch.cat(first), len(first[0])
 
-    @property
-    def sample(self) -> Tensor:
-        return self._sample
-
-    def _first_data(self) -> tuple[Tensor, int]:
-        """Return the data of the first batches, and the size of the first batch."""
-        first: list[Tensor] = []
-        with contextlib.closing(self.sources(0)) as epoch:
-            for x in epoch:
-                first.append(x)
-                if sum(map(len, first)) >= _SAMPLE_SIZE:
-                    break
-        return torch.cat(first), len(first[0])
-
-    def check(self, model: VAE) -> None:
-        super().check(model)
-        self._model = model
-
-    def to(self, like: Tensor) -> None:
-        self._like = like
-        self._sample = self._sample.to(like)
-
-    def sources(self, number: int) -> Generator[Tensor, None, None]:
+    def sources(self, number: int, limit: int | None = None) -> Generator[Tensor, None, None]:
         for sampler in self._samplers:
             if hasattr(sampler, "set_epoch"):  # torch's DistributedSampler has this method
                 sampler.set_epoch(number)
-        count, checks = 0, _EpochChecks(self._model, self.sample) if self._model is not None else None
-        for count, batch in enumerate(self.loader, start=1):
-            x = data_of(batch)
-            with naming_batch(f"{count} of epoch {number + 1}"):
-                self._check_kind(x)
-                if checks is not None and not x.is_cuda:
-                    check_finite(x, self._like.dtype)  # on the CPU, because the host does not wait for the copy
-                x = self._on_device(x)
-                if checks is not None:
-                    checks.add(x)
+        count = 0
+        batches = itertools.islice(self.loader, limit)
+        for x in self._read(batches, lambda batch: f"{batch} of epoch {number + 1} of the DataLoader"):
+            count += 1
             yield x
         if not count:
             raise ValueError(
                 f"the DataLoader yielded no batch in epoch {number + 1}; {type(self.loader.dataset).__name__} must "
                 "yield its data again in every iteration"
             )
-        if checks is not None:
-            checks.check(number)
-            if not self._has_checked_range:
-                self._has_checked_range = True
-                checks.check_range()
-
-    def _check_kind(self, x: Tensor) -> None:
-        if self._first is None:
-            self._first = x[:1]
-        kind, first = (f"shape (B, {inner(y)}) and type {y.dtype}" for y in (x, self._first))
-        if kind != first:
-            raise ValueError(f"all batches must have {first}, got {kind}; let the DataLoader's dataset return that")
-
-    def _on_device(self, x: Tensor) -> Tensor:
-        device, dtype = self._like.device, self._like.dtype
-        if device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
-            x = x.pin_memory()  # a copy from other memory waits for the device
-        # The type changes on the device, because a conversion on the CPU returns memory that is not pinned.
-        return x.to(device, non_blocking=True).to(dtype)
 
     def describe(self) -> str:
         order = type(self._samplers[-1]).__name__
@@ -271,7 +304,7 @@ def _counted(loader: DataLoader, sampler: Any) -> tuple[int, int]:
     except (TypeError, NotImplementedError) as error:
         raise ValueError(
             f"data must be a DataLoader of known length, because the objective depends on the number of data, got one "
-            f"of {type(loader.dataset).__name__} ({error}); give that class a __len__"
+            f"of {type(loader.dataset).__name__} ({error}); give that class a __len__, or pass steps="
         ) from error
     if not (num_data and num_steps):
         raise ValueError(
@@ -302,61 +335,3 @@ def get_batches(
     if batch_size is not None:
         raise ValueError(f"batch_size={batch_size} is for data in memory, and a DataLoader has its own; leave it out")
     return LoaderBatches(data, seed)
-
-
-def data_of(batch: object) -> Tensor:
-    """Return the data of a loader's batch: the batch itself, or the first entry of a tuple or list."""
-    x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
-        got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"batches must be tensors of shape (B, ...), or tuples or lists whose first entry is one, got {got}; "
-            "let the DataLoader's dataset or collate_fn return that"
-        )
-    return x
-
-
-@contextlib.contextmanager
-def naming_batch(which: str) -> Iterator[None]:
-    """Name the batch of a loader in every `ValueError` within the context."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"batch {which} of the DataLoader: {error}") from error
-
-
-class _EpochChecks:
-    """Checks of the batches of an epoch. On a GPU their results are read at the end, so no batch waits.
-
-    Args:
-        model: the model to check for, on its device.
-        sample: data that have been checked.
-    """
-
-    def __init__(self, model: VAE, sample: Tensor) -> None:
-        self._model = model
-        self._likelihood = model.check_parts(sample[:1])
-        self._are_inside: list[Tensor] = []
-        self._ranges: list[Tensor] = []
-
-    def add(self, x: Tensor) -> None:
-        """Check a batch; raise `ValueError` at once if it is on the CPU and outside the support of the likelihood."""
-        if x.is_cuda:
-            self._are_inside.append(x.isfinite().all() & are_in_support(x, self._likelihood))
-        else:
-            check_support(x, self._likelihood, x)
-        self._ranges.append(torch.stack(x.aminmax()))
-
-    def check(self, number: int) -> None:
-        """Raise `ValueError` for the first batch that was outside the support."""
-        are_inside = torch.stack(self._are_inside).tolist() if self._are_inside else []
-        if not all(are_inside):
-            with naming_batch(f"{are_inside.index(False) + 1} of epoch {number + 1}"):
-                raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; rescale them")
-
-    def check_range(self) -> None:
-        """Tell the range of all data to priors that were initialised from the sample."""
-        low, high = torch.stack(self._ranges).T
-        for module in self._model.modules():
-            if isinstance(module, Prior):
-                module.check_range(low.min(), high.max())

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro._seeding import alone, seeded
+from vsc_pyro._seeding import alone
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate
-from vsc_pyro.models.encoders import gate_of
-from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_state, unprepared_if_refused
 from vsc_pyro.training.defaults import or_default
 from vsc_pyro.training.devices import resolve_device
-from vsc_pyro.training.history import History, NonFiniteLossError
+from vsc_pyro.training.history import History
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
 from vsc_pyro.training.run import Run
@@ -39,12 +36,13 @@ from vsc_pyro.training.svi import SVI
 
 def fit(
     model: VAE,
-    data: Dataset | Tensor | np.ndarray | DataLoader,
+    data: Dataset | Tensor | np.ndarray | DataLoader | Iterable[Any],
     *,
     objective: str | ELBO = "auto",
     gate: str | Gate | None = None,
     num_draws: int | None = None,
     epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     warmup: float | None = None,
@@ -85,7 +83,8 @@ def fit(
 
     Args:
         model: trained in place, and moved to `device`.
-        data: a `vsc_pyro.datasets.Dataset`, an array or tensor of shape ``(N, ...)``, or a `DataLoader` (see below).
+        data: a `vsc_pyro.datasets.Dataset`, an array or tensor of shape ``(N, ...)``, a `DataLoader`, or a stream: an
+            iterator or iterable of tensors or arrays of shape ``(B, ...)`` (see below).
 
     **Objective**
 
@@ -107,8 +106,9 @@ def fit(
     Args:
         epochs: number of passes over the data, including those before a resumption. None for 50, or more if 50 make
             fewer than 2,000 steps.
+        steps: number of steps, in place of `epochs`, including those before a resumption. A stream needs it.
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or the model's default. A
-            `DataLoader` has its own.
+            `DataLoader` or stream has its own.
         lr: learning rate of Adam. None for 1e-3, or the model's default.
         warmup: share of the run, in [0, 1), in which the weight of the KL divergence rises linearly from 0 to the
             model's `beta`. Latents then learn something before they cost anything. None for 0, or the model's
@@ -154,7 +154,7 @@ def fit(
 
     Raises:
         ValueError: a bad argument, schedule or datum, or a checkpoint that is damaged or of another run. It is raised
-            before training, and the model is unchanged. A bad batch of a `DataLoader` raises it during training.
+            before training, and the model is unchanged. A bad batch of a `DataLoader` or stream raises it in training.
         OSError: a checkpoint that cannot be written; raised before training if this can be known.
         FileExistsError: `checkpoint` exists and `resume` is False; or another process wrote it during the run. Then the
             run is saved to a new file beside it, which the message names.
@@ -175,6 +175,14 @@ def fit(
     run only by state that stays in the loader: random numbers of NumPy and Python in the main process,
     ``persistent_workers``, and a sampler's random numbers outside its attribute `generator`.
 
+    **Stream.** Any other iterable is a stream of batches, in the form of a loader's, without length: ``steps=`` says
+    how many are drawn, and no more are. An epoch is a hundredth of the run, see `History.steps_per_epoch`. N is the
+    stream's attribute `num_data`, or the number of data in the run. The first 1,000 data are read before training, and
+    trained on. An iterable starts anew when it ends; an iterator that ends early raises `ValueError`. A resumed run
+    calls ``stream.start_at(step)`` for an iterator from batch `step` (from 0) on; without that method it draws and
+    skips the batches of the first run, which repeats a stream that is deterministic or draws from torch on the CPU. An
+    iterator cannot start anew: it goes on with its next data, and a warning says so.
+
     References:
         D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
         P. Micikevicius et al. (2018), Mixed precision training.
@@ -186,6 +194,7 @@ def fit(
         gate=chosen_gate(model.encoder, gate),
         num_draws=num_draws,
         epochs=epochs,
+        steps=steps,
         batch_size=batch_size,
         lr=or_default(model, "lr", lr),
         warmup=warmup,
@@ -206,11 +215,11 @@ def fit(
         alone(),
         torch.inference_mode(False),
         networks_in(model, precision),
-        _gate_in_place(model.encoder, plan.gate),
+        gate_in_place(model.encoder, plan.gate),
         unchanged_if_refused(model, plan.schedules),
-        _ended_warmup(model),
+        ended_warmup(model),
     ):
-        check_schedules(model, plan.schedules, plan.num_epochs * plan.batches.num_steps)
+        check_schedules(model, plan.schedules, plan.num_steps)
         warn_of_warmup(model, plan.schedules)
         run = _build_run(plan)
         with private_state(model, plan.device, plan.seed), plan.batches.seeded(plan.seed), contextlib.ExitStack() as st:
@@ -237,7 +246,7 @@ def _build_run(plan: Plan) -> Run:
     for name, value in {"epochs": plan.num_epochs, **settings}.items():
         check_alike(name, value)
     run = Run(model, optimizer, schedule, plan.schedules, plan.batches, settings)
-    run.history.warmup_steps = plan.warmup_steps
+    run.history.warmup_steps, run.history.steps_per_epoch = plan.warmup_steps, plan.batches.num_steps
     if plan.checkpoint is not None:
         run.foresee(plan.num_epochs)
     return run
@@ -248,10 +257,9 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     if (path := plan.resumed) is not None:
         run.restore(path, plan.device, plan.num_epochs)
     else:
-        stack.enter_context(_unprepared_if_refused(plan.model, run.optimizer))
+        stack.enter_context(unprepared_if_refused(plan.model, run.optimizer))
         plan.model.prepare(plan.batches.sample)
-        num_steps = plan.num_epochs * plan.batches.num_steps
-        run.history.compiled = is_worth_compiling(num_steps, plan.device) if plan.compile == "auto" else False
+        run.history.compiled = is_worth_compiling(plan.num_steps, plan.device) if plan.compile == "auto" else False
     if plan.compile != "auto":
         run.history.compiled = bool(plan.compile)
     check_alike("the epoch to resume from", len(run.history))
@@ -268,11 +276,11 @@ def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
     set_values(model, plan.schedules, max(0, first_epoch * steps - 1))
     hides = not plan.progress or rank() > 0
     try:
-        with tqdm(total=epochs * steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
+        with tqdm(total=plan.num_steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
             step = _step(svi, compiled, plan.batches, plan.device, bar)
             for epoch in range(first_epoch, epochs):
                 with plan.cooling.of_epoch(epoch, run.optimizer):
-                    run.epoch(step, bar)
+                    run.epoch(step, bar, plan.num_steps - epoch * steps)
                 if compiled is not None:
                     run.history.compiled = not compiled.is_eager
                     run.history.compile_seconds = compiled_before + compiled.capture_seconds
@@ -280,22 +288,13 @@ def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
                     run.schedule.step()
                 is_last = epoch + 1 == epochs
                 if is_last:
-                    run.history.summary = summarize(model, plan.batches, plan.seed, epochs, bar)
+                    run.history.summary = summarize(model, plan.batches, plan.seed, plan.num_steps, bar)
                 is_due = (epoch + 1) % plan.checkpoint_every == 0 or is_last
                 if plan.checkpoint is not None and is_due and rank() == 0:
                     run.save(plan.checkpoint)
     finally:
         # Otherwise the first step of another training would add its gradients to these.
         run.optimizer.zero_grad(set_to_none=True)
-
-
-@contextlib.contextmanager
-def _ended_warmup(model: VAE) -> Iterator[None]:
-    """Give the divergence its full weight afterwards, however the run ends."""
-    try:
-        yield
-    finally:
-        model.warmup.fill_(1.0)
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
@@ -333,7 +332,7 @@ def _step(
         if len(source) < num_processes():
             raise ValueError(
                 f"a batch of {len(source)} data cannot be shared by {num_processes()} processes; let the DataLoader "
-                "make larger ones"
+                "or stream make larger ones"
             )
         return share(batches.gather(source))
 
@@ -351,36 +350,3 @@ def _step(
         return loss
 
     return step
-
-
-@contextlib.contextmanager
-def _unprepared_if_refused(model: VAE, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Undo `VAE.prepare` if an error occurs before the first step."""
-    before = copy.deepcopy(model.state_dict())
-    try:
-        yield
-    except Exception:
-        if not optimizer.state:
-            model.load_state_dict(before)
-        raise
-
-
-@contextlib.contextmanager
-def _gate_in_place(encoder: Any, gate: Gate | None) -> Iterator[None]:
-    """Replace the gate of `encoder`, and restore it if an error ends the run, except a diverged loss."""
-    before = gate_of(encoder)
-    if gate is not None:
-        encoder.gate = gate
-    try:
-        yield
-    except Exception as error:
-        if gate is not None and not isinstance(error, NonFiniteLossError):
-            encoder.gate = before
-        raise
-
-
-@contextlib.contextmanager
-def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
-    """Within the context: training mode, random numbers from `seed`, an empty parameter store, and gradients on."""
-    with seeded(seed, device), pyro.get_param_store().scope(), torch.inference_mode(False), in_mode(model, True):
-        yield

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.defaults import chosen_warmup, or_default
 from vsc_pyro.training.parallel import num_processes, rank
-from vsc_pyro.training.resumption import saved_shares
+from vsc_pyro.training.resumption import Saved, saved_choices
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
+from vsc_pyro.training.streams import StreamBatches, check_kind, is_stream
 
 _EPOCHS, _STEPS = 50, 2000
+Data = Dataset | Tensor | np.ndarray | DataLoader | Iterable[Any]
 
 
 @dataclasses.dataclass
@@ -38,7 +40,8 @@ class Plan:
     """The arguments of `vsc_pyro.fit`, checked before anything changes, and the choices that follow from them.
 
     Attributes:
-        num_epochs: number of epochs, including those before a resumption.
+        num_steps: number of steps, including those before a resumption.
+        num_epochs: number of epochs in which these are taken; the last one may be shorter.
         batches: the source of minibatches.
         loss: the objective as an ELBO.
         warmup_steps: number of steps in which the weight of the KL divergence rises; a resumed run keeps its own.
@@ -49,11 +52,12 @@ class Plan:
     """
 
     model: VAE
-    data: dataclasses.InitVar[Dataset | Tensor | np.ndarray | DataLoader]
+    data: dataclasses.InitVar[Data]
     objective: str | ELBO
     gate: Gate | None
     num_draws: int | None
     epochs: dataclasses.InitVar[int | None]
+    steps: dataclasses.InitVar[int | None]
     batch_size: dataclasses.InitVar[int | None]
     lr: float
     warmup: float | None
@@ -68,24 +72,28 @@ class Plan:
     progress: bool
     compile: bool | str
     precision: str
+    num_steps: int = dataclasses.field(init=False)
     num_epochs: int = dataclasses.field(init=False)
     batches: Batches = dataclasses.field(init=False)
     loss: ELBO = dataclasses.field(init=False)
     warmup_steps: int = dataclasses.field(init=False)
     cooling: Cooldown = dataclasses.field(init=False)
 
-    def __post_init__(
-        self, data: Dataset | Tensor | np.ndarray | DataLoader, epochs: int | None, batch_size: int | None
-    ) -> None:
-        if epochs is not None:
-            epochs = positive_int("epochs", epochs)
+    def __post_init__(self, data: Data, epochs: int | None, steps: int | None, batch_size: int | None) -> None:
+        epochs = None if epochs is None else positive_int("epochs", epochs)
+        steps = None if steps is None else positive_int("steps", steps)
+        if epochs is not None and steps is not None:
+            raise ValueError(f"epochs={epochs} and steps={steps} both set the length of the run; pass one")
         self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)
         self.lr = positive_float("lr", self.lr)
         self.seed = natural_int("seed", self.seed)
         self.compile = bool_or_auto("compile", self.compile)
-        self.batches = get_batches(data, batch_size, self.seed, or_default(self.model, "batch_size", None))
+        self.batches = self._get_batches(data, steps, batch_size)
         self.batches.check(self.model)
-        self.num_epochs = default_epochs(self.batches.num_steps) if epochs is None else epochs
+        per_epoch = self.batches.num_steps
+        if steps is None:
+            steps = per_epoch * (default_epochs(per_epoch) if epochs is None else epochs)
+        self.num_steps, self.num_epochs = steps, -(-steps // per_epoch)
         self._choose_objective()
         self._choose_rates()
         check_batch_norm(self.model, self.batches)
@@ -96,6 +104,20 @@ class Plan:
         """The checkpoint to resume from; None for a new run."""
         path = self.checkpoint
         return path if self.resume and path is not None and path.is_file() else None
+
+    def _get_batches(self, data: Any, steps: int | None, batch_size: int | None) -> Batches:
+        if not is_stream(data, steps):
+            check_kind(data)
+            return get_batches(data, batch_size, self.seed, or_default(self.model, "batch_size", None))
+        if steps is None:
+            raise ValueError(
+                f"steps must be the number of batches to train on, because a {type(data).__name__} is a stream "
+                "without epochs, got None; pass steps="
+            )
+        if batch_size is not None:
+            raise ValueError(f"batch_size={batch_size} is for data in memory, and a stream has its own; leave it out")
+        saved = Saved() if (path := self.resumed) is None else saved_choices(path)
+        return StreamBatches(data, steps, self.seed, saved.epoch * saved.steps_per_epoch, saved.steps_per_epoch)
 
     def _choose_objective(self) -> None:
         objective = self.objective
@@ -110,13 +132,13 @@ class Plan:
     def _choose_rates(self) -> None:
         """Choose the rise of the KL divergence's weight and the fall of the learning rate."""
         self.warmup = warmup = chosen_warmup(self.model, self.warmup, self.loss, self.schedules)
-        self.warmup_steps = int(warmup * self.num_epochs * self.batches.num_steps)
+        self.warmup_steps = int(warmup * self.num_steps)
         cooldown = self.cooldown
         if cooldown is not None and Cooldown(cooldown, self.num_epochs).share and self.lr_schedule is not None:
             raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
         if (path := self.resumed) is not None:
-            self.warmup_steps, saved = saved_shares(path)
-            cooldown = saved if cooldown is None else cooldown
+            saved = saved_choices(path)
+            self.warmup_steps, cooldown = saved.warmup_steps, saved.cooldown if cooldown is None else cooldown
         share = or_default(self.model, "cooldown", cooldown) if self.lr_schedule is None else 0.0
         self.cooling = Cooldown(share, self.num_epochs)
         self.schedules = with_warmup(self.schedules, self.warmup_steps)

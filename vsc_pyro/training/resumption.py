@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
     history = History(**saved)
     if type(history.warmup_steps) is not int or history.warmup_steps < 0:
         raise _damaged("history.warmup_steps must be a whole number", history.warmup_steps)
+    if type(history.steps_per_epoch) is not int or history.steps_per_epoch < 0:
+        raise _damaged("history.steps_per_epoch must be a whole number", history.steps_per_epoch)
     if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
         raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
     summary = history.summary
@@ -71,15 +73,30 @@ def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
     return epoch, history
 
 
-def saved_shares(path: Path) -> tuple[int, float]:
-    """Return the steps of warm-up and the share of cooldown in a checkpoint; 0 for values that later checks refuse."""
+class Saved(NamedTuple):
+    """Choices of a saved run that the run that resumes it keeps; 0 for values that later checks refuse.
+
+    Attributes:
+        warmup_steps: number of steps of warm-up.
+        cooldown: share of the run in which the learning rate falls.
+        epoch: number of epochs taken.
+        steps_per_epoch: number of steps in an epoch; 0 in files of earlier versions.
+    """
+
+    warmup_steps: int = 0
+    cooldown: float = 0.0
+    epoch: int = 0
+    steps_per_epoch: int = 0
+
+
+def saved_choices(path: Path) -> Saved:
+    """Return the choices in a checkpoint."""
     state = load_checkpoint(path)
     history, settings = (found if type(found := state.get(key)) is dict else {} for key in ("history", "settings"))
-    steps, share = history.get("warmup_steps"), settings.get("cooldown")
-    return (
-        steps if type(steps) is int and steps > 0 else 0,
-        share if type(share) is float and 0 <= share <= 1 else 0.0,
-    )
+    share = settings.get("cooldown")
+    counts = (history.get("warmup_steps"), state.get("epoch"), history.get("steps_per_epoch"))
+    warmup, epoch, steps = (count if type(count) is int and count > 0 else 0 for count in counts)
+    return Saved(warmup, share if type(share) is float and 0 <= share <= 1 else 0.0, epoch, steps)
 
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:

@@ -64,13 +64,13 @@ class Run:
         self._finite = {name: torch.isfinite(b) for name, b in model.named_buffers() if is_plain(b)}
         self._written: tuple[int, int] | None = None
 
-    def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm) -> None:
-        """Make one pass over the data; `take_step` takes a step on an entry of `Batches.sources`."""
+    def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm, limit: int | None = None) -> None:
+        """Take the steps of an epoch, at most `limit`; `take_step` takes one on an entry of `Batches.sources`."""
         start = time.perf_counter()
         losses = Losses()
         device = self.model.reference.device
         first = len(self.history) * self.batches.num_steps
-        for step, source in enumerate(self._sources(device), start=1):
+        for step, source in enumerate(self._sources(device, limit), start=1):
             set_values(self.model, self.schedules, first + step - 1)
             # Pyro's checks wait for the device several times a step, so only the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
@@ -84,10 +84,10 @@ class Run:
         self.history.elbo.append(-losses.mean())
         self.history.seconds.append(time.perf_counter() - start)
 
-    def _sources(self, device: torch.device) -> Iterator[Tensor]:
+    def _sources(self, device: torch.device, limit: int | None) -> Iterator[Tensor]:
         """Yield the next epoch's entries of `Batches.sources`, the same in all processes."""
         epoch = len(self.history)
-        sources = iter(self.batches.sources(epoch))
+        sources = iter(self.batches.sources(epoch, limit))
         if num_processes() > 1:
             # A loader draws its order and the seeds of its workers from torch's global generator with the first batch.
             manual_seed(common_seed(self.settings["seed"], epoch), device)

@@ -17,8 +17,8 @@ from vsc_pyro.training.parallel import rank
 _ENOUGH_STEPS, _ENOUGH_EPOCHS = 1000, 20
 
 
-def summarize(model: VAE, batches: Batches, seed: int, epochs: int, bar: tqdm) -> dict[str, float] | None:
-    """Return the `History.summary` of a model trained for `epochs` epochs, and write it to the progress bar.
+def summarize(model: VAE, batches: Batches, seed: int, num_steps: int, bar: tqdm) -> dict[str, float] | None:
+    """Return the `History.summary` of a model trained for `num_steps` steps, and write it to the progress bar.
 
     Warn the caller's caller if the codes explain nothing after a run that was long enough. No random number of the run
     is used.
@@ -28,8 +28,8 @@ def summarize(model: VAE, batches: Batches, seed: int, epochs: int, bar: tqdm) -
     """
     if rank() > 0:
         return None
-    data, num_steps = batches.some(), epochs * batches.num_steps
-    is_long = num_steps >= _ENOUGH_STEPS or epochs >= _ENOUGH_EPOCHS
+    data, has_enough_epochs = batches.some(), num_steps >= _ENOUGH_EPOCHS * batches.num_steps
+    is_long = num_steps >= _ENOUGH_STEPS or (batches.has_passes and has_enough_epochs)
     with networks_in(model, "float32"):
         try:
             seen = survey(model, data, seed=seed)

@@ -1,0 +1,74 @@
+"""Checks of the batches that a `DataLoader` or a stream yields."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vsc_pyro.models.data_checks import are_in_support, check_support, must_be_inside
+from vsc_pyro.models.priors import Prior
+
+if TYPE_CHECKING:
+    from vsc_pyro.models.vae import VAE
+
+
+def data_of(batch: object, remedy: str = "let the DataLoader's dataset or collate_fn return that") -> Tensor:
+    """Return the data of a batch: the batch itself, or the first entry of a tuple or list."""
+    x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
+        got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"batches must be tensors of shape (B, ...), or tuples or lists whose first entry is one, got {got}; "
+            f"{remedy}"
+        )
+    return x
+
+
+@contextlib.contextmanager
+def naming_batch(which: str) -> Iterator[None]:
+    """Name the batch, such as "12 of the stream", in every `ValueError` within the context."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"batch {which}: {error}") from error
+
+
+class EpochChecks:
+    """Checks of the batches of an epoch. On a GPU their results are read at the end, so no batch waits.
+
+    Args:
+        model: the model to check for, on its device.
+        sample: data that have been checked.
+    """
+
+    def __init__(self, model: VAE, sample: Tensor) -> None:
+        self._model = model
+        self._likelihood = model.check_parts(sample[:1])
+        self._are_inside: list[Tensor] = []
+        self._ranges: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Check a batch; raise `ValueError` at once if it is on the CPU and outside the support of the likelihood."""
+        if x.is_cuda:
+            self._are_inside.append(x.isfinite().all() & are_in_support(x, self._likelihood))
+        else:
+            check_support(x, self._likelihood, x)
+        self._ranges.append(torch.stack(x.aminmax()))
+
+    def check(self, which: Callable[[int], str]) -> None:
+        """Raise `ValueError` for the first batch that was outside the support; `which` names it by its number."""
+        are_inside = torch.stack(self._are_inside).tolist() if self._are_inside else []
+        if not all(are_inside):
+            with naming_batch(which(are_inside.index(False) + 1)):
+                raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; rescale them")
+
+    def check_range(self) -> None:
+        """Tell the range of all data to priors that were initialised from the sample."""
+        low, high = torch.stack(self._ranges).T
+        for module in self._model.modules():
+            if isinstance(module, Prior):
+                module.check_range(low.min(), high.max())
