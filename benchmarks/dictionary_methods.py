@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from dictionary_worlds import LABELLED, Cell, Size, Source, Timed, World, evaluated, source, speed
+from dictionary_worlds import LABELLED, Cell, Size, Timed, World, evaluated, source, speed
 from torch import Tensor, nn
 
 import vsc_pyro as vsc
@@ -42,7 +42,7 @@ class Method(NamedTuple):
         sizes: sizes that the method is for; None for all.
     """
 
-    run: Callable[[Cell, Source], dict[str, Any]] | None
+    run: Callable[[Cell, Any], dict[str, Any]] | None
     grid: tuple[Settings, ...] = ({},)
     sweep: tuple[Settings, ...] = ()
     budgets: str = "all"
@@ -76,7 +76,7 @@ VARIANTS: dict[str, Callable[[Size], Variant]] = {
 }
 
 
-def ours(cell: Cell, data: Source) -> dict[str, Any]:
+def ours(cell: Cell, data: Any) -> dict[str, Any]:
     """Train a `SparseDictionary`."""
     variant, settings = VARIANTS[cell.method.removesuffix(", grid")](cell.sizes), dict(cell.settings)
     model_kwargs, fit_kwargs = dict(variant.model), dict(variant.fit)
@@ -116,7 +116,7 @@ class _Learned:
         return codes @ self.W_dec + self._mean
 
 
-def scikit_learn(cell: Cell, data: Source) -> dict[str, Any]:
+def scikit_learn(cell: Cell, data: Any) -> dict[str, Any]:
     """Train a `MiniBatchDictionaryLearning` of positive codes, for at most `_SKLEARN_SECONDS`."""
     try:
         from sklearn.decomposition import MiniBatchDictionaryLearning
@@ -168,7 +168,7 @@ def _most_frequent(world: Any, features: int) -> Tensor:
     return world.rates.argsort(descending=True)[:features]
 
 
-def probe(cell: Cell, data: Source) -> dict[str, Any]:
+def probe(cell: Cell, data: Any) -> dict[str, Any]:
     """Fit logistic regressions of the most frequent features, as many as atoms, to labelled data: supervised."""
     atoms, world = cell.sizes.atoms, data.features
     rows = min(_PROBE_ROWS, 100 * cell.sizes.num_test)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dictionary_worlds import TEST, Cell, Source, Timed, evaluated, source, speed
+from dictionary_worlds import TEST, Cell, Timed, World, evaluated, source, speed
 from sae_lens import SAE
 from sae_lens import saes as families
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -79,14 +79,14 @@ def run(cell: Cell, folder: Path, root: Path | None) -> dict[str, Any]:
         sae.save_inference_model(saved)
         found = SAE.load_from_disk(saved)
     figures = evaluated(found, data)
-    own = None if data.dictionary is None else _by_sae_lens(found, data, figures["test"])
+    own = _by_sae_lens(found, data, figures["test"]) if isinstance(data, World) else None
     return {**figures, **speed(cell, seconds, batches), "sae_lens": own}
 
 
 class _Sample:
     """A sample as SAELens's functions draw one: first features, then the data that they make."""
 
-    def __init__(self, data: Source) -> None:
+    def __init__(self, data: World) -> None:
         sample = data.sample(TEST)
         self._x, self._values = sample.images, sample.factors.values
         self.feature_vectors = data.dictionary
@@ -100,7 +100,7 @@ class _Sample:
         return self._drawn
 
 
-def _by_sae_lens(sae: Any, data: Source, ours: dict[str, Any]) -> dict[str, float]:
+def _by_sae_lens(sae: Any, data: World, ours: dict[str, Any]) -> dict[str, float]:
     """Return the figures of SAELens's own functions, and the largest difference from this library's."""
     sample = _Sample(data)
     found = eval_sae_on_synthetic_data(sae, sample, sample, ours["num_data"], batch_size=4096)

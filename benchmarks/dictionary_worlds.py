@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,17 +73,7 @@ class Cell(NamedTuple):
         return dict(self.settings)[setting] * self.sizes.expected_active
 
 
-class Source(Protocol):
-    """Batches to train on, samples to evaluate on, and the true directions, shape ``(F, d)``, or None."""
-
-    dictionary: Tensor | None
-
-    def batches(self) -> Iterator[Tensor]: ...
-
-    def sample(self, seed: int) -> vsc.Dataset: ...
-
-
-def source(cell: Cell, folder: Path, root: Path | None) -> Source:
+def source(cell: Cell, folder: Path, root: Path | None) -> World | Words:
     """Return the data of a cell; `folder` is for stored batches, `root` contains real vectors."""
     return Words(cell, root) if cell.world in REAL else World(cell, folder)
 
@@ -185,7 +175,7 @@ def speed(cell: Cell, seconds: float, batches: Timed, steps: int | None = None) 
     return {"ms_per_step": 1e3 * own / steps, "vectors_per_second": rate, "data_seconds": batches.seconds}
 
 
-def evaluated(model: Any, data: Source, posterior: Any = None) -> dict[str, dict[str, Any]]:
+def evaluated(model: Any, data: World | Words, posterior: Any = None) -> dict[str, dict[str, Any]]:
     """Return the figures of a trained dictionary on validation and test data."""
     samples = {"validation": data.sample(VALIDATION), "test": data.sample(TEST)}
     return {

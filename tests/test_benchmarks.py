@@ -320,7 +320,8 @@ def test_dictionaries(record, tmp_path, capsys):
     assert done == [(name, steps) for name in methods[:2] for steps in (40, 10)] + [("probe", 0)]
     for cell in written["results"]:
         assert {"f1", "mcc", "ece", "brier_skill"} <= cell["test"].keys()
-        assert cell["method"] == "probe" or cell["vectors_per_second"] * cell["ms_per_step"] == pytest.approx(64e3, rel=1e-4)
+        if cell["method"] != "probe":
+            assert cell["vectors_per_second"] * cell["ms_per_step"] == pytest.approx(64e3, rel=1e-4)
     printed = capsys.readouterr().out
     assert "hierarchical, tiny" in printed
     assert "hierarchical-tiny-probe-0_steps-seed_0: " in printed
