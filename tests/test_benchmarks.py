@@ -333,9 +333,22 @@ def test_dictionaries(record, tmp_path, capsys):
     assert names == {f"dictionaries-hierarchical-tiny-{kind}.png" for kind in ("l0", "reliability")}
 
 
-def test_dictionaries_choose_by_validation_and_report_every_seed(tmp_path):
-    command = ["--sizes", "small", "large", "--budgets", "60", "15", "--seeds", "0", "1", "--worlds", "correlated"]
-    args = dictionaries._options().parse_args([*command, "--methods", "TopK", "true posterior"])
+def test_dictionaries_choose_by_validation_and_report_every_seed():
+    command = [
+        "--parts",
+        "synthetic",
+        "--sizes",
+        "small",
+        "large",
+        "--budgets",
+        "60",
+        "15",
+        "--seeds",
+        "0",
+        "1",
+        "--worlds",
+    ]
+    args = dictionaries._options().parse_args([*command, "correlated", "--methods", "TopK", "true posterior"])
     plan = dictionaries.Plan(args)
     grid = [cell for cell, is_reported in plan.cells({}, {}) if not is_reported]
     assert len(grid) == len(dictionary_methods.METHODS["TopK"].grid)
