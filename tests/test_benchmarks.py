@@ -10,6 +10,8 @@ from pathlib import Path
 
 import contestants
 import defaults
+import dictionaries
+import dictionary_methods
 import ensemble
 import evaluation
 import loading
@@ -21,6 +23,7 @@ import step
 import torch
 from conftest import assert_mean_equals
 from contestants import CONTESTANTS, Place, Setting, hand_written, library_model
+from dictionary_worlds import Cell, World
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsc_pyro as vsc
@@ -303,6 +306,75 @@ def test_defaults_count_a_latent_that_is_on_and_says_something():
     kl = torch.zeros(100, 5)
     kl[:, 4] = 0.02
     assert defaults.used({"gamma": gamma, "kl": kl}).tolist() == [False, False, True, False, True]
+
+
+DICTIONARIES = "--parts", "synthetic", "--worlds", "hierarchical", "--seeds", "0", "--methods"
+
+
+def test_dictionaries(record, tmp_path, capsys):
+    methods = ["ours", "ours, zero-mean slab", "BatchTopK", "probe"]
+    command = [*DICTIONARIES, *methods, "--cells", str(tmp_path / "cells")]
+    written = record(dictionaries, *command)
+    assert written["left_out"] == {"BatchTopK": "needs --peers, an interpreter that has sae-lens"}
+    done = [(cell["method"], cell["steps"]) for cell in written["results"]]
+    assert done == [(name, steps) for name in methods[:2] for steps in (40, 10)] + [("probe", 0)]
+    for cell in written["results"]:
+        assert {"f1", "mcc", "ece", "brier_skill"} <= cell["test"].keys()
+        if cell["method"] != "probe":
+            assert cell["vectors_per_second"] * cell["ms_per_step"] == pytest.approx(64e3, rel=1e-4)
+    printed = capsys.readouterr().out
+    assert "hierarchical, tiny" in printed
+    assert "hierarchical-tiny-probe-0_steps-seed_0: " in printed
+    assert record(dictionaries, *command)["results"] == written["results"]
+    assert "hierarchical-tiny-probe-0_steps-seed_0: " not in capsys.readouterr().out  # its file is there
+    figures = [*command, "--output", str(tmp_path / "found" / "record.json"), "--figures", str(tmp_path / "figures")]
+    dictionaries.main(figures)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"dictionaries-hierarchical-tiny-{kind}.png" for kind in ("l0", "reliability")}
+
+
+def test_dictionaries_choose_by_validation_and_report_every_seed():
+    command = [
+        "--parts",
+        "synthetic",
+        "--sizes",
+        "small",
+        "large",
+        "--budgets",
+        "60",
+        "15",
+        "--seeds",
+        "0",
+        "1",
+        "--worlds",
+    ]
+    args = dictionaries._options().parse_args([*command, "correlated", "--methods", "TopK", "true posterior"])
+    plan = dictionaries.Plan(args)
+    grid = [cell for cell, is_reported in plan.cells({}, {}) if not is_reported]
+    assert len(grid) == len(dictionary_methods.METHODS["TopK"].grid)
+    assert {(cell.size, cell.steps, cell.seed) for cell in grid} == {("small", 60, 0)}
+    found = {cell.name: {"validation": {"f1": 0.1}, "test": {"f1": 0.9}} for cell in grid}
+    found[grid[2].name] = {"validation": {"f1": 0.2}, "test": {"f1": 0.1}}
+    reported = [cell for cell, is_reported in plan.cells(found, {}) if is_reported and cell.method == "TopK"]
+    assert {cell.settings for cell in reported} == {grid[2].settings}
+    runs = [(cell.size, cell.steps, cell.seed) for cell in reported]
+    small, quarter, full = ([(size, steps, seed) for seed in (0, 1)] for size, steps in RUNS)
+    assert runs == [*small, *[("small", 15, seed) for seed in (0, 1)], *quarter, *full]
+    unfinished = {name: value for name, value in found.items() if name != grid[0].name}
+    assert not [cell for cell, yes in plan.cells(unfinished, {}) if yes and cell.method == "TopK"]
+    assert {cell.size for cell, _ in plan.cells({}, {}) if cell.method == "true posterior"} == {"small"}
+
+
+RUNS = ("small", 60), ("large", 15), ("large", 60)
+
+
+def test_dictionaries_read_the_stored_batches_of_the_world(tmp_path):
+    world = World(Cell("ours", "correlated", "tiny", 3, 1), tmp_path)
+    expected = [x for x, _ in zip(world.features, range(3), strict=False)]
+    for _ in range(2):  # written, then read
+        found = list(world.batches())
+        assert len(found) == 3
+        torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=2**-11, atol=1e-7)
 
 
 def test_loading(record):
