@@ -65,14 +65,24 @@ def _zero_mean(model: Any) -> None:
     model.prior = vsc.SpikeSlabPrior(atoms, inclusion=inclusion, learn_inclusion=True)
 
 
+def _nested(size: Size) -> vsc.NestedELBO:
+    return vsc.NestedELBO(
+        prefixes=(size.atoms // 16, size.atoms // 4) if size.atoms >= 32 else (2,), max_plate_nesting=1
+    )
+
+
 # By name: functions of the size; everything that they do not state is a default.
 VARIANTS: dict[str, Callable[[Size], Variant]] = {
     "ours": lambda size: Variant(),
-    "ours, refined": lambda size: Variant({"refine_steps": 1}),
-    "ours, hidden layer": lambda size: Variant({"hidden": 2 * size.atoms}),
+    "ours, beta 1": lambda size: Variant({"beta": 1.0}),
+    "ours, not refined": lambda size: Variant({"refine_steps": 0}),
+    "ours, refined twice": lambda size: Variant({"refine_steps": 2}),
+    "ours, nested, beta 1": lambda size: Variant({"beta": 1.0}, {"objective": _nested(size)}),
+    "ours, slab per latent": lambda size: Variant({"learn_slab": "per-latent"}),
     "ours, positive slab": lambda size: Variant({"slab": "truncated-normal"}),
     "ours, zero-mean slab": lambda size: Variant(change=_zero_mean),
-    "ours, per-latent scale": lambda size: Variant({"scale": "per-latent"}),
+    "ours, three heads": lambda size: Variant({"scale": "amortised"}),
+    "ours, hidden layer": lambda size: Variant({"hidden": 2 * size.atoms}),
 }
 
 
@@ -252,7 +262,7 @@ METHODS: dict[str, Method] = {
     "JumpReLU": Method(None, _grid(coefficient=_JUMP, lr=(1e-3,)), _grid(coefficient=_JUMP, lr=(1e-3,))),
     "L1": Method(None, _grid(coefficient=_L1, lr=(1e-3,)), _grid(coefficient=_L1, lr=(1e-3,))),
     "gated": Method(None, _grid(coefficient=_GATED, lr=(1e-3,)), _grid(coefficient=_GATED, lr=(1e-3,))),
-    **{name: Method(ours) for name in VARIANTS if name != "ours"},
+    **{name: Method(ours, budgets="least") for name in VARIANTS if name != "ours"},
     "ours, grid": Method(ours, _OURS_GRID),
     "MiniBatchDictionaryLearning": Method(scikit_learn, _grid(alpha=(0.3, 1.0, 2.0)), budgets="least"),
     "probe": Method(probe, budgets="none"),
