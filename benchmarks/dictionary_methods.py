@@ -65,19 +65,13 @@ def _zero_mean(model: Any) -> None:
     model.prior = vsc.SpikeSlabPrior(atoms, inclusion=inclusion, learn_inclusion=True)
 
 
-def _nested(size: Size) -> vsc.NestedELBO:
-    return vsc.NestedELBO(
-        prefixes=(size.atoms // 16, size.atoms // 4) if size.atoms >= 32 else (2,), max_plate_nesting=1
-    )
-
-
 # By name: functions of the size; everything that they do not state is a default.
 VARIANTS: dict[str, Callable[[Size], Variant]] = {
     "ours": lambda size: Variant(),
-    "ours, beta 1": lambda size: Variant({"beta": 1.0}),
+    "ours, not nested": lambda size: Variant(fit={"objective": "exact"}),
+    "ours, not nested, beta 1.5": lambda size: Variant({"beta": 1.5}, {"objective": "exact"}),
     "ours, not refined": lambda size: Variant({"refine_steps": 0}),
     "ours, refined twice": lambda size: Variant({"refine_steps": 2}),
-    "ours, nested, beta 1": lambda size: Variant({"beta": 1.0}, {"objective": _nested(size)}),
     "ours, slab per latent": lambda size: Variant({"learn_slab": "per-latent"}),
     "ours, positive slab": lambda size: Variant({"slab": "truncated-normal"}),
     "ours, zero-mean slab": lambda size: Variant(change=_zero_mean),

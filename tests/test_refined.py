@@ -31,7 +31,9 @@ def bound(model, x, q=None):
     """The objective of each datum in closed form, of the encoder's posterior or another."""
     q = model.encoder(x) if q is None else q
     likelihood = model.decoder(q.mean)
-    return likelihood.expected_log_prob(x, q.variance) - model.beta * kl_divergence(q, model.prior(x).expand(q.batch_shape))
+    return likelihood.expected_log_prob(x, q.variance) - model.beta * kl_divergence(
+        q, model.prior(x).expand(q.batch_shape)
+    )
 
 
 def test_one_update_is_the_exact_posterior_of_an_orthogonal_dictionary():

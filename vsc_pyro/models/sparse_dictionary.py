@@ -29,9 +29,12 @@ class SparseDictionary(VAE):
     .. math:: x = b + \sum_j z_j d_j + \epsilon, \qquad z_j \sim \alpha_j N(m_j, s_j^2) + (1 - \alpha_j)\, \delta_0,
         \qquad \epsilon \sim N(0, \sigma^2 I).
 
-    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns the inclusion of every
-    feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned. ``fit`` trains it by
-    ``objective="exact"``, without sampling.
+    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns the inclusion of
+    every feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned.
+
+    ``fit`` trains it by ``objective="nested"``, the mean bound of prefixes of the code, without sampling. A dictionary
+    with fewer atoms than the data have features is misspecified. Under the plain bound, ``objective="exact"``, its atoms
+    also code features that are not theirs; the nested bound prevents that, and so does a `beta` above 1.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =
     `expected_active`, a feature that is on contributes a vector of length about :math:`\sqrt{V / L}`, the norm of the
@@ -50,12 +53,11 @@ class SparseDictionary(VAE):
             for slabs other than ``"normal"`` and ``"truncated-normal"``.
         learn_slab: see `SpikeSlabPrior`; ``"global"`` keeps a feature from being used for several weak ones.
         gate: gradient estimator of the spikes, for objectives that draw them.
-        beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012; Miller &
-            Dunson, 2019). A dictionary with fewer atoms than the data have features is misspecified: at a weight of 1,
-            atoms also code features that are not theirs. 1 for the evidence lower bound.
+        beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012;
+            Miller & Dunson, 2019). 1 for a bound.
 
     Attributes:
-        training_defaults: minibatches, learning rate, warm-up of the divergence and cooldown that `vsc_pyro.fit` takes.
+        training_defaults: objective, minibatches, learning rate, warm-up and cooldown that `vsc_pyro.fit` takes.
 
     Raises:
         ValueError: an argument that one of the parts refuses.
@@ -74,7 +76,7 @@ class SparseDictionary(VAE):
     """
 
     training_defaults: Mapping[str, Any] = MappingProxyType(
-        {"batch_size": 1024, "lr": 3e-3, "warmup": 0.2, "cooldown": 0.25}
+        {"objective": "nested", "batch_size": 1024, "lr": 3e-3, "warmup": 0.2, "cooldown": 0.25}
     )
 
     def __init__(
@@ -89,7 +91,7 @@ class SparseDictionary(VAE):
         refine_steps: int = 1,
         learn_slab: bool | str = "global",
         gate: str | Gate = "concrete",
-        beta: float = 1.5,
+        beta: float = 1.0,
     ) -> None:
         shape, num_features = sizes("input_shape", input_shape), positive_int("num_features", num_features)
         expected_active = positive_float("expected_active", expected_active)

@@ -37,6 +37,7 @@ OBJECTIVES: dict[str, type[TraceELBO]] = {
     "trace": TraceELBO,
     "analytic": AnalyticELBO,
     "exact": ExactELBO,
+    "nested": NestedELBO,
     "importance-weighted": ImportanceWeightedELBO,
 }
 
@@ -96,7 +97,8 @@ def get_objective(objective: str | ELBO, num_draws: int | None = None, draws_at_
     """Return the objective with that name for a `vsc_pyro.VAE`, or the Pyro `ELBO` itself.
 
     Args:
-        objective: ``"trace"``, ``"analytic"``, ``"exact"``, ``"importance-weighted"`` or any `pyro.infer.ELBO`.
+        objective: ``"trace"``, ``"analytic"``, ``"exact"``, ``"nested"``, ``"importance-weighted"`` or any
+            `pyro.infer.ELBO`.
         num_draws: number of draws of each code over which a named objective averages, in one vectorised pass. None for
             the fewest that gate and objective allow, or 5 for ``"importance-weighted"``.
         draws_at_once: number of draws that the gate makes together, see `vsc_pyro.gates.Gate`; `num_draws` must be a

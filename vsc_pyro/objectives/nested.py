@@ -34,7 +34,8 @@ class NestedELBO(ExactELBO):
     Reconstructions of the prefixes share their parts, so a prefix costs one more array of the size of the data.
 
     Args:
-        prefixes: numbers of latents, in ascending order; the whole code is always added.
+        prefixes: numbers of latents, in ascending order; the whole code of J is always added. None for J / 16 and
+            J / 4.
         args, kwargs: as for `ExactELBO`.
 
     Raises:
@@ -49,13 +50,17 @@ class NestedELBO(ExactELBO):
         >>> history = vsc.fit(sae, torch.randn(50, 6), objective=objective, epochs=1, progress=False, device="cpu")
     """
 
-    def __init__(self, *args: Any, prefixes: Sequence[int], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, prefixes: Sequence[int] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.prefixes = sizes("prefixes", prefixes)
+        self.prefixes = None if prefixes is None else sizes("prefixes", prefixes)
+        if self.prefixes is None:
+            return
         if not self.prefixes or list(self.prefixes) != sorted(set(self.prefixes)):
             raise ValueError(f"prefixes must be numbers of latents in ascending order, got {prefixes!r}")
 
     def _all_prefixes(self, num_latents: int) -> tuple[int, ...]:
+        if self.prefixes is None:
+            return *(m for m in (num_latents // 16, num_latents // 4) if m), num_latents
         if self.prefixes[-1] >= num_latents:
             raise ValueError(
                 f"prefixes must be shorter than the code of {num_latents} latents, which is added, got {self.prefixes}"
