@@ -33,8 +33,8 @@ class SparseDictionary(VAE):
     every feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned.
 
     ``fit`` trains it by ``objective="nested"``, the mean bound of prefixes of the code, without sampling. A dictionary
-    with fewer atoms than the data have features is misspecified. Under the plain bound, ``objective="exact"``, its atoms
-    also code features that are not theirs; the nested bound prevents that, and so does a `beta` above 1.
+    with fewer atoms than the data have features is misspecified. Under the plain bound, ``objective="exact"``, its
+    atoms also code features that are not theirs; the nested bound prevents that, and so does a `beta` above 1.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =
     `expected_active`, a feature that is on contributes a vector of length about :math:`\sqrt{V / L}`, the norm of the

@@ -14,8 +14,8 @@ For :math:`p(x|z) = N(x; b + \sum_j z_j d_j, \sigma^2)` and the prior
     \mathrm{logit}\, \gamma_j = \mathrm{logit}\, \alpha_j + \log N(0; m_j, s_j^2) - \log N(0; \mu_j, \sigma_j^2).
 
 The last line is the ratio of Savage and Dickey (Dickey, 1971). All of it holds for normal slabs truncated to z > 0,
-with their densities at 0, since a normal likelihood keeps the family. A weight :math:`\beta` of the divergence multiplies
-:math:`\sigma^2` in these formulas.
+with their densities at 0, since a normal likelihood keeps the family. A weight :math:`\beta` of the divergence
+multiplies :math:`\sigma^2` in these formulas.
 
 All latents move at once, a share of the way, because several that explain the same part of a datum would all take it.
 
