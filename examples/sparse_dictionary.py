@@ -1,0 +1,99 @@
+"""Train a sparse dictionary, the sparse autoencoder with a posterior, on vectors in files or on known features.
+
+    python examples/sparse_dictionary.py --data activations --num-features 4096 --expected-active 32 --steps 20000
+
+reads the .npy and .safetensors files of a folder, each of shape (n, d), larger than memory if need be. Without --data
+it makes its own vectors of known features, so that the dictionary and its probabilities can be compared with the truth.
+Writes to --output: metrics.json; checkpoint.pt, from which --resume goes on; figures; features.html, a page about the
+features; and sae/, the model as a sparse autoencoder in files (with the package safetensors; `vsc_pyro.sae.load`).
+"""
+
+import importlib.util
+import itertools
+
+import torch
+from common.files import write_figure, write_json
+from common.options import add_output, described, path, positive, whole
+from common.outputs import check_output, resumable, settings
+from common.running import run
+
+import vsc_pyro as vsc
+from vsc_pyro import plots
+
+FIGURES = ("firing_densities.png", "reliability.png", "feature_cosines.png")
+FILES = ("metrics.json", "config.json", "checkpoint.pt", "features.html", *FIGURES)
+FREE = {"steps", "output", "device", "quiet", "overwrite", "resume"}  # settings that a resumption may change
+TEST_BATCHES = 20
+
+
+def parse(argv):
+    parser = described(__doc__)
+    add = parser.add_argument
+    add("--data", type=path, help="folder of .npy or .safetensors files; default: a world of known features")
+    structures = ["independent", "correlated", "hierarchical"]
+    add("--structure", default="hierarchical", choices=structures, help="of the world")
+    add("--true-features", type=whole, default=512, help="of the world")
+    add("--dim", type=whole, default=64, help="of the world")
+    add("--num-features", type=whole, default=128, help="atoms of the dictionary")
+    add("--expected-active", type=positive, default=5.0, help="features of a datum, before training")
+    add("--slab", default="normal", choices=["normal", "truncated-normal"], help="of any sign, or positive")
+    add("--steps", type=whole, default=1500)
+    add("--batch-size", type=whole, default=1024)
+    add("--lr", type=positive, help="default: that of the model")
+    add_output(parser, "runs/sparse_dictionary")
+    add("--resume", action="store_true", help="continue the run in --output")
+    args = parser.parse_args(argv)
+    args.data = None if args.data is None else str(args.data)
+    return args
+
+
+def sources(args):
+    """Return the stream to train on, test data, and the true dictionary or None."""
+    if args.data is None:
+        size = {"expected_active": args.expected_active, "structure": args.structure, "batch_size": args.batch_size}
+        world = vsc.datasets.features(args.true_features, args.dim, seed=args.seed, **size)
+        return world, world.sample(TEST_BATCHES * args.batch_size, seed=1), world.dictionary
+    stream = vsc.datasets.shards(args.data, args.batch_size, seed=args.seed)
+    # In another order. A run that does not see all data has not seen most of these.
+    test = vsc.datasets.shards(args.data, args.batch_size, seed=args.seed + 1)
+    return stream, vsc.Dataset(torch.cat(list(itertools.islice(test, TEST_BATCHES)))), None
+
+
+def draw(found):
+    figures = {"firing_densities.png": plots.firing_densities({"dictionary": found})}
+    if found.mcc == found.mcc:  # with a truth
+        figures["reliability.png"] = plots.reliability({"dictionary": found})
+        figures["feature_cosines.png"] = plots.feature_cosines({"dictionary": found})
+    return figures
+
+
+def main(argv=None):
+    args = parse(argv)
+    check_output(args, FILES, "metrics.json", FREE)
+    stream, test, truth = sources(args)
+    torch.manual_seed(args.seed)
+    model = vsc.SparseDictionary(
+        test.images.shape[1], args.num_features, expected_active=args.expected_active, slab=args.slab
+    )
+    config = settings(args, FREE)
+    with resumable(args, FILES, config):
+        options = {"lr": args.lr, "device": args.device, "seed": args.seed, "progress": not args.quiet}
+        checkpoint = args.output / "checkpoint.pt"
+        history = vsc.fit(model, stream, steps=args.steps, checkpoint=checkpoint, resume=args.resume, **options)
+        found = vsc.evaluate_dictionary(model, test, dictionary=truth)
+        print(found)
+        for name, figure in draw(found).items():
+            write_figure(args.output / name, figure, dpi=110)
+        vsc.feature_pages(model, test, args.output / "features.html", dictionary=truth, overwrite=True)
+        if importlib.util.find_spec("safetensors") is None:
+            print("sae/ is not written, for want of the package safetensors: pip install 'vsc-pyro[sae]'")
+        else:
+            vsc.sae.export(model, args.output / "sae")
+        seconds = round(sum(history.seconds), 1)
+        metrics = {**found.as_dict(), "steps": args.steps, "seconds": seconds, "settings": config}
+        write_json(args.output / "metrics.json", metrics)
+    return found
+
+
+if __name__ == "__main__":
+    run(main)
