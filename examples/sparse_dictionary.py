@@ -10,6 +10,7 @@ features; and sae/, the model as a sparse autoencoder in files (with the package
 
 import importlib.util
 import itertools
+import shutil
 
 import torch
 from common.files import write_figure, write_json
@@ -88,6 +89,7 @@ def main(argv=None):
         if importlib.util.find_spec("safetensors") is None:
             print("sae/ is not written, for want of the package safetensors: pip install 'vsc-pyro[sae]'")
         else:
+            shutil.rmtree(args.output / "sae", ignore_errors=True)  # of the run that is resumed or replaced
             vsc.sae.export(model, args.output / "sae")
         seconds = round(sum(history.seconds), 1)
         metrics = {**found.as_dict(), "steps": args.steps, "seconds": seconds, "settings": config}
