@@ -68,6 +68,21 @@ def test_an_autoencoder_in_evaluation_mode():
     assert not coder.atoms.requires_grad
 
 
+def test_a_file_with_a_posterior(tmp_path):
+    pytest.importorskip("safetensors", reason="needs the package safetensors: pip install 'vsc-pyro[sae]'")
+    model, x, _ = linear_model()
+    vsc.sae.export(model, tmp_path)
+    coder, codes = read(vsc.sae.load(tmp_path), x)
+    _, expected = read(model, x)
+    norms = model.decoder.dictionary.detach().norm(dim=1)
+    assert coder.is_probabilistic
+    assert ((expected.inclusion > 0.01) & (expected.inclusion < 0.99)).any()
+    torch.testing.assert_close(coder.score(codes), expected.inclusion)
+    torch.testing.assert_close(codes.code, expected.code * norms)
+    for found, decoded in ((codes.mean, expected.mean), (codes.hard, expected.hard)):
+        torch.testing.assert_close(found, decoded, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

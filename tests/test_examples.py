@@ -217,6 +217,7 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path, monk
         ("--objective", "importance-weighted", "--gate", "score", "--num-draws", "3"),
         ("--prior", "cauchy", "--dataset", "smiley", "--batch-size", "2000"),
         ("--slab", "cauchy", "--warmup", "4", "6"),
+        ("--slab", "log-normal"),
         ("--hyperprior", "1", "9", "--learn-inclusion", "global"),
         ("--num-pseudo-inputs", "5", "--prior", "pseudo-input", "--warmup", "--sparsity-weight", "0.1"),
         ("--assignment", "paper", "--prior", "pseudo-input", "--slab", "laplace"),

@@ -13,7 +13,7 @@ import vsc_pyro as vsc
 from vsc_pyro import plots
 from vsc_pyro.plots.drawing import BLUE, ORANGE, drawing_of
 
-SHAPES = {"grey": (1, 8, 8), "colour": (3, 8, 8), "channels": (4, 6, 6), "bars": (7,), "one": (1,), "line": (1000,)}
+SHAPES = {"colour": (3, 8, 8), "channels": (4, 6, 6), "bars": (7,), "one": (1,), "line": (1000,)}
 
 
 def build(shape, latent_dim=6, dense=False, hidden=(20,), initial_inclusion=0.5):

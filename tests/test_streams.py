@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import vsc_pyro as vsc
+from vsc_pyro.acceleration import BACKENDS
 from vsc_pyro.training.streams import StreamBatches, is_stream
 
 QUIET = {"progress": False, "device": "cpu"}
@@ -177,6 +178,8 @@ def test_a_longer_run_keeps_the_steps_of_an_epoch(tmp_path):
     assert (longer[1].steps_per_epoch, len(longer[1])) == (1, 110)
     whole = fitted(Jumping(), steps=110, cooldown=0)
     assert all(torch.equal(longer[0][name], whole[0][name]) for name in whole[0])
+    with pytest.raises(ValueError, match="trained for 110 epochs of 1 steps, more than steps=50; steps includes those"):
+        fitted(Jumping(), steps=50, resume=True, **settings)
 
 
 def test_an_iterator_goes_on_with_new_data_and_says_so(tmp_path):
@@ -357,8 +360,8 @@ def test_lists_of_numbers_and_arrays_are_data_in_memory():
     assert_same(fitted(X.tolist(), epochs=2), fitted(X, epochs=2))
 
 
-@pytest.mark.slow
-def test_a_compiled_run_of_a_stream_is_captured():
+def test_a_compiled_run_of_a_stream_is_captured(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "inductor", BACKENDS["eager"])  # test_compiled.py tests inductor
     model, eager = built(), built()
     history = vsc.fit(model, Jumping(), steps=12, compile=True, **QUIET)
     vsc.fit(eager, Jumping(), steps=12, compile=False, **QUIET)

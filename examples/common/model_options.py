@@ -4,12 +4,13 @@ import torch
 
 from common.options import natural, positive, whole
 from vsc_pyro import Ramp
-from vsc_pyro.distributions import SLABS
+from vsc_pyro.distributions import POSITIVE_SLABS, SLABS
 from vsc_pyro.gates import GATES
 from vsc_pyro.models.networks import ACTIVATIONS
 from vsc_pyro.objectives import OBJECTIVES
 from vsc_pyro.training.schedules import slab_warmup
 
+POSTERIOR_SLABS = [*SLABS, *(name for name, slab in POSITIVE_SLABS.items() if slab.has_loc)]
 COMPILE = {"auto": "auto", "yes": True, "no": False}
 # For each --prior, the options that not every prior takes.
 SPIKES = ("gate", "inclusion", "slab", "warmup")
@@ -44,7 +45,7 @@ def add_prior(parser, learn_inclusion):
         f"latents; auto: {learn_inclusion}",
     )
     add("--hyperprior", type=positive, nargs=2, metavar=("A", "B"), help="Beta(A, B) prior of a learned inclusion")
-    add("--slab", default="normal", choices=SLABS, help="family of the slab, in posterior and prior")
+    add("--slab", default="normal", choices=POSTERIOR_SLABS, help="family of the slab, in posterior and prior")
     add("--learn-slab", action="store_true", help="learn location and scale of each latent's slab in the prior")
     add("--num-pseudo-inputs", type=whole, default=20)
     add(

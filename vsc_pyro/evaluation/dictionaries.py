@@ -228,7 +228,8 @@ def evaluate_dictionary(
 
     Args:
         model: a `VAE` with a linear decoder, or any object with `encode`, `decode` and `W_dec`, shape ``(J, d)``, such
-            as a sparse autoencoder of SAELens.
+            as a sparse autoencoder of SAELens. If it has `inclusion`, as what `vsc_pyro.sae.load` returns for files of
+            this library, it is evaluated with its posterior.
         data: a `Dataset`, or an array or tensor of shape ``(N, ...)``. Its `factors` are the true features of each
             datum; they are used only with `dictionary`.
         dictionary: directions of the true features, shape ``(F, d)``, of any length.

@@ -40,6 +40,9 @@ class DictionaryCodes(NamedTuple):
 class Coder:
     """Codes and reconstructions of a `VAE`, or of an object with `encode`, `decode` and `W_dec`.
 
+    An object that also has `inclusion`, such as a `vsc_pyro.sae.PosteriorAutoencoder`, has a posterior:
+    ``inclusion(x)`` are its probabilities, and ``encode(x, code="mean")`` its posterior-mean code.
+
     Args:
         model: the model.
         data: data in memory.
@@ -59,18 +62,20 @@ class Coder:
     def __init__(self, model: Any, data: Dataset, posterior: Callable[[Tensor], Any] | None, seed: int) -> None:
         self._model, self._data, self._posterior, self._seed = model, data, posterior, seed
         size = data.images[0].numel()
-        self.is_probabilistic = isinstance(model, VAE)
-        if self.is_probabilistic:
+        self._is_vae = isinstance(model, VAE)
+        self.is_probabilistic = self._is_vae or hasattr(model, "inclusion")
+        if self._is_vae:
             model.check_data(data.images)
             self._code, self._like, atoms = self._posterior_code, model.reference, _dictionary(model)
         elif hasattr(model, "W_dec"):
-            self._code, self._like, atoms = self._deterministic_code, model.W_dec, model.W_dec
+            code = self._codes_of_inclusion if self.is_probabilistic else self._deterministic_code
+            self._code, self._like, atoms = code, model.W_dec, model.W_dec
         else:
             raise ValueError(
                 f"model must be a VAE with a linear decoder or an object with encode, decode and W_dec, got "
                 f"{type(model).__name__}"
             )
-        if posterior is not None and not self.is_probabilistic:
+        if posterior is not None and not self._is_vae:
             raise ValueError("posterior is for a VAE; a model with W_dec has codes of its own, so omit it")
         if atoms.ndim != 2 or atoms.shape[1] != size:
             raise ValueError(
@@ -106,7 +111,7 @@ class Coder:
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            if self.is_probabilistic:
+            if self._is_vae:
                 stack.enter_context(self._model.evaluating())
             elif isinstance(self._model, nn.Module):
                 stack.enter_context(in_mode(self._model, False))
@@ -122,6 +127,11 @@ class Coder:
             inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
         return inclusion.flatten(1), mean.flatten(1), decoded, hard_decoded
+
+    def _codes_of_inclusion(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        model, x = self._model, x.flatten(1)
+        mean = model.encode(x, code="mean")
+        return model.inclusion(x), mean, model.decode(mean), model.decode(model.encode(x))
 
     def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = self._model.encode(x.flatten(1))

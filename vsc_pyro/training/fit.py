@@ -255,7 +255,7 @@ def _build_run(plan: Plan) -> Run:
 def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> bool:
     """Restore the run from its checkpoint, or initialise the model from the data; return True to compile steps."""
     if (path := plan.resumed) is not None:
-        run.restore(path, plan.device, plan.num_epochs)
+        run.restore(path, plan.device, plan.num_epochs, plan.asked_steps)
     else:
         stack.enter_context(unprepared_if_refused(plan.model, run.optimizer))
         plan.model.prepare(plan.batches.sample)

@@ -42,6 +42,7 @@ class Plan:
     Attributes:
         num_steps: number of steps, including those before a resumption.
         num_epochs: number of epochs in which these are taken; the last one may be shorter.
+        asked_steps: the argument `steps`; None for a run of `epochs`.
         batches: the source of minibatches.
         loss: the objective as an ELBO.
         warmup_steps: number of steps in which the weight of the KL divergence rises; a resumed run keeps its own.
@@ -74,6 +75,7 @@ class Plan:
     precision: str
     num_steps: int = dataclasses.field(init=False)
     num_epochs: int = dataclasses.field(init=False)
+    asked_steps: int | None = dataclasses.field(init=False)
     batches: Batches = dataclasses.field(init=False)
     loss: ELBO = dataclasses.field(init=False)
     warmup_steps: int = dataclasses.field(init=False)
@@ -82,6 +84,7 @@ class Plan:
     def __post_init__(self, data: Data, epochs: int | None, steps: int | None, batch_size: int | None) -> None:
         epochs = None if epochs is None else positive_int("epochs", epochs)
         steps = None if steps is None else positive_int("steps", steps)
+        self.asked_steps = steps
         if epochs is not None and steps is not None:
             raise ValueError(f"epochs={epochs} and steps={steps} both set the length of the run; pass one")
         self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)

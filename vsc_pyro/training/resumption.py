@@ -41,15 +41,17 @@ def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
         )
 
 
-def check_history(state: dict[str, Any], epochs: int) -> tuple[int, History]:
-    """Check the history of a run, and return its number of epochs and the history."""
+def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tuple[int, History]:
+    """Check the history of a run, and return its number of epochs and the history; `steps` is None if not asked for."""
     epoch, saved = state["epoch"], state["history"]
     if epoch < 1:
         raise _damaged("epoch must be at least 1", epoch)
     if epoch > epochs:
+        taken, name, limit = f"{shown(epoch)} epochs", "epochs", epochs
+        if steps is not None:
+            taken, name, limit = f"{taken} of {shown(saved.get('steps_per_epoch'))} steps", "steps", steps
         raise ValueError(
-            f"has been trained for {shown(epoch)} epochs, more than epochs={epochs}; epochs includes those before "
-            "the resumption"
+            f"has been trained for {taken}, more than {name}={limit}; {name} includes those before the resumption"
         )
     names = {field.name for field in dataclasses.fields(History)}
     if not {"elbo", "seconds"} <= saved.keys() <= names:

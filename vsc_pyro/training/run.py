@@ -178,14 +178,14 @@ class Run:
             },
         )
 
-    def restore(self, path: Path, device: torch.device, epochs: int) -> None:
+    def restore(self, path: Path, device: torch.device, epochs: int, steps: int | None) -> None:
         """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""
         self._written = _identity(path)
         state = load_checkpoint(path)
         check_weights(self.model, state, path)
         try:
             check_structure(state, self.schedule is not None)
-            epoch, history = check_history(state, epochs)
+            epoch, history = check_history(state, epochs, steps)
             check_settings(state["settings"], self.settings, state["format"])
             rehearsal = rehearse_lr(self.schedule, self.optimizer, epoch)
             group, scheduler = (None, {}) if rehearsal is None else (rehearsal.group, rehearsal.scheduler)
