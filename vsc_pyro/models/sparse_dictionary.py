@@ -29,8 +29,8 @@ class SparseDictionary(VAE):
     .. math:: x = b + \sum_j z_j d_j + \epsilon, \qquad z_j \sim \alpha_j N(m_j, s_j^2) + (1 - \alpha_j)\, \delta_0,
         \qquad \epsilon \sim N(0, \sigma^2 I).
 
-    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns the inclusion of every
-    feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned. ``fit`` trains it by
+    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns the inclusion of
+    every feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned. ``fit`` trains it by
     ``objective="exact"``, without sampling.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =
@@ -50,11 +50,13 @@ class SparseDictionary(VAE):
             for slabs other than ``"normal"`` and ``"truncated-normal"``.
         learn_slab: see `SpikeSlabPrior`; ``"global"`` keeps a feature from being used for several weak ones.
         gate: gradient estimator of the spikes, for objectives that draw them.
-        beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012; Miller &
-            Dunson, 2019). A dictionary with fewer atoms than the data have features is misspecified: at a weight of 1,
-            atoms also code features that are not theirs. 1 for the evidence lower bound.
+        beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012; Miller
+            & Dunson, 2019). A dictionary with fewer atoms than the data have features is misspecified: at a weight of
+            1, atoms also code features that are not theirs. 1 for the evidence lower bound.
 
     Attributes:
+        arguments: the arguments of this model, as numbers, strings and tuples, to build another one of the same
+            posterior; the gate, which acts in training only, is left out.
         training_defaults: minibatches, learning rate, warm-up of the divergence and cooldown that `vsc_pyro.fit` takes.
 
     Raises:
@@ -108,6 +110,17 @@ class SparseDictionary(VAE):
             options["steps"] = refine_steps
         encoder = (RefinedEncoder if refine_steps else SpikeSlabEncoder)(shape, num_features, **options)
         super().__init__(encoder, decoder, prior, beta)
+        self.arguments: dict[str, Any] = {
+            "input_shape": shape,
+            "num_features": num_features,
+            "expected_active": expected_active,
+            "slab": slab,
+            "hidden": sizes("hidden", hidden),
+            "scale": scale,
+            "refine_steps": int(refine_steps),
+            "learn_slab": learn_slab,
+            "beta": float(beta),
+        }
         self._start_at_the_transpose()
 
     def prepare(self, images: Tensor) -> None:

@@ -13,9 +13,9 @@ For :math:`p(x|z) = N(x; b + \sum_j z_j d_j, \sigma^2)` and the prior
 .. math::
     \mathrm{logit}\, \gamma_j = \mathrm{logit}\, \alpha_j + \log N(0; m_j, s_j^2) - \log N(0; \mu_j, \sigma_j^2).
 
-The last line is the ratio of Savage and Dickey (Dickey, 1971). All of it holds for normal slabs truncated to z > 0, with
-their densities at 0, because a normal likelihood keeps the family. A weight :math:`\beta` of the divergence multiplies
-:math:`\sigma^2` in these formulas.
+The last line is the ratio of Savage and Dickey (Dickey, 1971). All of it holds for normal slabs truncated to z > 0,
+with their densities at 0, because a normal likelihood keeps the family. A weight :math:`\beta` of the divergence
+multiplies :math:`\sigma^2` in these formulas.
 
 All latents move at once, a share of the way, because several that explain the same part of a datum would all take it.
 
@@ -56,6 +56,9 @@ class RefinedEncoder(SpikeSlabEncoder):
     locations and scales of all latents by the share `damping` of the way to their optima given the others. Gradients
     are those at the last update, through all of them. The optimum is that of the objective, with the model's `beta` and
     warm-up; weights of the divergence below .05 count as .05, since at 0 the optimum has no width.
+
+    An encoder that is passed to a second `vsc_pyro.VAE` refines under the second, in both models. A copy of a model
+    refines under the copy. A copy of the encoder alone is part of no model until a `vsc_pyro.VAE` is built with it.
 
     Args:
         input_shape, latent_dim: see `SpikeSlabEncoder`.
@@ -101,6 +104,9 @@ class RefinedEncoder(SpikeSlabEncoder):
     def attach(self, model: VAE) -> None:
         """Refine under `model`, whose encoder this is; `vsc_pyro.VAE` calls it."""
         self._models = (model,)  # a tuple, which registers no parameters a second time
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_models": ()}  # a copied or unpickled model attaches itself
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
         if not self._models:
