@@ -693,5 +693,7 @@ def test_sparse_dictionary(tmp_path):
     np.save(tmp_path / "files/a.npy", torch.randn(200, 12).numpy())
     shards = ("--data", tmp_path / "files")
     finished("own", *shards, "--steps", "20")
-    assert finished("own", *shards, "--steps", "30", "--resume")["num_data"] == 5 * 200  # 20 batches, the fourth of each pass smaller
+    assert (
+        finished("own", *shards, "--steps", "30", "--resume")["num_data"] == 5 * 200
+    )  # 20 batches, the fourth of each pass smaller
     assert "pass --resume to go on" in call("sparse_dictionary.py", *small, "--output", tmp_path / "own").stderr

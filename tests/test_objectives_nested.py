@@ -52,3 +52,17 @@ def test_prefixes_are_checked():
     model, x, _ = linear_model()
     with pytest.raises(ValueError, match="prefixes must be shorter than the code of 5 latents"):
         vsc.NestedELBO(prefixes=(5,), max_plate_nesting=1).loss(model.model, model.guide, x)
+
+
+def test_other_prefixes_are_noticed_on_resume(tmp_path):
+    def fit(prefixes, **settings):
+        torch.manual_seed(0)
+        model, x = vsc.SparseDictionary(6, 12, expected_active=2.0), torch.ones(20, 6).cumsum(0)
+        objective = vsc.NestedELBO(prefixes=prefixes, max_plate_nesting=1)
+        settings |= {"checkpoint": tmp_path / "run.pt", "progress": False, "device": "cpu"}
+        vsc.fit(model, x, objective=objective, **settings)
+
+    fit((3,), epochs=1)
+    fit((3,), epochs=2, resume=True)
+    with pytest.raises(ValueError, match=r"prefixes=\(3,\).*prefixes=\(3, 6\)"):
+        fit((3, 6), epochs=3, resume=True)

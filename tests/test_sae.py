@@ -1,6 +1,7 @@
 """Sparse autoencoders: files of ours and of SAELens, and what is refused."""
 
 import contextlib
+import copy
 import json
 import math
 import sys
@@ -33,6 +34,26 @@ MODELS = {
     "three heads": ("vsc_pyro", lambda: built(vsc.SpikeSlabEncoder(D, J, ()))),
     "hidden": ("vsc_pyro", lambda: built(vsc.SpikeSlabEncoder((2, 3), J, (7, 8), "tanh"), shape=(2, 3))),
     "threshold": ("vsc_pyro", lambda: built(vsc.ThresholdEncoder(D, J, (7,), base="normal", threshold="per-latent"))),
+}
+
+
+def dictionary(shape=D, **options):
+    """A sparse dictionary that has seen data, with random weights of the encoder, and noise and prior of its own."""
+    torch.manual_seed(0)
+    model = vsc.SparseDictionary(shape, J, **({"expected_active": 2, "beta": 1.2} | options))
+    model.prepare(data().reshape(-1, *model.encoder.input_shape))
+    with torch.no_grad():
+        for parameter in (*model.encoder.own_layer.parameters(), *model.prior.parameters()):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.decoder.log_amplitude.sub_(0.5)
+    return model
+
+
+MODELS |= {
+    "dictionary": ("vsc_pyro", dictionary),
+    "dictionary, float64": ("vsc_pyro", lambda: dictionary(refine_steps=2).double()),
+    "dictionary, hidden": ("vsc_pyro", lambda: dictionary((2, 3), hidden=7, slab="truncated-normal")),
+    "dictionary, not refined": ("vsc_pyro", lambda: dictionary(refine_steps=0)),
 }
 FLAT = [name for name, (architecture, _) in MODELS.items() if architecture != "vsc_pyro"]
 
@@ -178,6 +199,7 @@ REFUSED = {
     "point": (lambda: built(vsc.DeltaEncoder(D, J), vsc.FlatPrior(J)), r"have none; .*DeltaEncoder\(rectify=True\)"),
     "trunk": (with_trunk, "encoder must be an MLP to be exported, got a trunk, ConvTrunk"),
     "custom": (lambda: built(Custom(D, J)), "encoder must be one of .*JumpReLUEncoder, .*, got Custom"),
+    "refined": (lambda: built(vsc.RefinedEncoder(D, J)), "RefinedEncoder refines under its model, .*SparseDictionary"),
     "warm-up": (in_warmup, r"encoder\.slab_weight is 0\.5, left by a slab warm-up that did not end; train to its end"),
 }
 
@@ -188,6 +210,16 @@ def test_models_that_are_no_sparse_autoencoders(name, tmp_path):
     with pytest.raises(ValueError, match=message):
         vsc.sae.export(make(), tmp_path / "sae")
     assert not (tmp_path / "sae").exists()
+
+
+def test_a_loaded_dictionary_is_copied_and_moved_as_a_whole(tmp_path):
+    vsc.sae.export(dictionary(), tmp_path)
+    sae = vsc.sae.load(tmp_path)
+    twin = copy.deepcopy(sae)
+    with torch.no_grad():
+        sae.model.prior.inclusion_logits.add_(3)
+    assert twin.inclusion(data()).sum() < 0.9 * sae.inclusion(data()).sum()
+    assert twin.double().encode(data().double()).dtype == torch.float64
 
 
 class Bound(vsc.SpikeSlabEncoder):
@@ -378,6 +410,28 @@ def test_edited_descriptions_of_the_encoder(name, tmp_path):
     with pytest.raises(ValueError, match=rf"the sparse autoencoder in .* was not read: .*{message}") as error:
         vsc.sae.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+EDITED_MODELS = {
+    "class": ({"model": "VAE"}, "names the model 'VAE'; known are SparseDictionary"),
+    "steps": ({"refine_steps": 10**9}, "sizes of the model do not fit the weights"),
+    "wide": ({"num_features": 10**9}, "sizes of the model do not fit the weights"),
+    "keyword": ({"trunk": 1}, "SparseDictionary does not take the arguments"),
+    "weight": ({"beta": -1.0}, r"beta must be .*, got -1\.0"),
+}
+
+
+@pytest.mark.parametrize("name", EDITED_MODELS)
+def test_edited_descriptions_of_a_model(name, tmp_path):
+    edit, message = EDITED_MODELS[name]
+    vsc.sae.export(dictionary(), tmp_path)
+    path = tmp_path / "cfg.json"
+    cfg = json.loads(path.read_text())
+    own = cfg["metadata"]["vsc_pyro"]
+    (own if "model" in edit else own["arguments"]).update(edit)
+    path.write_text(json.dumps(cfg))
+    with pytest.raises(ValueError, match=rf"the sparse autoencoder in .* was not read: .*{message}"):
+        vsc.sae.load(tmp_path)
 
 
 # Against SAELens itself

@@ -1,9 +1,12 @@
+import copy
 import math
+import pickle
 
 import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import slab_of
@@ -102,13 +105,74 @@ def test_captured_and_bfloat16_steps(options):
     assert losses["bfloat16"] != losses["eager"]
 
 
-@pytest.mark.parametrize("options", VARIANTS)
-def test_it_goes_through_everything_that_takes_a_model(options, tmp_path):
-    model, x = fitted(**options)
-    assert math.isfinite(vsc.evaluate(model, x[:50], iwae_draws=5).elbo)
-    refinement = vsc.refine(model, x[:5], steps=5, objective="exact")
-    assert (refinement.gain >= 0).all()
+def arviz(model, x):
     assert vsc.to_arviz(model, x[:5], num_samples=10).posterior["z"].shape[-1] == 24
+
+
+def evaluation(model, x):
+    assert math.isfinite(vsc.evaluate(model, x[:50], iwae_draws=5).elbo)
+
+
+def refinement(model, x):
+    assert (vsc.refine(model, x[:5], steps=5, objective="exact").gain >= 0).all()
+
+
+def gibbs(model, x):
+    inclusion = vsc.gibbs_posterior(model, x[:3], num_samples=20, burn_in=5).inclusion
+    assert inclusion.shape == (3, 24)
+
+
+def exact(model, x):
+    small = build(num_features=6, refine_steps=1)
+    small.prepare(x)
+    q, p = small.encoder(x[:3]), vsc.exact_posterior(small, x[:3])
+    bound = small.decoder(q.mean).expected_log_prob(x[:3], q.variance) - kl_divergence(q, small.prior(x[:3]))
+    assert (p.log_evidence > bound).all()
+
+
+@pytest.mark.parametrize("use", [arviz, evaluation, refinement, gibbs, exact])
+def test_it_goes_through_everything_that_takes_a_model(use):
+    use(*fitted())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_refines_under_itself(copied):
+    model, x = build(), sparse_data(50)[0]
+    model.prepare(x)
+    twin, before = copied(model), model.encoder(x).mean
+    assert torch.equal(twin.encoder(x).mean, before)
+    with torch.no_grad():
+        twin.decoder.own_layer.weight.neg_()
+    assert torch.equal(model.encoder(x).mean, before)
+    assert not torch.allclose(twin.encoder(x).mean, before, atol=0.01)
+    twin.encoder(x).mean.sum().backward()
+    assert twin.decoder.own_layer.weight.grad is not None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_copied_encoder_waits_for_its_model_and_a_passed_one_follows_the_last():
+    model, x = build(), sparse_data(50)[0]
+    encoder = copy.deepcopy(model.encoder)
+    with pytest.raises(ValueError, match="refines under a model; build a vsc_pyro.VAE with it"):
+        encoder(x)
+    other = build(expected_active=6.0)
+    vsc.VAE(encoder, other.decoder, other.prior)
+    expected = model.encoder(x).mean
+    assert not torch.allclose(encoder(x).mean, expected, atol=0.01)
+    vsc.VAE(model.encoder, other.decoder, other.prior, model.beta.item())
+    assert not torch.allclose(model.encoder(x).mean, expected, atol=0.01)
+
+
+def test_compiled_training_and_an_ensemble_take_the_steps_of_fit():
+    x, settings = sparse_data(200)[0], {"epochs": 2, "batch_size": 100, "progress": False, "device": "cpu"}
+    models = [build() for _ in range(4)]
+    vsc.fit(models[0], x, **settings)
+    vsc.fit(models[1], x, compile=True, **settings)
+    vsc.fit_ensemble(models[2:], x, seeds=[0, 1], **settings)
+    for name, value in models[0].state_dict().items():
+        for other in models[1:3]:
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert not torch.equal(models[3].decoder.dictionary, models[0].decoder.dictionary)
 
 
 @pytest.mark.parametrize("options", VARIANTS)
@@ -119,7 +183,7 @@ def test_bare_pyro_trains_every_parameter_once(options):
     with pyro.get_param_store().scope() as store:
         svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
         svi.step(x)
-        assert set(store) == {f"{model.store_name}$$${name}" for name in before}
+        assert set(store.keys()) == {f"{model.store_name}$$${name}" for name in before}
     for name, value in model.named_parameters():
         assert not torch.equal(value, before[name]), name
 

@@ -57,6 +57,8 @@ class SparseDictionary(VAE):
             Miller & Dunson, 2019). 1 for a bound.
 
     Attributes:
+        arguments: the arguments of this model, as numbers, strings and tuples, to build another one of the same
+            posterior; the gate, which acts in training only, is left out.
         training_defaults: objective, minibatches, learning rate, warm-up and cooldown that `vsc_pyro.fit` takes.
 
     Raises:
@@ -110,6 +112,17 @@ class SparseDictionary(VAE):
             options["steps"] = refine_steps
         encoder = (RefinedEncoder if refine_steps else SpikeSlabEncoder)(shape, num_features, **options)
         super().__init__(encoder, decoder, prior, beta)
+        self.arguments: dict[str, Any] = {
+            "input_shape": shape,
+            "num_features": num_features,
+            "expected_active": expected_active,
+            "slab": slab,
+            "hidden": sizes("hidden", hidden),
+            "scale": scale,
+            "refine_steps": int(refine_steps),
+            "learn_slab": learn_slab,
+            "beta": float(beta),
+        }
         self._start_at_the_transpose()
 
     def prepare(self, images: Tensor) -> None:

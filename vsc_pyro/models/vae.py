@@ -115,12 +115,19 @@ class VAE(ScalarModule):
         self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
-        if hasattr(encoder, "attach"):
-            encoder.attach(self)
+        self._attach()
         if hasattr(encoder, "input_shape"):
             x = self.reference.new_zeros(1, *cast("tuple[int, ...]", encoder.input_shape))
             self.check_parts(x)
             self._start_at_the_prior(x)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._attach()  # this model may be a copy
+
+    def _attach(self) -> None:
+        if hasattr(self.encoder, "attach"):
+            self.encoder.attach(self)
 
     def _start_at_the_prior(self, x: Tensor) -> None:
         """Let an encoder of spikes start from the prior's inclusion, unless the prior contains the encoder."""

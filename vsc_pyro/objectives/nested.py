@@ -58,6 +58,10 @@ class NestedELBO(ExactELBO):
         if not self.prefixes or list(self.prefixes) != sorted(set(self.prefixes)):
             raise ValueError(f"prefixes must be numbers of latents in ascending order, got {prefixes!r}")
 
+    def describe(self) -> str:
+        """Return the settings that a resumed run must have in common with the saved one."""
+        return f"prefixes={self.prefixes}"
+
     def _all_prefixes(self, num_latents: int) -> tuple[int, ...]:
         if self.prefixes is None:
             return *(m for m in (num_latents // 16, num_latents // 4) if m), num_latents

@@ -111,15 +111,24 @@ class PosteriorAutoencoder(SparseAutoencoder):
 
     Attributes:
         encoder: the encoder of the exported model, in its own units.
+        model: the whole model if its encoder is a `vsc_pyro.RefinedEncoder`, else None.
         norms: norms :math:`\|d_j\|` of the model's atoms, shape ``(d_sae,)``.
     """
 
     norms: Tensor
     _codes: ClassVar[dict[str, Callable]] = {"hard": hard_code, "mean": centre}
 
-    def __init__(self, cfg: Config, weights: Mapping[str, Tensor], encoder: Encoder, norms: Tensor) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        weights: Mapping[str, Tensor],
+        encoder: Encoder,
+        norms: Tensor,
+        model: nn.Module | None = None,
+    ) -> None:
         super().__init__(cfg, weights)
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder, self.model = encoder, model
+        self.eval().requires_grad_(False)
         self.register_buffer("norms", norms)
 
     def encode(self, x: Tensor, code: str = "hard") -> Tensor:

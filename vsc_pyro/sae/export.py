@@ -15,6 +15,7 @@ from vsc_pyro._files import expanded
 from vsc_pyro.distributions import LinearNormal, inclusion_logits
 from vsc_pyro.models import encoders
 from vsc_pyro.models.encoders.base import Encoder
+from vsc_pyro.models.sparse_dictionary import SparseDictionary
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, safetensors_torch, write_cfg, write_tensors
 
@@ -31,6 +32,9 @@ ENCODERS: dict[str, type[Encoder]] = {
     if inspect.isclass(found := getattr(encoders, name)) and issubclass(found, Encoder)
 }
 
+# Models that a file can name.
+MODELS: dict[str, type[VAE]] = {"SparseDictionary": SparseDictionary}
+
 
 def export(model: VAE, directory: str | os.PathLike) -> None:
     r"""Write a trained model with a linear decoder as a sparse autoencoder, in a folder of its own.
@@ -45,13 +49,18 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
       ``rectify=True``: SAELens opens both, and its codes are the hard codes of the model, up to rounding;
     - ``"vsc_pyro"`` for every other encoder of exact zeros. Only `vsc_pyro.sae.load` opens it, and SAELens refuses it.
 
+    A `vsc_pyro.RefinedEncoder` refines under noise, prior and `beta` of its model, so the folder then holds all weights
+    of the model.
+
     Args:
-        model: a `VAE` with an encoder of this library and a linear `vsc_pyro.NormalDecoder` (``hidden=()``).
+        model: a `VAE` with an encoder of this library and a linear `vsc_pyro.NormalDecoder` (``hidden=()``); with a
+            `vsc_pyro.RefinedEncoder`, a `vsc_pyro.SparseDictionary`.
         directory: a folder without a sparse autoencoder; it is created if it does not exist.
 
     Raises:
         ValueError: a decoder that is not linear or has no normal likelihood; an encoder with a trunk, of another class,
-            or whose codes have no exact zeros; a slab warm-up that has not ended.
+            or whose codes have no exact zeros; a slab warm-up that has not ended; a `vsc_pyro.RefinedEncoder` in a
+            model that is no `vsc_pyro.SparseDictionary`.
         FileExistsError: the folder holds a sparse autoencoder.
         ImportError: the package safetensors is not installed.
 
@@ -67,7 +76,7 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
         ('jumprelu', torch.Size([5, 4]))
     """
     encoder = _checked_encoder(model)
-    arguments = _arguments(encoder)
+    own, state = _described(model)
     atoms, b_dec = _linear_map(model, encoder.latent_dim)
     safetensors_torch()
     folder = expanded(directory, "directory")
@@ -76,9 +85,8 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
     norms, dtype = atoms.norm(dim=1), model.reference.dtype
     architecture, weights = _folded(encoder, atoms, norms, b_dec)
     write_tensors(folder / WEIGHTS, {name: weight.to(dtype) for name, weight in weights.items()})
-    state = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     write_tensors(folder / POSTERIOR, {**state, "norms": norms.to(dtype)})
-    write_cfg(folder / CFG, _cfg(encoder, arguments, architecture, dtype, len(b_dec)))
+    write_cfg(folder / CFG, _cfg(encoder, own, architecture, dtype, len(b_dec)))
 
 
 def _folded(encoder: Encoder, atoms: Tensor, norms: Tensor, b_dec: Tensor) -> tuple[str, dict[str, Tensor]]:
@@ -143,10 +151,7 @@ def _first_order(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return head(x)[0], (head(x + steps) - head(x - steps)) / (2 * step)
 
 
-def _cfg(
-    encoder: Encoder, arguments: dict[str, Any], architecture: str, dtype: torch.dtype, d_in: int
-) -> dict[str, Any]:
-    own = {"format": FORMAT, "encoder": type(encoder).__name__, "arguments": arguments}
+def _cfg(encoder: Encoder, own: dict[str, Any], architecture: str, dtype: torch.dtype, d_in: int) -> dict[str, Any]:
     return {
         "architecture": architecture,
         "d_in": d_in,
@@ -156,8 +161,25 @@ def _cfg(
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": _SAE_LENS_VERSION, "vsc_pyro": own},
+        "metadata": {"sae_lens_version": _SAE_LENS_VERSION, "vsc_pyro": {"format": FORMAT, **own}},
     }
+
+
+def _described(model: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the class and arguments of the module that has the posterior, and its weights by their names in the model.
+
+    The module is the encoder, or the whole model if the encoder refines under it.
+    """
+    encoder, name = model.encoder, type(model).__name__
+    if not hasattr(encoder, "attach"):
+        state = {f"encoder.{of}": tensor for of, tensor in encoder.state_dict().items()}
+        return {"encoder": type(encoder).__name__, "arguments": _arguments(encoder)}, state
+    if MODELS.get(name) is not type(model):
+        raise ValueError(
+            f"a {type(encoder).__name__} refines under its model, which must then be one of {', '.join(MODELS)}, which "
+            f"a file can name, got {name}"
+        )
+    return {"model": name, "arguments": model.arguments}, model.state_dict()
 
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:

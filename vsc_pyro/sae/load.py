@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vsc_pyro._files import expanded
 from vsc_pyro.models.encoders.base import Encoder
 from vsc_pyro.sae.autoencoder import ACTIVATIONS, Config, PosteriorAutoencoder, SparseAutoencoder
-from vsc_pyro.sae.export import ENCODERS, FORMAT
+from vsc_pyro.sae.export import ENCODERS, FORMAT, MODELS
 from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, read_cfg, read_tensors
 from vsc_pyro.training.checkpoints import load_weights, shortened, shown
 
@@ -54,10 +54,10 @@ def load(directory: str | os.PathLike) -> SparseAutoencoder:
             return _folded(cfg, settings, weights)
         saved = read_tensors(folder / POSTERIOR)
         norms = _checked("norms", saved.pop("norms", None), (cfg.d_sae,)).to(weights["W_dec"])
-        encoder = _checked_encoder(cfg, own, saved, folder / POSTERIOR)
+        encoder, model = _checked_posterior(cfg, own, saved, folder / POSTERIOR)
     except ValueError as error:
         raise ValueError(f"the sparse autoencoder in {folder} was not read: {error}") from error
-    return PosteriorAutoencoder(cfg, weights, encoder.to(norms), norms)
+    return PosteriorAutoencoder(cfg, weights, encoder, norms, model).to(norms)
 
 
 def _checked_cfg(settings: dict[str, Any]) -> Config:
@@ -125,30 +125,42 @@ def _folded(cfg: Config, settings: dict[str, Any], weights: dict[str, Tensor]) -
     return SparseAutoencoder(cfg, weights).eval()
 
 
-def _checked_encoder(cfg: Config, own: Any, saved: dict[str, Tensor], path: Path) -> Encoder:
-    """Return the encoder that a file describes. Its sizes are compared with the weights before it is built."""
+def _checked_posterior(cfg: Config, own: Any, saved: dict[str, Tensor], path: Path) -> tuple[Encoder, nn.Module | None]:
+    """Return the encoder that a file describes, and its model if the file has one.
+
+    Sizes are compared with those of the weights before anything is built.
+    """
     if type(own) is not dict or own.get("format") != FORMAT:
         raise ValueError(f"metadata.vsc_pyro must have format {FORMAT}, got {shown(own)}; export with this version")
-    name, arguments = own.get("encoder"), own.get("arguments")
-    if not (isinstance(name, str) and name in ENCODERS and type(arguments) is dict):
-        raise ValueError(f"metadata.vsc_pyro names the encoder {shown(name)}; known are {', '.join(sorted(ENCODERS))}")
+    kind: str = "model" if "model" in own else "encoder"
+    known: dict[str, type[nn.Module]] = {**(MODELS if kind == "model" else ENCODERS)}
+    name, arguments = own.get(kind), own.get("arguments")
+    if not (isinstance(name, str) and name in known and type(arguments) is dict):
+        raise ValueError(f"metadata.vsc_pyro names the {kind} {shown(name)}; known are {', '.join(sorted(known))}")
     if not _fits(cfg, arguments, saved):
-        raise ValueError(f"the sizes of the encoder do not fit the weights: {shown(arguments)}")
+        raise ValueError(f"the sizes of the {kind} do not fit the weights: {shown(arguments)}")
     try:
-        encoder = ENCODERS[name](**arguments)
+        built: Any = known[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take the arguments {shown(arguments)}") from error
-    load_weights(nn.ModuleDict({"encoder": encoder}), {"model": saved}, path)
-    return encoder
+    whole = built if kind == "model" else nn.ModuleDict({"encoder": built})
+    load_weights(whole, {"model": saved}, path)
+    return (built.encoder, built) if kind == "model" else (built, None)
 
 
 def _fits(cfg: Config, arguments: dict[str, Any], saved: dict[str, Tensor]) -> bool:
-    """Return True if the sizes among an encoder's arguments are those of its weights."""
+    """Return True if the sizes among the arguments are those of the weights."""
     shape, hidden = arguments.get("input_shape"), arguments.get("hidden", [])
     if not (isinstance(shape, list) and isinstance(hidden, list)):
         return False
-    if not all(type(size) is int and size > 0 for size in (*shape, *hidden)):
+    steps = arguments.get("refine_steps", 0)
+    if not all(type(size) is int and size > 0 for size in (*shape, *hidden)) or type(steps) is not int:
         return False
-    inputs = [tensor.shape[1] for name, tensor in saved.items() if "network" in name and tensor.ndim == 2]
+    damping = saved.get("encoder.damping", torch.zeros(0))
+    inputs = [
+        tensor.shape[1] for name, tensor in saved.items() if name.startswith("encoder.network") and tensor.ndim == 2
+    ]
     is_layered = sorted(inputs) == sorted([cfg.d_in, *hidden])
-    return is_layered and math.prod(shape) == cfg.d_in and arguments.get("latent_dim") == cfg.d_sae
+    num_latents = arguments.get("latent_dim", arguments.get("num_features"))
+    is_sized = math.prod(shape) == cfg.d_in and num_latents == cfg.d_sae and tuple(damping.shape) == (steps,)
+    return is_layered and is_sized

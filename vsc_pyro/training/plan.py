@@ -157,11 +157,13 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must have in common with this run."""
-        loss, model = self.loss, self.model
+        loss: Any = self.loss
+        model = self.model
         alpha = getattr(loss, "alpha", None)
         return {
             "objective": f"{type(loss).__name__}(num_particles={loss.num_particles})"
-            + ("" if alpha is None else f"(alpha={alpha})"),
+            + ("" if alpha is None else f"(alpha={alpha})")
+            + (f"({loss.describe()})" if hasattr(loss, "describe") else ""),
             "batch_size": self.batches.batch_size,
             "lr": self.lr,
             "warmup": self.warmup,

@@ -57,6 +57,9 @@ class RefinedEncoder(SpikeSlabEncoder):
     are those at the last update, through all of them. The optimum is that of the objective, with the model's `beta` and
     warm-up; weights of the divergence below .05 count as .05, since at 0 the optimum has no width.
 
+    An encoder that is passed to a second `vsc_pyro.VAE` refines under the second, in both models. A copy of a model
+    refines under the copy. A copy of the encoder alone is part of no model until a `vsc_pyro.VAE` is built with it.
+
     Args:
         input_shape, latent_dim: see `SpikeSlabEncoder`.
         steps: number of updates.
@@ -101,6 +104,9 @@ class RefinedEncoder(SpikeSlabEncoder):
     def attach(self, model: VAE) -> None:
         """Refine under `model`, whose encoder this is; `vsc_pyro.VAE` calls it."""
         self._models = (model,)  # a tuple, which registers no parameters a second time
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_models": ()}  # a copied or unpickled model attaches itself
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
         if not self._models:
