@@ -174,7 +174,7 @@ class Optimum:
         self._precision = self._sharpness + slab.scale.square().reciprocal()
         self._pull = slab.loc / slab.scale.square()
         self._scale = self._precision.rsqrt()
-        self._bias = logits + slab.log_prob(torch.zeros_like(slab.loc))
+        self._bias = logits + self._at_zero(slab.loc, slab.scale)
 
     def given(self, q: Parameters) -> Parameters:
         """Return the optimum of each latent, given that all others have the parameters q."""
@@ -182,5 +182,8 @@ class Optimum:
         residual = self._centred - self._product(mean, self._dictionary)
         explained = self._product(residual, self._weighted) + self._sharpness * mean
         loc = (explained + self._pull) / self._precision
-        slab = self._family(loc, self._scale, validate_args=False)
-        return Parameters(self._bias - slab.log_prob(torch.zeros_like(loc)), loc, self._scale)
+        return Parameters(self._bias - self._at_zero(loc, self._scale), loc, self._scale)
+
+    def _at_zero(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """Return the log-density of slabs at 0, which may be the end of their support."""
+        return self._family(loc, scale, validate_args=False).log_prob(torch.zeros_like(loc))
