@@ -134,7 +134,7 @@ class RefinedEncoder(SpikeSlabEncoder):
         if not self._models:
             raise ValueError("a RefinedEncoder refines under a model; build a vsc_pyro.VAE with it")
         (model,) = self._models
-        q = Parameters(*self._parameters(x))
+        q = Parameters(*self._inferred(x))
         likelihood = model.decoder(q.loc.new_zeros(1, self.latent_dim))
         beta = (model.beta * model.warmup).clamp(min=_LEAST)
         optimum = Optimum(x, likelihood, model.prior(x), _FAMILIES[self.slab], beta)

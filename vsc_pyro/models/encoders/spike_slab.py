@@ -152,9 +152,9 @@ class SpikeSlabEncoder(SparseEncoder):
         return torch.logit(inclusion)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
-        return self._posterior(*self._parameters(x))
+        return self._posterior(*self._inferred(x))
 
-    def _parameters(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _inferred(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-odds and locations ``(B, J)``, and scales ``(B, J)`` or ``(J,)``."""
         loc, *amortised, logits = self.heads(x)
         (log_squared_scale,) = amortised or (self.log_squared_scale,)
