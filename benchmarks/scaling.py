@@ -3,9 +3,9 @@
     python benchmarks/scaling.py
 
 One of three sizes varies: 50 to 20,000 latents, 100 to 10,000 images, 400 to 4,000 hidden units. The others are those
-of 784-400-50 with batches of 200. In each round, a product of two square float32 matrices runs beside the contestants. The
-floating-point operations of a step, those of its matrix products only, are reported as a fraction of the rate of this
-product. A fraction of 1 is a step that only multiplies, as fast as the machine can.
+of 784-400-50 with batches of 200. In each round, a product of two square float32 matrices runs beside the contestants.
+The floating-point operations of a step, those of its matrix products only, are reported as a fraction of the rate of
+this product. A fraction of 1 is a step that only multiplies, as fast as the machine can.
 
 Dictionaries of 1,024 to 16,384 features have 768 dimensions and batches of 1,024. They are compared with the TopK
 autoencoder of `dictionary.py`.
