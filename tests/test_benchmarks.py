@@ -11,6 +11,7 @@ from pathlib import Path
 import contestants
 import defaults
 import dictionaries
+import dictionary
 import dictionary_methods
 import ensemble
 import evaluation
@@ -218,7 +219,7 @@ def test_recipes_do_what_they_say():
 
 @pytest.mark.slow
 def test_scaling(record):
-    (result,) = record(scaling)["results"]
+    result, of_dictionaries = record(scaling)["results"]
     (setting,) = scaling.settings(quick=True)
     found = result["contestants"][scaling.ENGINES[0]]
     assert found["fraction_of_peak"]["median"] > 0
@@ -227,6 +228,17 @@ def test_scaling(record):
     assert 3 * pixels < found["peak_memory_bytes"] < 20 * pixels
     sizes = {(s.latent_dim, s.batch_size, s.hidden) for s in scaling.settings(quick=False)}
     assert sizes >= {(20_000, 200, 400), (50, 10_000, 400), (50, 200, 4000), (50, 200, 400)}
+    assert of_dictionaries["contestants"].keys() == set(scaling.DICTIONARIES)
+    assert of_dictionaries["contestants"][scaling.DICTIONARIES[0]]["peak_memory_bytes"] > 0
+    assert (768, 16_384, 1024) in {size[:3] for size in scaling.dictionary_sizes(quick=False)}
+
+
+def test_dictionary(record):
+    (result,) = record(dictionary)["results"]
+    assert result["contestants"].keys() == set(dictionary.contestants())
+    for found in result["contestants"].values():
+        assert found["ratios"].keys() == {f"{dictionary.BY_HAND}{mode}" for mode in dictionary.MODES}
+        assert found["vectors_per_second"]["median"] > 0
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_a_copy_refines_under_itself(copied):
 def test_a_copied_encoder_waits_for_its_model_and_a_passed_one_follows_the_last():
     model, x = build(), sparse_data(50)[0]
     encoder = copy.deepcopy(model.encoder)
-    with pytest.raises(ValueError, match="refines under a model; build a vsc_pyro.VAE with it"):
+    with pytest.raises(ValueError, match=r"refines under a model; build a vsc_pyro\.VAE with it"):
         encoder(x)
     other = build(expected_active=6.0)
     vsc.VAE(encoder, other.decoder, other.prior)

@@ -13,8 +13,12 @@ SMALL = "--dataset digits --epochs 2 --latent-dim 6 --hidden 20 --iwae-draws 5 -
 
 
 def build(kind):
-    """A model whose codes are points, so that two processes have nothing to draw differently; and one with spikes."""
+    """A model whose codes are points, so that two processes have nothing to draw differently; one with spikes; a
+    dictionary, whose objective draws nothing.
+    """
     torch.manual_seed(0)
+    if kind == "dictionary":
+        return vsc.SparseDictionary(64, 80)
     if kind == "point":
         encoder, prior = vsc.DeltaEncoder(64, 4, hidden=(16,)), vsc.LaplacePrior(4)
     else:
@@ -79,6 +83,7 @@ def work(folder):
     mine = TensorDataset(torch.eye(16)[parallel.rank() :: 2])
     found = {
         "point": train("point", 3).state_dict(),
+        "dictionary": train("dictionary", 1).state_dict(),
         "whole": train("spikes", 4, folder / "whole.pt").state_dict(),
         "begun": train("spikes", 2, folder / "parts.pt").state_dict(),
         "parts": train("spikes", 4, folder / "parts.pt", True).state_dict(),

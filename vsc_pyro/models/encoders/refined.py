@@ -27,7 +27,8 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -36,8 +37,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vsc_pyro._arguments import choice, positive_int
-from vsc_pyro.distributions import IndependentSpikeSlab, LinearNormal, SpikeSlab, inclusion_logits, slab_of
+from vsc_pyro.distributions import IndependentSpikeSlab, LinearNormal, inclusion_logits, slab_of
 from vsc_pyro.distributions.slabs import held
+from vsc_pyro.distributions.truncated_normal import TruncatedNormal
 from vsc_pyro.models.encoders.spike_slab import SpikeSlabEncoder
 
 if TYPE_CHECKING:
@@ -45,8 +47,28 @@ if TYPE_CHECKING:
 
     from vsc_pyro.models.vae import VAE
 
-_SLABS = ("normal", "truncated-normal")  # families that a normal likelihood keeps
 _LEAST = 0.05
+_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+class Family(NamedTuple):
+    """A family of slabs that a normal likelihood keeps: its class, and the log-density at 0 by location and scale."""
+
+    cls: type[Normal] | type[TruncatedNormal]
+    at_zero: Callable[[Tensor, Tensor], Tensor]
+
+
+def _normal_at_zero(loc: Tensor, scale: Tensor) -> Tensor:
+    return -0.5 * (loc / scale).square() - (scale.log() + _LOG_ROOT_2_PI)
+
+
+def _truncated_at_zero(loc: Tensor, scale: Tensor) -> Tensor:
+    """Return the limit from above, because 0 itself is outside the support."""
+    zero = torch.zeros_like(loc)
+    return TruncatedNormal(loc, scale, validate_args=False).expected_log_prob(zero, zero)
+
+
+_FAMILIES = {"normal": Family(Normal, _normal_at_zero), "truncated-normal": Family(TruncatedNormal, _truncated_at_zero)}
 
 
 class RefinedEncoder(SpikeSlabEncoder):
@@ -93,7 +115,7 @@ class RefinedEncoder(SpikeSlabEncoder):
         slab: str = "normal",
         **options: Any,
     ) -> None:
-        choice("slab of a RefinedEncoder", slab, dict.fromkeys(_SLABS))
+        choice("slab of a RefinedEncoder", slab, _FAMILIES)
         super().__init__(input_shape, latent_dim, slab=slab, **options)
         if not 0 < damping <= 1:
             raise ValueError(f"damping must lie above 0 and be at most 1, got {damping!r}")
@@ -112,15 +134,14 @@ class RefinedEncoder(SpikeSlabEncoder):
         if not self._models:
             raise ValueError("a RefinedEncoder refines under a model; build a vsc_pyro.VAE with it")
         (model,) = self._models
-        start = super().forward(x).base_dist
-        slab = cast("Normal", start.slab)
-        q = Parameters(start.logits, slab.loc, slab.scale)
+        q = Parameters(*self._inferred(x))
         likelihood = model.decoder(q.loc.new_zeros(1, self.latent_dim))
-        optimum = Optimum(x, likelihood, model.prior(x), type(slab), (model.beta * model.warmup).clamp(min=_LEAST))
+        beta = (model.beta * model.warmup).clamp(min=_LEAST)
+        optimum = Optimum(x, likelihood, model.prior(x), _FAMILIES[self.slab], beta)
         # The gradient passes where the share is clipped, so a share beyond the end can return.
         for share in held(self.damping, 0, 1):
-            q = Parameters(*(old + share * (new - old) for old, new in zip(q, optimum.given(q), strict=True)))
-        return SpikeSlab(type(slab)(q.loc, q.scale), logits=q.logits, gate=start.gate).to_event(1)
+            q = Parameters(*(torch.lerp(old, new, share) for old, new in zip(q, optimum.given(q), strict=True)))
+        return self._posterior(*q)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, steps={self.steps}"
@@ -141,46 +162,41 @@ class Optimum:
         x: data, shape ``(B, ...)``.
         likelihood: p(x|z = 0) with `batch_shape` ``(1,)``.
         prior: p(z).
-        family: class of the slabs.
+        family: of the slabs.
         beta: weight of the divergence, above 0.
 
     Raises:
         ValueError: another likelihood or prior than `RefinedEncoder` takes.
     """
 
-    def __init__(
-        self, x: Tensor, likelihood: Distribution, prior: Distribution, family: type[Normal], beta: Tensor
-    ) -> None:
+    def __init__(self, x: Tensor, likelihood: Distribution, prior: Distribution, family: Family, beta: Tensor) -> None:
         slab, logits = slab_of(prior), inclusion_logits(prior)
         if not isinstance(likelihood, LinearNormal):
             raise ValueError(
                 f"the updates of a RefinedEncoder need a linear decoder with normal noise, got a likelihood of "
                 f"{type(likelihood).__name__}; take DictionaryDecoder or NormalDecoder(hidden=())"
             )
-        if logits is None or type(slab) is not family:
+        if logits is None or type(slab) is not family.cls:
             raise ValueError(
                 f"the updates of a RefinedEncoder need a spike-and-slab prior with slabs of its own family, "
-                f"{family.__name__}, got slabs of {type(slab).__name__}; pass the same slab= to both"
+                f"{family.cls.__name__}, got slabs of {type(slab).__name__}; pass the same slab= to both"
             )
         slab = cast("Normal", slab)
         self._family = family
         self._dictionary = likelihood.dictionary.flatten(1)
-        noise = likelihood.scale.expand(likelihood.event_shape).flatten()
-        weighted = self._dictionary / (beta * noise.square())
-        self._weighted = weighted.T
-        self._sharpness = (weighted * self._dictionary).sum(1)
+        self._weight = (beta * likelihood.scale.expand(likelihood.event_shape).flatten().square()).reciprocal()
+        self._sharpness = self._dictionary.square() @ self._weight
         self._product = likelihood.product
         self._centred = x.flatten(1) - likelihood.mean.flatten()
         self._precision = self._sharpness + slab.scale.square().reciprocal()
         self._pull = slab.loc / slab.scale.square()
         self._scale = self._precision.rsqrt()
-        self._bias = logits + slab.log_prob(torch.zeros_like(slab.loc))
+        self._bias = logits + family.at_zero(slab.loc, slab.scale)
 
     def given(self, q: Parameters) -> Parameters:
         """Return the optimum of each latent, given that all others have the parameters q."""
-        mean = q.logits.sigmoid() * self._family(q.loc, q.scale, validate_args=False).mean
+        mean = q.logits.sigmoid() * self._family.cls(q.loc, q.scale, validate_args=False).mean
         residual = self._centred - self._product(mean, self._dictionary)
-        explained = self._product(residual, self._weighted) + self._sharpness * mean
+        explained = self._product(residual * self._weight, self._dictionary.T) + self._sharpness * mean
         loc = (explained + self._pull) / self._precision
-        slab = self._family(loc, self._scale, validate_args=False)
-        return Parameters(self._bias - slab.log_prob(torch.zeros_like(loc)), loc, self._scale)
+        return Parameters(self._bias - self._family.at_zero(loc, self._scale), loc, self._scale)

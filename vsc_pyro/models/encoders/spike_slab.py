@@ -152,12 +152,19 @@ class SpikeSlabEncoder(SparseEncoder):
         return torch.logit(inclusion)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> IndependentSpikeSlab:
+        return self._posterior(*self._inferred(x))
+
+    def _inferred(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-odds and locations ``(B, J)``, and scales ``(B, J)`` or ``(J,)``."""
         loc, *amortised, logits = self.heads(x)
         (log_squared_scale,) = amortised or (self.log_squared_scale,)
-        gate = self.gate if self.training else self.gate.hardened()
         weight = self.slab_weight
         scale = (weight * positive_scale(log_squared_scale) ** 2 + (1 - weight)).sqrt()
-        return SpikeSlab(self._family(weight * loc, scale), logits=logits, gate=gate).to_event(1)
+        return logits, weight * loc, scale
+
+    def _posterior(self, logits: Tensor, loc: Tensor, scale: Tensor) -> IndependentSpikeSlab:
+        gate = self.gate if self.training else self.gate.hardened()
+        return SpikeSlab(self._family(loc, scale), logits=logits, gate=gate).to_event(1)
 
     def extra_repr(self) -> str:
         return f"slab={self.slab!r}" + ("" if self.scale == "amortised" else f", scale={self.scale!r}")
