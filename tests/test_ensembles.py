@@ -193,14 +193,12 @@ def stacked_and_single(model, x, objective, count=200):
         ("score", "importance-weighted"),
         ("shifted-sigmoid", "trace"),
         ("disarm", "analytic"),
-        ("pseudo-inputs", "trace"),
         ("vsc", "analytic"),
         ("hyperprior", "analytic"),
     ],
 )
 def test_a_stacked_step_is_in_distribution_that_of_one_model(small_vae, digits, gate, objective):
     own = {
-        "pseudo-inputs": with_pseudo_inputs,
         "vsc": flagship,
         "hyperprior": lambda: small_vae(learn_inclusion="global", hyperprior=(1.0, 9.0)),
     }
