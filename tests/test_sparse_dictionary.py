@@ -110,7 +110,7 @@ def arviz(model, x):
 
 
 def evaluation(model, x):
-    assert math.isfinite(vsc.evaluate(model, x[:50], iwae_draws=5).elbo)
+    assert math.isfinite(vsc.evaluate(model, x[:50], num_draws=5).elbo)
 
 
 def refinement(model, x):
