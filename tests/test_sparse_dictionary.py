@@ -180,7 +180,8 @@ def test_bare_pyro_trains_every_parameter_once(options):
     model, x = build(**options), sparse_data(100)[0]
     model.prepare(x)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    with pyro.get_param_store().scope() as store:
+    store = pyro.get_param_store()
+    with store.scope():
         svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
         svi.step(x)
         assert set(store.keys()) == {f"{model.store_name}$$${name}" for name in before}
