@@ -72,7 +72,7 @@ VARIANTS: dict[str, Callable[[Size], Variant]] = {
     "ours, not nested, beta 1.5": lambda size: Variant({"beta": 1.5}, {"objective": "exact"}),
     "ours, not refined": lambda size: Variant({"refine_steps": 0}),
     "ours, refined twice": lambda size: Variant({"refine_steps": 2}),
-    "ours, slab per latent": lambda size: Variant({"learn_slab": "per-latent"}),
+    "ours, one slab": lambda size: Variant({"learn_slab": "global"}),
     "ours, positive slab": lambda size: Variant({"slab": "truncated-normal"}),
     "ours, zero-mean slab": lambda size: Variant(change=_zero_mean),
     "ours, three heads": lambda size: Variant({"scale": "amortised"}),

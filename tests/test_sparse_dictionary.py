@@ -66,9 +66,9 @@ def test_a_second_prepare_and_a_loaded_model_stay_unchanged(tmp_path):
     model, x = fitted()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.prepare(10 * x)
-    vsc.save_checkpoint(model, tmp_path / "sae.pt")
+    vsc.save_checkpoint(tmp_path / "sae.pt", {"model": model.state_dict()})
     other = build()
-    vsc.load_weights(other, tmp_path / "sae.pt")
+    vsc.load_weights(other, vsc.load_checkpoint(tmp_path / "sae.pt"))
     other.prepare(10 * x)
     for name, value in weights.items():
         assert torch.equal(model.state_dict()[name], value)
@@ -110,7 +110,7 @@ def arviz(model, x):
 
 
 def evaluation(model, x):
-    assert math.isfinite(vsc.evaluate(model, x[:50], iwae_draws=5).elbo)
+    assert math.isfinite(vsc.evaluate(model, x[:50], num_draws=5).elbo)
 
 
 def refinement(model, x):

@@ -29,8 +29,8 @@ class SparseDictionary(VAE):
     .. math:: x = b + \sum_j z_j d_j + \epsilon, \qquad z_j \sim \alpha_j N(m_j, s_j^2) + (1 - \alpha_j)\, \delta_0,
         \qquad \epsilon \sim N(0, \sigma^2 I).
 
-    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns the inclusion of
-    every feature and the slab, and a `RefinedEncoder`. The noise :math:`\sigma` is learned.
+    It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns inclusion and
+    slab of every feature, and a `RefinedEncoder`. The noise :math:`\sigma` is learned.
 
     ``fit`` trains it by ``objective="nested"``, the mean bound of prefixes of the code, without sampling. A dictionary
     with fewer atoms than the data have features is misspecified. Under the plain bound, ``objective="exact"``, its
@@ -51,7 +51,7 @@ class SparseDictionary(VAE):
         scale: of the posterior's slabs, ``"amortised"`` or ``"per-latent"``, see `SpikeSlabEncoder`.
         refine_steps: number of closed-form updates after the encoder, see `RefinedEncoder`; 0 for none, the only choice
             for slabs other than ``"normal"`` and ``"truncated-normal"``.
-        learn_slab: see `SpikeSlabPrior`; ``"global"`` keeps a feature from being used for several weak ones.
+        learn_slab: ``"per-latent"``, or ``"global"`` for features of one strength, see `SpikeSlabPrior`.
         gate: gradient estimator of the spikes, for objectives that draw them.
         beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012;
             Miller & Dunson, 2019). 1 for a bound.
@@ -91,7 +91,7 @@ class SparseDictionary(VAE):
         hidden: int | Sequence[int] = (),
         scale: str = "per-latent",
         refine_steps: int = 1,
-        learn_slab: bool | str = "global",
+        learn_slab: bool | str = "per-latent",
         gate: str | Gate = "concrete",
         beta: float = 1.0,
     ) -> None:
