@@ -143,3 +143,15 @@ def test_rates_follow_the_power_law_below_the_greatest_rate():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         world(**{"structure": "independent", **options})
+
+
+def test_a_later_start_leaves_the_world_as_it_is():
+    one = world("independent")
+    assert torch.equal(next(iter(one.start_at(3))), next(itertools.islice(one, 3, None)))
+    assert torch.equal(next(iter(one)), next(iter(world("independent"))))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_an_exponent_whose_powers_underflow(structure):
+    with pytest.raises(ValueError, match="exponent=5000"):
+        vsc.datasets.features(50, 8, expected_active=1, structure=structure, exponent=5000)

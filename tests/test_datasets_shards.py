@@ -157,3 +157,10 @@ def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r"needs the package safetensors: pip install safetensors, or write .npy"):
         vsc.datasets.shards(tmp_path)
+
+
+def test_an_archive_under_the_name_of_an_array(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.savez(file, a=np.ones((3, 2)))
+    with pytest.raises(ValueError, match="was not read"):
+        vsc.datasets.shards(tmp_path)

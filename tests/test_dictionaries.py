@@ -162,3 +162,9 @@ def test_figures_are_those_of_saelens():
     for name, value in theirs.items():
         name = names.get(name, name.removeprefix("classification/"))
         assert getattr(ours, name) == pytest.approx(value, rel=1e-5), name
+
+
+def test_dictionaries_with_entries_that_are_no_numbers():
+    model = vsc.VAE(vsc.SpikeSlabEncoder(3, 2), vsc.NormalDecoder(2, 3, hidden=()), vsc.SpikeSlabPrior(2))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        vsc.evaluate_dictionary(model, torch.ones(4, 3), dictionary=torch.full((5, 3), torch.nan))

@@ -535,3 +535,14 @@ def test_sae_lens_measures_our_figures(lens, tmp_path):
         for name in ("precision", "recall", "accuracy"):
             assert getattr(theirs.classification, name) == pytest.approx(getattr(found, name), rel=1e-4)
         assert theirs.classification.f1_score == pytest.approx(found.f1, rel=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.0])
+def test_a_dictionary_is_exported_with_the_beta_it_has(beta, tmp_path):
+    torch.manual_seed(0)
+    model, x = vsc.SparseDictionary(6, 8, expected_active=2), torch.randn(20, 6)
+    model.beta = beta
+    vsc.sae.export(model, tmp_path)
+    with model.evaluating():
+        inclusion = model.encoder(x).base_dist.probs
+    torch.testing.assert_close(vsc.sae.load(tmp_path).inclusion(x), inclusion)

@@ -77,9 +77,8 @@ class FeatureWorld:
     first_step: int = 0
 
     def start_at(self, step: int) -> FeatureWorld:
-        """Let iterating begin with batch number `step`, counted from 0, and return this world."""
-        self.first_step = natural_int("step", step)
-        return self
+        """Return the same world, whose iterating begins with batch number `step`, counted from 0."""
+        return dataclasses.replace(self, first_step=natural_int("step", step))
 
     def __iter__(self) -> Iterator[Tensor]:
         for step in itertools.count(self.first_step):

@@ -22,6 +22,7 @@ import numpy as np
 
 NUM_FACTORS, SHARED = 8, 0.5
 NUM_CHILDREN, NUM_LEVELS, ANY_CHILD = 4, 3, 0.8
+_LEAST_SHAPE = 1e-300  # quotients of smaller numbers overflow in float64
 
 
 class Structure(Protocol):
@@ -109,7 +110,7 @@ def power_law(weights: np.ndarray, expected: float, exponent: float, most: float
     """Return rates :math:`min(c r^{-e}, most)` of ranks 1, 2, ..., whose weighted sum is `expected`.
 
     Raises:
-        ValueError: more features are to be on than rates of at most `most` allow.
+        ValueError: more features are to be on than rates of at most `most` allow, or powers that underflow.
     """
     limit = most * weights.sum()
     if expected > limit:
@@ -118,6 +119,10 @@ def power_law(weights: np.ndarray, expected: float, exponent: float, most: float
             f"max_rate={most:g}; take a smaller expected_active or more features"
         )
     shape = np.arange(1, len(weights) + 1) ** -float(exponent)
+    if shape[-1] < _LEAST_SHAPE:
+        raise ValueError(
+            f"exponent={exponent:g} makes the rate of the last of {len(weights)} ranks vanish; take a smaller exponent"
+        )
     # The first k rates are at the maximum; k is the least number that leaves the others below it.
     for at_most in range(len(weights)):
         rest = weights[at_most:] @ shape[at_most:]

@@ -173,7 +173,7 @@ def _opened(path: Path) -> tuple[np.ndarray, torch.dtype]:
 
 
 def _array(path: Path) -> tuple[np.ndarray, str]:
-    values = np.load(path, mmap_mode="r")
+    values = np.lib.format.open_memmap(path, mode="r")
     return values, str(values.dtype)
 
 

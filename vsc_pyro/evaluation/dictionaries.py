@@ -279,6 +279,8 @@ def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
             f"dictionary must have one row of {atoms.shape[1]} values for each of {num} features, got shape "
             f"{tuple(dictionary.shape)}; pass the directions of the features of data.factors"
         )
+    if not (features.isfinite().all() and atoms.isfinite().all()):
+        raise ValueError("dictionary or the model's dictionary has entries that are NaN or infinite; remove them")
     return features
 
 

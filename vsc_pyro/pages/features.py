@@ -95,7 +95,9 @@ def feature_pages(
         raise ValueError(f"words must hold one text for each of {len(data)} data, got {len(words)}")
     coder = Coder(model, data, None, seed)
     num = len(coder.atoms)
-    if features is not None and not all(0 <= natural_int("each of features", number) < num for number in features):
+    if features is not None and not (
+        len(features) and all(0 <= natural_int("each of features", number) < num for number in features)
+    ):
         raise ValueError(f"features must be numbers of latents from 0 to {num - 1}, got {list(features)}")
     drawing = drawing_of(data.images, names, image_shape)
     found = evaluate_dictionary(model, data, dictionary=dictionary, seed=seed)

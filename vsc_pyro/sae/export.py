@@ -179,7 +179,9 @@ def _described(model: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"a {type(encoder).__name__} refines under its model, which must then be one of {', '.join(MODELS)}, which "
             f"a file can name, got {name}"
         )
-    return {"model": name, "arguments": model.arguments}, model.state_dict()
+    # A schedule or the user may have moved beta since the model was built, even to 0, which no constructor takes.
+    beta = max(float(model.beta), torch.finfo(torch.float32).tiny)
+    return {"model": name, "arguments": {**model.arguments, "beta": beta}}, model.state_dict()
 
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:

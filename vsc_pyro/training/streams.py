@@ -149,7 +149,9 @@ def _as_tensor(batch: object) -> object:
     """Return the data of a batch as a tensor without gradient; anything else unchanged, for `data_of` to refuse."""
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-        return torch.as_tensor(x if x.flags.writeable else x.copy())
+        x = np.asarray(x, x.dtype.newbyteorder("="))
+        # torch takes no views of constant memory, nor any that run backwards.
+        return torch.as_tensor(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
     return x
