@@ -215,3 +215,5 @@ def test_bad_arguments():
         build(scale="shared")
     with pytest.raises(ValueError, match=r"unknown slab of a RefinedEncoder 'gamma'"):
         build(slab="gamma")
+    with pytest.raises(ValueError, match="use slab='truncated-normal'"):
+        build(slab="half-normal", refine_steps=0)

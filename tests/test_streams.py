@@ -182,6 +182,16 @@ def test_a_longer_run_keeps_the_steps_of_an_epoch(tmp_path):
         fitted(Jumping(), steps=50, resume=True, **settings)
 
 
+def test_a_run_that_ended_within_an_epoch_is_not_extended(tmp_path):
+    settings = {"checkpoint": tmp_path / "run.pt"}
+    _, history = fitted(Jumping(), steps=101, **settings)
+    assert (history.steps, history.steps_per_epoch) == (101, 2)
+    assert fitted(Jumping(), steps=101, resume=True, **settings)[1].steps == 101
+    for steps in (102, 150):
+        with pytest.raises(ValueError, match="ended after 101 steps, within an epoch of 2, and cannot be extended"):
+            fitted(Jumping(), steps=steps, resume=True, **settings)
+
+
 def test_an_iterator_goes_on_with_new_data_and_says_so(tmp_path):
     path = tmp_path / "run.pt"
     stream = iter(Drawn())

@@ -97,6 +97,11 @@ class SparseDictionary(VAE):
     ) -> None:
         shape, num_features = sizes("input_shape", input_shape), positive_int("num_features", num_features)
         expected_active = positive_float("expected_active", expected_active)
+        decoder = DictionaryDecoder(num_features, shape, math.sqrt(math.prod(shape) / expected_active))
+        options: dict[str, Any] = {"hidden": hidden, "gate": gate, "slab": slab, "scale": scale}
+        if natural_int("refine_steps", refine_steps):
+            options["steps"] = refine_steps
+        encoder = (RefinedEncoder if refine_steps else SpikeSlabEncoder)(shape, num_features, **options)
         prior = SpikeSlabPrior(
             num_features,
             expected_active=expected_active,
@@ -106,11 +111,6 @@ class SparseDictionary(VAE):
             slab_loc=_SLAB_LOC,
             slab_scale=_SLAB_SCALE,
         )
-        decoder = DictionaryDecoder(num_features, shape, math.sqrt(math.prod(shape) / expected_active))
-        options: dict[str, Any] = {"hidden": hidden, "gate": gate, "slab": slab, "scale": scale}
-        if natural_int("refine_steps", refine_steps):
-            options["steps"] = refine_steps
-        encoder = (RefinedEncoder if refine_steps else SpikeSlabEncoder)(shape, num_features, **options)
         super().__init__(encoder, decoder, prior, beta)
         self.arguments: dict[str, Any] = {
             "input_shape": shape,

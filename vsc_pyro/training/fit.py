@@ -281,6 +281,7 @@ def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
             for epoch in range(first_epoch, epochs):
                 with plan.cooling.of_epoch(epoch, run.optimizer):
                     run.epoch(step, bar, plan.num_steps - epoch * steps)
+                run.history.steps = min((epoch + 1) * steps, plan.num_steps)
                 if compiled is not None:
                     run.history.compiled = not compiled.is_eager
                     run.history.compile_seconds = compiled_before + compiled.capture_seconds

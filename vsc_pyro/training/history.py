@@ -28,6 +28,7 @@ class History:
         warmup_steps: number of steps in which the weight of the KL divergence rose from 0.
         steps_per_epoch: number of steps in an epoch; the last one of a run of ``fit(steps=)`` may have fewer. For a
             stream an epoch is one of at most 100 equal parts of the run.
+        steps: number of steps taken.
         summary: measures of the trained model on at most 1,000 of its training data: ``latents``,
             ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and for Bernoulli data
             ``entropy_explained`` and ``hard_entropy_explained``. `vsc_pyro.evaluate` defines them. None before the end
@@ -45,6 +46,7 @@ class History:
     compile_seconds: float = 0.0
     warmup_steps: int = 0
     steps_per_epoch: int = 0
+    steps: int = 0
     summary: dict[str, float] | None = None
 
     def __len__(self) -> int:

@@ -63,8 +63,14 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tupl
     history = History(**saved)
     if type(history.warmup_steps) is not int or history.warmup_steps < 0:
         raise _damaged("history.warmup_steps must be a whole number", history.warmup_steps)
-    if type(history.steps_per_epoch) is not int or history.steps_per_epoch < 0:
-        raise _damaged("history.steps_per_epoch must be a whole number", history.steps_per_epoch)
+    for name in ("steps_per_epoch", "steps"):
+        if type(value := getattr(history, name)) is not int or value < 0:
+            raise _damaged(f"history.{name} must be a whole number", value)
+    if 0 < history.steps < epoch * history.steps_per_epoch and (epoch < epochs or (steps or 0) > history.steps):
+        raise ValueError(
+            f"is of a run that ended after {history.steps} steps, within an epoch of {history.steps_per_epoch}, and "
+            "cannot be extended; plan the longer run from the start"
+        )
     if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
         raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
     summary = history.summary
