@@ -68,8 +68,8 @@ def _zero_mean(model: Any) -> None:
 # By name: functions of the size; everything that they do not state is a default.
 VARIANTS: dict[str, Callable[[Size], Variant]] = {
     "ours": lambda size: Variant(),
-    "ours, not nested": lambda size: Variant(fit={"objective": "exact"}),
-    "ours, not nested, beta 1.5": lambda size: Variant({"beta": 1.5}, {"objective": "exact"}),
+    "ours, beta 1": lambda size: Variant({"beta": 1.0}),
+    "ours, nested, beta 1": lambda size: Variant({"beta": 1.0}, {"objective": "nested"}),
     "ours, not refined": lambda size: Variant({"refine_steps": 0}),
     "ours, refined twice": lambda size: Variant({"refine_steps": 2}),
     "ours, one slab": lambda size: Variant({"learn_slab": "global"}),

@@ -329,7 +329,7 @@ def test_dictionaries(record, tmp_path, capsys):
     written = record(dictionaries, *command)
     assert written["left_out"] == {"BatchTopK": "needs --peers, an interpreter that has sae-lens"}
     done = [(cell["method"], cell["steps"]) for cell in written["results"]]
-    assert done == [(name, steps) for name in methods[:2] for steps in (40, 10)] + [("probe", 0)]
+    assert done == [("ours", 40), ("ours", 10), ("ours, zero-mean slab", 10), ("probe", 0)]
     for cell in written["results"]:
         assert {"f1", "mcc", "ece", "brier_skill"} <= cell["test"].keys()
         if cell["method"] != "probe":

@@ -52,6 +52,8 @@ MODELS = {
     "DeltaEncoder": of_encoder(lambda: vsc.DeltaEncoder(SHAPE, J, (8,)), vsc.FlatPrior),
     "SpikeSlabEncoder": of_encoder(spike_slab, vsc.SpikeSlabPrior),
     "ThresholdEncoder": of_encoder(lambda: vsc.ThresholdEncoder(SHAPE, J, (8,)), vsc.SpikeSlabPrior),
+    "JumpReLUEncoder": of_encoder(lambda: vsc.JumpReLUEncoder(SHAPE, J), vsc.SpikeSlabPrior),
+    "SparseDictionary": lambda: vsc.SparseDictionary(SHAPE, J, expected_active=2),
     "BernoulliDecoder": of_decoder(bernoulli),
     "ContinuousBernoulliDecoder": of_decoder(lambda: vsc.ContinuousBernoulliDecoder(J, SHAPE, (8,))),
     "NormalDecoder": of_decoder(lambda: vsc.NormalDecoder(J, SHAPE, (8,))),

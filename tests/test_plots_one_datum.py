@@ -70,7 +70,7 @@ def code_of(model, x):
         return (code > 0).float(), None, code
     slab = getattr(posterior.base_dist, "slab", posterior.base_dist)
     inclusion = getattr(posterior.base_dist, "probs", torch.ones_like(slab.loc))
-    return inclusion, slab, torch.where(inclusion > 0.5, slab.loc, 0.0)
+    return inclusion, slab, torch.where(inclusion > 0.5, centre(slab), 0.0)
 
 
 def decode(model, codes, shape):

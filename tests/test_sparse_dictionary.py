@@ -80,12 +80,13 @@ def test_a_second_prepare_and_a_loaded_model_stay_unchanged(tmp_path):
 def test_it_finds_the_features_of_data(options):
     x, atoms, on = sparse_data(20_000)
     model = build(**options)
-    vsc.fit(model, x, epochs=30, progress=False, device="cpu")
+    vsc.fit(model, x, epochs=20, batch_size=200, progress=False, device="cpu")
     cosines = torch.nn.functional.normalize(model.decoder.dictionary, dim=1) @ atoms.T
     best = cosines.max(0)
     assert best.values.median() > 0.95  # signed: slabs start above 0
     present = model.encoder(x).base_dist.probs[:, best.indices] > 0.5
-    assert (present == on).float().mean() > 0.97
+    # Half the errors of a code without features.
+    assert (present != on).float().mean() < 0.5 * on.float().mean()
 
 
 @pytest.mark.parametrize("options", VARIANTS)

@@ -199,7 +199,8 @@ def test_every_encoder_and_prior(encoder, prior, _, digits):
     else:
         torch.testing.assert_close(inclusion, logits.sigmoid().detach())
         assert 0 < active.double().mean() < 1
-        assert {"slab_loc", "slab_scale"} <= set(inference["constant_data"].data_vars)
+        shape = {"slab_concentration", "slab_rate"} if encoder == "spike-slab-gamma" else {"slab_loc", "slab_scale"}
+        assert shape <= set(inference["constant_data"].data_vars)
     assert ("slab_threshold" in inference["constant_data"]) == (encoder == "spike-slab-threshold-normal")
     log_posterior = values(inference, "sample_stats", "log_posterior")
     if encoder == "delta":
