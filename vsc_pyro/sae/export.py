@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -181,7 +181,8 @@ def _described(model: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     # A schedule or the user may have moved beta since the model was built, even to 0, which no constructor takes.
     beta = max(float(model.beta), torch.finfo(torch.float32).tiny)
-    return {"model": name, "arguments": {**model.arguments, "beta": beta}}, model.state_dict()
+    arguments = cast("dict[str, Any]", model.arguments)
+    return {"model": name, "arguments": {**arguments, "beta": beta}}, model.state_dict()
 
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:
