@@ -52,15 +52,15 @@ class SpikeSlabPrior(Prior):
     =====================  =============================  ====================================  ================
     `slab`                 location m                     scale s                               range of s
     =====================  =============================  ====================================  ================
-    ``"normal"``           mean                           standard deviation                    from 1e-4
-    ``"laplace"``          mean                           mean of :math:`|z - m|`               from 1e-4
-    ``"cauchy"``           median                         half width at half maximum            from 1e-4
-    ``"truncated-normal"`` mean before truncation to      standard deviation before truncation  from 1e-4
+    normal                 mean                           standard deviation                    from 1e-4
+    laplace                mean                           mean of :math:`|z - m|`               from 1e-4
+    cauchy                 median                         half width at half maximum            from 1e-4
+    truncated-normal       mean before truncation to      standard deviation before truncation  from 1e-4
                            z > 0
-    ``"log-normal"``       mean of :math:`\log z`         standard deviation of :math:`\log z`  from 1e-4 to 3
-    ``"gamma"``            logarithm of the mean          standard deviation over mean          from .02 to 3
-    ``"half-normal"``      none                           root mean square                      from 1e-4
-    ``"exponential"``      none                           mean                                  from 1e-4
+    log-normal             mean of :math:`\log z`         standard deviation of :math:`\log z`  from 1e-4 to 3
+    gamma                  logarithm of the mean          standard deviation over mean          from .02 to 3
+    half-normal            none                           root mean square                      from 1e-4
+    exponential            none                           mean                                  from 1e-4
     =====================  =============================  ====================================  ================
 
     The KL divergence of an encoder's slab (rows) from the prior's slab (columns) is closed (c), sampled (s), or
