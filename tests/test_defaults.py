@@ -98,7 +98,7 @@ def test_a_checkpoint_holds_the_numbers_and_a_resumed_run_must_have_them(images,
         ({"batch_size": 0.5}, "batch_size must be a whole number of at least 1, got 0.5"),
         ({"warmup": 1}, "warmup must be a share of the run, from 0 to below 1, got 1"),
         ({"cooldown": 2}, "cooldown must be a share of the run, from 0 to 1, got 2"),
-        ({"rate": 1}, "training_defaults of Declared names 'rate'; a model may set 'objective', 'lr', 'warmup'"),
+        ({"rate": 1}, "training_defaults of Declared names 'rate'; a model may set 'lr', 'warmup', 'cooldown'"),
         (3e-4, "training_defaults of Declared must be a mapping from arguments of fit to values, got 0.0003"),
     ],
 )

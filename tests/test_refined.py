@@ -72,7 +72,7 @@ def test_small_updates_raise_the_mean_bound_until_it_is_stationary(variance, pri
     parameters = [t.requires_grad_() for t in (inclusion_logits(q), slab.loc, slab.scale)]
     q = vsc.SpikeSlab(type(slab)(*parameters[1:]), logits=parameters[0]).to_event(1)
     for gradient in torch.autograd.grad(bound(models[-1], x, q).sum(), parameters):
-        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-5, rtol=0)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("variance", ["shared", "per-pixel"])

@@ -1,4 +1,4 @@
-r"""Which features are on together: the structures of `vsc_pyro.datasets.features`, each with known firing rates.
+r"""Structures of `vsc_pyro.datasets.features`: the features that are on together, with known firing rates.
 
 Rates follow a power law of the rank r, :math:`p_r = \min(c\, r^{-e}, p_{max})`, with c such that the expected number of
 features that are on is as asked for.

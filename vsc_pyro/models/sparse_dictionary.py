@@ -34,8 +34,8 @@ class SparseDictionary(VAE):
 
     ``fit`` trains it by ``objective="exact"``, without sampling. A dictionary with fewer atoms than the data have
     features is misspecified: at a weight `beta` of 1 its atoms also code features that are not theirs. A larger weight
-    prevents that. So does ``objective="nested"`` with ``beta=1``, which suits features in a hierarchy that is much
-    larger than the dictionary; a dictionary with an atom for every feature is worse off with it.
+    prevents that. ``objective="nested"`` with ``beta=1`` is meant for features in a hierarchy that is larger than the
+    dictionary; a dictionary with an atom for every feature is worse off with it.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =
     `expected_active`, a feature that is on contributes a vector of length about :math:`\sqrt{V / L}`, the norm of the

@@ -21,7 +21,7 @@ _LEARN = (False, True, "per-latent", "global")
 # Concentration of the initial posterior over inclusion, as a number of data: low ones draw inclusions near 0 and 1.
 _INITIAL_CONCENTRATION = 20.0
 _DEFAULT_INCLUSION = 0.1
-# Of a scale given in float32.
+# Share by which a scale may fall short of its range, for rounding to float32.
 _ROUNDING = 1e-6
 
 
