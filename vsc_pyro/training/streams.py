@@ -99,11 +99,12 @@ class StreamBatches(ReadBatches):
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Within the context: the stream's random numbers, and no gradients.
+        """Within the context: the stream's random numbers, and modes of torch that the stream may leave on.
 
-        A generator that yields within ``torch.no_grad()`` leaves that mode on; leaving the context ends it.
+        A generator that yields within ``torch.no_grad()`` leaves that mode on; leaving the context ends it. When such a
+        generator is deleted, at any time, torch returns to the mode that it began in: so it begins with gradients.
         """
-        with torch.random.fork_rng([]), torch.inference_mode(False), torch.no_grad():
+        with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
             torch.set_rng_state(self._random.get_state())
             yield
             self._random.set_state(torch.get_rng_state())
