@@ -14,7 +14,7 @@ change one thing each. On real vectors all settings of a sweep are reported.
 
 Each cell is one run. It is a file in the folder CELLS, written when it is finished, and a cell that has a file is not
 run again: an interrupted command goes on where it stopped. The file of results is written anew after every cell.
-Times are processor time of one thread, without that of making the batches.
+On a CPU, times are processor time of one thread, without that of making the batches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import measure
 import torch
 from defaults import commit
 from dictionary_methods import METHODS, run
-from dictionary_worlds import REAL, SIZES, WORLDS, Cell, real_file, stored
+from dictionary_worlds import REAL, SIZES, WORLDS, Cell, Machine, real_file, stored
 
 from vsc_pyro._files import expanded, replacing
 
@@ -144,8 +144,9 @@ class Peers:
         )
         self.versions = self._answer()
 
-    def run(self, cell: Cell, folder: Path, root: Path | None) -> dict[str, Any]:
-        asked = {"cell": cell._asdict(), "folder": str(folder), "root": None if root is None else str(root)}
+    def run(self, cell: Cell, machine: Machine) -> dict[str, Any]:
+        root = None if machine.root is None else str(machine.root)
+        asked = {"cell": cell._asdict(), "streams": str(machine.streams), "root": root, "device": machine.device}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
@@ -163,23 +164,22 @@ class Peers:
 _PEERS: dict[str, Peers] = {}
 
 
-def run_cell(cell: Cell, folder: Path, root: Path | None, peers: str) -> dict[str, Any] | str:
+def run_cell(cell: Cell, folder: Path, machine: Machine, peers: str) -> dict[str, Any] | str:
     """Run a cell and write its file; return its figures, or the text of the error that it raised."""
     torch.set_num_threads(1)
-    streams = folder / "streams"
     try:
         if METHODS[cell.method].run is not None:
-            figures = run(cell, streams, root)
+            figures = run(cell, machine)
         else:
             if peers not in _PEERS:
                 _PEERS[peers] = Peers(peers)
-            figures = _PEERS[peers].run(cell, streams, root)
+            figures = _PEERS[peers].run(cell, machine)
     except measure.UnavailableError as error:
         return str(error)
     except Exception:  # the other cells may succeed
         _PEERS.clear()
         return traceback.format_exc()
-    about = {**cell._asdict(), "settings": dict(cell.settings), "commit": commit()}
+    about = {**cell._asdict(), "settings": dict(cell.settings), "commit": commit(), "device": machine.device}
     figures = _rounded({**about, **figures})
     with replacing(folder / f"{cell.name}.json") as temporary:
         temporary.write_text(json.dumps(figures) + "\n")
@@ -209,6 +209,7 @@ class Serial:
 def run_all(plan: Plan, session: measure.Session, folder: Path) -> None:
     """Run all cells without a file, and record them as they finish."""
     args, failed = plan.args, session.record["left_out"]
+    machine = Machine(folder / "streams", args.data_root, str(session.device))
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     context = get_context("spawn")
     pool = Serial() if args.jobs == 1 else ProcessPoolExecutor(args.jobs, context, max_tasks_per_child=None)
@@ -217,7 +218,7 @@ def run_all(plan: Plan, session: measure.Session, folder: Path) -> None:
         while True:
             for cell in _waiting(plan, found, failed, running):
                 if len(running) < args.jobs:
-                    running[pool.submit(run_cell, cell, folder, args.data_root, args.peers)] = cell
+                    running[pool.submit(run_cell, cell, folder, machine, args.peers)] = cell
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from dictionary_worlds import LABELLED, Cell, Size, Timed, World, evaluated, source, speed
+from dictionary_worlds import LABELLED, Cell, Machine, Size, Timed, World, evaluated, source, speed
 from torch import Tensor, nn
 
 import vsc_pyro as vsc
@@ -96,9 +95,9 @@ def ours(cell: Cell, data: Any) -> dict[str, Any]:
         variant.change(model)
     batches = Timed(data.batches())
     start = time.process_time()
-    vsc.fit(model, batches, steps=cell.steps, seed=cell.seed, device="cpu", progress=False, **fit_kwargs)
+    vsc.fit(model, batches, steps=cell.steps, seed=cell.seed, device=data.device, progress=False, **fit_kwargs)
     seconds = time.process_time() - start
-    return {**evaluated(model, data), **speed(cell, seconds, batches)}
+    return {**evaluated(model, data), **speed(cell, data.device, seconds, batches)}
 
 
 # Yardsticks -----------------------------------------------------------------------------------------------------------
@@ -143,12 +142,12 @@ def scikit_learn(cell: Cell, data: Any) -> dict[str, Any]:
         mean = x.mean(0) if mean is None else mean
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a code that has not converged
-            learner.partial_fit((x - mean).numpy())
+            learner.partial_fit((x - mean).cpu().numpy())
         if step + 1 == cell.steps or time.process_time() - start > _SKLEARN_SECONDS:
             break
     seconds = time.process_time() - start
     figures = evaluated(_Learned(learner, mean), data)
-    return {**figures, **speed(cell, seconds, batches, step + 1), "steps_taken": step + 1}
+    return {**figures, **speed(cell, data.device, seconds, batches, step + 1), "steps_taken": step + 1}
 
 
 def _true_model(data: World, features: int, noise: float = 1.0) -> vsc.VAE:
@@ -243,10 +242,10 @@ def _grid(**axes: tuple[float, ...]) -> tuple[Settings, ...]:
     return tuple(found)
 
 
-_K = (*_grid(k=(0.5, 0.75, 1.0, 1.4), lr=(1e-3,)), {"k": 1.0, "lr": 3e-3})
+_K = _grid(k=(0.5, 0.75, 1.0), lr=(1e-3, 3e-3))
 _K_SWEEP = _grid(k=(0.5, 1.0, 2.0, 4.0), lr=(1e-3,))
 _JUMP, _L1, _GATED = ((0.1, 0.3, 1.0, 3.0),) * 3
-_OURS_GRID = _grid(lr=(3e-4, 1e-3, 3e-3), expected_active=(0.5, 1.0, 2.0))
+_OURS_GRID = _grid(lr=(1e-3, 3e-3), expected_active=(0.5, 1.0, 2.0))
 
 METHODS: dict[str, Method] = {
     "ours": Method(ours, sweep=_grid(beta=(0.5, 1.0, 2.0, 4.0))),
@@ -264,6 +263,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def run(cell: Cell, folder: Path, root: Path | None) -> dict[str, Any]:
+def run(cell: Cell, machine: Machine) -> dict[str, Any]:
     """Return the figures of a cell of a method that is not a peer."""
-    return METHODS[cell.method].run(cell, source(cell, folder, root))
+    return METHODS[cell.method].run(cell, source(cell, machine))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dictionary_worlds import TEST, Cell, Timed, World, evaluated, source, speed
+from dictionary_worlds import TEST, Cell, Machine, Timed, World, evaluated, source, speed
 from sae_lens import SAE
 from sae_lens import saes as families
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -31,10 +31,10 @@ from torch import Tensor
 _DECAY = 0.25
 
 
-def autoencoder(cell: Cell) -> Any:
+def autoencoder(cell: Cell, device: str) -> Any:
     """Return an untrained autoencoder."""
     settings, atoms = dict(cell.settings), cell.sizes.atoms
-    own: dict[str, Any] = {"d_in": cell.sizes.dim, "d_sae": atoms}
+    own: dict[str, Any] = {"d_in": cell.sizes.dim, "d_sae": atoms, "device": device}
     if "k" in settings:
         own["k"] = cell.scaled("k")
     coefficient = settings.get("coefficient")
@@ -59,14 +59,15 @@ def autoencoder(cell: Cell) -> Any:
     raise ValueError(f"unknown method {cell.method!r}")
 
 
-def run(cell: Cell, folder: Path, root: Path | None) -> dict[str, Any]:
+def run(cell: Cell, machine: Machine) -> dict[str, Any]:
     """Train and evaluate the autoencoder of a cell, and return its figures."""
     torch.manual_seed(cell.seed)
-    data, sae = source(cell, folder, root), autoencoder(cell)
+    data, sae = source(cell, machine), autoencoder(cell, machine.device)
     batches, lr, batch_size = Timed(data.batches()), dict(cell.settings)["lr"], cell.sizes.batch_size
     config = SAETrainerConfig(
         total_training_samples=cell.steps * batch_size,
         train_batch_size_samples=batch_size,
+        device=machine.device,
         lr=lr,
         lr_end=lr,  # where the decay starts
         lr_decay_steps=int(_DECAY * cell.steps),
@@ -80,7 +81,7 @@ def run(cell: Cell, folder: Path, root: Path | None) -> dict[str, Any]:
         found = SAE.load_from_disk(saved)
     figures = evaluated(found, data)
     own = _by_sae_lens(found, data, figures["test"]) if isinstance(data, World) else None
-    return {**figures, **speed(cell, seconds, batches), "sae_lens": own}
+    return {**figures, **speed(cell, machine.device, seconds, batches), "sae_lens": own}
 
 
 class _Sample:
@@ -134,8 +135,9 @@ def main() -> None:
             asked = json.loads(line)
             settings = tuple((key, value) for key, value in asked["cell"].pop("settings"))
             root = None if asked["root"] is None else Path(asked["root"])
+            machine = Machine(Path(asked["streams"]), root, asked["device"])
             try:
-                answer = run(Cell(**asked["cell"], settings=settings), Path(asked["folder"]), root)
+                answer = run(Cell(**asked["cell"], settings=settings), machine)
             except Exception:  # the next cell may succeed
                 answer = {"error": traceback.format_exc()}
             print(json.dumps(answer), file=answers, flush=True)

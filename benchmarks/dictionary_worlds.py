@@ -1,9 +1,9 @@
 """Data of `dictionaries.py`: worlds of known features, and real vectors. The peers' Python imports it too.
 
 Batches of a world come from `vsc_pyro.datasets.features`, whose seed is the seed of the run. Several methods read the
-same batches, and drawing them costs as much as training on them, so the first reader stores them in a file, in half
-precision: the rounding error is below a hundredth of the noise. Word vectors are shuffled anew in every epoch; a
-seeded tenth of the rows is held out for tests and another one for validation.
+same batches, and drawing them costs as much as training on them, so on a CPU the first reader stores them in a file,
+in half precision: the rounding error is below a hundredth of the noise. Word vectors are shuffled anew in every epoch;
+a seeded tenth of the rows is held out for tests and another one for validation.
 """
 
 from __future__ import annotations
@@ -73,16 +73,24 @@ class Cell(NamedTuple):
         return dict(self.settings)[setting] * self.sizes.expected_active
 
 
-def source(cell: Cell, folder: Path, root: Path | None) -> World | Words:
-    """Return the data of a cell; `folder` is for stored batches, `root` contains real vectors."""
-    return Words(cell, root) if cell.world in REAL else World(cell, folder)
+class Machine(NamedTuple):
+    """Folder of stored batches, folder that contains real vectors, and device to train on."""
+
+    streams: Path
+    root: Path | None
+    device: str
+
+
+def source(cell: Cell, machine: Machine) -> World | Words:
+    """Return the data of a cell."""
+    return Words(cell, machine) if cell.world in REAL else World(cell, machine)
 
 
 class World:
     """A world of known features."""
 
-    def __init__(self, cell: Cell, folder: Path) -> None:
-        self.cell, self.size = cell, cell.sizes
+    def __init__(self, cell: Cell, machine: Machine) -> None:
+        self.cell, self.size, self.device = cell, cell.sizes, machine.device
         self.features = vsc.datasets.features(
             self.size.features,
             self.size.dim,
@@ -90,11 +98,15 @@ class World:
             structure=cell.world,
             batch_size=self.size.batch_size,
             seed=cell.seed,
+            device=machine.device,
         )
         self.dictionary = self.features.dictionary
-        self._path = stored(cell, folder)
+        self._path = stored(cell, machine.streams)
 
     def batches(self) -> Iterator[Tensor]:
+        return self._read() if self.device == "cpu" else iter(self.features)
+
+    def _read(self) -> Iterator[Tensor]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -125,8 +137,9 @@ class Words:
 
     dictionary = None
 
-    def __init__(self, cell: Cell, root: Path | None) -> None:
-        x = torch.from_numpy(np.load(real_file(cell.world, root))[REAL[cell.world]]).float()
+    def __init__(self, cell: Cell, machine: Machine) -> None:
+        self.device = machine.device
+        x = torch.from_numpy(np.load(real_file(cell.world, machine.root))[REAL[cell.world]]).float()
         x = x[torch.from_numpy(np.random.default_rng(0).permutation(len(x)))]
         tenth = len(x) // 10
         scale = math.sqrt(x.shape[1]) / x[2 * tenth :].norm(dim=1).mean()
@@ -134,12 +147,12 @@ class Words:
         self._cell = cell
 
     def batches(self) -> Iterator[Tensor]:
-        random = torch.Generator().manual_seed(self._cell.seed)
+        random, train = torch.Generator().manual_seed(self._cell.seed), self._train.to(self.device)
         while True:
-            order = torch.randperm(len(self._train), generator=random)
+            order = torch.randperm(len(train), generator=random).to(self.device)
             for rows in order.split(self._cell.sizes.batch_size):
                 if len(rows) == self._cell.sizes.batch_size:
-                    yield self._train[rows]
+                    yield train[rows]
 
     def sample(self, seed: int) -> vsc.Dataset:
         return vsc.Dataset(self._test if seed == TEST else self._validation)
@@ -168,8 +181,13 @@ class Timed:
             self.seconds += time.process_time() - start
 
 
-def speed(cell: Cell, seconds: float, batches: Timed, steps: int | None = None) -> dict[str, Any]:
-    """Return the processor time of training, `seconds` in all, without that of making the batches."""
+def speed(cell: Cell, device: str, seconds: float, batches: Timed, steps: int | None = None) -> dict[str, Any]:
+    """Return the processor time of training, `seconds` in all, without that of making the batches.
+
+    On a GPU, where several runs share it, no time is reported.
+    """
+    if device != "cpu":
+        return {}
     own, steps = seconds - batches.seconds, cell.steps if steps is None else steps
     rate = steps * cell.sizes.batch_size / own
     return {"ms_per_step": 1e3 * own / steps, "vectors_per_second": rate, "data_seconds": batches.seconds}

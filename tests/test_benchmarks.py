@@ -24,7 +24,7 @@ import step
 import torch
 from conftest import assert_mean_equals
 from contestants import CONTESTANTS, Place, Setting, hand_written, library_model
-from dictionary_worlds import Cell, World
+from dictionary_worlds import Cell, Machine, World
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsc_pyro as vsc
@@ -381,7 +381,7 @@ RUNS = ("small", 60), ("large", 15), ("large", 60)
 
 
 def test_dictionaries_read_the_stored_batches_of_the_world(tmp_path):
-    world = World(Cell("ours", "correlated", "tiny", 3, 1), tmp_path)
+    world = World(Cell("ours", "correlated", "tiny", 3, 1), Machine(tmp_path, None, "cpu"))
     expected = [x for x, _ in zip(world.features, range(3), strict=False)]
     for _ in range(2):  # written, then read
         found = list(world.batches())

@@ -38,6 +38,7 @@ _STEPS, _STEP = 25, 0.25
 _MEANS, _DEVIATIONS = (1.0, 1.5), (0.2, 0.5)
 _ROWS_AT_ONCE = 1024
 _WORLD, _STREAM, _SAMPLE = range(3)  # separate random numbers
+_CPU = torch.device("cpu")
 
 
 class Magnitudes(NamedTuple):
@@ -51,8 +52,8 @@ class Magnitudes(NamedTuple):
 class FeatureWorld:
     """Endless data of known features; the result of `features`.
 
-    Iterating yields tensors of shape ``(batch_size, d)``, float32, on the CPU. Batch t depends on the seed and on t
-    only, so the stream can be read again from its start, and from any step (`start_at`).
+    Iterating yields tensors of shape ``(batch_size, d)``, float32, on `device`. Batch t depends on the seed, on t and
+    on the kind of device only, so the stream can be read again from its start, and from any step (`start_at`).
 
     Attributes:
         dictionary: directions of the features, unit rows, shape ``(F, d)``.
@@ -63,6 +64,7 @@ class FeatureWorld:
         noise: standard deviation of the noise in each dimension.
         batch_size, seed: of the stream.
         first_step: number of the batch that iterating begins with.
+        device: of the stream; all other tensors are on the CPU.
     """
 
     dictionary: Tensor
@@ -75,14 +77,16 @@ class FeatureWorld:
     seed: int
     _structure: Structure = dataclasses.field(repr=False)
     first_step: int = 0
+    device: torch.device = _CPU
 
     def start_at(self, step: int) -> FeatureWorld:
         """Return the same world, whose iterating begins with batch number `step`, counted from 0."""
         return dataclasses.replace(self, first_step=natural_int("step", step))
 
     def __iter__(self) -> Iterator[Tensor]:
+        here = self._on(self.device)
         for step in itertools.count(self.first_step):
-            yield self._draw(_generator(self.seed, _STREAM, step), self.batch_size)[0]
+            yield here._draw(_generator(self.device, self.seed, _STREAM, step), self.batch_size)[0]
 
     def sample(self, n: int, seed: int = 0) -> Dataset:
         """Return n data with their features as `Dataset.factors`, from other random numbers than the stream's.
@@ -91,7 +95,7 @@ class FeatureWorld:
             n: number of data. A larger n begins with the same data, up to a multiple of 1,024.
             seed: of the data.
         """
-        n, random = positive_int("n", n), _generator(self.seed, _SAMPLE, natural_int("seed", seed))
+        n, random = positive_int("n", n), _generator(_CPU, self.seed, _SAMPLE, natural_int("seed", seed))
         parts = [self._draw(random, min(_ROWS_AT_ONCE, n - first)) for first in range(0, n, _ROWS_AT_ONCE)]
         values = torch.zeros(n, len(self.rates))
         for first, (_, rows, columns, magnitudes) in zip(range(0, n, _ROWS_AT_ONCE), parts, strict=True):
@@ -100,15 +104,23 @@ class FeatureWorld:
         factors = Factors(values > 0, values, names)
         return Dataset(torch.cat([part[0] for part in parts]), name="features", factors=factors)
 
-    def _draw(self, random: np.random.Generator, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _on(self, device: torch.device) -> FeatureWorld:
+        return dataclasses.replace(
+            self,
+            dictionary=self.dictionary.to(device),
+            bias=self.bias.to(device),
+            magnitudes=Magnitudes(*(part.to(device) for part in self.magnitudes)),
+            _structure=self._structure.to(device),
+        )
+
+    def _draw(self, random: torch.Generator, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return data ``(number, d)``, and rows, columns and magnitudes of the features that are on."""
-        rows, columns = np.nonzero(self._structure.draw(random, number))
-        starts = torch.from_numpy(np.searchsorted(rows, np.arange(number)))
-        rows, columns = torch.from_numpy(rows), torch.from_numpy(columns)
-        normal = torch.from_numpy(random.standard_normal(len(columns), dtype=np.float32))
+        rows, columns = self._structure.draw(random, number).nonzero(as_tuple=True)
+        starts = torch.searchsorted(rows, torch.arange(number, device=rows.device))
+        normal = torch.randn(len(columns), generator=random, device=rows.device)
         magnitudes = (self.magnitudes.mean[columns] + self.magnitudes.deviation[columns] * normal).abs()
         x = embedding_bag(columns, self.dictionary, starts, mode="sum", per_sample_weights=magnitudes)
-        noise = torch.from_numpy(random.standard_normal(x.shape, dtype=np.float32))
+        noise = torch.randn(x.shape, generator=random, device=rows.device)
         return x.add_(self.bias).add_(noise, alpha=self.noise), rows, columns, magnitudes
 
 
@@ -123,6 +135,7 @@ def features(
     max_rate: float = 0.5,
     batch_size: int = 1024,
     seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> FeatureWorld:
     r"""Return an endless stream of data made of known features, to train and to test dictionaries on.
 
@@ -139,6 +152,7 @@ def features(
         max_rate: no feature is on more often.
         batch_size: number of data in a batch of the stream.
         seed: of directions, magnitudes and structure, and of the stream.
+        device: device that the stream is drawn on, such as ``"cuda"``. The features do not depend on it.
 
     Returns:
         A `FeatureWorld`: an iterable of tensors ``(batch_size, d)`` whose method `sample` returns a `Dataset` with
@@ -165,19 +179,28 @@ def features(
     if max_rate > 1:
         raise ValueError(f"max_rate is a probability of at most 1, got {max_rate!r}")
     build = choice("structure", structure, STRUCTURES)
-    random = _generator(seed, _WORLD, 0)
+    random = np.random.Generator(np.random.SFC64((seed, _WORLD, 0)))
     directions = _spread(torch.from_numpy(random.standard_normal((num, dim), dtype=np.float32)))
     bias = normalize(torch.from_numpy(random.standard_normal(dim, dtype=np.float32)), dim=0)
     mean, deviation = (torch.from_numpy(random.uniform(*ends, num)).float() for ends in (_MEANS, _DEVIATIONS))
     found = build(num, expected, exponent, max_rate, random)
     rates, parent = torch.from_numpy(found.rates), torch.from_numpy(found.parent)
     return FeatureWorld(
-        directions, bias, rates, Magnitudes(mean, deviation), parent, float(noise), batch_size, seed, found
+        directions,
+        bias,
+        rates,
+        Magnitudes(mean, deviation),
+        parent,
+        float(noise),
+        batch_size,
+        seed,
+        found,
+        device=torch.device(device),
     )
 
 
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64(key))  # twice as fast as NumPy's default
+def _generator(device: torch.device, *key: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 def _spread(vectors: Tensor) -> Tensor:

@@ -15,45 +15,53 @@ features that are on is as asked for.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Generator, Tensor
 
 NUM_FACTORS, SHARED = 8, 0.5
 NUM_CHILDREN, NUM_LEVELS, ANY_CHILD = 4, 3, 0.8
 _LEAST_SHAPE = 1e-300  # quotients of smaller numbers overflow in float64
 
 
-class Structure(Protocol):
+class Structure:
     """Presence of features: `rates` and `parent`, shape ``(F,)`` (-1 for none), and a function that draws."""
 
     rates: np.ndarray
     parent: np.ndarray
 
-    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
-        """Return presence, bool, shape ``(number, F)``."""
-        ...
+    def to(self, device: torch.device) -> Structure:
+        """Return a copy that draws on `device`."""
+        moved = copy.copy(self)
+        vars(moved).update({name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)})
+        return moved
+
+    def draw(self, random: Generator, number: int) -> Tensor:
+        """Return presence, bool, shape ``(number, F)``, on the device of `random`."""
+        raise NotImplementedError
 
 
-class Independent:
+class Independent(Structure):
     """Features that know nothing of one another."""
 
     def __init__(self, num: int, expected: float, exponent: float, most: float, random: np.random.Generator) -> None:
         self.rates = power_law(np.ones(num), expected, exponent, most)
         self.parent = np.full(num, -1)
-        self._thresholds = self.rates.astype(np.float32)
+        self._thresholds = torch.from_numpy(self.rates).float()
 
-    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
-        return random.random((number, len(self.rates)), dtype=np.float32) < self._thresholds
+    def draw(self, random: Generator, number: int) -> Tensor:
+        return _uniform(random, number, len(self.rates)) < self._thresholds
 
 
-class Correlated:
+class Correlated(Structure):
     """Features that share a few normal factors.
 
     Attributes:
-        loadings: of the features on the factors, shape ``(F, 8)``; the normals of two features have the correlation
-            ``loadings[f] @ loadings[g]``.
+        loadings: of the features on the factors, shape ``(8, F)``; the normals of two features have the correlation
+            ``loadings[:, f] @ loadings[:, g]``.
     """
 
     def __init__(self, num: int, expected: float, exponent: float, most: float, random: np.random.Generator) -> None:
@@ -62,24 +70,23 @@ class Correlated:
         self.rates = power_law(np.ones(num), expected, exponent, most)
         self.parent = np.full(num, -1)
         directions = random.standard_normal((num, NUM_FACTORS))
-        self.loadings = SHARED**0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        self._quantiles = ndtri(self.rates).astype(np.float32)
+        loadings = SHARED**0.5 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        self.loadings = torch.from_numpy(loadings.T).float()
+        self._quantiles = torch.from_numpy(ndtri(self.rates)).float()
 
-    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
-        normal = random.standard_normal((number, len(self.rates)), dtype=np.float32)
-        normal *= (1 - SHARED) ** 0.5
-        factors = random.standard_normal((number, NUM_FACTORS), dtype=np.float32)
-        normal += factors @ self.loadings.astype(np.float32).T
-        return normal < self._quantiles
+    def draw(self, random: Generator, number: int) -> Tensor:
+        own = torch.randn(number, len(self.rates), generator=random, device=random.device)
+        factors = torch.randn(number, NUM_FACTORS, generator=random, device=random.device)
+        return torch.addmm(own, factors, self.loadings, beta=(1 - SHARED) ** 0.5) < self._quantiles
 
 
-class Hierarchical:
+class Hierarchical(Structure):
     """Features in trees, numbered level by level: first all roots, then their children, then the children of these."""
 
     def __init__(self, num: int, expected: float, exponent: float, most: float, random: np.random.Generator) -> None:
         self.parent, self._levels = _forest(num)
-        self._low, self._high = _intervals(self.parent, exponent)
-        given_parent = self._high - self._low
+        low, high = _intervals(self.parent, exponent)
+        given_parent = high - low
         # Features that are expected to be on in the tree below each feature, itself included, if it is on.
         size = np.ones(num)
         for feature in range(num - 1, -1, -1):
@@ -90,20 +97,24 @@ class Hierarchical:
         self.rates[roots] = power_law(size[roots], expected, exponent, most)
         for level in self._levels[1:]:
             self.rates[level] = self.rates[self.parent[level]] * given_parent[level]
-        self._thresholds = self.rates[roots].astype(np.float32)
+        self._thresholds = torch.from_numpy(self.rates[roots]).float()
+        self._low, self._high = torch.from_numpy(low), torch.from_numpy(high)
+        self._above = torch.from_numpy(self.parent)
 
-    def draw(self, random: np.random.Generator, number: int) -> np.ndarray:
-        on = np.empty((number, len(self.rates)), dtype=bool)
+    def draw(self, random: Generator, number: int) -> Tensor:
+        on = torch.empty(number, len(self.rates), dtype=torch.bool, device=random.device)
         roots, *below = self._levels
-        on[:, roots] = random.random((number, len(self._thresholds)), dtype=np.float32) < self._thresholds
+        on[:, roots] = _uniform(random, number, len(self._thresholds)) < self._thresholds
         for level in below:
-            parent = self.parent[level]
-            first = parent[0]
+            above, first, last = self._above[level], int(self.parent[level][0]), int(self.parent[level][-1])
             # One number for each parent makes its children exclude one another.
-            chosen = random.random((number, parent[-1] - first + 1), dtype=np.float32)[:, parent - first]
-            within = (chosen >= self._low[level]) & (chosen < self._high[level])
-            on[:, level] = on[:, parent] & within
+            chosen = _uniform(random, number, last - first + 1)[:, above - first]
+            on[:, level] = on[:, above] & (chosen >= self._low[level]) & (chosen < self._high[level])
         return on
+
+
+def _uniform(random: Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=random, device=random.device)
 
 
 def power_law(weights: np.ndarray, expected: float, exponent: float, most: float) -> np.ndarray:
