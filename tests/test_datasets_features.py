@@ -99,7 +99,7 @@ def test_batches_depend_on_seed_and_step_only(structure):
 def test_a_stream_is_drawn_on_a_device(structure, device):
     made = world(structure, device=device, noise=0)
     x = torch.stack(list(itertools.islice(made, 20))).double()
-    assert x.device == torch.device(device)
+    assert x.device.type == torch.device(device).type
     m, t = (part.double() for part in made.magnitudes)
     magnitude = m * (m / t / 2**0.5).erf() + t * (2 / torch.pi) ** 0.5 * (-((m / t) ** 2) / 2).exp()  # E|a|
     error = x.flatten(0, 1).cpu() - made.bias - (made.rates * magnitude) @ made.dictionary.double()
