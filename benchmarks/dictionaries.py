@@ -217,7 +217,7 @@ def run_all(plan: Plan, session: measure.Session, folder: Path) -> None:
     try:
         while True:
             for cell in _waiting(plan, found, failed, running):
-                if len(running) < args.jobs:
+                if len(running) < args.jobs and not args.finished:
                     running[pool.submit(run_cell, cell, folder, machine, args.peers)] = cell
             if not running:
                 break
@@ -334,6 +334,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--cells", type=expanded, help="folder of finished cells; default: a temporary one")
     options.add_argument("--peers", metavar="PYTHON", help="interpreter that has sae-lens")
     options.add_argument("--jobs", type=measure.whole, default=1, help="processes of one thread; default: 1")
+    options.add_argument("--finished", action="store_true", help="report the finished cells, run nothing")
     options.add_argument("--figures", type=expanded, metavar="FOLDER", help="draw the file of results, run nothing")
     options.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     options.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)

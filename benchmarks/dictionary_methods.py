@@ -83,12 +83,14 @@ def ours(cell: Cell, data: Any) -> dict[str, Any]:
     """Train a `SparseDictionary`."""
     variant, settings = VARIANTS[cell.method.removesuffix(", grid")](cell.sizes), dict(cell.settings)
     model_kwargs, fit_kwargs = dict(variant.model), dict(variant.fit)
-    if "expected_active" in settings:
-        model_kwargs["expected_active"] = cell.scaled("expected_active")
     if "beta" in settings:
         model_kwargs["beta"] = settings["beta"]
     if "lr" in settings:
         fit_kwargs["lr"] = settings["lr"]
+    if settings.get("nested"):
+        fit_kwargs["objective"] = "nested"
+    if data.device != "cpu":
+        fit_kwargs["compile"] = True
     torch.manual_seed(cell.seed)
     model = vsc.SparseDictionary(cell.sizes.dim, cell.sizes.atoms, **model_kwargs)
     if variant.change is not None:
@@ -242,19 +244,20 @@ def _grid(**axes: tuple[float, ...]) -> tuple[Settings, ...]:
     return tuple(found)
 
 
-_K = _grid(k=(0.5, 0.75, 1.0), lr=(1e-3, 3e-3))
-_K_SWEEP = _grid(k=(0.5, 1.0, 2.0, 4.0), lr=(1e-3,))
-_JUMP, _L1, _GATED = ((0.1, 0.3, 1.0, 3.0),) * 3
-_OURS_GRID = _grid(lr=(1e-3, 3e-3), expected_active=(0.5, 1.0, 2.0))
+_K = (*_grid(k=(0.5, 0.75, 1.0), lr=(1e-3, 3e-3, 1e-2)), {"k": 0.35, "lr": 3e-3})
+_K_SWEEP = _grid(k=(0.5, 1.0, 2.0, 4.0), lr=(3e-3,))
+_COEFFICIENT = _grid(coefficient=(0.1, 0.3, 1.0, 3.0), lr=(1e-3, 3e-3))
+_COEFFICIENT_SWEEP = _grid(coefficient=(0.1, 0.3, 1.0, 3.0), lr=(3e-3,))
+_OURS_GRID = _grid(lr=(1e-3, 3e-3), beta=(1.0, 1.5), nested=(0.0, 1.0))
 
 METHODS: dict[str, Method] = {
     "ours": Method(ours, sweep=_grid(beta=(0.5, 1.0, 2.0, 4.0))),
     "BatchTopK": Method(None, _K, _K_SWEEP),
     "Matryoshka BatchTopK": Method(None, _K, _K_SWEEP),
     "TopK": Method(None, _K, _K_SWEEP),
-    "JumpReLU": Method(None, _grid(coefficient=_JUMP, lr=(1e-3,)), _grid(coefficient=_JUMP, lr=(1e-3,))),
-    "L1": Method(None, _grid(coefficient=_L1, lr=(1e-3,)), _grid(coefficient=_L1, lr=(1e-3,))),
-    "gated": Method(None, _grid(coefficient=_GATED, lr=(1e-3,)), _grid(coefficient=_GATED, lr=(1e-3,))),
+    "JumpReLU": Method(None, _COEFFICIENT, _COEFFICIENT_SWEEP),
+    "L1": Method(None, _COEFFICIENT, _COEFFICIENT_SWEEP),
+    "gated": Method(None, _COEFFICIENT, _COEFFICIENT_SWEEP),
     **{name: Method(ours, budgets="least") for name in VARIANTS if name != "ours"},
     "ours, grid": Method(ours, _OURS_GRID),
     "MiniBatchDictionaryLearning": Method(scikit_learn, _grid(alpha=(0.3, 1.0, 2.0)), budgets="least"),

@@ -337,6 +337,7 @@ def test_dictionaries(record, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "hierarchical, tiny" in printed
     assert "hierarchical-tiny-probe-0_steps-seed_0: " in printed
+    assert record(dictionaries, *command, "--finished")["results"] == written["results"]
     assert record(dictionaries, *command)["results"] == written["results"]
     assert "hierarchical-tiny-probe-0_steps-seed_0: " not in capsys.readouterr().out  # its file is there
     figures = [*command, "--output", str(tmp_path / "found" / "record.json"), "--figures", str(tmp_path / "figures")]
