@@ -10,5 +10,5 @@ cd "$(dirname "$0")/.."
 platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64)
 "${PYTHON:-python3}" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     "${platforms[@]}" --dest .wheels \
-    pyro-ppl pyro-api opt-einsum tqdm "arviz<1" xarray xarray-einstats h5netcdf h5py pandas platformdirs execnet pytest-xdist
+    pyro-ppl pyro-api opt-einsum tqdm beartype "arviz<1" xarray xarray-einstats h5netcdf h5py pandas platformdirs execnet pytest-xdist
 ls -sh .wheels
