@@ -1,6 +1,6 @@
 """Seconds and peak memory of a step: latents, images, hidden units, and the features of a dictionary.
 
-    python benchmarks/scaling.py
+    python benchmarks/scaling.py [--parts networks dictionaries]
 
 One of three sizes varies: 50 to 20,000 latents, 100 to 10,000 images, 400 to 4,000 hidden units. The others are those
 of 784-400-50 with batches of 200. In each round, a product of two square float32 matrices runs beside the contestants.
@@ -48,6 +48,7 @@ FEATURES = (1024, 4096, 16_384)
 DICTIONARIES = ("refined once", "refined once, compiled", dictionary.BY_HAND)
 _MATRIX = {"cpu": 2048, "cuda": 8192}
 _MEMORY_STEPS = 3
+_PARTS = ("networks", "dictionaries")
 
 
 def settings(quick: bool) -> list[Setting]:
@@ -125,6 +126,7 @@ def square_product(device: torch.device, size: int) -> measure.Run:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     options = measure.parser(__doc__, rounds=10)
+    options.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     options.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     options.add_argument("--memory-of", help="measure the memory of one contestant in this process (internal)")
     args = options.parse_args(argv)
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     size = 64 if args.quick else _MATRIX[session.device.type]
     product = session.timed(square_product(session.device, size))
     measured = () if args.no_memory else ENGINES[:1] if args.quick else ENGINES
-    for setting in settings(args.quick):
+    for setting in settings(args.quick) if "networks" in args.parts else ():
         built = session.available({name: partial(CONTESTANTS[name], setting, place) for name in ENGINES})
         x = torch.rand(setting.batch_size, *SHAPE, device=session.device).round()
         repeats = 1 if args.quick else steps_per_turn(setting)
@@ -152,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
             matrix_size=size,
         )
         add_rates_and_memory(result["contestants"], setting, place, size, measured)
-    for sizes in dictionary_sizes(args.quick):
+    for sizes in dictionary_sizes(args.quick) if "dictionaries" in args.parts else ():
         compare_dictionaries(session, sizes, place, () if args.no_memory else DICTIONARIES[: 1 if args.quick else None])
     return session.finish()
 
