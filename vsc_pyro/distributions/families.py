@@ -217,6 +217,39 @@ def _(distribution: Delta) -> Tensor:
 
 
 @_by_family
+def variance_of(distribution: Distribution) -> Tensor:
+    """Return the variance of every coordinate.
+
+    Returns:
+        A shape that broadcasts to `batch_shape + event_shape`, with one number where a parameter is expanded.
+    """
+    return distribution.variance
+
+
+@variance_of.register
+def _(distribution: Normal) -> Tensor:
+    return unexpanded(distribution.scale).square()
+
+
+def unexpanded(tensor: Tensor) -> Tensor:
+    """Return the tensor that `expand` has made `tensor` of, or a view without repetitions."""
+    once = tensor
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            once = once.narrow(dim, 0, 1)
+    base = tensor._base
+    # The gradient of a narrowed view is a tensor of zeros of the expanded shape.
+    if (
+        base is None
+        or base.requires_grad != tensor.requires_grad
+        or not (base.is_contiguous() and once.is_contiguous())
+    ):
+        return once
+    is_all = base.numel() == once.numel() and base.shape == once.shape[once.dim() - base.dim() :]
+    return base if is_all else once
+
+
+@_by_family
 def moment_order(distribution: Distribution) -> Tensor | float | None:
     """Return the order below which all moments are finite, or None for a family whose moments are all finite."""
     return None

@@ -59,7 +59,7 @@ class Family(NamedTuple):
 
 
 def _normal_at_zero(loc: Tensor, scale: Tensor) -> Tensor:
-    return -0.5 * (loc / scale).square() - (scale.log() + _LOG_ROOT_2_PI)
+    return -(loc * (math.sqrt(0.5) / scale)).square() - (scale.log() + _LOG_ROOT_2_PI)
 
 
 def _truncated_at_zero(loc: Tensor, scale: Tensor) -> Tensor:
@@ -185,18 +185,19 @@ class Optimum:
         self._family = family
         self._dictionary = likelihood.dictionary.flatten(1)
         self._weight = (beta * likelihood.scale.expand(likelihood.event_shape).flatten().square()).reciprocal()
-        self._sharpness = self._dictionary.square() @ self._weight
+        self._sharpness = likelihood.sharpness / beta
         self._product = likelihood.product
         self._centred = x.flatten(1) - likelihood.mean.flatten()
-        self._precision = self._sharpness + slab.scale.square().reciprocal()
-        self._pull = slab.loc / slab.scale.square()
-        self._scale = self._precision.rsqrt()
+        prior_precision = slab.scale.square().reciprocal()
+        self._variance = (self._sharpness + prior_precision).reciprocal()
+        self._pull = self._variance * prior_precision * slab.loc
+        self._scale = self._variance.sqrt()
         self._bias = logits + family.at_zero(slab.loc, slab.scale)
 
     def given(self, q: Parameters) -> Parameters:
         """Return the optimum of each latent, given that all others have the parameters q."""
         mean = q.logits.sigmoid() * self._family.cls(q.loc, q.scale, validate_args=False).mean
         residual = self._centred - self._product(mean, self._dictionary)
-        explained = self._product(residual * self._weight, self._dictionary.T) + self._sharpness * mean
-        loc = (explained + self._pull) / self._precision
+        explained = self._product(residual * self._weight, self._dictionary.T)
+        loc = torch.addcmul(self._pull, torch.addcmul(explained, self._sharpness, mean), self._variance)
         return Parameters(self._bias - self._family.at_zero(loc, self._scale), loc, self._scale)
