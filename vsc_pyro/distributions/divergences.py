@@ -25,7 +25,8 @@ from torch.distributions import Cauchy, Distribution, Laplace, MixtureSameFamily
 from torch.nn.functional import logsigmoid, softplus
 
 from vsc_pyro.distributions.atoms import is_atom_free
-from vsc_pyro.distributions.families import unexpanded, variance_of
+from vsc_pyro.distributions.elementwise import squared_distance, unexpanded
+from vsc_pyro.distributions.families import variance_of
 from vsc_pyro.distributions.infinite import POINT, family, why_infinite
 from vsc_pyro.distributions.low_precision import kl_in_float32
 from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
@@ -90,8 +91,8 @@ def _(p: Normal, q: Distribution) -> Tensor:
         return kl_divergence(p, q)
     prior_variance = variance_of(q)
     ratio = variance_of(p) / prior_variance
-    distance = (p.loc - unexpanded(q.loc)) * (2 * prior_variance).rsqrt()
-    return distance.square() + 0.5 * (ratio - 1 - ratio.log())
+    distance = squared_distance(p.loc, unexpanded(q.loc))
+    return torch.addcmul(0.5 * (ratio - 1 - ratio.log()), distance, 0.5 / prior_variance)
 
 
 @register_kl(Distribution, SpikeSlab)

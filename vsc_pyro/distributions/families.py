@@ -53,6 +53,8 @@ from torch.distributions import (
 from torch.distributions.constraints import Constraint, real
 from torch.nn.functional import logsigmoid
 
+from vsc_pyro.distributions.elementwise import unexpanded
+
 
 def _by_family(answer: Callable[[Distribution], Any]) -> Any:
     """Make `answer` the default answer of a question, to which families register their own."""
@@ -229,24 +231,6 @@ def variance_of(distribution: Distribution) -> Tensor:
 @variance_of.register
 def _(distribution: Normal) -> Tensor:
     return unexpanded(distribution.scale).square()
-
-
-def unexpanded(tensor: Tensor) -> Tensor:
-    """Return the tensor that `expand` has made `tensor` of, or a view without repetitions."""
-    once = tensor
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            once = once.narrow(dim, 0, 1)
-    base = tensor._base
-    # The gradient of a narrowed view is a tensor of zeros of the expanded shape.
-    if (
-        base is None
-        or base.requires_grad != tensor.requires_grad
-        or not (base.is_contiguous() and once.is_contiguous())
-    ):
-        return once
-    is_all = base.numel() == once.numel() and base.shape == once.shape[once.dim() - base.dim() :]
-    return base if is_all else once
 
 
 @_by_family

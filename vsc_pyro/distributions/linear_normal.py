@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
+from vsc_pyro.distributions.elementwise import squared_distance
+
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -118,7 +120,7 @@ class LinearNormal(Independent):
         if self.base_dist._validate_args:
             self.base_dist._validate_sample(value)
         at_the_mean = -(self.scale.log() + _LOG_ROOT_2_PI).expand(self.event_shape).sum()
-        errors = ((value - mean) / self.scale).square()
+        errors = squared_distance(mean, value) / self.scale.square()
         return at_the_mean - 0.5 * sum_rightmost(errors, len(self.event_shape))
 
     def expected_log_probs(self, value: Tensor, variance: Tensor, prefixes: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from vsc_pyro._arguments import positive_float
 from vsc_pyro.distributions import LinearNormal
+from vsc_pyro.distributions.elementwise import squared_distance
 from vsc_pyro.models.decoders.normal import NormalDecoder
 from vsc_pyro.models.precision import PRECISIONS
 
@@ -91,7 +92,7 @@ class DictionaryDecoder(NormalDecoder):
     def _atoms(self) -> tuple[Tensor, Tensor]:
         """Return the dictionary and the norms of its atoms; the norm is 0 if all weights are."""
         weight, size = self.own_layer.weight, self._in_units(torch.full_like(self.min_scale, self.atom_norm))
-        squares = weight.square().sum(0)
+        squares = squared_distance(weight, torch.zeros_like(size)).sum(0)
         held = squares.clamp(min=_LEAST_NORM**2)
         dictionary = (weight * (size * held.rsqrt())).T.unflatten(1, self.output_shape)
         return dictionary, size * (squares / held).detach().sqrt()
