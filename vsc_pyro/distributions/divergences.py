@@ -13,10 +13,10 @@ All functions return `batch_shape`, in nats, and work for ``.to_event`` distribu
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NoReturn, cast
 
+import pyro
 import torch
 from pyro.distributions import Delta, ImproperUniform, MultivariateNormal
 from pyro.distributions.util import sum_rightmost
@@ -34,6 +34,7 @@ from vsc_pyro.distributions.positive import POSITIVE
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.spikes import almost_certain
 
+_NORMALS = (Normal, pyro.distributions.Normal)
 _LINEAR = 50.0  # softplus is the identity from here on, in float64 too
 
 
@@ -79,20 +80,13 @@ class _Mixed(torch.autograd.Function):
         return (gradient * excess).sum_to_size(probs.shape), None, of_prior, of_slabs.sum_to_size(slabs.shape)
 
 
-@functools.singledispatch
 def _slab_divergence(p: Distribution, q: Distribution) -> Tensor:
-    return kl_divergence(p, q)
-
-
-@_slab_divergence.register
-def _(p: Normal, q: Distribution) -> Tensor:
-    """Compute on a parameter of each latent, not on its copies for each datum."""
-    if not isinstance(q, Normal):
+    """Return KL(p || q); of normal slabs, computed on a parameter of each latent, not on its copies for each datum."""
+    if not (type(p) in _NORMALS and type(q) in _NORMALS):
         return kl_divergence(p, q)
-    prior_variance = variance_of(q)
-    ratio = variance_of(p) / prior_variance
-    distance = squared_distance(p.loc, unexpanded(q.loc))
-    return torch.addcmul(0.5 * (ratio - 1 - ratio.log()), distance, 0.5 / prior_variance)
+    loc, variance = unexpanded(cast("Normal", q).loc), variance_of(q)
+    ratio = variance_of(p) / variance
+    return torch.addcmul(0.5 * (ratio - 1 - ratio.log()), squared_distance(cast("Normal", p).loc, loc), 0.5 / variance)
 
 
 @register_kl(Distribution, SpikeSlab)

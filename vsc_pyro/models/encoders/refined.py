@@ -71,7 +71,7 @@ def _minus_normal_at_zero(number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 def _minus_truncated_at_zero(number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Take the limit from above, because 0 itself is outside the support."""
-    zero = torch.zeros_like(loc)
+    zero = torch.zeros_like(scale)
     return number - TruncatedNormal(loc, scale, validate_args=False).expected_log_prob(zero, zero)
 
 
