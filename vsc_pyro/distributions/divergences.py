@@ -14,16 +14,19 @@ All functions return `batch_shape`, in nats, and work for ``.to_event`` distribu
 from __future__ import annotations
 
 import math
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
+import pyro
 import torch
 from pyro.distributions import Delta, ImproperUniform, MultivariateNormal
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Laplace, MixtureSameFamily, Normal, kl_divergence, register_kl
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from vsc_pyro.distributions.atoms import is_atom_free
+from vsc_pyro.distributions.elementwise import squared_distance, unexpanded
+from vsc_pyro.distributions.families import variance_of
 from vsc_pyro.distributions.infinite import POINT, family, why_infinite
 from vsc_pyro.distributions.low_precision import kl_in_float32
 from vsc_pyro.distributions.normal_tails import ShiftedNormalTails
@@ -31,16 +34,59 @@ from vsc_pyro.distributions.positive import POSITIVE
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.spikes import almost_certain
 
+_NORMALS = (Normal, pyro.distributions.Normal)
+_LINEAR = 50.0  # softplus is the identity from here on, in float64 too
+
 
 @register_kl(SpikeSlab, SpikeSlab)
 @kl_in_float32
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
     r"""Return :math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))`."""
-    on, prior_on = almost_certain(p.logits), almost_certain(q.logits)
-    # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
-    off = logsigmoid(-on) - logsigmoid(-prior_on)
-    kl = p.probs * (kl_divergence(p.slab, q.slab) + (on - prior_on)) + off
-    return kl.masked_fill(q.logits.isinf() & (p.logits != q.logits), math.inf)  # q is certain and p is not
+    slabs = _slab_divergence(p.slab, q.slab)
+    return cast("tuple[Tensor, Tensor]", _Mixed.apply(p.probs, p.logits, unexpanded(q.logits), slabs))[0]
+
+
+class _Mixed(torch.autograd.Function):
+    r"""The divergence of two spike-and-slabs, and its derivative in the inclusion probability :math:`\gamma_p`.
+
+    Its arguments are :math:`\gamma_p`, both log-odds, and the divergence of the slabs. The derivative in the first
+    log-odds, given :math:`\gamma_p`, is zero.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(probs: Tensor, logits: Tensor, prior_logits: Tensor, slabs: Tensor) -> tuple[Tensor, Tensor]:
+        on, prior_on = almost_certain(logits), almost_certain(prior_logits)
+        excess = slabs + (on - prior_on)
+        # log(gamma_p / gamma_q) is the difference of log-odds plus log((1 - gamma_p) / (1 - gamma_q)).
+        off = softplus(prior_on, threshold=_LINEAR) - softplus(on, threshold=_LINEAR)
+        is_infinite = prior_logits.isinf() & (logits != prior_logits)  # q is certain and p is not
+        return torch.addcmul(off, probs, excess).masked_fill_(is_infinite, math.inf), excess
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        probs, logits, prior_logits, slabs, excess = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            excess = slabs + (almost_certain(logits) - almost_certain(prior_logits))
+        of_slabs = gradient * probs
+        off, on = (part.sum_to_size(prior_logits.shape) for part in (gradient, of_slabs))
+        of_prior = prior_logits.sigmoid() * off - on
+        return (gradient * excess).sum_to_size(probs.shape), None, of_prior, of_slabs.sum_to_size(slabs.shape)
+
+
+def _slab_divergence(p: Distribution, q: Distribution) -> Tensor:
+    """Return KL(p || q); of normal slabs, computed on a parameter of each latent, not on its copies for each datum."""
+    if not (type(p) in _NORMALS and type(q) in _NORMALS):
+        return kl_divergence(p, q)
+    loc, variance = unexpanded(cast("Normal", q).loc), variance_of(q)
+    ratio = variance_of(p) / variance
+    return torch.addcmul(0.5 * (ratio - 1 - ratio.log()), squared_distance(cast("Normal", p).loc, loc), 0.5 / variance)
 
 
 @register_kl(Distribution, SpikeSlab)

@@ -53,6 +53,8 @@ from torch.distributions import (
 from torch.distributions.constraints import Constraint, real
 from torch.nn.functional import logsigmoid
 
+from vsc_pyro.distributions.elementwise import unexpanded
+
 
 def _by_family(answer: Callable[[Distribution], Any]) -> Any:
     """Make `answer` the default answer of a question, to which families register their own."""
@@ -214,6 +216,21 @@ def scale_of(distribution: Distribution) -> Tensor:
 @scale_of.register
 def _(distribution: Delta) -> Tensor:
     return torch.zeros_like(centre(distribution))
+
+
+@_by_family
+def variance_of(distribution: Distribution) -> Tensor:
+    """Return the variance of every coordinate.
+
+    Returns:
+        A shape that broadcasts to `batch_shape + event_shape`, with one number where a parameter is expanded.
+    """
+    return distribution.variance
+
+
+@variance_of.register
+def _(distribution: Normal) -> Tensor:
+    return unexpanded(distribution.scale).square()
 
 
 @_by_family

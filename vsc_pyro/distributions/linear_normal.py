@@ -14,13 +14,20 @@ References
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from pyro.distributions import Independent, Normal
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
+from torch.distributions.utils import lazy_property
 from torch.types import _size
+
+from vsc_pyro.distributions.elementwise import squared_distance
+
+_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 class LinearNormal(Independent):
@@ -35,6 +42,7 @@ class LinearNormal(Independent):
         scale: :math:`\sigma`, above 0, in units of the data; its shape broadcasts to `event_shape`.
         validate_args: as in `torch.distributions`.
         product_dtype: type of the product of code and dictionary, such as `torch.bfloat16`; None for their own.
+        norm: Euclidean norms of the atoms, shape ``(J,)``, if they are known and `scale` is one number.
 
     Shapes:
         `batch_shape` is ``(*)``, `event_shape` is the shape of an atom.
@@ -58,12 +66,14 @@ class LinearNormal(Independent):
         scale: Tensor,
         validate_args: bool | None = None,
         product_dtype: torch.dtype | None = None,
+        norm: Tensor | None = None,
     ) -> None:
         self.code = code
         self.dictionary = dictionary
         self.bias = bias
         self.scale = scale
         self.product_dtype = product_dtype
+        self.norm = norm
         if product_dtype is None:
             pixels = torch.nn.functional.linear(code, dictionary.flatten(1).T, bias.flatten())
         else:
@@ -80,7 +90,7 @@ class LinearNormal(Independent):
 
     def expand(self, batch_shape: _size, _instance: LinearNormal | None = None) -> LinearNormal:
         new = cast("LinearNormal", self._get_checked_instance(LinearNormal, _instance))
-        for name in ("code", "dictionary", "bias", "scale", "product_dtype"):
+        for name in ("code", "dictionary", "bias", "scale", "product_dtype", "norm"):
             setattr(new, name, getattr(self, name))
         return super().expand(batch_shape, _instance=new)
 
@@ -94,8 +104,24 @@ class LinearNormal(Independent):
         Returns:
             Shape `batch_shape`.
         """
-        precision = (self.dictionary / self.scale).square().flatten(1).sum(1)
-        return self.log_prob(value) - 0.5 * (variance * precision).sum(-1)
+        return self._log_prob_at(self.mean, value) - 0.5 * (variance * self.sharpness).sum(-1)
+
+    @lazy_property
+    def sharpness(self) -> Tensor:
+        r"""Precision of each latent given the others, :math:`\sum_d D_{jd}^2 / \sigma_d^2`, shape ``(J,)``."""
+        if self.norm is not None:
+            return (self.norm / self.scale).square()
+        if self.scale.dim():
+            return (self.dictionary / self.scale).square().flatten(1).sum(1)
+        return self.dictionary.square().flatten(1).sum(1) / self.scale.square()
+
+    def _log_prob_at(self, mean: Tensor, value: Tensor) -> Tensor:
+        """Return the log-density of pixels with another mean, whose terms in the scale alone are computed once."""
+        if self.base_dist._validate_args:
+            self.base_dist._validate_sample(value)
+        at_the_mean = -(self.scale.log() + _LOG_ROOT_2_PI).expand(self.event_shape).sum()
+        errors = squared_distance(mean, value) / self.scale.square()
+        return at_the_mean - 0.5 * sum_rightmost(errors, len(self.event_shape))
 
     def expected_log_probs(self, value: Tensor, variance: Tensor, prefixes: Sequence[int]) -> Tensor:
         """Return `expected_log_prob` of the first m latents alone, without the others, for each m of `prefixes`.
@@ -108,11 +134,10 @@ class LinearNormal(Independent):
             Shape ``(len(prefixes), *batch_shape)``.
         """
         atoms, mean = self.dictionary.flatten(1), self.bias.flatten()
-        charged = variance * (self.dictionary / self.scale).square().flatten(1).sum(1)
+        charged = variance * self.sharpness
         passed_on, results = torch.zeros(()).to(charged), []
         for begin, end in itertools.pairwise((0, *prefixes)):
             mean = mean + self.product(self.code[..., begin:end], atoms[begin:end])
-            pixels = Normal(mean.unflatten(-1, self.event_shape), self.scale, validate_args=False)
             passed_on = passed_on + charged[..., begin:end].sum(-1)
-            results.append(pixels.log_prob(value).flatten(-len(self.event_shape)).sum(-1) - 0.5 * passed_on)
+            results.append(self._log_prob_at(mean.unflatten(-1, self.event_shape), value) - 0.5 * passed_on)
         return torch.stack(results)

@@ -174,7 +174,7 @@ class SpikeSlab(TorchDistribution):
 
     # Moments ---------------------------------------------------------------------------------------------------------
 
-    @property
+    @lazy_property
     def mean(self) -> Tensor:
         r""":math:`\gamma m`, m the slab's mean; shape `batch_shape`."""
         return self.probs * self.slab.mean
@@ -183,7 +183,8 @@ class SpikeSlab(TorchDistribution):
     def variance(self) -> Tensor:
         r""":math:`\gamma (v + m^2) - \gamma^2 m^2`, m and v the slab's mean and variance; shape `batch_shape`."""
         # This form is never negative after rounding.
-        return self.probs * (self.slab.variance + (1 - self.probs) * self.slab.mean**2)
+        slab_mean = self.slab.mean
+        return self.probs * torch.addcmul(families.variance_of(self.slab), slab_mean, slab_mean - self.mean)
 
     def entropy(self) -> Tensor:
         r"""Return the entropy with respect to the base measure, :math:`H(\gamma) + \gamma h(F)`, in nats."""

@@ -12,7 +12,9 @@ solves :math:`P(Y > y) = u`; implicit differentiation gives :math:`dy / dt = h(t
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -22,13 +24,16 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all, lazy_property
 from torch.types import _size
 
+from vsc_pyro.distributions.elementwise import squared_distance, unexpanded
 from vsc_pyro.distributions.families import scale_of, tail_power
-from vsc_pyro.distributions.normal_tails import excess_beyond, excess_moments, hazard
+from vsc_pyro.distributions.normal_tails import excess_beyond, hazard
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
+# Where differences of large numbers lose more than a continued fraction does, and the depth of that.
+_FRACTIONS = {torch.float32: (2.5, 12), torch.float64: (5.0, 16)}
 
 
 class TruncatedNormal(TorchDistribution):
@@ -80,58 +85,55 @@ class TruncatedNormal(TorchDistribution):
     @lazy_property
     def cut(self) -> Tensor:
         r"""The truncation in standard deviations, :math:`t = -\mu / \sigma`."""
-        return -self.loc / self.scale
+        return self._once[2].expand(self.batch_shape)
+
+    @lazy_property
+    def _once(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Location, scale and t without the copies that `expand` makes."""
+        loc, scale = unexpanded(self.loc), unexpanded(self.scale)
+        return loc, scale, -loc / scale
 
     @lazy_property
     def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
         """A mask of locations up to 0, and t where it is valid in the formulas of either side."""
         # Unlike `clamp`, this passes the gradient of t at 0, where a prior's slab starts.
-        is_far, zero = self.cut >= 0, torch.zeros_like(self.cut)
-        return is_far, torch.where(is_far, self.cut, zero), torch.where(is_far, zero, self.cut)
+        cut = self._once[2]
+        is_far, zero = cut >= 0, torch.zeros_like(cut)
+        return is_far, torch.where(is_far, cut, zero), torch.where(is_far, zero, cut)
 
     @lazy_property
-    def _hazard_below(self) -> Tensor:
-        below = self._sides[2]
-        return torch.exp(-0.5 * below**2 - _LOG_ROOT_2_PI) / torch.special.ndtr(-below)
-
-    @lazy_property
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        is_far, far, near = self._sides
-        mean, square = excess_moments(far)
-        near_mean = self._hazard_below - near
-        variance = torch.where(is_far, square - mean**2, 1 - near_mean * self._hazard_below)
-        return torch.where(is_far, mean, near_mean), variance
+    def _excess(self) -> tuple[Tensor, ...]:
+        return cast("tuple[Tensor, ...]", Excess.apply(self._once[2]))
 
     @property
     def mean(self) -> Tensor:
         r""":math:`\sigma r`, shape `batch_shape`."""
-        return self.scale * self._moments[0]
+        return (self._once[1] * self._excess[2]).expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
         r""":math:`\sigma^2 (1 - r h)`, shape `batch_shape`."""
-        return self.scale**2 * self._moments[1]
+        return (self._once[1].square() * self._excess[3]).expand(self.batch_shape)
 
     def entropy(self) -> Tensor:
         r"""Return :math:`\log \sigma - \log h + (1 + t r) / 2` in nats, shape `batch_shape`."""
-        is_far, far, near = self._sides
-        outside = 0.5 * (1 + far * excess_moments(far)[0]) - hazard(far).log()
-        inside = 0.5 * (1 + near * self._hazard_below) + _LOG_ROOT_2_PI + torch.special.ndtr(-near).log()
-        return self.scale.log() + torch.where(is_far, outside, inside)
+        log_peak, slope, *_ = self._excess
+        _, scale, cut = self._once
+        return torch.addcmul(scale.log() + 0.5 - log_peak, cut, slope, value=0.5).expand(self.batch_shape)
 
     def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*broadcast"]:
         if self._validate_args:
             self._validate_sample(value)
-        log_prob = self.expected_log_prob(value, torch.zeros_like(value))
+        log_prob = self.expected_log_prob(value, value.new_zeros(()))
         return log_prob.masked_fill(value <= 0, -math.inf)
 
     def expected_log_prob(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Return the mean of the log-density, which is quadratic, of positive numbers with this mean and variance."""
-        is_far, far, near = self._sides
-        excess, deviation = mean / self.scale, (mean - self.loc) / self.scale
-        outside = hazard(far).log() - excess * (far + 0.5 * excess)
-        inside = -0.5 * deviation**2 - _LOG_ROOT_2_PI - torch.special.ndtr(-near).log()
-        return torch.where(is_far, outside, inside) - self.scale.log() - variance / (2 * self.scale**2)
+        is_far, far, _ = self._sides
+        loc, scale, _ = self._once
+        peak = torch.where(is_far, torch.zeros_like(loc), loc)
+        linear = torch.addcmul(self._excess[0] - scale.log(), mean, -far / scale)
+        return torch.addcmul(linear, squared_distance(mean, peak) + variance, -0.5 / scale.square())
 
     def cdf(self, value: Tensor) -> Tensor:
         is_far, far, near = self._sides
@@ -154,6 +156,57 @@ class TruncatedNormal(TorchDistribution):
         excess = excess + slope * (cut - cut.detach())
         # A draw of zero would be a spike that is off.
         return (self.scale * excess).clamp(min=torch.finfo(excess.dtype).tiny)
+
+
+class Excess(torch.autograd.Function):
+    r"""Functions of the cut t: log-density at the peak, its slope in t, mean r, variance v, and the slope of v in t.
+
+    The density of the excess has its peak at 0 for :math:`t \ge 0`, else at -t. Derivatives are closed: r falls by v,
+    and v by the third cumulant. For large t, the mean is :math:`1 / (t + 2 / (t + 3 / (t + \dots)))`, and the ratios of
+    a moment to the one before it are the parts of this fraction. The last slope is a number without gradient.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(cut: Tensor) -> tuple[Tensor, ...]:
+        start, depth = _FRACTIONS.get(cut.dtype, _FRACTIONS[torch.float32])
+        near, far = cut.clamp(max=start), cut.clamp(min=start)
+        survival = torch.erfc(near * math.sqrt(0.5)).mul_(0.5)
+        hazard = torch.exp(near.square().mul_(-0.5).sub_(_LOG_ROOT_2_PI)).div_(survival)
+        mean = hazard - near
+        variance = 1 - mean * hazard
+        third = hazard * (variance - mean.square())
+        # The rest of the fraction is close to the root of rest * (far + rest) = depth.
+        rest, parts = 2 / (far + (far.square() + 4 * depth).sqrt()), []
+        for k in range(depth, 1, -1):
+            rest = torch.add(far, rest, alpha=k).reciprocal_()
+            parts.append(rest)
+        ratio_3, ratio_2, far_mean = 3 * parts[-3], 2 * parts[-2], parts[-1]
+        of_ratios = far_mean * (3 * ratio_2 - 2 * far_mean) - ratio_2 * ratio_3
+        is_far, is_positive = cut >= start, cut >= 0
+        mean = torch.where(is_far, far_mean, mean)
+        variance = torch.where(is_far, far_mean * (ratio_2 - far_mean), variance)
+        third = torch.where(is_far, far_mean * of_ratios, third)
+        hazard = torch.where(is_far, far + far_mean, hazard)
+        log_peak = torch.where(is_positive, hazard, math.exp(-_LOG_ROOT_2_PI) / survival).log_()
+        return log_peak, torch.where(is_positive, mean, hazard), mean, variance, third
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Tensor | None:
+        cut, slope, mean, variance, third = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again; for a large t, less precise
+            third = variance * (2 * mean + cut) - mean
+        of_slope = torch.where(cut >= 0, -variance, slope * mean)
+        derivatives = (slope, of_slope, -variance, third)
+        parts = [g * d for g, d in zip(gradients, derivatives, strict=False) if g is not None]
+        return functools.reduce(operator.add, parts) if parts else None
 
 
 tail_power.register(TruncatedNormal, lambda p: 2)

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from vsc_pyro._arguments import positive_float
 from vsc_pyro.distributions import LinearNormal
+from vsc_pyro.distributions.elementwise import squared_distance
 from vsc_pyro.models.decoders.normal import NormalDecoder
 from vsc_pyro.models.precision import PRECISIONS
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _RANGE = 80
 # Share of the data's standard deviation that the noise starts from; random atoms explain little.
 _SHARE = 0.8
+# Smaller directions have no norm that could be divided by.
+_LEAST_NORM = 1e-12
 
 
 class DictionaryDecoder(NormalDecoder):
@@ -84,15 +87,24 @@ class DictionaryDecoder(NormalDecoder):
     @property
     def dictionary(self) -> Tensor:
         """The atoms, shape ``(J, *output_shape)``, in units of the data; all have the same norm."""
-        directions = normalize(self.own_layer.weight, dim=0).T.unflatten(1, self.output_shape)
-        return self._in_units(self.atom_norm * directions)
+        return self._atoms()[0]
+
+    def _atoms(self) -> tuple[Tensor, Tensor]:
+        """Return the dictionary and the norms of its atoms; the norm is 0 if all weights are."""
+        weight, size = self.own_layer.weight, self._in_units(torch.full_like(self.min_scale, self.atom_norm))
+        squares = squared_distance(weight, torch.zeros_like(size)).sum(0)
+        held = squares.clamp(min=_LEAST_NORM**2)
+        dictionary = (weight * (size * held.rsqrt())).T.unflatten(1, self.output_shape)
+        return dictionary, size * (squares / held).detach().sqrt()
 
     def pixels(self, z: Tensor) -> Tensor:
         return self(z).mean
 
     def forward(self, z: Float[Tensor, "*draws latents"]) -> LinearNormal:
         bias = self._in_units(self.own_layer.bias.unflatten(0, self.output_shape))
-        return LinearNormal(z, self.dictionary, bias, self.scale, product_dtype=PRECISIONS[self.network_precision])
+        dictionary, norm = self._atoms()
+        dtype = PRECISIONS[self.network_precision]
+        return LinearNormal(z, dictionary, bias, self.scale, product_dtype=dtype, norm=norm)
 
     def extra_repr(self) -> str:
         return f"atom_norm={self.atom_norm:g}, {super().extra_repr()}"

@@ -87,4 +87,4 @@ class Encoder(Prepared):
 def positive_scale(log_squared_scale: Tensor) -> Tensor:
     # Exponential below a scale of one, linear above. No data constrain the slab of a latent that is off, so its scale
     # drifts, and an exponential would overflow to NaN.
-    return 1 + elu(0.5 * log_squared_scale) + _MIN_SCALE
+    return elu(0.5 * log_squared_scale) + (1 + _MIN_SCALE)

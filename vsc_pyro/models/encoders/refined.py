@@ -38,6 +38,7 @@ from torch.distributions import Distribution
 
 from vsc_pyro._arguments import choice, positive_int
 from vsc_pyro.distributions import IndependentSpikeSlab, LinearNormal, inclusion_logits, slab_of
+from vsc_pyro.distributions.elementwise import squared_distance
 from vsc_pyro.distributions.slabs import held
 from vsc_pyro.distributions.truncated_normal import TruncatedNormal
 from vsc_pyro.models.encoders.spike_slab import SpikeSlabEncoder
@@ -52,23 +53,32 @@ _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 class Family(NamedTuple):
-    """A family of slabs that a normal likelihood keeps: its class, and the log-density at 0 by location and scale."""
+    """A family of slabs that a normal likelihood keeps.
+
+    Attributes:
+        cls: its class.
+        minus_at_zero: returns a number minus the log-density at 0, by number, location and scale.
+    """
 
     cls: type[Normal] | type[TruncatedNormal]
-    at_zero: Callable[[Tensor, Tensor], Tensor]
+    minus_at_zero: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _normal_at_zero(loc: Tensor, scale: Tensor) -> Tensor:
-    return -0.5 * (loc / scale).square() - (scale.log() + _LOG_ROOT_2_PI)
+def _minus_normal_at_zero(number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    constant = number + scale.log() + _LOG_ROOT_2_PI
+    return torch.addcmul(constant, squared_distance(loc, torch.zeros_like(scale)), 0.5 / scale.square())
 
 
-def _truncated_at_zero(loc: Tensor, scale: Tensor) -> Tensor:
-    """Return the limit from above, because 0 itself is outside the support."""
-    zero = torch.zeros_like(loc)
-    return TruncatedNormal(loc, scale, validate_args=False).expected_log_prob(zero, zero)
+def _minus_truncated_at_zero(number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Take the limit from above, because 0 itself is outside the support."""
+    zero = torch.zeros_like(scale)
+    return number - TruncatedNormal(loc, scale, validate_args=False).expected_log_prob(zero, zero)
 
 
-_FAMILIES = {"normal": Family(Normal, _normal_at_zero), "truncated-normal": Family(TruncatedNormal, _truncated_at_zero)}
+_FAMILIES = {
+    "normal": Family(Normal, _minus_normal_at_zero),
+    "truncated-normal": Family(TruncatedNormal, _minus_truncated_at_zero),
+}
 
 
 class RefinedEncoder(SpikeSlabEncoder):
@@ -185,18 +195,19 @@ class Optimum:
         self._family = family
         self._dictionary = likelihood.dictionary.flatten(1)
         self._weight = (beta * likelihood.scale.expand(likelihood.event_shape).flatten().square()).reciprocal()
-        self._sharpness = self._dictionary.square() @ self._weight
+        self._sharpness = likelihood.sharpness / beta
         self._product = likelihood.product
         self._centred = x.flatten(1) - likelihood.mean.flatten()
-        self._precision = self._sharpness + slab.scale.square().reciprocal()
-        self._pull = slab.loc / slab.scale.square()
-        self._scale = self._precision.rsqrt()
-        self._bias = logits + family.at_zero(slab.loc, slab.scale)
+        prior_precision = slab.scale.square().reciprocal()
+        self._variance = (self._sharpness + prior_precision).reciprocal()
+        self._pull = self._variance * prior_precision * slab.loc
+        self._scale = self._variance.sqrt()
+        self._bias = logits - family.minus_at_zero(torch.zeros_like(logits), slab.loc, slab.scale)
 
     def given(self, q: Parameters) -> Parameters:
         """Return the optimum of each latent, given that all others have the parameters q."""
         mean = q.logits.sigmoid() * self._family.cls(q.loc, q.scale, validate_args=False).mean
         residual = self._centred - self._product(mean, self._dictionary)
-        explained = self._product(residual * self._weight, self._dictionary.T) + self._sharpness * mean
-        loc = (explained + self._pull) / self._precision
-        return Parameters(self._bias - self._family.at_zero(loc, self._scale), loc, self._scale)
+        explained = self._product(residual * self._weight, self._dictionary.T)
+        loc = torch.addcmul(self._pull, torch.addcmul(explained, self._sharpness, mean), self._variance)
+        return Parameters(self._family.minus_at_zero(self._bias, loc, self._scale), loc, self._scale)

@@ -159,7 +159,8 @@ class SpikeSlabEncoder(SparseEncoder):
         loc, *amortised, logits = self.heads(x)
         (log_squared_scale,) = amortised or (self.log_squared_scale,)
         weight = self.slab_weight
-        scale = (weight * positive_scale(log_squared_scale) ** 2 + (1 - weight)).sqrt()
+        squared = positive_scale(log_squared_scale).square()
+        scale = torch.lerp(torch.ones_like(weight), squared, weight).sqrt()
         return logits, weight * loc, scale
 
     def _posterior(self, logits: Tensor, loc: Tensor, scale: Tensor) -> IndependentSpikeSlab:
