@@ -43,7 +43,8 @@ _LINEAR = 50.0  # softplus is the identity from here on, in float64 too
 def _kl_spike_slab_spike_slab(p: SpikeSlab, q: SpikeSlab) -> Tensor:
     r"""Return :math:`\gamma_p KL(F_p \| F_q) + KL(\mathrm{Bern}(\gamma_p) \| \mathrm{Bern}(\gamma_q))`."""
     slabs = _slab_divergence(p.slab, q.slab)
-    return cast("tuple[Tensor, Tensor]", _Mixed.apply(p.probs, p.logits, unexpanded(q.logits), slabs))[0]
+    kl, _ = cast("tuple[Tensor, Tensor]", _Mixed.apply(p.probs, p.logits, unexpanded(q.logits), slabs))
+    return kl.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
 
 
 class _Mixed(torch.autograd.Function):

@@ -160,7 +160,7 @@ class SpikeSlabEncoder(SparseEncoder):
         (log_squared_scale,) = amortised or (self.log_squared_scale,)
         weight = self.slab_weight
         squared = positive_scale(log_squared_scale).square()
-        scale = torch.lerp(torch.ones_like(weight), squared, weight).sqrt()
+        scale = torch.addcmul(1 - weight, weight, squared).sqrt()
         return logits, weight * loc, scale
 
     def _posterior(self, logits: Tensor, loc: Tensor, scale: Tensor) -> IndependentSpikeSlab:
