@@ -244,11 +244,14 @@ def _grid(**axes: tuple[float, ...]) -> tuple[Settings, ...]:
     return tuple(found)
 
 
-_K = (*_grid(k=(0.5, 0.75, 1.0), lr=(1e-3, 3e-3, 1e-2)), {"k": 0.35, "lr": 3e-3})
+_K = (*_grid(k=(0.5, 0.75, 1.0), lr=(1e-3, 3e-3)), {"k": 0.35, "lr": 3e-3})
 _K_SWEEP = _grid(k=(0.5, 1.0, 2.0, 4.0), lr=(3e-3,))
-_COEFFICIENT = _grid(coefficient=(0.1, 0.3, 1.0, 3.0), lr=(1e-3, 3e-3))
+_COEFFICIENT = (*_grid(coefficient=(0.1, 0.3, 1.0, 3.0), lr=(1e-3,)), *_grid(coefficient=(0.3, 1.0), lr=(3e-3,)))
 _COEFFICIENT_SWEEP = _grid(coefficient=(0.1, 0.3, 1.0, 3.0), lr=(3e-3,))
-_OURS_GRID = _grid(lr=(1e-3, 3e-3), beta=(1.0, 1.5), nested=(0.0, 1.0))
+_OURS_GRID = (
+    *_grid(lr=(1e-3, 3e-3), beta=(1.0, 1.5), nested=(0.0,)),
+    *_grid(lr=(1e-3, 3e-3), beta=(1.0,), nested=(1.0,)),
+)
 
 METHODS: dict[str, Method] = {
     "ours": Method(ours, sweep=_grid(beta=(0.5, 1.0, 2.0, 4.0))),
