@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from typing import Any, NoReturn, cast
 
-import pyro
 import torch
 from pyro.distributions import Delta, ImproperUniform, MultivariateNormal
+from pyro.distributions import Normal as PyroNormal
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Laplace, MixtureSameFamily, Normal, kl_divergence, register_kl
@@ -34,7 +34,7 @@ from vsc_pyro.distributions.positive import POSITIVE
 from vsc_pyro.distributions.spike_slab import IndependentSpikeSlab, SpikeSlab
 from vsc_pyro.distributions.spikes import almost_certain
 
-_NORMALS = (Normal, pyro.distributions.Normal)
+_NORMALS = (Normal, PyroNormal)
 _LINEAR = 50.0  # softplus is the identity from here on, in float64 too
 
 

@@ -121,7 +121,7 @@ class LinearNormal(Independent):
             self.base_dist._validate_sample(value)
         at_the_mean = -(self.scale.log() + _LOG_ROOT_2_PI).expand(self.event_shape).sum()
         errors = squared_distance(mean, value) / self.scale.square()
-        return at_the_mean - 0.5 * sum_rightmost(errors, len(self.event_shape))
+        return at_the_mean - 0.5 * cast("Tensor", sum_rightmost(errors, len(self.event_shape)))
 
     def expected_log_probs(self, value: Tensor, variance: Tensor, prefixes: Sequence[int]) -> Tensor:
         """Return `expected_log_prob` of the first m latents alone, without the others, for each m of `prefixes`.
