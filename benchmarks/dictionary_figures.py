@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps, cycler, rc_context
+from cycler import cycler
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from vsc_pyro import plots
@@ -24,7 +25,7 @@ def draw(record: Mapping[str, Any], folder: Path) -> None:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for cell in record["results"]:
         groups.setdefault((cell["world"], cell["size"]), []).append(cell)
-    with rc_context({"axes.prop_cycle": cycler(color=colormaps["tab20"].colors)}):
+    with rc_context({"axes.prop_cycle": cycler(color=colormaps["tab20"](range(20)))}):
         for (world, size), cells in groups.items():
             name = f"dictionaries-{world}-{size}".replace(" ", "-")
             dictionaries = [cell for cell in cells if cell["method"] not in ("probe", "true posterior")]
@@ -49,7 +50,7 @@ def _against_l0(cells: Cells) -> Figure:
     for cell in cells:
         if cell["steps"] == largest:
             curves[cell["method"]].append(SimpleNamespace(**cell["test"]))
-    figure = plots.recovery(curves) if has_truth else _explained(curves)
+    figure: Any = plots.recovery(curves) if has_truth else _explained(curves)
     for axes, measure in zip(figure.axes, measures, strict=True):
         colours = {method: curve.get_color() for method, curve in zip(curves, axes.get_lines(), strict=False)}
         for cell in (cell for cell in cells if cell["reported"]):
