@@ -12,6 +12,7 @@ import contestants
 import defaults
 import dictionaries
 import dictionary
+import dictionary_figures
 import dictionary_methods
 import ensemble
 import evaluation
@@ -344,6 +345,25 @@ def test_dictionaries(record, tmp_path, capsys):
     dictionaries.main(figures)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"dictionaries-hierarchical-tiny-{kind}.png" for kind in ("l0", "reliability")}
+
+
+def test_figures_of_dictionaries_sum_seeds_and_show_every_reported_result():
+    seeds = [
+        {"bin_count": [3, 0, 0], "bin_inclusion": [0.2, None, None], "bin_frequency": [0.0, None, None]},
+        {"bin_count": [1, 4, 0], "bin_inclusion": [0.4, 0.5, None], "bin_frequency": [1.0, 0.75, None]},
+    ]
+    bins = dictionary_figures._summed(seeds)
+    assert bins.bin_count.tolist() == [4, 4, 0]
+    assert bins.bin_inclusion[:2].tolist() == [0.25, 0.5]
+    assert bins.bin_frequency[:2].tolist() == [0.25, 0.75]
+    assert bins.ece == 0.125
+    tests = [{"hard_l0": l0, "hard_explained_variance": l0 / 9, "f1": None} for l0 in (1.0, 4.0, 2.0)]
+    cells = [{"method": "a", "steps": 9, "reported": test["hard_l0"] > 1, "test": test} for test in tests]
+    cells.append({"method": "b", "steps": 3, "reported": True, "test": tests[0]})
+    (axes,) = dictionary_figures._against_l0(cells).axes
+    assert [list(curve.get_xdata()) for curve in axes.get_lines()] == [[1.0, 2.0, 4.0], []]
+    assert [points.get_offsets()[0, 0] for points in axes.collections] == [4.0, 2.0, 1.0]
+    assert [len(points.get_facecolors()) for points in axes.collections] == [1, 1, 0]  # hollow at the smaller budget
 
 
 def test_dictionaries_choose_by_validation_and_report_every_seed():

@@ -678,16 +678,17 @@ def test_gate_gradients_variance_by_the_kernel_is_that_of_the_weights(monkeypatc
     torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in model.encoder.parameters()]))
 
 
-def test_sparse_dictionary(tmp_path):
+def test_sparse_dictionary(tmp_path, request):
     def finished(output, *options):
         result = run("sparse_dictionary.py", *small, *options, "--output", tmp_path / output)
         assert result.returncode == 0, result.stderr
         return json.loads((tmp_path / output / "metrics.json").read_text())
 
-    small = "--num-features 16 --expected-active 2 --batch-size 64 --device cpu --quiet".split()
+    small = "--num-features 8 --expected-active 2 --batch-size 64 --device cpu --quiet".split()
     assert 0 < finished("world", *"--true-features 40 --dim 12 --steps 60".split())["mcc"] < 1
     for name in ("firing_densities", "reliability", "feature_cosines"):
         assert imread(tmp_path / f"world/{name}.png").std() > 0.02
+    request.getfixturevalue("unpainted")
     (tmp_path / "files").mkdir()
     np.save(tmp_path / "files/a.npy", torch.randn(200, 12).numpy())
     shards = ("--data", tmp_path / "files")

@@ -288,6 +288,15 @@ def test_standard_and_jump_relu_files(subtracts, tmp_path):
         jump.encode(x, code="mean")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "torch.float32", "float64", None])
+def test_weights_have_the_type_that_the_file_states(dtype, tmp_path):
+    sae = vsc.sae.load(write(tmp_path, architecture="standard", dtype=dtype))
+    expected = getattr(torch, (dtype or "float32").removeprefix("torch."))
+    for name, weight in WEIGHTS.items():
+        assert torch.equal(getattr(sae, name), weight.to(expected))
+    assert sae(torch.ones(2, D)).dtype == expected
+
+
 @pytest.mark.parametrize("rescales", [True, False])
 def test_top_k_files(rescales, tmp_path):
     x = torch.randn(50, D, generator=RANDOM)
@@ -321,6 +330,14 @@ DAMAGED = {
     "size": ({"d_in": "6"}, WEIGHTS, r"d_in and d_sae must be whole numbers above 0, .* got '6', 9 and True"),
     "huge": ({"d_sae": 10**30}, WEIGHTS, r"W_enc must be floating-point numbers of shape \(6, 1000000.*got a tensor"),
     "k": ({"architecture": "topk", "k": 10}, WEIGHTS, "k must lie between 1 and d_sae = 9, got 10"),
+    "k's type": ({"architecture": "topk", "k": "3"}, WEIGHTS, "k must lie between 1 and d_sae = 9, got '3'"),
+    "type": ({"dtype": "int8"}, WEIGHTS, "its dtype is 'int8', and float16, bfloat16, float32, float64 can be read"),
+    "type's type": ({"dtype": [1]}, WEIGHTS, r"its dtype is \[1\], and float16"),
+    "overflow": (
+        {"dtype": "float16"},
+        WEIGHTS | {"b_dec": torch.full((D,), 1e5)},
+        "b_dec has entries that are NaN or infinite in torch.float16",
+    ),
     "missing": (
         {},
         {"W_dec": WEIGHTS["W_dec"]},
@@ -410,6 +427,26 @@ def test_edited_descriptions_of_the_encoder(name, tmp_path):
     with pytest.raises(ValueError, match=rf"the sparse autoencoder in .* was not read: .*{message}") as error:
         vsc.sae.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def edited(folder, **edits):
+    path = folder / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | edits))
+    return folder
+
+
+def test_settings_that_are_not_those_of_the_posterior(tmp_path):
+    vsc.sae.export(built(vsc.SpikeSlabEncoder(D, J, ())), tmp_path)
+    for edits in ({"architecture": "standard"}, {"architecture": "topk", "k": 2}, {"apply_b_dec_to_input": False}):
+        cfg = {"architecture": "vsc_pyro", "apply_b_dec_to_input": True} | edits
+        found = rf"are \('{cfg['architecture']}', {cfg['apply_b_dec_to_input']}\)"
+        with pytest.raises(ValueError, match=rf"{found}, and a SpikeSlabEncoder .* is \('vsc_pyro', True\); restore"):
+            vsc.sae.load(edited(tmp_path, **cfg))
+    single, double = (
+        vsc.sae.load(edited(tmp_path, apply_b_dec_to_input=True, dtype=dtype)) for dtype in ("float32", "float64")
+    )
+    x = data()
+    torch.testing.assert_close(double.inclusion(x), single.inclusion(x).double(), rtol=1e-3, atol=1e-3)
 
 
 EDITED_MODELS = {

@@ -382,10 +382,3 @@ def test_a_compiled_run_of_a_stream_is_captured(monkeypatch):
     assert history.compiled
     for name, value in eager.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_arrays_of_any_strides_and_byte_order():
-    values = np.arange(12, dtype=np.float32).reshape(4, 3)
-    for batch in (values[::-1], values[:, ::-1], values.astype(">f4"), values.astype(">f4")[::-1]):
-        (x,) = StreamBatches(iter([batch]), steps=1, seed=0).epoch(0)
-        assert torch.equal(x, torch.tensor(batch.tolist()))

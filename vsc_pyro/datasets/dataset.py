@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vsc_pyro.datasets.bernoulli import bernoulli
+from vsc_pyro.datasets.numbers import as_numbers
 
 BINARIZATIONS = ("dynamic", "static", None)
 
@@ -152,11 +153,11 @@ def as_dataset(data: Dataset | Tensor | np.ndarray) -> Dataset:
     """Return `data` itself, or a `Dataset` made of an array or tensor of numbers of shape ``(N, ...)``.
 
     Raises:
-        ValueError: no datum, or data not of shape ``(N, ...)``.
+        ValueError: no datum, data not of shape ``(N, ...)``, or no real numbers, such as complex ones.
     """
     if isinstance(data, Dataset):
         return data
-    images = torch.as_tensor(data)
+    images = as_numbers(data)
     return Dataset(images if images.is_floating_point() else images.to(torch.get_default_dtype()))
 
 

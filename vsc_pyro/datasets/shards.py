@@ -15,17 +15,22 @@ from torch.utils.data import Dataset
 
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._files import expanded
+from vsc_pyro.datasets.numbers import as_numbers
 
 _RUN = 64  # successive rows that stay together, so that a disk reads blocks
 _GROUP = 16  # batches whose rows are mixed
 _SUFFIXES = (".npy", ".safetensors")
-_TYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+_WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+_TYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", *_WHOLE)}
 # Names in safetensors: how NumPy maps the numbers, and what they are.
 _SAFE_TYPES = {
     "F16": ("<f2", "float16"),
     "BF16": ("<i2", "bfloat16"),
     "F32": ("<f4", "float32"),
     "F64": ("<f8", "float64"),
+    "BOOL": ("?", "bool"),
+    **{f"I{8 * size}": (f"<i{size}", f"int{8 * size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": (f"<u{size}", f"uint{8 * size}") for size in (1, 2, 4, 8)},
 }
 
 
@@ -102,8 +107,9 @@ class Shards(Dataset):
         for file in np.unique(files):
             own = files == file
             start = self._ends[file] - len(self._files[file])
-            values = torch.as_tensor(self._files[file][rows[own] - start]).view(self._type)
-            values = values.float() if self._type.itemsize < 4 else values
+            values = as_numbers(self._files[file][rows[own] - start])
+            values = values.view(self._type) if self._type == torch.bfloat16 else values
+            values = values if self._type == torch.float64 else values.float()
             batch = values.new_empty(len(rows), self.dim) if batch is None else batch
             batch[torch.as_tensor(own)] = values
         assert batch is not None
@@ -122,14 +128,15 @@ def shards(folder: str | os.PathLike, batch_size: int = 1024, shuffle: bool = Tr
     integers.
 
     Args:
-        folder: holds files of shape ``(n, d)``, n rows each, all of the same d and floating-point type. Files are read
-            in the order of their names. A safetensors file holds one tensor, and needs the package `safetensors`.
+        folder: holds files of shape ``(n, d)``, n rows each, all of the same d and type, floating-point or whole
+            numbers of any byte order. Files are read in the order of their names. A safetensors file holds one tensor,
+            and needs the package `safetensors`.
         batch_size: number of rows in a batch; the last one of a pass may be smaller.
         shuffle: False yields rows in the order of the files.
         seed: seed of the order.
 
     Returns:
-        A `Shards`. float16 and bfloat16 become float32.
+        A `Shards`. Its batches are float64 if the files are, and float32 otherwise.
 
     Raises:
         FileNotFoundError: no such folder, or no such file in it.
@@ -166,15 +173,14 @@ def _opened(path: Path) -> tuple[np.ndarray, torch.dtype]:
         raise ValueError(f"{path} was not read ({error}); write it again") from error
     if values.ndim != 2 or 0 in values.shape or kind not in _TYPES:
         raise ValueError(
-            f"{path} must hold floating-point numbers of shape (n, d), got {kind} of shape {values.shape}; write rows "
-            "of numbers"
+            f"{path} must hold real numbers of shape (n, d), got {kind} of shape {values.shape}; write rows of numbers"
         )
     return values, _TYPES[kind]
 
 
 def _array(path: Path) -> tuple[np.ndarray, str]:
     values = np.lib.format.open_memmap(path, mode="r")
-    return values, str(values.dtype)
+    return values, str(values.dtype.newbyteorder("="))
 
 
 def _safe_tensor(path: Path) -> tuple[np.ndarray, str]:

@@ -83,23 +83,29 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
     if found := [name for name in (CFG, WEIGHTS, POSTERIOR) if (folder / name).exists()]:
         raise FileExistsError(f"{folder} holds {', '.join(found)}; take another directory, or remove them")
     norms, dtype = atoms.norm(dim=1), model.reference.dtype
-    architecture, weights = _folded(encoder, atoms, norms, b_dec)
+    weights = _folded(encoder, atoms, norms, b_dec)
     write_tensors(folder / WEIGHTS, {name: weight.to(dtype) for name, weight in weights.items()})
     write_tensors(folder / POSTERIOR, {**state, "norms": norms.to(dtype)})
-    write_cfg(folder / CFG, _cfg(encoder, own, architecture, dtype, len(b_dec)))
+    write_cfg(folder / CFG, _cfg(encoder, own, dtype, len(b_dec)))
 
 
-def _folded(encoder: Encoder, atoms: Tensor, norms: Tensor, b_dec: Tensor) -> tuple[str, dict[str, Tensor]]:
-    """Return the architecture, and weights in units of the data and of atoms with norm 1."""
+def architecture_of(encoder: Encoder) -> str:
+    """Return the architecture whose codes are the hard codes of the encoder; ``"vsc_pyro"`` if there is none."""
+    thresholds: Tensor | None = getattr(encoder, "jump_thresholds", None)
+    if thresholds is None:
+        return "vsc_pyro"
+    return "jumprelu" if thresholds.any() else "standard"
+
+
+def _folded(encoder: Encoder, atoms: Tensor, norms: Tensor, b_dec: Tensor) -> dict[str, Tensor]:
+    """Return weights in units of the data and of atoms with norm 1."""
     # In float64, because folding the input's mean into a bias would cancel digits.
     value, derivative = _first_order(copy.deepcopy(encoder).cpu().double().eval(), b_dec)
     weights = {"W_enc": derivative * norms, "b_enc": value * norms, "W_dec": normalize(atoms, dim=1), "b_dec": b_dec}
-    thresholds: Tensor | None = getattr(encoder, "jump_thresholds", None)
-    if thresholds is None:
-        return "vsc_pyro", weights
-    if not thresholds.any():
-        return "standard", weights
-    return "jumprelu", {**weights, "threshold": thresholds.cpu().double() * norms}
+    if architecture_of(encoder) == "jumprelu":
+        thresholds = cast("Tensor", encoder.jump_thresholds)
+        weights["threshold"] = thresholds.cpu().double() * norms
+    return weights
 
 
 def _checked_encoder(model: VAE) -> Encoder:
@@ -151,9 +157,9 @@ def _first_order(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return head(x)[0], (head(x + steps) - head(x - steps)) / (2 * step)
 
 
-def _cfg(encoder: Encoder, own: dict[str, Any], architecture: str, dtype: torch.dtype, d_in: int) -> dict[str, Any]:
+def _cfg(encoder: Encoder, own: dict[str, Any], dtype: torch.dtype, d_in: int) -> dict[str, Any]:
     return {
-        "architecture": architecture,
+        "architecture": architecture_of(encoder),
         "d_in": d_in,
         "d_sae": encoder.latent_dim,
         "dtype": str(dtype).removeprefix("torch."),

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from vsc_pyro._files import expanded
 from vsc_pyro.models.encoders.base import Encoder
 from vsc_pyro.sae.autoencoder import ACTIVATIONS, Config, PosteriorAutoencoder, SparseAutoencoder
-from vsc_pyro.sae.export import ENCODERS, FORMAT, MODELS
+from vsc_pyro.sae.export import ENCODERS, FORMAT, MODELS, architecture_of
 from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, read_cfg, read_tensors
 from vsc_pyro.training.checkpoints import load_weights, shortened, shown
 
-_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_TYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 # Settings under which codes are other functions of the data, with their values that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", False, None),
@@ -48,16 +48,16 @@ def load(directory: str | os.PathLike) -> SparseAutoencoder:
     settings = read_cfg(folder / CFG)
     try:
         cfg = _checked_cfg(settings)
-        weights = _checked_weights(cfg, read_tensors(folder / WEIGHTS))
+        weights = _checked_weights(cfg, _checked_type(settings), read_tensors(folder / WEIGHTS))
         own = settings.get("metadata", {}).get("vsc_pyro")
         if own is None:
             return _folded(cfg, settings, weights)
         saved = read_tensors(folder / POSTERIOR)
-        norms = _checked("norms", saved.pop("norms", None), (cfg.d_sae,)).to(weights["W_dec"])
-        encoder, model = _checked_posterior(cfg, own, saved, folder / POSTERIOR)
+        norms = _checked("norms", saved.pop("norms", None), (cfg.d_sae,), weights["W_dec"].dtype)
+        encoder, model = _checked_posterior(cfg, own, saved, folder / POSTERIOR, norms.dtype)
     except ValueError as error:
         raise ValueError(f"the sparse autoencoder in {folder} was not read: {error}") from error
-    return PosteriorAutoencoder(cfg, weights, encoder, norms, model).to(norms)
+    return PosteriorAutoencoder(cfg, weights, encoder, norms, model)
 
 
 def _checked_cfg(settings: dict[str, Any]) -> Config:
@@ -77,19 +77,31 @@ def _checked_cfg(settings: dict[str, Any]) -> Config:
                 f"its {name} is {shown(settings[name])}, which is not read; fold it into the weights with the program "
                 "that wrote it, and save again"
             )
-    d_in, d_sae, k = (settings.get(name, 0) for name in ("d_in", "d_sae", "k"))
+    d_in, d_sae = (settings.get(name, 0) for name in ("d_in", "d_sae"))
     applies = settings.get("apply_b_dec_to_input", True)
-    if not (type(d_in) is type(d_sae) is type(k) is int and d_in > 0 and d_sae > 0 and type(applies) is bool):
+    if not (type(d_in) is type(d_sae) is int and d_in > 0 and d_sae > 0 and type(applies) is bool):
         raise ValueError(
             f"{CFG} is damaged: d_in and d_sae must be whole numbers above 0, and apply_b_dec_to_input true or false, "
             f"got {shown(d_in)}, {shown(d_sae)} and {shown(applies)}"
         )
-    if architecture == "topk" and not 0 < k <= d_sae:
+    k = settings.get("k", 0) if architecture == "topk" else 0
+    if architecture == "topk" and not (type(k) is int and 0 < k <= d_sae):
         raise ValueError(f"{CFG} is damaged: k must lie between 1 and d_sae = {shown(d_sae)}, got {shown(k)}")
     return Config(architecture, d_in, d_sae, applies, k)
 
 
-def _checked_weights(cfg: Config, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _checked_type(settings: dict[str, Any]) -> torch.dtype | None:
+    """Return the type that a file states for its weights, or None."""
+    name = settings.get("dtype")
+    if name is None:
+        return None
+    known = _TYPES | {f"torch.{name}": dtype for name, dtype in _TYPES.items()}
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"its dtype is {shown(name)}, and {', '.join(_TYPES)} can be read; write that of the weights")
+    return known[name]
+
+
+def _checked_weights(cfg: Config, dtype: torch.dtype | None, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     shapes = {
         "W_enc": (cfg.d_in, cfg.d_sae),
         "b_enc": (cfg.d_sae,),
@@ -100,17 +112,18 @@ def _checked_weights(cfg: Config, weights: dict[str, Tensor]) -> dict[str, Tenso
         shapes["threshold"] = (cfg.d_sae,)
     if unknown := weights.keys() - shapes.keys():
         raise ValueError(f"{WEIGHTS} holds {shortened(', '.join(sorted(unknown)))}, which is not read")
-    checked = {name: _checked(name, weights.get(name), shape) for name, shape in shapes.items()}
-    return {name: weight.to(checked["W_dec"].dtype) for name, weight in checked.items()}
+    dtype = dtype or _checked("W_dec", weights.get("W_dec"), shapes["W_dec"]).dtype
+    return {name: _checked(name, weights.get(name), shape, dtype) for name, shape in shapes.items()}
 
 
-def _checked(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """Return the tensor `name` of a file if it has this shape and finite entries."""
-    if tensor is None or tuple(tensor.shape) != shape or tensor.dtype not in _TYPES:
+def _checked(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """Return the tensor `name` of a file in the type `dtype` if it has this shape and finite entries."""
+    if tensor is None or tuple(tensor.shape) != shape or tensor.dtype not in _TYPES.values():
         found = "nothing" if tensor is None else shown(tensor)
         raise ValueError(f"{name} must be floating-point numbers of shape {shortened(str(shape))}, got {found}")
+    tensor = tensor.to(dtype)
     if not tensor.isfinite().all():
-        raise ValueError(f"{name} has entries that are NaN or infinite")
+        raise ValueError(f"{name} has entries that are NaN or infinite in {tensor.dtype}")
     return tensor
 
 
@@ -125,7 +138,9 @@ def _folded(cfg: Config, settings: dict[str, Any], weights: dict[str, Tensor]) -
     return SparseAutoencoder(cfg, weights).eval()
 
 
-def _checked_posterior(cfg: Config, own: Any, saved: dict[str, Tensor], path: Path) -> tuple[Encoder, nn.Module | None]:
+def _checked_posterior(
+    cfg: Config, own: Any, saved: dict[str, Tensor], path: Path, dtype: torch.dtype
+) -> tuple[Encoder, nn.Module | None]:
     """Return the encoder that a file describes, and its model if the file has one.
 
     Sizes are compared with those of the weights before anything is built.
@@ -143,9 +158,16 @@ def _checked_posterior(cfg: Config, own: Any, saved: dict[str, Tensor], path: Pa
         built: Any = known[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take the arguments {shown(arguments)}") from error
-    whole = built if kind == "model" else nn.ModuleDict({"encoder": built})
+    whole = (built if kind == "model" else nn.ModuleDict({"encoder": built})).to(dtype)
     load_weights(whole, {"model": saved}, path)
-    return (built.encoder, built) if kind == "model" else (built, None)
+    encoder = built.encoder if kind == "model" else built
+    stated, expected = (cfg.architecture, cfg.apply_b_dec_to_input), (architecture_of(encoder), True)
+    if stated != expected:
+        raise ValueError(
+            f"architecture and apply_b_dec_to_input are {stated}, and a {type(encoder).__name__} with these weights is "
+            f"{expected}; restore that in {CFG}"
+        )
+    return encoder, built if kind == "model" else None
 
 
 def _fits(cfg: Config, arguments: dict[str, Any], saved: dict[str, Tensor]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.models.data_checks import are_in_support, check_support, must_be_inside
 from vsc_pyro.models.priors import Prior
 
@@ -26,7 +27,7 @@ def data_of(batch: object, remedy: str = "let the DataLoader's dataset or collat
             f"batches must be tensors of shape (B, ...), or tuples or lists whose first entry is one, got {got}; "
             f"{remedy}"
         )
-    return x
+    return as_numbers(x)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.training.batch_checks import data_of, naming_batch
 from vsc_pyro.training.batches import SAMPLE_SIZE, ReadBatches, first_data
 
@@ -149,10 +150,8 @@ def _passes(stream: Any, start: int) -> Iterator[object]:
 def _as_tensor(batch: object) -> object:
     """Return the data of a batch as a tensor without gradient; anything else unchanged, for `data_of` to refuse."""
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-        x = np.asarray(x, x.dtype.newbyteorder("="))
-        # torch takes no views of constant memory, nor any that run backwards.
-        return torch.as_tensor(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
+    if isinstance(x, np.ndarray):
+        return as_numbers(x if x.flags.writeable else x.copy())  # torch takes no views of constant memory
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
     return x
