@@ -17,6 +17,7 @@ from vsc_pyro.distributions import (
     ThresholdedSpikeSlab,
     inclusion_logits,
 )
+from vsc_pyro.distributions.normal_tails import _FAR, excess_moments
 from vsc_pyro.gates import GATES
 from vsc_pyro.objectives import AnalyticELBO, TraceELBO
 
@@ -337,3 +338,12 @@ def test_gates_and_bad_arguments():
         ShiftedNormalTails(torch.zeros(3), 1.0, -1.0)
     with pytest.raises(ValueError, match="within the support"):
         ShiftedNormalTails(torch.zeros(3), 1.0, 1.0).log_prob(torch.full((3,), math.nan))
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_moments_have_their_gradient_where_the_formula_changes(part):
+    def slope(cut):
+        t = torch.tensor(cut, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(excess_moments(t)[part], t)[0].item()
+
+    assert slope(_FAR) == pytest.approx((slope(_FAR - 1e-6) + slope(_FAR + 1e-6)) / 2, rel=1e-6)

@@ -176,14 +176,15 @@ def excess_beyond(cut: Tensor, level: Tensor) -> Tensor:
 
 def excess_moments(cut: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return :math:`r = E\,y` and :math:`v = E\,y^2`."""
-    near, far = cut.clamp(max=_FAR), cut.clamp(min=_FAR)
+    is_near, border = cut < _FAR, torch.full_like(cut, _FAR)
+    # Unlike `clamp`, this passes one gradient at the border.
+    near, far = torch.where(is_near, cut, border), torch.where(is_near, border, cut)
     mean = hazard(near) - near
     # For large t, h - t is a small difference of large numbers, and 1 / (t + 2 / (t + 3 / ...)) is not.
     rest = torch.zeros_like(far)
     for k in range(_DEPTH, 1, -1):
         rest = k / (far + rest)
     far_mean = 1 / (far + rest)
-    is_near = cut < _FAR
     return torch.where(is_near, mean, far_mean), torch.where(is_near, 1 - near * mean, rest * far_mean)
 
 
