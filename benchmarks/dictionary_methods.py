@@ -67,8 +67,10 @@ def _zero_mean(model: Any) -> None:
 # By name: functions of the size; everything that they do not state is a default.
 VARIANTS: dict[str, Callable[[Size], Variant]] = {
     "ours": lambda size: Variant(),
-    "ours, beta 1": lambda size: Variant({"beta": 1.0}),
-    "ours, nested, beta 1": lambda size: Variant({"beta": 1.0}, {"objective": "nested"}),
+    "ours, plain bound": lambda size: Variant(fit={"objective": "exact"}),
+    "ours, plain bound, beta 1.5": lambda size: Variant({"beta": 1.5}, {"objective": "exact"}),
+    "ours, plain bound, beta 1.5, lr 3e-3": lambda size: Variant({"beta": 1.5}, {"objective": "exact", "lr": 3e-3}),
+    "ours, lr 3e-3": lambda size: Variant(fit={"lr": 3e-3}),
     "ours, not refined": lambda size: Variant({"refine_steps": 0}),
     "ours, refined twice": lambda size: Variant({"refine_steps": 2}),
     "ours, one slab": lambda size: Variant({"learn_slab": "global"}),
@@ -87,8 +89,8 @@ def ours(cell: Cell, data: Any) -> dict[str, Any]:
         model_kwargs["beta"] = settings["beta"]
     if "lr" in settings:
         fit_kwargs["lr"] = settings["lr"]
-    if settings.get("nested"):
-        fit_kwargs["objective"] = "nested"
+    if "nested" in settings:
+        fit_kwargs["objective"] = "nested" if settings["nested"] else "exact"
     if data.device != "cpu":
         fit_kwargs["compile"] = True
     torch.manual_seed(cell.seed)

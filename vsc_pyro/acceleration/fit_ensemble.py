@@ -161,6 +161,8 @@ def _check_place(data: Dataset | Tensor | np.ndarray, device: torch.device, comp
 
 def _objective_of_all(models: list[VAE], objective: str | ELBO, data: Dataset) -> ELBO:
     if objective == "auto":
+        objective = or_default(models[0], "objective", None)
+    if objective == "auto":
         objective = exact_if_linear(models[0], data.images[:2].to(models[0].reference))
     draws_at_once = (gate_of(models[0].encoder) or Gate()).draws_at_once
     loss = get_objective(objective, draws_at_once=draws_at_once)

@@ -32,10 +32,10 @@ class SparseDictionary(VAE):
     It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns inclusion and
     slab of every feature, and a `RefinedEncoder`. The noise :math:`\sigma` is learned.
 
-    ``fit`` trains it by ``objective="exact"``, without sampling. A dictionary with fewer atoms than the data have
-    features is misspecified: at a weight `beta` of 1 its atoms also code features that are not theirs. A larger weight
-    prevents that. ``objective="nested"`` with ``beta=1`` is meant for features in a hierarchy that is larger than the
-    dictionary; a dictionary with an atom for every feature is worse off with it.
+    ``fit`` trains it by ``objective="nested"``, without sampling: the mean bound of the first J / 16, the first J / 4
+    and all features. A dictionary with fewer atoms than the data have features is misspecified, and by its plain bound
+    atoms also code features that are not theirs. The nested bound prevents that. If there is an atom for every feature,
+    ``objective="exact"``, the plain bound, finds them better.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =
     `expected_active`, a feature that is on contributes a vector of length about :math:`\sqrt{V / L}`, the norm of the
@@ -60,7 +60,7 @@ class SparseDictionary(VAE):
     Attributes:
         arguments: the arguments of this model, as numbers, strings and tuples, to build another one of the same
             posterior; the gate, which acts in training only, is left out.
-        training_defaults: minibatches, learning rate, warm-up and cooldown that `vsc_pyro.fit` takes.
+        training_defaults: objective, minibatches and warm-up that `vsc_pyro.fit` takes.
 
     Raises:
         ValueError: an argument that one of the parts refuses.
@@ -78,9 +78,7 @@ class SparseDictionary(VAE):
         (torch.Size([5, 32]), torch.Size([32, 16]))
     """
 
-    training_defaults: Mapping[str, Any] = MappingProxyType(
-        {"batch_size": 1024, "lr": 3e-3, "warmup": 0.2, "cooldown": 0.25}
-    )
+    training_defaults: Mapping[str, Any] = MappingProxyType({"objective": "nested", "batch_size": 1024, "warmup": 0.2})
 
     def __init__(
         self,
@@ -94,7 +92,7 @@ class SparseDictionary(VAE):
         refine_steps: int = 1,
         learn_slab: bool | str = "per-latent",
         gate: str | Gate = "concrete",
-        beta: float = 1.5,
+        beta: float = 1.0,
     ) -> None:
         shape, num_features = sizes("input_shape", input_shape), positive_int("num_features", num_features)
         expected_active = positive_float("expected_active", expected_active)

@@ -58,7 +58,7 @@ class VAE(ScalarModule):
 
     Attributes:
         warmup: factor of `beta`, below 1 during a warm-up of `vsc_pyro.fit`; a buffer.
-        training_defaults: defaults of `vsc_pyro.fit` for `lr`, `warmup`, `cooldown` and `batch_size`, by
+        training_defaults: defaults of `vsc_pyro.fit` for `objective`, `lr`, `warmup`, `cooldown` and `batch_size`, by
             name, that a subclass declares, such as ``{"lr": 3e-4}``; none here.
 
     Raises:

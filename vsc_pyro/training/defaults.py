@@ -12,7 +12,13 @@ from vsc_pyro.training.schedules import Schedule, check_warmup
 if TYPE_CHECKING:
     from vsc_pyro.models.vae import VAE
 
-LIBRARY_DEFAULTS: dict[str, Any] = {"lr": 1e-3, "warmup": 0.0, "cooldown": 0.25, "batch_size": 200}
+LIBRARY_DEFAULTS: dict[str, Any] = {
+    "objective": "auto",
+    "lr": 1e-3,
+    "warmup": 0.0,
+    "cooldown": 0.25,
+    "batch_size": 200,
+}
 
 
 def or_default(model: VAE, name: str, value: Any) -> Any:

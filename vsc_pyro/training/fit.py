@@ -91,8 +91,9 @@ def fit(
     Args:
         objective: ``"analytic"`` (KL divergences in closed form), ``"trace"`` (sampled), ``"exact"`` (nothing sampled,
             linear normal decoders only), ``"nested"`` (the mean of that for prefixes of the code),
-            ``"importance-weighted"`` (the bound of several draws), or a `pyro.infer.ELBO`. ``"auto"`` is ``"exact"``
-            for a linear normal decoder, and ``"analytic"`` for all other models and with `gate` or `num_draws`.
+            ``"importance-weighted"`` (the bound of several draws), or a `pyro.infer.ELBO`. ``"auto"`` is the
+            model's default if it has one, else ``"exact"`` for a linear normal decoder, and ``"analytic"`` for all
+            other models and with `gate` or `num_draws`.
         gate: gradient estimator of the spikes, a name or a `vsc_pyro.gates.Gate`. It replaces the gate of the encoder,
             for good. None keeps the encoder's gate.
         num_draws: draws of each code per step, for an objective that is a name. None for the smallest number that the

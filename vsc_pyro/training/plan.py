@@ -126,8 +126,9 @@ class Plan:
         objective = self.objective
         if objective == "auto":
             draws = self.gate is not None or self.num_draws is not None
-            x = self.batches.sample[:2].to(self.model.reference)
-            objective = "analytic" if draws else exact_if_linear(self.model, x)
+            objective = "analytic" if draws else or_default(self.model, "objective", None)
+        if objective == "auto":
+            objective = exact_if_linear(self.model, self.batches.sample[:2].to(self.model.reference))
         gate = self.gate or gate_of(self.model.encoder)
         self.loss = get_objective(objective, self.num_draws, (gate or Gate()).draws_at_once)
         check_objective(self.loss, self.model, gate, self.schedules)
