@@ -80,7 +80,8 @@ def test_a_second_prepare_and_a_loaded_model_stay_unchanged(tmp_path):
 def test_it_finds_the_features_of_data(options, epochs):
     x, atoms, on = sparse_data(6000)
     model = build(**options)
-    vsc.fit(model, x, epochs=epochs, batch_size=200, lr=1e-2, progress=False, device="cpu")
+    settings = {"objective": "exact", "lr": 1e-2, "batch_size": 200}  # an atom for every feature
+    vsc.fit(model, x, epochs=epochs, **settings, progress=False, device="cpu")
     cosines = torch.nn.functional.normalize(model.decoder.dictionary, dim=1) @ atoms.T
     best = cosines.max(0)
     assert best.values.median() > 0.95  # signed: slabs start above 0
@@ -202,9 +203,14 @@ def test_a_run_is_resumed_exactly(tmp_path):
 
 
 def test_defaults_of_training_are_its_own():
-    model, (x, *_) = build(), sparse_data(3000)
-    history = vsc.fit(model, x, epochs=10, progress=False, device="cpu")
-    assert history.warmup_steps == int(0.2 * 10 * 3)  # batches of 1,024
+    (x, *_), settings = sparse_data(3000), {"epochs": 3, "progress": False, "device": "cpu"}
+    models = [build() for _ in range(3)]
+    history, nested, exact = (
+        vsc.fit(model, x, **settings, **objective)
+        for model, objective in zip(models, ({}, {"objective": "nested"}, {"objective": "exact"}), strict=True)
+    )
+    assert history.warmup_steps == int(0.2 * 3 * 3)  # batches of 1,024
+    assert history.elbo == nested.elbo != exact.elbo
 
 
 def test_bad_arguments():
