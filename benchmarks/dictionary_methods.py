@@ -264,6 +264,7 @@ METHODS: dict[str, Method] = {
     "L1": Method(None, _COEFFICIENT, _COEFFICIENT_SWEEP),
     "gated": Method(None, _COEFFICIENT, _COEFFICIENT_SWEEP),
     **{name: Method(ours, budgets="least") for name in VARIANTS if name != "ours"},
+    "ours, plain bound, beta 1.5, lr 3e-3": Method(ours),
     "ours, grid": Method(ours, _OURS_GRID),
     "MiniBatchDictionaryLearning": Method(scikit_learn, _grid(alpha=(0.3, 1.0, 2.0)), budgets="least"),
     "probe": Method(probe, budgets="none"),

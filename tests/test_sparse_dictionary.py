@@ -79,7 +79,7 @@ def test_a_second_prepare_and_a_loaded_model_stay_unchanged(tmp_path):
 @pytest.mark.parametrize(("options", "epochs"), [*zip(VARIANTS[:3], (15, 45, 15), strict=True)])
 def test_it_finds_the_features_of_data(options, epochs):
     x, atoms, on = sparse_data(6000)
-    model = build(**options)
+    model = build(beta=1.5, **options)
     settings = {"objective": "exact", "lr": 1e-2, "batch_size": 200}  # an atom for every feature
     vsc.fit(model, x, epochs=epochs, **settings, progress=False, device="cpu")
     cosines = torch.nn.functional.normalize(model.decoder.dictionary, dim=1) @ atoms.T
