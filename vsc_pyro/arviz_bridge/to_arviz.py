@@ -41,6 +41,7 @@ from vsc_pyro._arguments import natural_int, positive_float, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.versions import from_datasets
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.labels import label_array
 from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, is_proper, slab_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
@@ -94,7 +95,8 @@ def to_arviz(
         data: the data to explain, shape ``(N, ...)``, such as a slice of a test set. A `Dataset` is binarised once, and
             its labels are kept.
         num_samples: draws S of each code, and of the prior.
-        labels: one for each datum, stored as ``constant_data.label``; None for those of the data.
+        labels: numbers or strings, one for each datum, as a list or an array of any kind, stored as
+            ``constant_data.label``; None for those of the data.
         coords: names for the entries of a dimension, such as ``{"datum": [...], "latent": [...]}``; numbers otherwise.
         predictive: draw data: ``posterior_predictive``, and with `prior` also ``prior_predictive``.
         prior: draw from the prior. A flat prior cannot be sampled and is left out, after a warning.
@@ -340,12 +342,7 @@ def _checked_labels(labels: Any, num_data: int) -> _Variables:
         return {}
     from xarray import Variable
 
-    values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if values.shape != (num_data,):
-        raise ValueError(f"labels must have shape ({num_data},), one for each datum, got {values.shape}")
-    if values.dtype == object:
-        raise ValueError(f"labels must be all numbers or all strings, to be kept in a file, got {values.tolist()}")
-    return {("constant_data", "label"): Variable(("datum",), values)}
+    return {("constant_data", "label"): Variable(("datum",), label_array(labels, num_data))}
 
 
 def _pixel_dims(data: Dataset) -> tuple[str, ...]:
