@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -67,6 +68,9 @@ def evaluate(
     of a chunk depends on the type of device and determines which random numbers make up a draw, so results on a CPU and
     on a GPU differ by sampling noise. The caller's random state and the model's mode are restored.
 
+    If figures of some data are not finite (a value of 1e30 overflows in float32), their means are NaN, the latents are
+    not surveyed, and a warning, `no_bound` and `advice` name the first such datum.
+
     If codes explain nothing of data that a linear code would explain, this issues a `vsc_pyro.NothingExplainedWarning`.
 
     Args:
@@ -85,7 +89,7 @@ def evaluate(
 
     Raises:
         ValueError: data that do not fit the model, fewer than one draw, a `reference` that does not exist for the
-            model, an unknown `compile`, or a figure of a datum that is not finite (the message names it).
+            model, an unknown `compile`, or an objective that is finite for no datum (the message names one).
 
     Example:
         >>> import torch, vsc_pyro as vsc
@@ -111,8 +115,10 @@ def evaluate(
         return measure_bounds(x, weigh)._replace(gap=gap.cpu())
 
     figures = figures_of("evaluate", model, data, num_draws, seed, progress, compile, measure)
-    check_finite(figures, missing)
-    result = _with_survey(_summary(figures, num_draws, data.binarize, missing, no_gap), model, data, seed)
+    broken = _partly_broken(figures, missing)
+    result = _summary(figures, num_draws, data.binarize, broken or missing, no_gap)
+    # Information and shares explained mean nothing beside values that overflow.
+    result = dataclasses.replace(result, advice=(broken,)) if broken else _with_survey(result, model, data, seed)
     if reference is None:
         return result
     inclusion = figures.inclusion if has_atom(model, data) else figures.inclusion * math.nan
@@ -122,6 +128,22 @@ def evaluate(
     return dataclasses.replace(
         result, reference=reference, evidence=evidence, gap=evidence - result.elbo, inclusion_error=error
     )
+
+
+def _partly_broken(figures: Figures, missing: str | None) -> str | None:
+    """Return the error of figures that are finite for some data only, after a warning; None if all are.
+
+    Raises:
+        ValueError: the objective of no datum is finite.
+    """
+    try:
+        check_finite(figures, missing)
+    except ValueError as error:
+        if not (figures.reconstruction - figures.trained_kl).isfinite().any():
+            raise
+        warnings.warn(f"means over data are NaN: {error}", stacklevel=3)
+        return str(error)
+    return None
 
 
 def _check_reference(reference: str, model: VAE, data: Dataset) -> None:
@@ -154,12 +176,12 @@ def _summary(
         unknown = (~figures.gap.isfinite()).nonzero()
         gap, no_gap = math.nan, no_gap or [f"that of datum {int(unknown[0])} is not finite"]
     return Evaluation(
-        elbo=float((reconstruction - kl).mean()),
-        objective=float((reconstruction - figures.trained_kl).mean()),
-        reconstruction=float(reconstruction.mean()),
-        kl=float(kl.mean()),
+        elbo=_mean(reconstruction - kl),
+        objective=_mean(reconstruction - figures.trained_kl),
+        reconstruction=_mean(reconstruction),
+        kl=_mean(kl),
         kl_is_exact=bool(figures.kl_is_exact.all()),
-        iwae=float(figures.iwae.mean()),
+        iwae=_mean(figures.iwae),
         relaxation_gap=gap,
         expected_l0=float(inclusion.sum(1).mean()),
         hard_l0=float(on.double().sum(1).mean()),
@@ -174,6 +196,11 @@ def _summary(
         no_bound=missing,
         no_gap=no_gap[0] if math.isnan(gap) else None,
     )
+
+
+def _mean(values: Tensor) -> float:
+    mean = float(values.mean())
+    return mean if math.isfinite(mean) else math.nan
 
 
 def _with_survey(result: Evaluation, model: VAE, data: Dataset, seed: int) -> Evaluation:
