@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ def label_array(labels: Any, num_data: int) -> np.ndarray:
     """Return labels as an array of numbers or strings, shape ``(N,)``.
 
     Args:
-        labels: a list or tuple, a tensor, or anything with ``__array__``, such as a pandas Series or Categorical.
+        labels: a list or another sequence, a tensor, or anything with ``__array__``, such as a pandas Series or
+            Categorical.
         num_data: number of data, N.
 
     Raises:
@@ -27,7 +29,7 @@ def label_array(labels: Any, num_data: int) -> np.ndarray:
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu()
         array = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
-    elif isinstance(labels, (list, tuple)):
+    elif isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)):
         array = np.empty(len(labels), dtype=object)
         array[:] = [_number(label) for label in labels]
     else:

@@ -26,7 +26,6 @@ import functools
 import math
 import warnings
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from vsc_pyro.evaluation.bounds import (
     figures_of_batch,
     missing_bound,
 )
-from vsc_pyro.evaluation.codes import has_atom
+from vsc_pyro.evaluation.codes import Encodable, has_atom
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.importance import Weighing
 from vsc_pyro.evaluation.relaxation import relaxation_gap
@@ -49,11 +48,12 @@ from vsc_pyro.evaluation.survey import survey
 from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior, linear_gaussian
 from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded
 
 
 def evaluate(
     model: VAE,
-    data: Dataset | Tensor | np.ndarray,
+    data: Encodable,
     *,
     num_draws: int = 100,
     seed: int = 0,
@@ -75,7 +75,9 @@ def evaluate(
 
     Args:
         model: a `VAE`.
-        data: a `Dataset`, or an array or tensor of shape ``(N, ...)``; `seed` draws dynamic binarisation.
+        data: a `Dataset`, or an array or tensor of shape ``(N, ...)``; `seed` draws dynamic binarisation. Or a
+            `DataLoader`, for data larger than memory, with the results of its data in memory. It is read several
+            times, in its order (``shuffle=False``); its batches are tensors, or tuples that begin with one.
         num_draws: draws K of each code.
         seed: of binarisation and draws.
         reference: compare with the true posterior: ``"exact"`` for `vsc_pyro.exact_posterior`, or ``"gibbs"`` for
@@ -101,10 +103,10 @@ def evaluate(
         >>> result.elbo < result.evidence, result.usage.shape
         (True, torch.Size([2]))
     """
-    num_draws, seed, data = checked_arguments(model, data, num_draws, seed, compile)
+    num_draws, seed, seen = checked_arguments(model, data, num_draws, seed, compile)
     if reference is not None:
-        _check_reference(reference, model, data)
-    missing, batches, no_gap = missing_bound(model, data), [], []
+        _check_reference(reference, model, seen)
+    missing, batches, no_gap = missing_bound(model, seen), [], []
     measure_bounds = functools.partial(figures_of_batch, model, model.is_bound, missing)
 
     def measure(x: Tensor, weigh: Weighing) -> Figures:
@@ -114,14 +116,14 @@ def evaluate(
         no_gap.extend([reason] if reason else [])
         return measure_bounds(x, weigh)._replace(gap=gap.cpu())
 
-    figures = figures_of("evaluate", model, data, num_draws, seed, progress, compile, measure)
+    figures = figures_of("evaluate", model, seen, num_draws, seed, progress, compile, measure)
     broken = _partly_broken(figures, missing)
-    result = _summary(figures, num_draws, data.binarize, broken or missing, no_gap)
+    result = _summary(figures, num_draws, seen.binarize, broken or missing, no_gap)
     # Information and shares explained mean nothing beside values that overflow.
-    result = dataclasses.replace(result, advice=(broken,)) if broken else _with_survey(result, model, data, seed)
+    result = dataclasses.replace(result, advice=(broken,)) if broken else _with_survey(result, model, seen, seed)
     if reference is None:
         return result
-    inclusion = figures.inclusion if has_atom(model, data) else figures.inclusion * math.nan
+    inclusion = figures.inclusion if has_atom(model, seen) else figures.inclusion * math.nan
     truth = _true_posterior(reference, model, torch.cat(batches), seed, progress)
     evidence = float(truth.log_evidence.mean()) if isinstance(truth, ExactPosterior) else math.nan
     error = float((inclusion - truth.inclusion.cpu()).abs().mean())
@@ -146,7 +148,7 @@ def _partly_broken(figures: Figures, missing: str | None) -> str | None:
     return None
 
 
-def _check_reference(reference: str, model: VAE, data: Dataset) -> None:
+def _check_reference(reference: str, model: VAE, data: Dataset | Loaded) -> None:
     """Raise `ValueError` if the reference does not exist for this model."""
     infer = choice("reference", reference, {"exact": exact_posterior, "gibbs": linear_gaussian})
     infer(model, data.images[:1])
@@ -203,7 +205,7 @@ def _mean(values: Tensor) -> float:
     return mean if math.isfinite(mean) else math.nan
 
 
-def _with_survey(result: Evaluation, model: VAE, data: Dataset, seed: int) -> Evaluation:
+def _with_survey(result: Evaluation, model: VAE, data: Dataset | Loaded, seed: int) -> Evaluation:
     seen = survey(model, data, seed=seed)
     warn_of_nothing(model, data, seen, seed=seed, stacklevel=4)
     return dataclasses.replace(

@@ -32,6 +32,7 @@ from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.evaluation.information import Information, is_informative
 from vsc_pyro.models.data_checks import as_events
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded
 
 _ELEMENTS_AT_ONCE = 2_000_000
 _ROWS_AT_ONCE = 1000
@@ -118,14 +119,14 @@ def as_share(value: float) -> str:
     return "0.00" if text == "-0.00" else text
 
 
-def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
+def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
     """Survey `model` in evaluation mode, on its device; see the module's docstring for the measures.
 
     The caller's random state and the model's mode are restored.
 
     Args:
         model: a `VAE`.
-        data: data in memory that fit the model.
+        data: data that fit the model.
         seed: of dynamic binarisation.
 
     Raises:
@@ -174,7 +175,7 @@ def _rows_at_once(x: Tensor, posterior: Distribution) -> int:
     return min(max(1, _ELEMENTS_AT_ONCE // numbers), _ROWS_AT_ONCE)
 
 
-def _batches(data: Dataset, rows: int, seed: int, like: Tensor) -> Iterator[Tensor]:
+def _batches(data: Dataset | Loaded, rows: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     """Yield the same batches in every call, binarised by `seed`, on the device of `like`."""
     generator = torch.Generator(data.images.device).manual_seed(seed)
     return (x.to(like) for x in drawn_batches(data, rows, generator))

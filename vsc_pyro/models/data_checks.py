@@ -32,8 +32,8 @@ def in_memory(data: Dataset | Tensor | np.ndarray) -> Dataset:
     """
     if isinstance(data, DataLoader):
         raise ValueError(
-            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only fit, codes "
-            "and encode accept; pass torch.cat of its batches"
+            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only fit, "
+            "evaluate, bounds, codes, encode, refine and to_arviz accept; pass torch.cat of its batches"
         )
     return as_dataset(data)
 
