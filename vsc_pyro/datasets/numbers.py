@@ -58,7 +58,7 @@ def as_array(data: Any, name: str) -> np.ndarray:
     if np.ma.is_masked(data):
         raise ValueError(
             f"{name} holds {np.ma.count_masked(data)} values under a mask, which are missing; remove these rows, or "
-            "fill the values by .filled(...)"
+            "fill the values by .filled(...), by .filled(nan) for a model built with VAE(..., missing=True)"
         )
     try:
         return np.asarray(data)
