@@ -245,6 +245,26 @@ def test_missing_values_are_imputed():
     assert found.samples.isfinite().all()
 
 
+def test_a_prior_that_looks_at_data_sees_the_mean():
+    x, observed = punched(torch.rand(60, D))
+    encoder = vsc.SpikeSlabEncoder(D, J, hidden=(8,))
+    model = vsc.VAE(encoder, vsc.NormalDecoder(J, D, hidden=(8,)), vsc.PseudoInputPrior(encoder, 4), missing=True)
+    assert np.isfinite(vsc.fit(model, x, epochs=2, progress=False).elbo).all()
+    filled = torch.where(observed, x, model.missing.mean)
+    with model.evaluating():
+        torch.testing.assert_close(model.prior(x).log_assignment, model.prior(filled).log_assignment)
+
+
+def test_linear_models_have_no_exact_posterior():
+    model = vsc.VAE(vsc.SpikeSlabEncoder(D, J), vsc.NormalDecoder(J, D, hidden=()), vsc.SpikeSlabPrior(J), missing=True)
+    with pytest.raises(ValueError, match="got a model with missing=True; build it without"):
+        vsc.exact_posterior(model, torch.zeros(1, D))
+    with pytest.raises(ValueError, match="got a model with missing=True; build it without"):
+        vsc.gibbs_posterior(model, torch.zeros(1, D))
+    x, _ = punched(torch.rand(9, D))
+    assert np.isfinite(vsc.fit(model, x, epochs=1, progress=False).elbo).all()  # "auto" takes no exact objective
+
+
 def test_refined_and_stored_posteriors():
     x, _ = punched(torch.rand(6, D))
     model, _ = trained_on(x)

@@ -1,4 +1,4 @@
-"""Missing values, NaN in the data: encoders see the mean, and likelihoods leave them out."""
+"""Missing values, NaN in the data: encoders and priors see the mean, and likelihoods leave them out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vsc_pyro.distributions.observed import observed_only
 
 
 class Missing(nn.Module):
-    """Replaces missing values by the training data's mean before an encoder, and leaves them out of a likelihood.
+    """Replaces missing values by the training data's mean for encoder and prior, and leaves them out of likelihoods.
 
     Args:
         shape: shape of a datum, ``()`` if unknown; missing values are then 0.
@@ -30,12 +30,13 @@ class Missing(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("prepared", torch.tensor(False))
 
-    def attach(self, encoder: nn.Module, decoder: nn.Module) -> None:
-        """Work on all that enters `encoder` and leaves `decoder`."""
-        encoder.register_forward_pre_hook(self._before_encoder)
+    def attach(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module) -> None:
+        """Work on all that enters `encoder` and `prior`, and on all that leaves `decoder`."""
+        for part in (encoder, prior):
+            part.register_forward_pre_hook(self._before_part)
         decoder.register_forward_hook(self._after_decoder)
 
-    def _before_encoder(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _before_part(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = inputs
         return (self.filled(x), *others)
 

@@ -55,7 +55,7 @@ class VAE(ScalarModule):
         beta: weight of the KL divergence of codes (Higgins et al., 2017); 1 for the evidence lower bound. A buffer:
             ``vae.beta = 4.0`` changes it, and a schedule may start it at 0.
         missing: True takes NaN in data as missing values. The likelihood leaves them out, so that bounds are those of
-            the observed values, and the encoder sees the mean of the training data in their place. Values must be
+            the observed values; encoder and prior see the mean of the training data in their place. Values must be
             independent given a code. `impute` draws missing values.
         num_data: number N of training data. Latent variables common to all data are scaled by B / N in a batch of B
             data; None for N = B. `vsc_pyro.fit` sets it.
@@ -123,7 +123,7 @@ class VAE(ScalarModule):
         self._datum_shape: torch.Size | None = None
         self.missing = Missing(getattr(encoder, "input_shape", ())) if missing else None
         if self.missing is not None:
-            self.missing.attach(encoder, decoder)
+            self.missing.attach(encoder, decoder, prior)
         self._attach()
         if hasattr(encoder, "input_shape"):
             x = self.reference.new_zeros(1, *cast("tuple[int, ...]", encoder.input_shape))
