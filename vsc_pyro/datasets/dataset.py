@@ -191,7 +191,7 @@ def as_dataset(data: Any) -> Dataset:
     Example:
         >>> import pandas as pd
         >>> from vsc_pyro.datasets import as_dataset
-        >>> as_dataset(pd.DataFrame({"age": [31, 54], "smokes": [True, False], "dose": [0.5, 2.0]})).images
+        >>> as_dataset(pd.DataFrame({"age": [31, 54], "smokes": [True, False], "dose": [0.5, 2.0]})).images.float()
         tensor([[31.0000,  1.0000,  0.5000],
                 [54.0000,  0.0000,  2.0000]])
     """
