@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 
 import pyro.distributions as dist
 import pytest
@@ -284,21 +285,34 @@ def test_a_point_has_no_bound_and_its_zeros_are_counted(digits):
     assert result.as_dict()["elbo"] is None
 
 
-@pytest.mark.parametrize("measure", [vsc.evaluate, vsc.bounds])
-def test_a_figure_that_is_not_finite_is_of_a_datum_that_is_named(measure):
+@pytest.mark.parametrize("value", [1e30, -1e38])
+@pytest.mark.parametrize("datum", [0, 31, 49])
+def test_a_figure_that_is_not_finite_is_of_a_datum_that_is_named(datum, value):
     model = vsc.VAE(
         vsc.SpikeSlabEncoder(D, 3, hidden=(8,)), vsc.NormalDecoder(3, D, hidden=(8,)), vsc.SpikeSlabPrior(3)
     )
     x = torch.rand(50, D)
-    x[31, 2] = 1e30
-    with pytest.raises(ValueError, match=r"reconstruction of datum 31 is (nan|-inf) \(1 of 50 data are not finite"):
-        measure(model, x, num_draws=2)
+    x[datum, 2] = value
+    message = rf"reconstruction of datum {datum} is (nan|-inf) \(1 of 50 data are not finite"
+    with pytest.raises(ValueError, match=message):
+        vsc.bounds(model, x, num_draws=2)
+    with pytest.warns(UserWarning, match=f"means over data are NaN: the {message}"):
+        result = vsc.evaluate(model, x, num_draws=2)
+    assert all(math.isnan(figure) for figure in (result.elbo, result.iwae, result.objective, result.r2))
+    assert re.search(f"none: the {message}", str(result))
+    assert not re.search("point|NOT a bound|0 of 3", str(result))
+    assert math.isnan(result.used_per_datum)
+    assert len(result.advice) == 1
+    assert re.search(message, result.advice[0])
+    json.dumps(result.as_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match=r"reconstruction of datum 0 is (nan|-inf) \(50 of 50 data are not finite"):
+        vsc.evaluate(model, x[datum].expand(50, D), num_draws=2)
 
 
 def test_a_loader_is_refused_where_data_must_be_in_memory(small_vae, digits):
     model, loader = small_vae(), torch.utils.data.DataLoader(digits.test.images, batch_size=10)
-    for measure in (vsc.evaluate, vsc.bounds, vsc.refine, vsc.to_arviz, vsc.exact_posterior):
-        with pytest.raises(ValueError, match=r"data must be in memory, .*, got a DataLoader, which only fit, codes"):
+    for measure in (vsc.exact_posterior, vsc.gibbs_posterior):
+        with pytest.raises(ValueError, match=r"data must be in memory, .*, got a DataLoader, which only fit, evaluate"):
             measure(model, loader)
     with pytest.raises(ValueError, match="got a DataLoader"):
         model.impute(loader, torch.ones(1, dtype=torch.bool))

@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import assert_mean_equals
@@ -100,6 +101,19 @@ def test_arviz_draws_the_check(trained, digits):
     check = vsc.predictive_check(vsc.to_arviz(trained, digits.test[:20], 60))
     figure = matplotlib_figure(plot_statistics(check))
     assert {axes.get_title().removesuffix(" (mean)") for axes in figure.axes} >= {"ink", "pixels_on", "strokes"}
+
+
+@pytest.mark.parametrize("group", ["posterior", "prior"])
+@pytest.mark.parametrize("data", ["tensor", "data frame"])
+def test_predictive_check_of_a_table(linear, group, data):
+    x = torch.randn(6, 9)
+    inference = vsc.to_arviz(linear, pd.DataFrame(x.numpy()) if data == "data frame" else x, 5)
+    check = vsc.predictive_check(inference, group=group)
+    drawn = values(inference, f"{group}_predictive", "x")
+    for name, statistic in {"mean": x.mean(1), "smallest": x.amin(1), "largest": x.amax(1)}.items():
+        torch.testing.assert_close(values(check, "observed_data", name), statistic.double())
+    torch.testing.assert_close(values(check, "observed_data", "standard deviation"), x.std(1, correction=0).double())
+    torch.testing.assert_close(values(check, "posterior_predictive", "largest"), drawn.amax(-1).double())
 
 
 def test_predictive_check_refuses(trained, digits):

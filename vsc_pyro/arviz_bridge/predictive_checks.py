@@ -127,6 +127,13 @@ def active_latents(model: VAE) -> Callable[[np.ndarray], np.ndarray]:
 
 
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"ink": ink, "pixels_on": pixels_on, "strokes": strokes}
+# Of data other than images.
+VECTOR_STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda x: x.reshape(len(x), -1).mean(1),
+    "standard deviation": lambda x: x.reshape(len(x), -1).std(1),
+    "smallest": lambda x: x.reshape(len(x), -1).min(1),
+    "largest": lambda x: x.reshape(len(x), -1).max(1),
+}
 
 
 def predictive_check(
@@ -148,7 +155,8 @@ def predictive_check(
     Args:
         inference: result of `vsc_pyro.to_arviz` with ``predictive=True``.
         statistics: functions, by name, from an array of data, shape ``(N, ...)``, to one number each, shape ``(N,)``;
-            None for `STATISTICS`. See `active_latents` for a statistic of a model.
+            None for `STATISTICS` of images ``(N, ..., H, W)``, and for `VECTOR_STATISTICS` of other data. See
+            `active_latents` for a statistic of a model.
         group: ``"posterior"``, predictions given the code of each datum; or ``"prior"``.
 
     Raises:
@@ -165,10 +173,11 @@ def predictive_check(
     import xarray
 
     predictions = choice("group", group, _PREDICTIONS)
-    statistics = STATISTICS if statistics is None else statistics
     drawn = _group(inference, predictions, "predictive=True, prior=True")["x"]
     observed = _group(inference, "observed_data", "predictive=True, prior=True")["x"]
     pixels = observed.dims[1:]
+    if statistics is None:
+        statistics = STATISTICS if len(pixels) > 1 else VECTOR_STATISTICS
     found: dict[str, dict[str, xarray.DataArray]] = {"posterior_predictive": {}, "observed_data": {}}
     for name, statistic in statistics.items():
         for place, x in (("posterior_predictive", drawn), ("observed_data", observed)):

@@ -35,15 +35,17 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import natural_int, positive_float, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.versions import from_datasets
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.labels import label_array
 from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, is_proper, slab_of
-from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded, as_readable
 
 if TYPE_CHECKING:
     import arviz
@@ -58,7 +60,7 @@ _Named = tuple[str, str, tuple[str, ...], Tensor]  # group, name, dims without t
 
 def to_arviz(
     model: VAE | Sequence[VAE],
-    data: Dataset | Tensor | np.ndarray,
+    data: Dataset | Tensor | np.ndarray | DataLoader,
     num_samples: int = 500,
     *,
     labels: Sequence[Any] | np.ndarray | Tensor | None = None,
@@ -92,9 +94,10 @@ def to_arviz(
         model: a trained `VAE`, or several models of the same data, which become the chains of one object. Latents of
             different models do not correspond, so average only quantities that do not depend on their order.
         data: the data to explain, shape ``(N, ...)``, such as a slice of a test set. A `Dataset` is binarised once, and
-            its labels are kept.
+            its labels are kept. The data of a `DataLoader` become part of the result, which `max_gigabytes` limits.
         num_samples: draws S of each code, and of the prior.
-        labels: one for each datum, stored as ``constant_data.label``; None for those of the data.
+        labels: numbers or strings, one for each datum, as a list or an array of any kind, stored as
+            ``constant_data.label``; None for those of the data.
         coords: names for the entries of a dimension, such as ``{"datum": [...], "latent": [...]}``; numbers otherwise.
         predictive: draw data: ``posterior_predictive``, and with `prior` also ``prior_predictive``.
         prior: draw from the prior. A flat prior cannot be sampled and is left out, after a warning.
@@ -117,26 +120,24 @@ def to_arviz(
     models = _models(model)
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     max_gigabytes = positive_float("max_gigabytes", max_gigabytes)
-    data = in_memory(data)
-    for one in models:
-        one.check_data(data.images)
-    prior = prior and all(_has_prior(one, data) for one in models)
-    draws = _Draws(_pixel_dims(data), predictive, prior, log_likelihood, several=not isinstance(model, VAE))
-    examples, numbers = zip(*(draws.example(one, data.images[:1], seed) for one in models), strict=True)
-    sizes = _sizes(examples, {"chain": len(models), "draw": num_samples, "datum": len(data)})
+    read = as_readable(data, seed, *models)
+    prior = prior and all(_has_prior(one, read) for one in models)
+    draws = _Draws(_pixel_dims(read), predictive, prior, log_likelihood, several=not isinstance(model, VAE))
+    examples, numbers = zip(*(draws.example(one, read.images[:1], seed) for one in models), strict=True)
+    sizes = _sizes(examples, {"chain": len(models), "draw": num_samples, "datum": len(read)})
     names = {dim: np.arange(size) for dim, size in sizes.items()} | _checked_coords(coords or {}, sizes)
     _check_size(examples[0], sizes, max_gigabytes)
-    label = _checked_labels(data.labels if labels is None else labels, len(data))
-    with seeded(seed, data.images.device):
-        x = data.draw(slice(None))
+    label = _checked_labels(read.labels if labels is None else labels, len(read))
+    with seeded(seed, read.images.device):
+        x = read.draw(slice(None))
     chains = []
-    with tqdm(total=len(models) * len(data), desc="to_arviz", unit="datum", disable=not progress) as bar:
+    with tqdm(total=len(models) * len(read), desc="to_arviz", unit="datum", disable=not progress) as bar:
         for chain, one in enumerate(models):
             # Data are checked once. Pyro would check every draw, and wait for the device each time.
             with one.evaluating(), seeded(seed + 1 + chain, one.reference.device), pyro.validation_enabled(False):
                 chains.append(_chain(one, draws, x, num_samples, _NUMBERS_AT_ONCE // max(numbers), bar))
     variables = _concatenated(chains, "chain") | label
-    return _as_arviz(variables, names, {"data": data.name, "binarize": str(data.binarize), "seed": seed})
+    return _as_arviz(variables, names, {"data": read.name, "binarize": str(read.binarize), "seed": seed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,15 +341,10 @@ def _checked_labels(labels: Any, num_data: int) -> _Variables:
         return {}
     from xarray import Variable
 
-    values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if values.shape != (num_data,):
-        raise ValueError(f"labels must have shape ({num_data},), one for each datum, got {values.shape}")
-    if values.dtype == object:
-        raise ValueError(f"labels must be all numbers or all strings, to be kept in a file, got {values.tolist()}")
-    return {("constant_data", "label"): Variable(("datum",), values)}
+    return {("constant_data", "label"): Variable(("datum",), label_array(labels, num_data))}
 
 
-def _pixel_dims(data: Dataset) -> tuple[str, ...]:
+def _pixel_dims(data: Dataset | Loaded) -> tuple[str, ...]:
     num = data.images.ndim - 1
     return _PIXEL_DIMS.get(num, tuple(f"pixel_dim_{i}" for i in range(num)))
 
@@ -362,7 +358,7 @@ def _models(model: VAE | Sequence[VAE]) -> list[VAE]:
     return models
 
 
-def has_proper_prior(model: VAE, data: Dataset) -> bool:
+def has_proper_prior(model: VAE, data: Dataset | Loaded) -> bool:
     """Return True if the marginal prior, before any datum is seen, can be sampled.
 
     Raises:
@@ -372,7 +368,7 @@ def has_proper_prior(model: VAE, data: Dataset) -> bool:
         return is_proper(model.marginal_prior(data.images[:1].to(model.reference)))
 
 
-def _has_prior(model: VAE, data: Dataset) -> bool:
+def _has_prior(model: VAE, data: Dataset | Loaded) -> bool:
     """Return `has_proper_prior`, and warn if it is False."""
     proper = has_proper_prior(model, data)
     if not proper:

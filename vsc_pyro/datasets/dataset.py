@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, cast
+import numbers
+from types import EllipsisType
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vsc_pyro.datasets.bernoulli import bernoulli
+from vsc_pyro.datasets.labels import as_labels
 from vsc_pyro.datasets.numbers import as_numbers
 
 BINARIZATIONS = ("dynamic", "static", None)
@@ -33,16 +36,22 @@ class Factors(NamedTuple):
 class Dataset:
     """Data in memory.
 
+    ``data[i]`` is one datum as a model sees it, with its label if there are labels, so that a `DataLoader`,
+    `torch.utils.data.random_split` and scikit-learn's `train_test_split` take a `Dataset`. ``data[rows]`` is a
+    `Dataset` of a slice, a list, or an array or tensor of indices or bools.
+
     Attributes:
-        images: float tensor of shape ``(N, ...)``; for images ``(N, channels, height, width)``.
-        labels: integer tensor of shape ``(N,)``, or an array, which is converted; or None.
+        images: float tensor of shape ``(N, ...)``; for images ``(N, channels, height, width)``. Other numbers, such as
+            those of an array or data frame, are converted, see `as_dataset`.
+        labels: integer tensor of shape ``(N,)``, or None. Whole numbers of any list, array, pandas Series or
+            Categorical are converted.
         binarize: what a model sees of the images: ``"dynamic"`` (fresh draws), ``"static"`` (already drawn) or None.
         name: name in tables.
         factors: ground truth of synthetic data, or None.
 
     Raises:
-        ValueError: no datum, images that are not a floating-point tensor, labels that are not integers or of another
-            length, values outside [0, 1] under dynamic binarisation, or factors that do not fit the data or contradict
+        ValueError: no datum, images that are not real numbers, labels that are not whole numbers or of another length,
+            values outside [0, 1] under dynamic binarisation, or factors that do not fit the data or contradict
             themselves.
 
     >>> import vsc_pyro as vsc
@@ -59,26 +68,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_binarize(self.binarize, BINARIZATIONS)
-        if not isinstance(self.images, Tensor) or not self.images.is_floating_point():
-            kind = self.images.dtype if isinstance(self.images, Tensor) else type(self.images).__name__
-            raise ValueError(
-                f"images must be a floating-point tensor, got {kind}; convert with torch.as_tensor(x).float()"
-            )
+        object.__setattr__(self, "images", _as_floats(self.images, "images"))
         if self.images.ndim < 2 or self.images.numel() == 0:
             raise ValueError(
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
-        labels = cast(object, self.labels)  # annotated as a tensor, but arrays are accepted
-        if isinstance(labels, np.ndarray) and labels.dtype.kind in "biu":
-            object.__setattr__(self, "labels", torch.as_tensor(labels))
-        if self.labels is not None and not isinstance(self.labels, Tensor):
-            kind = type(self.labels).__name__
-            raise ValueError(f"labels must be an integer tensor, got {kind}; pass torch.as_tensor(labels)")
-        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must have shape ({len(self.images)},), one for each datum, got {tuple(self.labels.shape)}"
-            )
+        if self.labels is not None:
+            object.__setattr__(self, "labels", as_labels(self.labels, len(self.images)))
         if self.binarize == "dynamic":
             self._check_grey_levels("dynamic")
         if self.factors is not None:
@@ -87,12 +84,29 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, rows: slice | Tensor) -> Dataset:
-        """Return the data of a slice, ``test[:16]``, or of a tensor of indices or bools, with labels and factors."""
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the images, ``(N, ...)``."""
+        return self.images.shape
+
+    @overload
+    def __getitem__(self, rows: int) -> Tensor | tuple[Tensor, Tensor]: ...
+    @overload
+    def __getitem__(self, rows: slice | list | Tensor | np.ndarray | tuple[Any, EllipsisType]) -> Dataset: ...
+    def __getitem__(self, rows: Any) -> Any:
+        """Return one datum for a number, ``test[3]``; else the data of some rows, with labels and factors."""
+        if isinstance(rows, tuple) and len(rows) == 2 and rows[1] is ...:
+            rows = rows[0]  # scikit-learn asks for data[rows, ...]
+        if isinstance(rows, numbers.Integral) and not isinstance(rows, bool):
+            return self._datum(int(rows))
+        if isinstance(rows, (list, np.ndarray)):
+            rows = as_numbers(rows, "rows")
         if not isinstance(rows, (slice, Tensor)):
-            raise TypeError(f"index data by a slice or a tensor of indices, got {rows!r}; one datum is data[i : i + 1]")
-        if isinstance(rows, Tensor) and rows.ndim != 1:
-            raise ValueError(f"a tensor of indices must have one dimension, got shape {tuple(rows.shape)}")
+            raise TypeError(
+                f"index data by a number, a slice, or a list, array or tensor of indices or bools, got {rows!r}"
+            )
+        if isinstance(rows, Tensor):
+            rows = self._checked(rows)
         if not len(self.images[rows]):
             raise ValueError(f"{rows!r} selects none of the {len(self)} data")
         parts: dict[str, Any] = {"images": self.images[rows]}
@@ -102,6 +116,20 @@ class Dataset:
             presence, values, names = self.factors
             parts["factors"] = Factors(presence[rows], values[rows], names)
         return dataclasses.replace(self, **parts)
+
+    def _datum(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no datum {index} of {len(self)}")
+        index %= len(self)
+        x = self.draw(slice(index, index + 1))[0]
+        return x if self.labels is None else (x, self.labels[index])
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        if rows.ndim != 1:
+            raise ValueError(f"a tensor of indices must have one dimension, got shape {tuple(rows.shape)}")
+        if rows.is_floating_point() and len(rows):
+            raise TypeError(f"index data by whole numbers or bools, got {rows.dtype}")
+        return rows if rows.dtype == torch.bool else rows.long()  # torch takes uint8 for bools
 
     def to(self, like: Tensor) -> Dataset:
         """Return the data on the device of the tensor `like`, images and factor values in its floating-point type."""
@@ -149,16 +177,30 @@ class Split(NamedTuple):
         return Split(*(part.binarized(binarize, generator) for part in self))
 
 
-def as_dataset(data: Dataset | Tensor | np.ndarray) -> Dataset:
-    """Return `data` itself, or a `Dataset` made of an array or tensor of numbers of shape ``(N, ...)``.
+def as_dataset(data: Any) -> Dataset:
+    """Return `data` itself, or a `Dataset` made of numbers of shape ``(N, ...)``.
+
+    Args:
+        data: a `Dataset`; an array (of any byte order, strides and type of real numbers), tensor, data frame or
+            anything else with ``__array__``, such as those of pandas, xarray or h5py; or a list of rows.
 
     Raises:
-        ValueError: no datum, data not of shape ``(N, ...)``, or no real numbers, such as complex ones.
+        ValueError: no datum, data not of shape ``(N, ...)``, or anything else: sparse, masked or complex arrays,
+            strings, dates, dicts, tuples, generators.
+
+    Example:
+        >>> import pandas as pd
+        >>> from vsc_pyro.datasets import as_dataset
+        >>> as_dataset(pd.DataFrame({"age": [31, 54], "smokes": [True, False], "dose": [0.5, 2.0]})).images.float()
+        tensor([[31.0000,  1.0000,  0.5000],
+                [54.0000,  0.0000,  2.0000]])
     """
-    if isinstance(data, Dataset):
-        return data
-    images = as_numbers(data)
-    return Dataset(images if images.is_floating_point() else images.to(torch.get_default_dtype()))
+    return data if isinstance(data, Dataset) else Dataset(_as_floats(data, "data"))
+
+
+def _as_floats(data: Any, name: str) -> Tensor:
+    images = as_numbers(data, name)
+    return images if images.is_floating_point() else images.to(torch.get_default_dtype())
 
 
 def check_binarize(binarize: str | None, known: tuple[str | None, ...]) -> None:

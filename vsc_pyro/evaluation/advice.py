@@ -26,6 +26,7 @@ from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.survey import Survey, as_share
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded
 
 NOTHING = 0.05  # a code with a smaller R2 explains nothing
 _STRUCTURE = 0.1  # excess of the share that principal components explain over that of shuffled data
@@ -43,7 +44,7 @@ class NothingExplainedWarning(UserWarning):
     """A model decodes data no better than their mean does, although a linear code would."""
 
 
-def advise(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> tuple[str, ...]:
+def advise(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0) -> tuple[str, ...]:
     """Return the problems of a model with remedies, a line each, the most serious first.
 
     The caller's random state and the model's mode are restored.
@@ -75,13 +76,13 @@ def advise(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> tuple[s
     return tuple(line for line in lines if line)
 
 
-def warn_of_nothing(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0, stacklevel: int = 3) -> None:
+def warn_of_nothing(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0, stacklevel: int = 3) -> None:
     """Warn by a `NothingExplainedWarning` if `nothing_explained` returns a line."""
     if line := nothing_explained(model, data, seen, seed=seed):
         warnings.warn(line, NothingExplainedWarning, stacklevel=stacklevel)
 
 
-def nothing_explained(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0) -> str | None:
+def nothing_explained(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0) -> str | None:
     """Return a line with the likely cause if the code explains nothing of data that have structure; else None."""
     if math.isnan(seen.r2) or seen.r2 >= NOTHING:
         return None
@@ -97,7 +98,7 @@ def nothing_explained(model: VAE, data: Dataset, seen: Survey, *, seed: int = 0)
     )
 
 
-def principal_components(model: VAE, data: Dataset, num: int, seed: int) -> tuple[float, float]:
+def principal_components(model: VAE, data: Dataset | Loaded, num: int, seed: int) -> tuple[float, float]:
     """Return the share of squared deviation that `num` principal components explain, and its limit under no structure.
 
     The limit is three standard deviations above the mean share of several shuffled copies of the data. In a shuffled
@@ -107,7 +108,7 @@ def principal_components(model: VAE, data: Dataset, num: int, seed: int) -> tupl
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
     with torch.no_grad(), seeded(seed, like.device):
         x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like).flatten(1)
-        x = x - x.mean(0)
+        x = x - x.mean(0) if model.missing is None else (x - x.nanmean(0)).nan_to_num(0.0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
         shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])
         return _explained(x, num), float(shuffled.mean() + _DEVIATIONS * shuffled.std())
@@ -118,7 +119,7 @@ def _explained(x: Tensor, num: int) -> float:
     return float(singular.square().sum() / x.square().sum().clamp(min=torch.finfo(x.dtype).tiny))
 
 
-def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
+def _remedy(model: VAE, data: Dataset | Loaded, seen: Survey) -> str:
     """Return the likely cause of unused latents, and a remedy."""
     # If nothing is explained, the residuals are the data and no scale is too large for them.
     follows = getattr(model.decoder, "follows_data", False)
@@ -141,7 +142,7 @@ def _remedy(model: VAE, data: Dataset, seen: Survey) -> str:
     return f"{_WARM_UP}, raise the encoder's initial_inclusion, or train for longer"
 
 
-def _jump(model: VAE, data: Dataset, latents: Tensor) -> float:
+def _jump(model: VAE, data: Dataset | Loaded, latents: Tensor) -> float:
     """Return the median over latents of the output's change in nats when a latent goes from 0 to 1; 0 if unknown."""
     with model.evaluating(), pyro.validation_enabled(False):
         shape = model.encoder(data.images[:1].to(model.reference)).event_shape
@@ -159,7 +160,7 @@ def _count(seen: Survey) -> str:
     return f"{int((~seen.is_informative).sum())} of {len(seen.usage)} latents unused"
 
 
-def _unused(model: VAE, data: Dataset, seen: Survey) -> str | None:
+def _unused(model: VAE, data: Dataset | Loaded, seen: Survey) -> str | None:
     if 2 * int(seen.is_informative.sum()) >= len(seen.usage):
         return None
     # At such an R2 `nothing_explained` has found no structure.

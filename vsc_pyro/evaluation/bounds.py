@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -31,11 +30,12 @@ from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, is_point
-from vsc_pyro.evaluation.codes import drawn_batches, first_posterior
+from vsc_pyro.evaluation.codes import Encodable, drawn_batches, first_posterior
 from vsc_pyro.evaluation.importance import Weighing, are_worth_compiling, chunk_of, codes_of
 from vsc_pyro.evaluation.relaxation import GAP_DRAWS
-from vsc_pyro.models.data_checks import check_figure, in_memory
+from vsc_pyro.models.data_checks import check_figure
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded, as_readable
 
 _POINT, _DEPENDS = "the posterior is a point", "the prior depends on the datum"
 
@@ -60,7 +60,7 @@ class Bounds:
 
 def bounds(
     model: VAE,
-    data: Dataset | Tensor | np.ndarray,
+    data: Encodable,
     *,
     num_draws: int = 100,
     seed: int = 0,
@@ -88,14 +88,14 @@ def bounds(
         >>> vsc.bounds(model, torch.randn(20, 4), num_draws=5).elbo.shape
         torch.Size([20])
     """
-    num_draws, seed, data = checked_arguments(model, data, num_draws, seed, compile)
-    missing = missing_bound(model, data)
+    num_draws, seed, seen = checked_arguments(model, data, num_draws, seed, compile)
+    missing = missing_bound(model, seen)
     if missing == _DEPENDS:
         warnings.warn(f"all bounds are NaN, because there is none: {missing}", stacklevel=2)
     measure = functools.partial(figures_of_batch, model, model.is_bound, missing)
-    figures = figures_of("bounds", model, data, num_draws, seed, progress, compile, measure)
+    figures = figures_of("bounds", model, seen, num_draws, seed, progress, compile, measure)
     check_finite(figures, missing)
-    return Bounds(figures.reconstruction - figures.kl, figures.iwae, num_draws, data.binarize, missing)
+    return Bounds(figures.reconstruction - figures.kl, figures.iwae, num_draws, seen.binarize, missing)
 
 
 class Figures(NamedTuple):
@@ -128,16 +128,14 @@ class Figures(NamedTuple):
 
 
 def checked_arguments(
-    model: VAE, data: Dataset | Tensor | np.ndarray, num_draws: int, seed: int, compile: bool | str
-) -> tuple[int, int, Dataset]:
+    model: VAE, data: Encodable, num_draws: int, seed: int, compile: bool | str
+) -> tuple[int, int, Dataset | Loaded]:
     num_draws, seed = positive_int("num_draws", num_draws), natural_int("seed", seed)
     bool_or_auto("compile", compile)
-    data = in_memory(data)
-    model.check_data(data.images)
-    return num_draws, seed, data
+    return num_draws, seed, as_readable(data, seed, model)
 
 
-def missing_bound(model: VAE, data: Dataset) -> str | None:
+def missing_bound(model: VAE, data: Dataset | Loaded) -> str | None:
     """Return the reason why the evidence has no bound, or None."""
     if is_point(first_posterior(model, data)):
         return _POINT
@@ -147,7 +145,7 @@ def missing_bound(model: VAE, data: Dataset) -> str | None:
 def figures_of(
     name: str,
     model: VAE,
-    data: Dataset,
+    data: Dataset | Loaded,
     num_draws: int,
     seed: int,
     progress: bool,

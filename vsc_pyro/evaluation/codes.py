@@ -30,6 +30,7 @@ from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, scale
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batch_checks import data_of, naming_batch
+from vsc_pyro.training.loaded import Loaded
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -169,8 +170,10 @@ def in_batches(model: VAE, data: Encodable, summary: Callable[[Distribution], T]
     return found
 
 
-def drawn_batches(data: Dataset, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+def drawn_batches(data: Dataset | Loaded, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Yield the data in order, `size` at a time, as `Dataset.draw` returns them."""
+    if isinstance(data, Loaded):
+        return data.batches(size)
     return (data.draw(rows, generator) for rows in torch.arange(len(data)).split(size))
 
 
@@ -182,12 +185,12 @@ def _loaded(model: VAE, loader: DataLoader) -> Iterator[Tensor]:
         yield from x.split(_ROWS_AT_ONCE)
 
 
-def first_posterior(model: VAE, data: Dataset) -> Distribution:
+def first_posterior(model: VAE, data: Dataset | Loaded) -> Distribution:
     """Return the posterior of the first datum, in evaluation mode."""
     with model.evaluating():
         return model.encoder(data.images[:1].to(model.reference))
 
 
-def has_atom(model: VAE, data: Dataset) -> bool:
+def has_atom(model: VAE, data: Dataset | Loaded) -> bool:
     """Return True if the posterior has an atom at zero."""
     return inclusion_logits(first_posterior(model, data)) is not None

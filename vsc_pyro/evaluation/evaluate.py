@@ -24,8 +24,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +40,7 @@ from vsc_pyro.evaluation.bounds import (
     figures_of_batch,
     missing_bound,
 )
-from vsc_pyro.evaluation.codes import has_atom
+from vsc_pyro.evaluation.codes import Encodable, has_atom
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.importance import Weighing
 from vsc_pyro.evaluation.relaxation import relaxation_gap
@@ -48,11 +48,12 @@ from vsc_pyro.evaluation.survey import survey
 from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior, linear_gaussian
 from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded
 
 
 def evaluate(
     model: VAE,
-    data: Dataset | Tensor | np.ndarray,
+    data: Encodable,
     *,
     num_draws: int = 100,
     seed: int = 0,
@@ -67,11 +68,16 @@ def evaluate(
     of a chunk depends on the type of device and determines which random numbers make up a draw, so results on a CPU and
     on a GPU differ by sampling noise. The caller's random state and the model's mode are restored.
 
+    If figures of some data are not finite (a value of 1e30 overflows in float32), their means are NaN, the latents are
+    not surveyed, and a warning, `no_bound` and `advice` name the first such datum.
+
     If codes explain nothing of data that a linear code would explain, this issues a `vsc_pyro.NothingExplainedWarning`.
 
     Args:
         model: a `VAE`.
-        data: a `Dataset`, or an array or tensor of shape ``(N, ...)``; `seed` draws dynamic binarisation.
+        data: a `Dataset`, or an array or tensor of shape ``(N, ...)``; `seed` draws dynamic binarisation. Or a
+            `DataLoader`, for data larger than memory, with the results of its data in memory. It is read several
+            times, in its order (``shuffle=False``); its batches are tensors, or tuples that begin with one.
         num_draws: draws K of each code.
         seed: of binarisation and draws.
         reference: compare with the true posterior: ``"exact"`` for `vsc_pyro.exact_posterior`, or ``"gibbs"`` for
@@ -85,7 +91,7 @@ def evaluate(
 
     Raises:
         ValueError: data that do not fit the model, fewer than one draw, a `reference` that does not exist for the
-            model, an unknown `compile`, or a figure of a datum that is not finite (the message names it).
+            model, an unknown `compile`, or an objective that is finite for no datum (the message names one).
 
     Example:
         >>> import torch, vsc_pyro as vsc
@@ -97,10 +103,10 @@ def evaluate(
         >>> result.elbo < result.evidence, result.usage.shape
         (True, torch.Size([2]))
     """
-    num_draws, seed, data = checked_arguments(model, data, num_draws, seed, compile)
+    num_draws, seed, seen = checked_arguments(model, data, num_draws, seed, compile)
     if reference is not None:
-        _check_reference(reference, model, data)
-    missing, batches, no_gap = missing_bound(model, data), [], []
+        _check_reference(reference, model, seen)
+    missing, batches, no_gap = missing_bound(model, seen), [], []
     measure_bounds = functools.partial(figures_of_batch, model, model.is_bound, missing)
 
     def measure(x: Tensor, weigh: Weighing) -> Figures:
@@ -110,12 +116,14 @@ def evaluate(
         no_gap.extend([reason] if reason else [])
         return measure_bounds(x, weigh)._replace(gap=gap.cpu())
 
-    figures = figures_of("evaluate", model, data, num_draws, seed, progress, compile, measure)
-    check_finite(figures, missing)
-    result = _with_survey(_summary(figures, num_draws, data.binarize, missing, no_gap), model, data, seed)
+    figures = figures_of("evaluate", model, seen, num_draws, seed, progress, compile, measure)
+    broken = _partly_broken(figures, missing)
+    result = _summary(figures, num_draws, seen.binarize, broken or missing, no_gap)
+    # Information and shares explained mean nothing beside values that overflow.
+    result = dataclasses.replace(result, advice=(broken,)) if broken else _with_survey(result, model, seen, seed)
     if reference is None:
         return result
-    inclusion = figures.inclusion if has_atom(model, data) else figures.inclusion * math.nan
+    inclusion = figures.inclusion if has_atom(model, seen) else figures.inclusion * math.nan
     truth = _true_posterior(reference, model, torch.cat(batches), seed, progress)
     evidence = float(truth.log_evidence.mean()) if isinstance(truth, ExactPosterior) else math.nan
     error = float((inclusion - truth.inclusion.cpu()).abs().mean())
@@ -124,7 +132,23 @@ def evaluate(
     )
 
 
-def _check_reference(reference: str, model: VAE, data: Dataset) -> None:
+def _partly_broken(figures: Figures, missing: str | None) -> str | None:
+    """Return the error of figures that are finite for some data only, after a warning; None if all are.
+
+    Raises:
+        ValueError: the objective of no datum is finite.
+    """
+    try:
+        check_finite(figures, missing)
+    except ValueError as error:
+        if not (figures.reconstruction - figures.trained_kl).isfinite().any():
+            raise
+        warnings.warn(f"means over data are NaN: {error}", stacklevel=3)
+        return str(error)
+    return None
+
+
+def _check_reference(reference: str, model: VAE, data: Dataset | Loaded) -> None:
     """Raise `ValueError` if the reference does not exist for this model."""
     infer = choice("reference", reference, {"exact": exact_posterior, "gibbs": linear_gaussian})
     infer(model, data.images[:1])
@@ -154,12 +178,12 @@ def _summary(
         unknown = (~figures.gap.isfinite()).nonzero()
         gap, no_gap = math.nan, no_gap or [f"that of datum {int(unknown[0])} is not finite"]
     return Evaluation(
-        elbo=float((reconstruction - kl).mean()),
-        objective=float((reconstruction - figures.trained_kl).mean()),
-        reconstruction=float(reconstruction.mean()),
-        kl=float(kl.mean()),
+        elbo=_mean(reconstruction - kl),
+        objective=_mean(reconstruction - figures.trained_kl),
+        reconstruction=_mean(reconstruction),
+        kl=_mean(kl),
         kl_is_exact=bool(figures.kl_is_exact.all()),
-        iwae=float(figures.iwae.mean()),
+        iwae=_mean(figures.iwae),
         relaxation_gap=gap,
         expected_l0=float(inclusion.sum(1).mean()),
         hard_l0=float(on.double().sum(1).mean()),
@@ -176,7 +200,12 @@ def _summary(
     )
 
 
-def _with_survey(result: Evaluation, model: VAE, data: Dataset, seed: int) -> Evaluation:
+def _mean(values: Tensor) -> float:
+    mean = float(values.mean())
+    return mean if math.isfinite(mean) else math.nan
+
+
+def _with_survey(result: Evaluation, model: VAE, data: Dataset | Loaded, seed: int) -> Evaluation:
     seen = survey(model, data, seed=seed)
     warn_of_nothing(model, data, seen, seed=seed, stacklevel=4)
     return dataclasses.replace(

@@ -106,9 +106,12 @@ class Evaluation:
         return "\n".join([*lines, "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"])
 
     def _works(self) -> list[_Row]:
+        used = f"{self.informative_latents} of {len(self.usage)}"
+        if math.isnan(self.used_per_datum):  # not surveyed
+            used = "unknown"
         rows = [
             ("latents a datum uses", f"{self.used_per_datum:.2f}", "on, of those that carry information"),
-            ("latents used", f"{self.informative_latents} of {len(self.usage)}", "carry information about the data"),
+            ("latents used", used, "carry information about the data"),
         ]
         unit = "squared error a datum, R2 0"
         for name, mean, hard in (
@@ -131,7 +134,7 @@ class Evaluation:
             ("KL", f"{self.kl:.2f}", kl),
             (f"bound of {self.num_draws} draws", f"{self.iwae:.2f}", none or "importance-weighted"),
         ]
-        if self.objective != self.elbo:
+        if self.objective != self.elbo and not math.isnan(self.objective):
             rows.append(("objective", f"{self.objective:.2f}", "what was trained; NOT a bound"))
         rows.append(("relaxation gap", f"{self.relaxation_gap:.2f}", no_gap))
         if not math.isnan(self.evidence):

@@ -32,6 +32,7 @@ from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.evaluation.information import Information, is_informative
 from vsc_pyro.models.data_checks import as_events
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.loaded import Loaded
 
 _ELEMENTS_AT_ONCE = 2_000_000
 _ROWS_AT_ONCE = 1000
@@ -118,14 +119,14 @@ def as_share(value: float) -> str:
     return "0.00" if text == "-0.00" else text
 
 
-def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
+def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
     """Survey `model` in evaluation mode, on its device; see the module's docstring for the measures.
 
     The caller's random state and the model's mode are restored.
 
     Args:
         model: a `VAE`.
-        data: data in memory that fit the model.
+        data: data that fit the model.
         seed: of dynamic binarisation.
 
     Raises:
@@ -145,13 +146,14 @@ def survey(model: VAE, data: Dataset, *, seed: int = 0) -> Survey:
         posterior = model.encoder(x)
         rows = _rows_at_once(x, posterior)
         information = Information()
-        usage = total = torch.zeros((), dtype=torch.float64)
+        usage = total = observed = torch.zeros((), dtype=torch.float64)
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
             information.locate(posterior)
             usage = usage + inclusion_of(posterior).flatten(1).cpu().double().sum(0)
-            total = total + x.flatten(1).cpu().double().sum(0)
-        errors = _Errors(total / len(data))
+            total = total + x.flatten(1).nan_to_num(0.0).cpu().double().sum(0)
+            observed = observed + (~x.flatten(1).isnan()).cpu().double().sum(0)
+        errors = _Errors(total / observed.clamp(min=1), observed / len(data))
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
             information.count(posterior)
@@ -174,24 +176,30 @@ def _rows_at_once(x: Tensor, posterior: Distribution) -> int:
     return min(max(1, _ELEMENTS_AT_ONCE // numbers), _ROWS_AT_ONCE)
 
 
-def _batches(data: Dataset, rows: int, seed: int, like: Tensor) -> Iterator[Tensor]:
+def _batches(data: Dataset | Loaded, rows: int, seed: int, like: Tensor) -> Iterator[Tensor]:
     """Yield the same batches in every call, binarised by `seed`, on the device of `like`."""
     generator = torch.Generator(data.images.device).manual_seed(seed)
     return (x.to(like) for x in drawn_batches(data, rows, generator))
 
 
 class _Errors:
-    """Sums of the squared errors and cross-entropies of the two decoded codes and of the data's mean."""
+    """Sums of the squared errors and cross-entropies of the two decoded codes and of the data's mean.
 
-    def __init__(self, mean: Tensor) -> None:
+    Args:
+        mean: of each pixel of the data, flat.
+        observed: share of the data in which each pixel is not missing.
+    """
+
+    def __init__(self, mean: Tensor, observed: Tensor) -> None:
         self._mean = mean
+        self._observed = observed
         self._squares = torch.zeros_like(mean)
         self._errors = [0.0, 0.0]
         self._entropies = [0.0, 0.0]
         self._noise = math.nan
 
     def add(self, x: Tensor, likelihoods: list[Distribution]) -> None:
-        self._squares += (x.flatten(1).cpu().double() - self._mean).square().sum(0)
+        self._squares += _deviation(x.flatten(1).cpu().double(), self._mean).square().sum(0)
         for i, likelihood in enumerate(likelihoods):
             self._errors[i] += self._squared_error(x, likelihood)
             entropy = -likelihood.log_prob(as_events(x, likelihood)).double() if is_bernoulli(likelihood) else None
@@ -205,14 +213,14 @@ class _Errors:
             decoded = centre(likelihood)
         except NotImplementedError:
             return math.nan
-        return float((as_events(x, likelihood) - decoded).square().flatten(1).sum(1).double().sum())
+        return float(_deviation(as_events(x, likelihood), decoded).square().flatten(1).sum(1).double().sum())
 
     def figures(self, num_data: int) -> dict[str, Any]:
-        variance, mean = self._squares / num_data, self._mean
+        variance, mean, observed = self._squares / num_data, self._mean, self._observed
         # Rounding leaves a tiny variance where all data are equal.
         variance = torch.where(variance > 1e-20 * mean**2, variance, torch.zeros_like(variance))
         share = mean.clamp(0, 1)
-        entropy = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).sum()
+        entropy = -(observed * (torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share))).sum()
         baseline = num_data * float(variance.sum())
         r2, hard_r2 = (_explained(error, baseline) for error in self._errors)
         explained, hard_explained = (_explained(each, num_data * float(entropy)) for each in self._entropies)
@@ -223,10 +231,15 @@ class _Errors:
             "hard_entropy_explained": hard_explained,
             "baseline": float(variance.sum()) if math.isnan(explained) else float(entropy),
             "mean": mean,
-            "variance": variance,
-            "residual": math.sqrt(self._errors[0] / (num_data * len(mean))),
+            "variance": variance / observed.clamp(min=1 / num_data),
+            "residual": math.sqrt(self._errors[0] / (num_data * float(observed.sum()))),
             "noise": self._noise,
         }
+
+
+def _deviation(x: Tensor, centre: Tensor) -> Tensor:
+    """Return x minus its centre, 0 where x is missing."""
+    return torch.where(x.isnan(), torch.zeros_like(x), x - centre)
 
 
 def _explained(error: float, baseline: float) -> float:

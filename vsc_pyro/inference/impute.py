@@ -27,6 +27,7 @@ References
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pyro
@@ -38,6 +39,7 @@ from tqdm.auto import tqdm
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import centre, is_point
 from vsc_pyro.models.data_checks import check_figure, in_memory
 from vsc_pyro.models.vae import VAE
@@ -68,7 +70,7 @@ class Imputation:
 def impute(
     model: VAE,
     x: Tensor | np.ndarray,
-    mask: Tensor | np.ndarray,
+    mask: Tensor | np.ndarray | None = None,
     *,
     num_samples: int = 20,
     num_steps: int = 200,
@@ -89,7 +91,8 @@ def impute(
             ignored and may be NaN. (Grey levels under a `BernoulliDecoder` are weighted by their cross-entropy, which
             is no likelihood.)
         mask: bool, **True where a pixel is OBSERVED**, False where it is missing; of the shape of x, or of one that
-            broadcasts to it. A datum without an observed pixel is drawn from the model's prior.
+            broadcasts to it. None if exactly the NaN of x are missing. A datum without an observed pixel is drawn
+            from the model's prior.
         num_samples: independent chains S of each datum, one draw from each.
         num_steps: exact steps of each chain, after the pseudo-Gibbs steps. A step takes one pass of the encoder and two
             of the decoder.
@@ -117,7 +120,7 @@ def impute(
     if isinstance(x, Dataset):  # its images may still have to be binarised
         raise ValueError("x must be a tensor of data as the model sees them, got a Dataset; pass data.draw(slice(10))")
     x = in_memory(x).images.to(model.reference)
-    mask = _checked_mask(mask, x)
+    mask = _checked_mask(~x.isnan() if mask is None else mask, x)
     with model.evaluating(), seeded(seed, x.device), pyro.validation_enabled(False):
         x = _without_missing(model, x, mask)
         prior = _checked_prior(model, x)
@@ -208,8 +211,8 @@ def _unsqueeze_like(rows: Tensor, z: Tensor) -> Tensor:
     return rows.reshape(rows.shape + (1,) * (z.ndim - 1))
 
 
-def _checked_mask(mask: Tensor | np.ndarray, x: Tensor) -> Tensor:
-    mask = torch.as_tensor(mask, device=x.device)
+def _checked_mask(mask: Any, x: Tensor) -> Tensor:
+    mask = as_numbers(mask, "mask").to(x.device)
     if mask.dtype != torch.bool:
         raise ValueError(
             f"mask must be a bool tensor, True where a pixel is observed, got {mask.dtype}; pass mask.bool() if its "

@@ -80,6 +80,11 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
     with model.evaluating():
         prior = model.marginal_prior(images[:1].to(model.reference))
         likelihood = model.decoder(model.reference.new_zeros(1, *prior.event_shape))
+        if model.missing is not None:
+            raise ValueError(
+                "the exact posterior is that of whole data, got a model with missing=True; build it without, and pass "
+                "data without missing values"
+            )
         if not isinstance(likelihood, LinearNormal):
             raise ValueError(
                 "only a linear decoder with Gaussian noise has an exact posterior, got "

@@ -31,16 +31,19 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, kl_divergence, transform_to
 from torch.distributions.constraints import Constraint
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import choice, natural_int, positive_float, positive_int
 from vsc_pyro._seeding import seeded, trains
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import IndependentSpikeSlab
 from vsc_pyro.distributions.families import changed
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
-from vsc_pyro.models.data_checks import check_figure, in_memory
+from vsc_pyro.models.data_checks import check_figure
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import OBJECTIVES, TraceELBO, get_objective
+from vsc_pyro.training.loaded import Loaded, as_readable
 from vsc_pyro.training.svi import SVI
 
 _ROWS_AT_ONCE = 10_000  # decoded codes
@@ -160,7 +163,7 @@ class Refinement:
 @trains
 def refine(
     model: VAE,
-    x: Tensor | np.ndarray,
+    x: Dataset | Tensor | np.ndarray | DataLoader,
     *,
     steps: int = 200,
     lr: float = 0.1,
@@ -179,7 +182,8 @@ def refine(
 
     Args:
         model: a `VAE` whose encoder returns a family that `FreePosterior` takes.
-        x: data as the model sees them (after binarisation, if any), shape ``(N, ...)``.
+        x: data as the model sees them (after binarisation, if any), shape ``(N, ...)``; or a `DataLoader` of them, in
+            its order, for data larger than memory.
         steps: optimiser steps for every datum.
         lr: initial learning rate; locations move in units of the posterior's scale.
         objective: ``"analytic"``, ``"trace"``, ``"exact"`` (linear decoders: no noise), or any `pyro.infer.ELBO`.
@@ -208,12 +212,12 @@ def refine(
     if num_draws is None and not isinstance(objective, ELBO):
         num_draws = 20 if choice("objective", objective, OBJECTIVES).draws_codes else 1
     loss = get_objective(objective, num_draws, (Gate() if gate is None else get_gate(gate)).draws_at_once)
-    x = in_memory(x).images
-    model.check_data(x)
+    data = as_readable(x, seed, model)
     decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)
-    chunks = x.split(max(1, _ROWS_AT_ONCE // max(loss.num_particles, _BOUND_DRAWS)))
+    size = max(1, _ROWS_AT_ONCE // max(loss.num_particles, _BOUND_DRAWS))
+    chunks = data.batches(size) if isinstance(data, Loaded) else data.images.split(size)
     parts, bounds = [], []
-    with tqdm(total=len(chunks) * steps, desc="refine", unit="step", disable=not progress) as bar:
+    with tqdm(total=-(-len(data) // size) * steps, desc="refine", unit="step", disable=not progress) as bar:
         for rows in chunks:
             rows = rows.to(model.reference, copy=True)  # tensors of inference mode take no part in a gradient
             with model.evaluating():
@@ -229,7 +233,7 @@ def refine(
                 free.restart(~(after > before))
                 bounds.append(torch.stack([start, _bounds(decoder, rows, free(rows), prior, seed)], 1))
             parts.append(free)
-    return Refinement(_joined(parts)(x), *torch.cat(bounds).T)
+    return Refinement(_joined(parts)(data.images), *torch.cat(bounds).T)
 
 
 def _joined(parts: list[FreePosterior]) -> FreePosterior:

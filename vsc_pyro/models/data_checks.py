@@ -32,8 +32,8 @@ def in_memory(data: Dataset | Tensor | np.ndarray) -> Dataset:
     """
     if isinstance(data, DataLoader):
         raise ValueError(
-            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only fit, codes "
-            "and encode accept; pass torch.cat of its batches"
+            "data must be in memory, a Dataset or a tensor of shape (N, ...), got a DataLoader, which only fit, "
+            "evaluate, bounds, codes, encode, refine and to_arviz accept; pass torch.cat of its batches"
         )
     return as_dataset(data)
 
@@ -72,8 +72,10 @@ def inner(x: Tensor) -> str:
     return ", ".join(map(str, x.shape[1:]))
 
 
-def check_finite(x: Tensor, dtype: torch.dtype) -> None:
-    """Raise `ValueError` unless all data ``(N, ...)`` are finite in the precision of the model."""
+def check_finite(x: Tensor, dtype: torch.dtype, allow_nan: bool = False) -> None:
+    """Raise `ValueError` unless all data ``(N, ...)`` are finite in the precision of the model, or NaN if allowed."""
+    if allow_nan:
+        x = x.nan_to_num(0.0, torch.inf, -torch.inf)
     # A number that is finite in the data's type may overflow in the model's. Minimum and maximum are the quickest test.
     if torch.stack(x.aminmax()).to(dtype).isfinite().all():
         return
@@ -82,7 +84,8 @@ def check_finite(x: Tensor, dtype: torch.dtype) -> None:
     if bad.any():
         raise ValueError(
             f"data holds {int(bad.sum())} NaN or infinite values in the model's type, {dtype}, the first of them in "
-            f"datum {int(bad.nonzero()[0, 0])}; remove, impute or rescale them"
+            f"datum {int(bad.nonzero()[0, 0])}; remove, impute or rescale them, or, if NaN "
+            "stands for missing values, build the model with VAE(..., missing=True)"
         )
 
 

@@ -33,6 +33,7 @@ from vsc_pyro._scalars import ScalarModule, seven_digits
 from vsc_pyro._seeding import alone
 from vsc_pyro.distributions import has_mean, inclusion_logits
 from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner
+from vsc_pyro.models.missing import Missing
 from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.param_store import name_in_store, register
 from vsc_pyro.models.priors import Prior
@@ -53,6 +54,9 @@ class VAE(ScalarModule):
         prior: x -> p(z), with a batch shape that broadcasts to ``(B,)``.
         beta: weight of the KL divergence of codes (Higgins et al., 2017); 1 for the evidence lower bound. A buffer:
             ``vae.beta = 4.0`` changes it, and a schedule may start it at 0.
+        missing: True takes NaN in data as missing values. The likelihood leaves them out, so that bounds are those of
+            the observed values; encoder and prior see the mean of the training data in their place. Values must be
+            independent given a code. `impute` draws missing values.
         num_data: number N of training data. Latent variables common to all data are scaled by B / N in a batch of B
             data; None for N = B. `vsc_pyro.fit` sets it.
 
@@ -106,6 +110,8 @@ class VAE(ScalarModule):
         prior: nn.Module,
         beta: float = 1.0,
         num_data: int | None = None,
+        *,
+        missing: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -115,6 +121,9 @@ class VAE(ScalarModule):
         self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
+        self.missing = Missing(getattr(encoder, "input_shape", ())) if missing else None
+        if self.missing is not None:
+            self.missing.attach(encoder, decoder, prior)
         self._attach()
         if hasattr(encoder, "input_shape"):
             x = self.reference.new_zeros(1, *cast("tuple[int, ...]", encoder.input_shape))
@@ -239,7 +248,7 @@ class VAE(ScalarModule):
             )
         return getattr(self.prior, "marginal", self.prior)(x)
 
-    def impute(self, x: Tensor | np.ndarray, mask: Tensor | np.ndarray, **options: Any) -> Imputation:
+    def impute(self, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, **options: Any) -> Imputation:
         """Draw missing pixels: ``vsc_pyro.impute(vae, x, mask, **options)``, see `vsc_pyro.impute`."""
         from vsc_pyro.inference.impute import impute  # inference imports models
 
@@ -252,10 +261,13 @@ class VAE(ScalarModule):
         name of any other module is not called. A second call has no effect on the parts of this library.
         """
         parts = (self.encoder, self.decoder, self.prior)
+        spread = images
+        if self.missing is not None:
+            images, spread = self.missing.prepare(images)
         for module in self.modules():
             prepare: Any = getattr(module, "prepare", None)
             if prepare is not None and (isinstance(module, Prior) or module in parts):
-                prepare(images)
+                prepare(spread if module is self.decoder else images)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -266,10 +278,10 @@ class VAE(ScalarModule):
     def check_data(self, x: Tensor) -> None:
         """Raise `ValueError` unless the model can be trained or evaluated on data x, shape ``(N, ...)``.
 
-        Data must be finite in the model's precision, have the shape that encoder and decoder take, and lie in the
-        support of the likelihood.
+        Data must be finite in the model's precision (or NaN, for a model with ``missing=True``), have the shape that
+        encoder and decoder take, and lie in the support of the likelihood.
         """
-        check_finite(x, self.reference.dtype)
+        check_finite(x, self.reference.dtype, self.missing is not None)
         check_support(x, self.check_parts(x[:1].to(self.reference)), self.reference)
 
     def check_parts(self, x: Tensor) -> Distribution:

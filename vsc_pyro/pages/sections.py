@@ -28,13 +28,6 @@ _CHECK_DRAWS = 50
 _NUMBERS_CHECKED = 20_000_000  # greatest number of values in the replicated data
 _NUM_EXPLAINED_BY_FEATURE = 1000  # data
 _MOST_ROWS = 40
-# Statistics of data other than binary images.
-_STATISTICS = {
-    "mean": lambda x: x.reshape(len(x), -1).mean(1),
-    "standard deviation": lambda x: x.reshape(len(x), -1).std(1),
-    "smallest": lambda x: x.reshape(len(x), -1).min(1),
-    "largest": lambda x: x.reshape(len(x), -1).max(1),
-}
 
 
 def single_codes(document: Document, subject: Subject) -> None:
@@ -174,7 +167,8 @@ def _predictive_checks(document: Document, subject: Subject) -> None:
     some = subject.data[: max(8, min(_NUM_CHECKED, _NUMBERS_CHECKED // numbers))]
     prior, seed = subject.has_prior, subject.seed
     inference = to_arviz(subject.model, some, _CHECK_DRAWS, prior=prior, log_likelihood=False, seed=seed)
-    statistics = dict(predictive_checks.STATISTICS if subject.is_image and subject.is_binary else _STATISTICS)
+    of_pictures = subject.is_image and subject.is_binary
+    statistics = dict(predictive_checks.STATISTICS if of_pictures else predictive_checks.VECTOR_STATISTICS)
     if subject.has_spikes:
         statistics["active_latents"] = predictive_checks.active_latents(subject.model)
     groups = ("posterior", "prior") if prior else ("posterior",)

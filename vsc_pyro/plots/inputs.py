@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from vsc_pyro._arguments import natural_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, is_proper, slab_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
@@ -55,7 +56,7 @@ def some_data(model: VAE, x: Tensor | np.ndarray, num: int) -> Tensor:
     remedy = f"pass data.images[:{num}] or data.draw(slice({num}))"
     if isinstance(x, Dataset):
         raise ValueError(f"x must be a tensor of {_data(num)}, got a Dataset; {remedy}")
-    x = torch.as_tensor(x)
+    x = as_numbers(x, "x")
     shape = getattr(model.encoder, "input_shape", None)
     # For a model of flat data, an image of three dimensions or a row of pixels is one datum, too.
     if num == 1 and (x.shape == shape or (x.shape[1:] != shape and x.ndim % 2 == 1)):

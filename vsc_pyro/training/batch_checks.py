@@ -49,6 +49,7 @@ class EpochChecks:
 
     def __init__(self, model: VAE, likelihood: Distribution) -> None:
         self._model = model
+        self.allow_nan = model.missing is not None
         self._likelihood = likelihood
         self._are_inside: list[Tensor] = []
         self._ranges: list[Tensor] = []
@@ -56,10 +57,12 @@ class EpochChecks:
     def add(self, x: Tensor) -> None:
         """Check a batch; raise `ValueError` at once if it is on the CPU and outside the support of the likelihood."""
         if x.is_cuda:
-            self._are_inside.append(x.isfinite().all() & are_in_support(x, self._likelihood))
+            finite = (x.isfinite() | x.isnan()) if self.allow_nan else x.isfinite()
+            self._are_inside.append(finite.all() & are_in_support(x, self._likelihood))
         else:
             check_support(x, self._likelihood, x)
-        self._ranges.append(torch.stack(x.aminmax()))
+        whole = x if self._model.missing is None else self._model.missing.filled(x)
+        self._ranges.append(torch.stack(whole.aminmax()))
 
     def check(self, which: Callable[[int], str]) -> None:
         """Raise `ValueError` for the first batch that was outside the support; `which` names it by its number."""

@@ -197,7 +197,9 @@ class ReadBatches(Batches):
             with naming_batch(which(count)):
                 self._check_kind(x)
                 if checks is not None and not x.is_cuda:
-                    check_finite(x, self._like.dtype)  # on the CPU, because the host does not wait for the copy
+                    check_finite(
+                        x, self._like.dtype, checks.allow_nan
+                    )  # on the CPU, because the host does not wait for the copy
                 x = self._on_device(x)
                 if checks is not None:
                     checks.add(x)

@@ -29,7 +29,7 @@ from vsc_pyro.training.defaults import chosen_warmup, or_default
 from vsc_pyro.training.parallel import num_processes, rank
 from vsc_pyro.training.resumption import Saved, saved_choices
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
-from vsc_pyro.training.streams import StreamBatches, check_kind, is_stream
+from vsc_pyro.training.streams import KINDS, StreamBatches, check_kind, is_stream
 
 _EPOCHS, _STEPS = 50, 2000
 Data = Dataset | Tensor | np.ndarray | DataLoader | Iterable[Any]
@@ -115,7 +115,7 @@ class Plan:
         if steps is None:
             raise ValueError(
                 f"steps must be the number of batches to train on, because a {type(data).__name__} is a stream "
-                "without epochs, got None; pass steps="
+                f"without epochs, got None; pass steps=, or data in memory ({KINDS})"
             )
         if batch_size is not None:
             raise ValueError(f"batch_size={batch_size} is for data in memory, and a stream has its own; leave it out")

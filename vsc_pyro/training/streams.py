@@ -19,9 +19,9 @@ from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.training.batch_checks import data_of, naming_batch
 from vsc_pyro.training.batches import SAMPLE_SIZE, ReadBatches, first_data
 
-_KINDS = (
-    "data must be a Dataset, an array or tensor of shape (N, ...), a DataLoader, or, with steps=, an iterable of "
-    "tensors or arrays of shape (B, ...)"
+KINDS = (
+    "data must be a Dataset, an array or tensor (or data frame, or list of rows) of shape (N, ...), a DataLoader, or, "
+    "with steps=, an iterable of tensors or arrays of shape (B, ...)"
 )
 _PARTS = 100  # at most, in a run
 _STREAM = 2**31  # apart from the ranks of processes, so that a stream's seed is not a process's
@@ -50,7 +50,7 @@ class StreamBatches(ReadBatches):
     """
 
     has_passes: ClassVar[bool] = False
-    _remedy = f"let the stream yield that ({_KINDS})"
+    _remedy = f"let the stream yield that ({KINDS})"
 
     def __init__(self, stream: Iterable[Any], steps: int, seed: int, start: int = 0, steps_per_epoch: int = 0) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class StreamBatches(ReadBatches):
         wanted = max(1, steps - start)
         first = first_data(self._held(itertools.islice(batches, wanted), start))
         if not first:
-            raise ValueError(f"the stream, a {type(stream).__name__}, yielded no batch; {_KINDS}")
+            raise ValueError(f"the stream, a {type(stream).__name__}, yielded no batch; {KINDS}")
         if len(first) < wanted and sum(map(len, first)) < SAMPLE_SIZE:
             raise self._ended(start + len(first))
         self._batches = itertools.chain(first, batches)
@@ -150,11 +150,9 @@ def _passes(stream: Any, start: int) -> Iterator[object]:
 def _as_tensor(batch: object) -> object:
     """Return the data of a batch as a tensor without gradient; anything else unchanged, for `data_of` to refuse."""
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if isinstance(x, np.ndarray):
-        return as_numbers(x if x.flags.writeable else x.copy())  # torch takes no views of constant memory
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
-    return x
+    return as_numbers(x) if hasattr(x, "__array__") else x
 
 
 def is_stream(data: object, steps: int | None) -> bool:
@@ -167,7 +165,8 @@ def is_stream(data: object, steps: int | None) -> bool:
     if isinstance(data, list):
         return bool(data) and isinstance(data[0], Tensor) and data[0].ndim > 1
     known = (Dataset, Tensor, np.ndarray, tuple, Mapping, str, bytes, os.PathLike)
-    return isinstance(data, Iterable) and not isinstance(data, known) and not hasattr(data, "__array__")
+    is_array = hasattr(data, "__array__") or hasattr(data, "toarray")
+    return isinstance(data, Iterable) and not isinstance(data, known) and not is_array
 
 
 def _has_length(loader: DataLoader) -> bool:
@@ -181,9 +180,9 @@ def check_kind(data: Any) -> None:
     """Raise `ValueError` unless `data` is of a kind that `fit` takes."""
     if isinstance(data, (Dataset, Tensor, np.ndarray, DataLoader)):
         return
-    try:
+    if isinstance(data, list) or hasattr(data, "__array__") or hasattr(data, "toarray"):
         as_dataset(data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{_KINDS}, got a {type(data).__name__} ({error}); put a torch Dataset into a DataLoader"
-        ) from error
+        return
+    raise ValueError(
+        f"{KINDS}, got a {type(data).__name__} (which has no __array__); put a torch Dataset into a DataLoader"
+    )

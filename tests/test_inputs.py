@@ -1,0 +1,280 @@
+"""Data as people have them: arrays of every kind are the tensor of their numbers, all else is refused in words."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+import xarray
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+import vsc_pyro as vsc
+from vsc_pyro.datasets import as_dataset
+
+X = torch.rand(60, 16, generator=torch.Generator().manual_seed(0))
+N = X.numpy()
+WHOLE = (4 * N).astype(int)
+TENSOR = torch.as_tensor(WHOLE).float()
+READ_ONLY = N.copy()
+READ_ONLY.flags.writeable = False
+CLASSES = np.arange(60) % 3
+
+
+def built(seed=0):
+    torch.manual_seed(seed)
+    return vsc.VAE(
+        vsc.SpikeSlabEncoder(16, 4, hidden=(8,)), vsc.NormalDecoder(4, 16, hidden=(8,)), vsc.SpikeSlabPrior(4, 0.3)
+    )
+
+
+def trained(data, **settings):
+    return vsc.fit(built(), data, progress=False, device="cpu", **({"epochs": 1} | settings)).elbo
+
+
+class OfAnyone:
+    """A class that is an array only by `__array__`."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(N, dtype)
+
+
+class Unreadable:
+    def __array__(self, dtype=None, copy=None):
+        raise OSError("the file is closed")
+
+
+ARRAYS = {
+    "data frame": (pd.DataFrame(N), X),
+    "data frame with an index": (pd.DataFrame(N, index=[f"row {i}" for i in range(60)]).add_prefix("gene "), X),
+    "xarray": (xarray.DataArray(N, dims=("cell", "gene")), X),
+    "class of anyone's": (OfAnyone(), X),
+    "read-only": (READ_ONLY, X),
+    "matrix": (np.asmatrix(N), X),
+    "masked nowhere": (np.ma.masked_invalid(N), X),
+    "flipped": (N[::-1].copy()[::-1], X),
+    "flipped both ways": (np.flip(np.flip(N).copy()), X),
+    "every other row": (np.repeat(N, 2, 0)[::2], X),
+    "Fortran order": (np.asfortranarray(N), X),
+    "broadcast": (np.broadcast_to(N[:1], N.shape), X[:1].expand(60, 16)),
+    "other byte order": (N.astype(">f4"), X),
+    "double": (N.astype(">f8"), X),
+    "half": (N.astype("f2"), torch.as_tensor(N.astype("f2")).float()),
+    "integers": (WHOLE, TENSOR),
+    "unsigned": (WHOLE.astype("uint16"), TENSOR),
+    "bool": (N > 0.5, (X > 0.5).float()),
+    "rows": (N.tolist(), X),
+    "list of arrays": (list(N), X),
+    "list of tensors": (list(X), X),
+    "list of columns' rows": ([row for _, row in pd.DataFrame(N).iterrows()], X),
+    "with a gradient": (X.clone().requires_grad_(), X),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_every_kind_are_the_tensor_of_their_numbers(kind):
+    data, x = ARRAYS[kind]
+    assert torch.equal(as_dataset(data).images.float(), x)
+    assert torch.equal(vsc.Dataset(data).images.float(), x)
+    assert trained(data) == trained(x)
+    assert torch.equal(vsc.codes(built(), data).inclusion, vsc.codes(built(), x).inclusion)
+
+
+def test_nothing_is_copied_where_torch_can_look():
+    for array in (N, READ_ONLY, pd.DataFrame(N), xarray.DataArray(N)):
+        assert as_dataset(array).images.data_ptr() == np.asarray(array).ctypes.data
+
+
+def test_columns_of_numbers_of_different_types_are_numbers():
+    frame = pd.DataFrame({"a": N[:, 0], "b": N[:, 1] > 0.5, "c": WHOLE[:, 2], "d": pd.array(WHOLE[:, 3], "Int64")})
+    expected = torch.stack([X[:, 0], (X[:, 1] > 0.5).float(), *TENSOR[:, 2:4].T], 1)
+    assert torch.equal(as_dataset(frame).images.float(), expected)
+
+
+def test_frames_may_come_in_a_stream():
+    frames = [pd.DataFrame(N)] * 3
+    assert trained(iter(frames), epochs=None, steps=3) == trained(iter([X] * 3), epochs=None, steps=3)
+
+
+REFUSED = {
+    "csr_matrix": (scipy.sparse.csr_matrix(N), r"data must be dense, got a csr_matrix.* pass data\.toarray\(\)"),
+    "coo_array": (scipy.sparse.coo_array(N), r"data must be dense, got a coo_array.* pass data\.toarray\(\)"),
+    "sparse tensor": (X.to_sparse(), r"data must be dense, got a tensor of layout .*to_dense\(\)"),
+    "masked": (np.ma.masked_where(N > 0.9, N), r"data holds \d+ values under a mask, which are missing; remove"),
+    "list of masked": (list(np.ma.masked_where(N > 0.9, N)), r"values under a mask, which are missing; remove"),
+    "complex": (N + 1j * N, "data must be real numbers, got an array of complex"),
+    "complex tensor": (X + 1j * X, "data must be real numbers, got a tensor of torch.complex64"),
+    "strings": (N.astype(str), "data must be real numbers, got an array of <U"),
+    "dates": (WHOLE.astype("M8[s]"), "data must be real numbers, got an array of datetime64"),
+    "structure": (np.zeros(60, [("a", float), ("b", int)]), "data must be real numbers, got an array of"),
+    "column of strings": (pd.DataFrame({"a": N[:, 0], "b": ["f"] * 60}), "a DataFrame that holds 'f'; pass floats"),
+    "column of NA": (pd.DataFrame({"a": [1, None] * 30, "b": True}, dtype="object"), "a DataFrame that holds None"),
+    "column of dates": (pd.DataFrame({"a": N[:, 0], "b": pd.Timestamp(0)}), "a DataFrame that holds Timestamp"),
+    "column": (pd.Series(N[:, 0]), r"data must have shape \(N, \.\.\.\) .* got \(60,\)"),
+    "several arrays": (xarray.Dataset({"a": ("cell", N[:, 0])}), "data must be .* got a Dataset"),
+    "unreadable": (Unreadable(), r"data must be an array, .* got a Unreadable that is none \(the file is closed\)"),
+    "dict": ({"x": N}, "data must be .* got a dict"),
+    "pair": ((N, CLASSES), "data must be .* got a tuple"),
+    "pair of tensors": ((X, torch.as_tensor(CLASSES)), "data must be .* got a tuple"),
+    "string": ("data.npy", "data must be .* got a str"),
+    "None": (None, "data must be .* got a NoneType"),
+    "number": (3.0, "data must be .* got a float"),
+    "torch's data": (TensorDataset(X), "data must be .* got a TensorDataset"),
+    "list of strings": ([["a", "b"]] * 5, "data must be .* got a list that is none"),
+    "ragged list": ([[1.0, 2.0], [3.0]], "data must be .* got a list that is none"),
+    "ragged arrays": ([N[0], N[1, :3]], "data must be .* got a list that is none"),
+    "list of matrices": ([N, N], r"data must be .* pass torch\.stack\(\.\.\.\) of data, or torch\.cat"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_all_else_is_refused_in_words(kind):
+    data, message = REFUSED[kind]
+    for take in (as_dataset, trained, lambda data: vsc.evaluate(built(), data), lambda data: vsc.codes(built(), data)):
+        with pytest.raises(ValueError, match=message):
+            take(data)
+
+
+@pytest.mark.parametrize("stream", [(x for x in X), iter(X), map(torch.exp, X), zip(X, X, strict=True)])
+def test_generators_are_streams_and_need_steps(stream):
+    with pytest.raises(ValueError, match=r"steps must be the number of batches .*data must be a Dataset, an array"):
+        trained(stream)
+    with pytest.raises(ValueError, match=r"data must be an array, tensor or data frame, .* got a"):
+        vsc.evaluate(built(), stream)
+
+
+def test_the_remedy_for_torchs_data_is_a_loader():
+    with pytest.raises(ValueError, match=r"data must be .* got a TensorDataset .*; put a torch Dataset into"):
+        trained(TensorDataset(X))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (59, 15)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_no_numbers_are_found_in_arrays_of_all_kinds(place, value):
+    for kind in (pd.DataFrame, xarray.DataArray, np.asarray):
+        data = N.astype(np.float64)
+        data[place] = value
+        with pytest.raises(ValueError, match=f"data holds 1 NaN or infinite .* in datum {place[0]}"):
+            trained(kind(data))
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+LABELS = {
+    "list": CLASSES.tolist(),
+    "tuple": tuple(CLASSES.tolist()),
+    "list of NumPy's": list(CLASSES),
+    "list of tensors": list(torch.as_tensor(CLASSES)),
+    "array": CLASSES,
+    "flipped": CLASSES[::-1].copy()[::-1],
+    "other byte order": CLASSES.astype(">i4"),
+    "unsigned": CLASSES.astype("uint16"),
+    "bytes": CLASSES.astype("uint8"),
+    "float": CLASSES.astype(float),
+    "tensor": torch.as_tensor(CLASSES),
+    "float tensor": torch.as_tensor(CLASSES).float(),
+    "Series": pd.Series(CLASSES, index=range(100, 160)),
+    "nullable Series": pd.Series(CLASSES, dtype="Int64"),
+    "Categorical": pd.Categorical(CLASSES),
+    "Index": pd.Index(CLASSES),
+    "xarray": xarray.DataArray(CLASSES),
+    "masked nowhere": np.ma.array(CLASSES),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_every_kind(kind):
+    data = vsc.Dataset(X, labels=LABELS[kind])
+    assert not data.labels.is_floating_point()
+    assert torch.equal(data.labels.long(), torch.as_tensor(CLASSES))
+    assert data[:7].labels.tolist() == CLASSES[:7].tolist()
+    assert trained(data) == trained(X)
+    stored = vsc.to_arviz(built(), X, 2, labels=LABELS[kind])["constant_data"]["label"]
+    assert stored.values.tolist() == CLASSES.tolist()
+
+
+NAMES = ["a", "b", "ä"] * 20
+BAD_LABELS = {
+    "short": (CLASSES[:5], r"labels must have shape \(60,\), one for each datum, got \(5,\)"),
+    "long": ([0] * 61, r"labels must have shape \(60,\), one for each datum, got \(61,\)"),
+    "column": (CLASSES[:, None], r"labels must have shape \(60,\), one for each datum, got \(60, 1\)"),
+    "one-hot": (np.eye(3)[CLASSES], r"labels must have shape \(60,\), one for each datum, got \(60, 3\)"),
+    "one": (torch.tensor(3), r"labels must have shape \(60,\), one for each datum, got \(\)"),
+    "strings": (NAMES, "labels must be whole numbers, got str.* such as .*'a'.*return_inverse=True"),
+    "array of strings": (np.array(NAMES), "labels must be whole numbers, got str"),
+    "Categorical of strings": (pd.Categorical(NAMES), "labels must be whole numbers, got str"),
+    "fractions": (N[:, 0], r"labels must be whole numbers, got 0\.\d+"),
+    "fractions in a tensor": (X[:, 0], r"labels must be whole numbers, got 0\.\d+"),
+    "missing": (np.where(CLASSES, CLASSES, np.nan), "labels must be whole numbers, got nan"),
+    "None": ([None, *CLASSES[1:]], "labels must be all numbers or all strings"),
+    "NA": (pd.Series([pd.NA, *CLASSES[1:]], dtype="Int64"), "labels must be"),
+    "mixed": (["a", *CLASSES[1:].tolist()], "labels must be all numbers or all strings"),
+    "masked": (np.ma.masked_equal(CLASSES, 2), "labels holds 20 values under a mask"),
+    "complex": (CLASSES * 1j, "labels must be whole numbers, got complex128"),
+    "large": (np.full(60, 2**64 - 1, "uint64"), r"labels must be whole numbers below 2\^63"),
+    "dict": ({0: 1}, "labels must be .* got a dict"),
+    "generator": ((i for i in range(60)), "labels must be .* got a generator"),
+    "string": ("abc", "labels must be .* got a str"),
+    "sparse": (scipy.sparse.csr_matrix(CLASSES), "labels must be dense, got a csr_matrix"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_other_labels_are_refused_at_construction(kind):
+    labels, message = BAD_LABELS[kind]
+    with pytest.raises(ValueError, match=message):
+        vsc.Dataset(X, labels=labels)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Categorical, pd.Series, pd.Index, xarray.DataArray])
+def test_names_are_kept_where_they_can_be(kind, tmp_path):
+    names = kind(NAMES[:6])
+    inference = vsc.to_arviz(built(), X[:6], num_samples=2, labels=names)
+    assert inference["constant_data"]["label"].values.tolist() == NAMES[:6]
+    inference["constant_data"]["label"].to_netcdf(tmp_path / "labels.nc")
+    assert xarray.load_dataarray(tmp_path / "labels.nc").values.tolist() == NAMES[:6]
+
+
+def test_a_missing_name_is_refused():
+    for names in (["a", None], pd.Categorical(["a", None]), pd.Series(["a", pd.NA]), ["a", 1]):
+        with pytest.raises(ValueError, match="labels must be all numbers or all strings"):
+            vsc.to_arviz(built(), X[:2], num_samples=2, labels=names)
+
+
+# One datum at a time --------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_of_data_trains_as_data_do():
+    data = vsc.Dataset(X, labels=CLASSES)
+    for dataset in (data, vsc.Dataset(X), TensorDataset(X)):
+        assert trained(DataLoader(dataset, batch_size=20)) == trained(DataLoader(X, batch_size=20))
+    x, labels = next(iter(DataLoader(data, batch_size=20)))
+    assert torch.equal(x, X[:20])
+    assert labels.tolist() == CLASSES[:20].tolist()
+    assert torch.equal(torch.stack([x for x, _ in data]), X)
+
+
+def test_a_loader_draws_grey_levels_afresh():
+    loader = DataLoader(vsc.Dataset(X, binarize="dynamic"), batch_size=60)
+    first, second = (next(iter(loader)) for _ in range(2))
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(first, second)
+
+
+def test_torch_splits_data():
+    parts = random_split(vsc.Dataset(X, labels=CLASSES), [40, 20], torch.Generator().manual_seed(1))
+    assert [len(part) for part in parts] == [40, 20]
+    both = torch.cat([x for part in parts for x, _ in DataLoader(part, 60)])
+    assert torch.equal(both.sort(0).values, X.sort(0).values)
+    assert trained(DataLoader(parts[0], 20))
+
+
+def test_scikit_learn_splits_data():
+    from sklearn.model_selection import train_test_split
+
+    data = vsc.Dataset(X, labels=CLASSES, binarize="dynamic", name="mine")
+    train, test = train_test_split(data, test_size=0.25, random_state=1, stratify=data.labels)
+    assert isinstance(train, vsc.Dataset)
+    assert (len(train), len(test), test.labels.bincount().tolist()) == (45, 15, [5, 5, 5])
+    assert (train.name, train.binarize) == ("mine", "dynamic")
+    train, labels = train_test_split(N, CLASSES, random_state=1)[::2]
+    assert torch.equal(vsc.Dataset(train, labels=labels).images, torch.as_tensor(train))

@@ -1,0 +1,109 @@
+"""Data that are evaluated: in memory, or those of a `DataLoader`, which may be larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.batch_checks import data_of, naming_batch
+
+_END = object()
+_ROWS_AT_ONCE = 1000
+
+
+class Loaded:
+    """The data of a `DataLoader` in its order, read again in every pass; what evaluation needs of a `Dataset`.
+
+    A first pass counts and checks the data. torch's random numbers on the CPU are the loader's own while it reads and
+    depend on `seed` alone, so all passes read the same data, and draws of codes equal those for data in memory.
+
+    Args:
+        loader: yields tensors of shape ``(B, ...)``, or tuples or lists whose first entry is one. One that shuffles by
+            a generator of its own changes its order between passes.
+        seed: seed of the random numbers that the loader draws.
+        models: check every batch.
+
+    Attributes:
+        images: the first datum, shape ``(1, ...)``.
+
+    Raises:
+        ValueError: no datum, batches of another kind, or data that do not fit a model.
+    """
+
+    binarize = None
+    labels = None
+    name = "data"
+
+    def __init__(self, loader: DataLoader, seed: int, *models: VAE) -> None:
+        self._loader = loader
+        self._seed = seed
+        self._num_data = 0
+        self.images = torch.empty(0)
+        for number, batch in enumerate(self._read(), start=1):
+            with naming_batch(f"{number} of the DataLoader"):
+                x = data_of(batch)
+                for model in models:
+                    model.check_data(x)
+            if not self._num_data:
+                self.images = x[:1].clone()
+            self._num_data += len(x)
+        if not self._num_data:
+            raise ValueError("data must be a DataLoader with at least one batch, got none; take a smaller batch_size")
+
+    def __len__(self) -> int:
+        return self._num_data
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield the data in order, `size` at a time, whatever the sizes of the loader's batches."""
+        held: list[Tensor] = []
+        for batch in self._read():
+            held.append(data_of(batch))
+            if sum(map(len, held)) >= size:
+                *full, rest = torch.cat(held).split(size)
+                if len(rest) == size:
+                    full, rest = [*full, rest], rest[:0]
+                yield from full
+                held = [rest] if len(rest) else []
+        if held:
+            yield torch.cat(held)
+
+    def draw(self, indices: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
+        """Return some of the data in memory, in order; shape ``(B, ...)``."""
+        wanted = torch.zeros(len(self), dtype=torch.bool)
+        wanted[indices] = True
+        starts = range(0, len(self), _ROWS_AT_ONCE)
+        return torch.cat([x[wanted[i : i + len(x)]] for i, x in zip(starts, self.batches(_ROWS_AT_ONCE), strict=True)])
+
+    def _read(self) -> Iterator[Any]:
+        """Yield the batches, read with random numbers of their own."""
+        state = torch.Generator().manual_seed(self._seed).get_state()
+        batches, batch = None, None
+        while batch is not _END:
+            with torch.random.fork_rng([]):
+                torch.set_rng_state(state)
+                batches = iter(self._loader) if batches is None else batches
+                batch = next(batches, _END)
+                state = torch.get_rng_state()
+            if batch is not _END:
+                yield batch
+
+
+def as_readable(data: Any, seed: int, *models: VAE) -> Dataset | Loaded:
+    """Return data that fit all models as a `Dataset`, or a `DataLoader` as `Loaded`.
+
+    Raises:
+        ValueError: data of another kind, or that do not fit a model.
+    """
+    if isinstance(data, DataLoader):
+        return Loaded(data, seed, *models)
+    data = in_memory(data)
+    for model in models:
+        model.check_data(data.images)
+    return data
