@@ -70,7 +70,7 @@ VARIANTS: dict[str, Callable[[Size], Variant]] = {
     "ours, plain bound": lambda size: Variant(fit={"objective": "exact"}),
     "ours, plain bound, beta 1.5": lambda size: Variant({"beta": 1.5}, {"objective": "exact"}),
     "ours, plain bound, beta 1.5, lr 3e-3": lambda size: Variant({"beta": 1.5}, {"objective": "exact", "lr": 3e-3}),
-    "ours, lr 3e-3": lambda size: Variant(fit={"lr": 3e-3}),
+    "ours, lr 1e-3": lambda size: Variant(fit={"lr": 1e-3}),
     "ours, not refined": lambda size: Variant({"refine_steps": 0}),
     "ours, refined twice": lambda size: Variant({"refine_steps": 2}),
     "ours, one slab": lambda size: Variant({"learn_slab": "global"}),

@@ -58,6 +58,20 @@ def test_defaults_may_be_computed(images):
     assert or_default(model, "batch_size", None) == 200
 
 
+def test_a_rate_may_depend_on_the_number_of_steps(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Declared, "training_defaults", {"lr": lambda steps: 8e-3 / steps})
+    assert_same(fitted(Declared, images), fitted(vsc.VAE, images, lr=2e-3))  # four steps
+    for train in (vsc.fit, lambda model, data, **settings: vsc.fit_ensemble([model], data, compile=False, **settings)):
+        models = [built(Declared), built(vsc.VAE)]
+        for model, settings in zip(models, ({}, {"lr": 4e-3}), strict=True):
+            train(model, images, epochs=2, **settings, **QUIET)
+        assert_same(*(model.state_dict() for model in models))
+    path = tmp_path / "run.pt"
+    vsc.fit(built(Declared), images, epochs=2, checkpoint=path, **QUIET)
+    vsc.fit(built(Declared), images, epochs=4, checkpoint=path, resume=True, **QUIET)  # a resumed run keeps its own
+    assert vsc.load_checkpoint(path)["settings"]["lr"] == 4e-3
+
+
 def test_a_default_gives_way_to_a_schedule_of_the_same_setting(images):
     beta = {"schedules": {"beta": vsc.Ramp(0, 1, length=3)}}
     halved = {"lr_schedule": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)}
@@ -98,7 +112,7 @@ def test_a_checkpoint_holds_the_numbers_and_a_resumed_run_must_have_them(images,
         ({"batch_size": 0.5}, "batch_size must be a whole number of at least 1, got 0.5"),
         ({"warmup": 1}, "warmup must be a share of the run, from 0 to below 1, got 1"),
         ({"cooldown": 2}, "cooldown must be a share of the run, from 0 to 1, got 2"),
-        ({"rate": 1}, "training_defaults of Declared names 'rate'; a model may set 'lr', 'warmup', 'cooldown'"),
+        ({"rate": 1}, "training_defaults of Declared names 'rate'; a model may set 'objective', 'lr', 'warmup'"),
         (3e-4, "training_defaults of Declared must be a mapping from arguments of fit to values, got 0.0003"),
     ],
 )

@@ -108,7 +108,9 @@ def fit_ensemble(
     """
     models, epochs = list(models), None if epochs is None else positive_int("epochs", epochs)
     seeds = _one_for_each(seeds, len(models))
-    lr = positive_float("lr", or_default(models[0], "lr", lr))
+    rate = or_default(models[0], "lr", lr)
+    if not callable(rate):
+        rate = positive_float("lr", rate)
     device, compile = resolve_device(device), bool_or_auto("compile", compile)
     _check_place(data, device, compile)
     check_built_alike(models)
@@ -122,6 +124,7 @@ def fit_ensemble(
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     epochs = default_epochs(num_steps) if epochs is None else epochs
+    lr = positive_float("lr", rate(epochs * num_steps) if callable(rate) else rate)
     cooling = Cooldown(or_default(models[0], "cooldown", cooldown), epochs)
     warmup = chosen_warmup(models[0], warmup, loss, schedules)
     schedules = with_warmup(schedules, int(warmup * epochs * num_steps))

@@ -23,6 +23,15 @@ _SLAB_LOC, _SLAB_SCALE, _POSTERIOR_SCALE = 1.0, 0.5, 0.3
 _SLOPE = 3.0
 
 
+# Learning rates of long and of short runs, and the product of rate and steps between them.
+_LONG, _SHORT, _TRAVEL = 1e-3, 3e-3, 4.5
+
+
+def _learning_rate(steps: int) -> float:
+    """Return a learning rate that short runs can learn with, and under which features do not die in long ones."""
+    return min(_SHORT, max(_LONG, _TRAVEL / steps))
+
+
 class SparseDictionary(VAE):
     r"""The SAE: a linear dictionary of features, each of which is there or not, with a probability.
 
@@ -60,7 +69,8 @@ class SparseDictionary(VAE):
     Attributes:
         arguments: the arguments of this model, as numbers, strings and tuples, to build another one of the same
             posterior; the gate, which acts in training only, is left out.
-        training_defaults: objective, minibatches and warm-up that `vsc_pyro.fit` takes.
+        training_defaults: objective, minibatches, warm-up and learning rate that `vsc_pyro.fit` takes. The rate is 3e-3
+            for up to 1,500 steps, 1e-3 for 4,500 and more, and between them in proportion to 1 / steps.
 
     Raises:
         ValueError: an argument that one of the parts refuses.
@@ -78,7 +88,9 @@ class SparseDictionary(VAE):
         (torch.Size([5, 32]), torch.Size([32, 16]))
     """
 
-    training_defaults: Mapping[str, Any] = MappingProxyType({"objective": "nested", "batch_size": 1024, "warmup": 0.2})
+    training_defaults: Mapping[str, Any] = MappingProxyType(
+        {"objective": "nested", "batch_size": 1024, "warmup": 0.2, "lr": _learning_rate}
+    )
 
     def __init__(
         self,

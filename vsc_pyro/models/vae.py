@@ -63,7 +63,8 @@ class VAE(ScalarModule):
     Attributes:
         warmup: factor of `beta`, below 1 during a warm-up of `vsc_pyro.fit`; a buffer.
         training_defaults: defaults of `vsc_pyro.fit` for `objective`, `lr`, `warmup`, `cooldown` and `batch_size`, by
-            name, that a subclass declares, such as ``{"lr": 3e-4}``; none here.
+            name, that a subclass declares, such as ``{"lr": 3e-4}``; none here. `lr` may be a function of the number
+            of steps.
 
     Raises:
         ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from

@@ -60,7 +60,7 @@ class Plan:
     epochs: dataclasses.InitVar[int | None]
     steps: dataclasses.InitVar[int | None]
     batch_size: dataclasses.InitVar[int | None]
-    lr: float
+    lr: Any  # the model's default may be a function of the number of steps, until that is known
     warmup: float | None
     cooldown: float | None
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
@@ -88,7 +88,8 @@ class Plan:
         if epochs is not None and steps is not None:
             raise ValueError(f"epochs={epochs} and steps={steps} both set the length of the run; pass one")
         self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)
-        self.lr = positive_float("lr", self.lr)
+        if not callable(self.lr):
+            self.lr = positive_float("lr", self.lr)
         self.seed = natural_int("seed", self.seed)
         self.compile = bool_or_auto("compile", self.compile)
         self.batches = self._get_batches(data, steps, batch_size)
@@ -137,6 +138,9 @@ class Plan:
         """Choose the rise of the KL divergence's weight and the fall of the learning rate."""
         self.warmup = warmup = chosen_warmup(self.model, self.warmup, self.loss, self.schedules)
         self.warmup_steps = int(warmup * self.num_steps)
+        if callable(self.lr):
+            saved_lr = 0.0 if (path := self.resumed) is None else saved_choices(path).lr
+            self.lr = positive_float("lr", saved_lr or self.lr(self.num_steps))
         cooldown = self.cooldown
         if cooldown is not None and Cooldown(cooldown, self.num_epochs).share and self.lr_schedule is not None:
             raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")

@@ -89,22 +89,25 @@ class Saved(NamedTuple):
         cooldown: share of the run in which the learning rate falls.
         epoch: number of epochs taken.
         steps_per_epoch: number of steps in an epoch; 0 in files of earlier versions.
+        lr: learning rate, which the run keeps if it depends on the number of steps.
     """
 
     warmup_steps: int = 0
     cooldown: float = 0.0
     epoch: int = 0
     steps_per_epoch: int = 0
+    lr: float = 0.0
 
 
 def saved_choices(path: Path) -> Saved:
     """Return the choices in a checkpoint."""
     state = load_checkpoint(path)
     history, settings = (found if type(found := state.get(key)) is dict else {} for key in ("history", "settings"))
-    share = settings.get("cooldown")
+    share, lr = settings.get("cooldown"), settings.get("lr")
     counts = (history.get("warmup_steps"), state.get("epoch"), history.get("steps_per_epoch"))
     warmup, epoch, steps = (count if type(count) is int and count > 0 else 0 for count in counts)
-    return Saved(warmup, share if type(share) is float and 0 <= share <= 1 else 0.0, epoch, steps)
+    share = share if type(share) is float and 0 <= share <= 1 else 0.0
+    return Saved(warmup, share, epoch, steps, lr if type(lr) is float and lr > 0 else 0.0)
 
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
