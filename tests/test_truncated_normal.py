@@ -124,3 +124,12 @@ def test_no_seam_between_the_formulas(dtype):
             tolerance = 1e-9 if dtype == torch.float64 else 1e-3
             torch.testing.assert_close(term[0], term[1], rtol=tolerance, atol=0)
             torch.testing.assert_close(slopes[0], slopes[1], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moments_of_low_precision_are_those_of_float32(dtype):
+    loc = torch.tensor([-8.0, -2.4, -1.0, 0.5, 50.0], dtype=dtype)
+    low, exact = (vsc.TruncatedNormal(x, torch.ones_like(x), validate_args=False) for x in (loc, loc.float()))
+    for name in ("mean", "variance"):
+        expected = getattr(exact, name)
+        torch.testing.assert_close(getattr(low, name).float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)

@@ -103,7 +103,10 @@ class TruncatedNormal(TorchDistribution):
 
     @lazy_property
     def _excess(self) -> tuple[Tensor, ...]:
-        return cast("tuple[Tensor, ...]", Excess.apply(self._once[2]))
+        cut = self._once[2]
+        # In fewer digits the variance is a difference of close numbers.
+        exact = cut.float() if cut.dtype in (torch.float16, torch.bfloat16) else cut
+        return tuple(part.to(cut.dtype) for part in cast("tuple[Tensor, ...]", Excess.apply(exact)))
 
     @property
     def mean(self) -> Tensor:
