@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro._arguments import bool_or_auto, natural_int, positive_float, positive_int
+from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.acceleration import is_worth_compiling, missing_compiler
 from vsc_pyro.acceleration.ensemble import Ensemble
@@ -32,7 +32,7 @@ from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.contexts import private_state
-from vsc_pyro.training.defaults import chosen_warmup, or_default
+from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
 from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.fit import warn_of_prior, warn_of_warmup
 from vsc_pyro.training.history import History, NonFiniteLossError
@@ -108,9 +108,7 @@ def fit_ensemble(
     """
     models, epochs = list(models), None if epochs is None else positive_int("epochs", epochs)
     seeds = _one_for_each(seeds, len(models))
-    rate = or_default(models[0], "lr", lr)
-    if not callable(rate):
-        rate = positive_float("lr", rate)
+    lr = checked_lr(lr)
     device, compile = resolve_device(device), bool_or_auto("compile", compile)
     _check_place(data, device, compile)
     check_built_alike(models)
@@ -124,7 +122,7 @@ def fit_ensemble(
     check_batch_norm(models[0], batches[0])
     num_steps = batches[0].num_steps
     epochs = default_epochs(num_steps) if epochs is None else epochs
-    lr = positive_float("lr", rate(epochs * num_steps) if callable(rate) else rate)
+    lr = chosen_lr(models[0], lr, epochs * num_steps)
     cooling = Cooldown(or_default(models[0], "cooldown", cooldown), epochs)
     warmup = chosen_warmup(models[0], warmup, loss, schedules)
     schedules = with_warmup(schedules, int(warmup * epochs * num_steps))

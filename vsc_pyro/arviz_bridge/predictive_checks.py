@@ -127,7 +127,7 @@ def active_latents(model: VAE) -> Callable[[np.ndarray], np.ndarray]:
 
 
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"ink": ink, "pixels_on": pixels_on, "strokes": strokes}
-# Of data other than images.
+# Statistics of data other than images.
 VECTOR_STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda x: x.reshape(len(x), -1).mean(1),
     "standard deviation": lambda x: x.reshape(len(x), -1).std(1),

@@ -5,42 +5,22 @@ Such arrays, not arithmetic, are most of the time of an elementwise function and
 
 from __future__ import annotations
 
-import math
-from typing import Any, cast
-
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 
 def unexpanded(tensor: Tensor) -> Tensor:
-    """Return `tensor` without the copies that `expand` has made: such dimensions have the size 1."""
-    return cast("Tensor", _Once.apply(tensor)) if any(map(_is_copied, tensor.shape, tensor.stride())) else tensor
+    """Return `tensor` without the copies that `expand` has made: such dimensions have the size 1.
 
-
-def _is_copied(size: int, stride: int) -> bool:
-    return stride == 0 and size > 1
-
-
-class _Once(torch.autograd.Function):
-    """Keep one of equal copies. Each takes an equal share of the gradient, which needs no array of all copies."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(tensor: Tensor) -> Tensor:
-        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-            if _is_copied(size, stride):
-                tensor = tensor.narrow(dim, 0, 1)
+    A tensor that requires a gradient is returned whole, since each of its copies has a gradient of its own.
+    """
+    if tensor.requires_grad:
         return tensor
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.shape = inputs[0].shape
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return (gradient * (gradient.numel() / math.prod(ctx.shape))).expand(ctx.shape)
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:

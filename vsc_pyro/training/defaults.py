@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro.infer import ELBO
 
+from vsc_pyro._arguments import positive_float
 from vsc_pyro.training.schedules import Schedule, check_warmup
 
 if TYPE_CHECKING:
@@ -39,6 +40,30 @@ def or_default(model: VAE, name: str, value: Any) -> Any:
             f"{', '.join(map(repr, LIBRARY_DEFAULTS))}, so leave it out"
         )
     return {**LIBRARY_DEFAULTS, **own}[name] if value is None else value
+
+
+def checked_lr(lr: float | None) -> float | None:
+    """Return `lr` as a number above 0, or None.
+
+    Raises:
+        ValueError: another value.
+    """
+    return None if lr is None else positive_float("lr", lr)
+
+
+def chosen_lr(model: VAE, lr: float | None, num_steps: int, saved: float = 0.0) -> float:
+    """Return `lr`; if it is None, the model's default, which may be a function of the number of steps.
+
+    Args:
+        saved: learning rate of the run that this one resumes, which replaces such a function; 0 for a new run.
+
+    Raises:
+        ValueError: a default that is not a number above 0.
+    """
+    rate = or_default(model, "lr", lr)
+    if callable(rate):
+        rate = saved or rate(num_steps)
+    return positive_float("lr", rate)
 
 
 def chosen_warmup(model: VAE, warmup: float | None, loss: ELBO, schedules: Mapping[str, Schedule] | None) -> float:

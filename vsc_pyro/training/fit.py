@@ -23,7 +23,6 @@ from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_state, unprepared_if_refused
-from vsc_pyro.training.defaults import or_default
 from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.history import History
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
@@ -101,7 +100,7 @@ def fit(
 
     **Steps and rates**
 
-    A model may declare defaults of its own for `batch_size`, `lr`, `warmup` and `cooldown`, see
+    A model may declare defaults of its own for `objective`, `batch_size`, `lr`, `warmup` and `cooldown`, see
     `VAE.training_defaults`.
 
     Args:
@@ -197,7 +196,7 @@ def fit(
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
-        lr=or_default(model, "lr", lr),
+        lr=lr,
         warmup=warmup,
         cooldown=cooldown,
         lr_schedule=lr_schedule,
@@ -238,7 +237,7 @@ def _build_run(plan: Plan) -> Run:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
-    optimizer = torch.optim.Adam(parameters, lr=plan.lr, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=plan.learning_rate, fused=True)
     sum_gradients(optimizer)
     schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):

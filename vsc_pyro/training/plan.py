@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from vsc_pyro._arguments import bool_or_auto, natural_int, positive_float, positive_int
+from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
 from vsc_pyro._files import check_writable, destination
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
@@ -25,7 +25,7 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
-from vsc_pyro.training.defaults import chosen_warmup, or_default
+from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
 from vsc_pyro.training.parallel import num_processes, rank
 from vsc_pyro.training.resumption import Saved, saved_choices
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
@@ -45,6 +45,7 @@ class Plan:
         asked_steps: the argument `steps`; None for a run of `epochs`.
         batches: the source of minibatches.
         loss: the objective as an ELBO.
+        learning_rate: at the start; a resumed run keeps a default that depends on the number of steps.
         warmup_steps: number of steps in which the weight of the KL divergence rises; a resumed run keeps its own.
         cooling: the learning rate's fall at the end.
 
@@ -60,7 +61,7 @@ class Plan:
     epochs: dataclasses.InitVar[int | None]
     steps: dataclasses.InitVar[int | None]
     batch_size: dataclasses.InitVar[int | None]
-    lr: Any  # the model's default may be a function of the number of steps, until that is known
+    lr: dataclasses.InitVar[float | None]
     warmup: float | None
     cooldown: float | None
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
@@ -78,18 +79,20 @@ class Plan:
     asked_steps: int | None = dataclasses.field(init=False)
     batches: Batches = dataclasses.field(init=False)
     loss: ELBO = dataclasses.field(init=False)
+    learning_rate: float = dataclasses.field(init=False)
     warmup_steps: int = dataclasses.field(init=False)
     cooling: Cooldown = dataclasses.field(init=False)
 
-    def __post_init__(self, data: Data, epochs: int | None, steps: int | None, batch_size: int | None) -> None:
+    def __post_init__(
+        self, data: Data, epochs: int | None, steps: int | None, batch_size: int | None, lr: float | None
+    ) -> None:
         epochs = None if epochs is None else positive_int("epochs", epochs)
         steps = None if steps is None else positive_int("steps", steps)
         self.asked_steps = steps
         if epochs is not None and steps is not None:
             raise ValueError(f"epochs={epochs} and steps={steps} both set the length of the run; pass one")
         self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)
-        if not callable(self.lr):
-            self.lr = positive_float("lr", self.lr)
+        lr = checked_lr(lr)
         self.seed = natural_int("seed", self.seed)
         self.compile = bool_or_auto("compile", self.compile)
         self.batches = self._get_batches(data, steps, batch_size)
@@ -99,7 +102,7 @@ class Plan:
             steps = per_epoch * (default_epochs(per_epoch) if epochs is None else epochs)
         self.num_steps, self.num_epochs = steps, -(-steps // per_epoch)
         self._choose_objective()
-        self._choose_rates()
+        self._choose_rates(lr)
         check_batch_norm(self.model, self.batches)
         self._check_processes()
 
@@ -134,18 +137,16 @@ class Plan:
         self.loss = get_objective(objective, self.num_draws, (gate or Gate()).draws_at_once)
         check_objective(self.loss, self.model, gate, self.schedules)
 
-    def _choose_rates(self) -> None:
+    def _choose_rates(self, lr: float | None) -> None:
         """Choose the rise of the KL divergence's weight and the fall of the learning rate."""
         self.warmup = warmup = chosen_warmup(self.model, self.warmup, self.loss, self.schedules)
         self.warmup_steps = int(warmup * self.num_steps)
-        if callable(self.lr):
-            saved_lr = 0.0 if (path := self.resumed) is None else saved_choices(path).lr
-            self.lr = positive_float("lr", saved_lr or self.lr(self.num_steps))
+        saved = None if (path := self.resumed) is None else saved_choices(path)
+        self.learning_rate = chosen_lr(self.model, lr, self.num_steps, saved.lr if saved else 0.0)
         cooldown = self.cooldown
         if cooldown is not None and Cooldown(cooldown, self.num_epochs).share and self.lr_schedule is not None:
             raise ValueError(f"cooldown={cooldown!r} and lr_schedule both set the learning rate; pass one")
-        if (path := self.resumed) is not None:
-            saved = saved_choices(path)
+        if saved is not None:
             self.warmup_steps, cooldown = saved.warmup_steps, saved.cooldown if cooldown is None else cooldown
         share = or_default(self.model, "cooldown", cooldown) if self.lr_schedule is None else 0.0
         self.cooling = Cooldown(share, self.num_epochs)
@@ -169,7 +170,7 @@ class Plan:
             + ("" if alpha is None else f"(alpha={alpha})")
             + (f"({loss.describe()})" if hasattr(loss, "describe") else ""),
             "batch_size": self.batches.batch_size,
-            "lr": self.lr,
+            "lr": self.learning_rate,
             "warmup": self.warmup,
             "cooldown": float(self.cooling.share),
             "seed": self.seed,
