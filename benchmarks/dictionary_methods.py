@@ -91,6 +91,8 @@ def ours(cell: Cell, data: Any) -> dict[str, Any]:
         fit_kwargs["lr"] = settings["lr"]
     if "nested" in settings:
         fit_kwargs["objective"] = "nested" if settings["nested"] else "exact"
+    if "noise" in settings:
+        model_kwargs |= {"noise": settings["noise"], "expected_active": cell.scaled("active")}
     if data.device != "cpu":
         fit_kwargs["compile"] = True
     torch.manual_seed(cell.seed)
@@ -254,9 +256,11 @@ _OURS_GRID = (
     *_grid(lr=(1e-3, 3e-3), beta=(1.0, 1.5), nested=(0.0,)),
     *_grid(lr=(1e-3, 3e-3), beta=(1.0,), nested=(1.0,)),
 )
+# Embeddings have no noise of their own.
+_OURS_SWEEP = _grid(nested=(0.0, 1.0), noise=(0.75, 0.6, 0.45, 0.3), active=(2.0,))
 
 METHODS: dict[str, Method] = {
-    "ours": Method(ours, sweep=_grid(beta=(0.5, 1.0, 2.0, 4.0))),
+    "ours": Method(ours, sweep=({}, *_OURS_SWEEP)),
     "BatchTopK": Method(None, _K, _K_SWEEP),
     "Matryoshka BatchTopK": Method(None, _K, _K_SWEEP),
     "TopK": Method(None, _K, _K_SWEEP),

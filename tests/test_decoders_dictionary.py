@@ -49,3 +49,24 @@ def test_products_in_bfloat16_round_the_code_and_not_the_bias():
 def test_bad_norms():
     with pytest.raises(ValueError, match="atom_norm must be a finite number above 0, got 0"):
         vsc.DictionaryDecoder(7, 6, atom_norm=0)
+
+
+def test_noise_may_be_a_fixed_share_of_the_spread_of_the_data():
+    decoder = vsc.DictionaryDecoder(7, 6, noise=0.3)
+    x = 5 + 2 * torch.randn(1000, 6)
+    decoder.prepare(x)
+    spread = (x - x.mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(decoder(torch.zeros(1, 7)).scale.flatten()[0], 0.3 * spread)
+    assert not any("amplitude" in name for name, _ in decoder.named_parameters())
+    assert "variance='fixed'" in repr(decoder)
+
+
+@pytest.mark.parametrize("noise", [0, 1.0, -0.5, float("nan"), "data"])
+def test_noise_outside_its_range(noise):
+    with pytest.raises(ValueError, match="noise must"):
+        vsc.DictionaryDecoder(7, 6, noise=noise)
+
+
+def test_two_noises():
+    with pytest.raises(ValueError, match=r"noise=0.5 and scale=2.0 both set the noise; pass one of the two"):
+        vsc.DictionaryDecoder(7, 6, scale=2.0, noise=0.5)

@@ -213,6 +213,23 @@ def test_defaults_of_training_are_its_own():
     assert history.elbo == nested.elbo != exact.elbo
 
 
+def test_less_noise_turns_more_features_on_and_stays_as_it_was_set(tmp_path):
+    (x, *_), on, left = sparse_data(2000), [], []
+    for noise in (0.8, 0.2):
+        model = build(noise=noise)
+        vsc.fit(model, x, objective="exact", lr=1e-2, batch_size=200, epochs=10, progress=False, device="cpu")
+        found = vsc.evaluate_dictionary(model, x)
+        on.append(found.hard_l0)
+        left.append(found.fvu)
+        spread = (x - x.mean(0)).square().mean().sqrt()
+        torch.testing.assert_close(model.decoder(torch.zeros(1, 24)).scale.flatten()[0], noise * spread)
+    assert on[0] < on[1]
+    assert left[0] > left[1]
+    vsc.sae.export(model, tmp_path / "sae")
+    sae = vsc.sae.load(tmp_path / "sae")
+    torch.testing.assert_close(sae.inclusion(x), model.encoder(x).base_dist.probs)
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="expected_active must be"):
         vsc.SparseDictionary(16, 24, expected_active=0)

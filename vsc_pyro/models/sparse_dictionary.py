@@ -39,7 +39,7 @@ class SparseDictionary(VAE):
         \qquad \epsilon \sim N(0, \sigma^2 I).
 
     It is a `VAE` of a `DictionaryDecoder`, whose atoms have one norm, a `SpikeSlabPrior` that learns inclusion and
-    slab of every feature, and a `RefinedEncoder`. The noise :math:`\sigma` is learned.
+    slab of every feature, and a `RefinedEncoder`. The noise :math:`\sigma` is learned if `noise` does not set it.
 
     ``fit`` trains it by ``objective="nested"``, without sampling: the mean bound of the first J / 16, the first J / 4
     and all features. A dictionary with fewer atoms than the data have features is misspecified, and by its plain bound
@@ -62,6 +62,9 @@ class SparseDictionary(VAE):
         refine_steps: number of closed-form updates after the encoder, see `RefinedEncoder`; 0 for none, the only choice
             for slabs other than ``"normal"`` and ``"truncated-normal"``.
         learn_slab: ``"per-latent"``, or ``"global"`` for features of one strength, see `SpikeSlabPrior`.
+        noise: :math:`\sigma` as a share of the data's standard deviation, between 0 and 1, which training keeps; None
+            to learn it. About ``noise**2`` of the data's variance stays unexplained: less noise turns more features on.
+            Set it for data that are no sum of a few features and noise, such as embeddings.
         gate: gradient estimator of the spikes, for objectives that draw them.
         beta: weight of the codes' KL divergence, or the power :math:`1/\beta` of the likelihood (Grünwald, 2012;
             Miller & Dunson, 2019). 1 for a bound.
@@ -103,12 +106,13 @@ class SparseDictionary(VAE):
         scale: str = "per-latent",
         refine_steps: int = 1,
         learn_slab: bool | str = "per-latent",
+        noise: float | None = None,
         gate: str | Gate = "concrete",
         beta: float = 1.0,
     ) -> None:
         shape, num_features = sizes("input_shape", input_shape), positive_int("num_features", num_features)
         expected_active = positive_float("expected_active", expected_active)
-        decoder = DictionaryDecoder(num_features, shape, math.sqrt(math.prod(shape) / expected_active))
+        decoder = DictionaryDecoder(num_features, shape, math.sqrt(math.prod(shape) / expected_active), noise=noise)
         options: dict[str, Any] = {"hidden": hidden, "gate": gate, "slab": slab, "scale": scale}
         if natural_int("refine_steps", refine_steps):
             options["steps"] = refine_steps
@@ -132,6 +136,7 @@ class SparseDictionary(VAE):
             "scale": scale,
             "refine_steps": int(refine_steps),
             "learn_slab": learn_slab,
+            "noise": noise,
             "beta": float(beta),
         }
         self._start_at_the_transpose()

@@ -46,13 +46,15 @@ class DictionaryDecoder(NormalDecoder):
             logarithm of :math:`\sigma^2 - m^2` with the floor m = :math:`\sigma / 80` of the start, so that the noise
             changes by at most a factor of 1 + the learning rate in a step of Adam: while the atoms are still random, a
             noise that follows their errors would switch off most features.
+        noise: :math:`\sigma / s`, between 0 and 1, which training keeps; about its square is the share of the data's
+            variance that stays unexplained. Less noise turns more features on. None to learn the noise.
 
     Shapes:
         z ``(*, J)``; the distribution is a `vsc_pyro.distributions.LinearNormal` with `batch_shape` ``(*)`` and
         `event_shape` `output_shape`.
 
     Raises:
-        ValueError: as `NormalDecoder`; an `atom_norm` that is not above 0.
+        ValueError: as `NormalDecoder`; an `atom_norm` that is not above 0; a `noise` outside (0, 1), or with a `scale`.
 
     Example:
         >>> import vsc_pyro as vsc
@@ -67,13 +69,17 @@ class DictionaryDecoder(NormalDecoder):
         output_shape: int | Sequence[int],
         atom_norm: float = 1.0,
         scale: float | Literal["data"] = "data",
+        noise: float | None = None,
     ) -> None:
         super().__init__(latent_dim, output_shape, (), scale=scale, variance="fixed")
-        self.variance = "shared"
         if self.follows_data:
-            self.initial_scale.fill_(_SHARE)
+            self.initial_scale.fill_(_SHARE if noise is None else _checked_noise(noise))
+        elif noise is not None:
+            raise ValueError(f"noise={noise!r} and scale={scale!r} both set the noise; pass one of the two")
         self.register_buffer("min_scale", self.initial_scale / _RANGE)
-        self.log_amplitude = nn.Parameter(torch.zeros(()))
+        if noise is None:
+            self.variance = "shared"
+            self.log_amplitude = nn.Parameter(torch.zeros(()))
         self.atom_norm = positive_float("atom_norm", atom_norm)
         with torch.no_grad():
             self.own_layer.weight.copy_(normalize(self.own_layer.weight, dim=0))
@@ -81,6 +87,8 @@ class DictionaryDecoder(NormalDecoder):
     @property
     def scale(self) -> Tensor:
         r"""Standard deviation :math:`\sigma` of the pixels given z, shape ``()``."""
+        if self.variance == "fixed":
+            return self._in_units(self.initial_scale)
         floor = self.min_scale.square()
         return self._in_units((floor + (self.initial_scale.square() - floor) * (2 * self.log_amplitude).exp()).sqrt())
 
@@ -108,3 +116,9 @@ class DictionaryDecoder(NormalDecoder):
 
     def extra_repr(self) -> str:
         return f"atom_norm={self.atom_norm:g}, {super().extra_repr()}"
+
+
+def _checked_noise(noise: float) -> float:
+    if not positive_float("noise", noise) < 1:
+        raise ValueError(f"noise must lie below 1, which is all of the data's standard deviation, got {noise!r}")
+    return float(noise)
