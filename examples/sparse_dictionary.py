@@ -37,6 +37,9 @@ def parse(argv):
     add("--dim", type=whole, default=64, help="of the world")
     add("--num-features", type=whole, default=128, help="atoms of the dictionary")
     add("--expected-active", type=positive, default=5.0, help="features of a datum, before training")
+    add("--noise", type=positive, help="share of the data's standard deviation, below 1; default: learned")
+    objectives = ["nested", "exact"]
+    add("--objective", default="nested", choices=objectives, help="exact: for a good reconstruction, with --noise")
     add("--slab", default="normal", choices=["normal", "truncated-normal"], help="of any sign, or positive")
     add("--steps", type=whole, default=1500)
     add("--batch-size", type=whole, default=1024)
@@ -73,14 +76,13 @@ def main(argv=None):
     check_output(args, FILES, "metrics.json", FREE)
     stream, test, truth = sources(args)
     torch.manual_seed(args.seed)
-    model = vsc.SparseDictionary(
-        test.images.shape[1], args.num_features, expected_active=args.expected_active, slab=args.slab
-    )
+    kind = {"expected_active": args.expected_active, "noise": args.noise, "slab": args.slab}
+    model = vsc.SparseDictionary(test.images.shape[1], args.num_features, **kind)
     config = settings(args, FREE)
     with resumable(args, FILES, config):
-        options = {"lr": args.lr, "device": args.device, "seed": args.seed, "progress": not args.quiet}
-        checkpoint = args.output / "checkpoint.pt"
-        history = vsc.fit(model, stream, steps=args.steps, checkpoint=checkpoint, resume=args.resume, **options)
+        options = {"objective": args.objective, "lr": args.lr, "device": args.device, "seed": args.seed}
+        options |= {"progress": not args.quiet, "checkpoint": args.output / "checkpoint.pt", "resume": args.resume}
+        history = vsc.fit(model, stream, steps=args.steps, **options)
         found = vsc.evaluate_dictionary(model, test, dictionary=truth)
         print(found)
         for name, figure in draw(found).items():
