@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vsc_pyro.evaluation.survey import as_share
 
+SEE_WORDS = "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"
 _Row = tuple[str, str, str]
 
 
@@ -103,7 +104,7 @@ class Evaluation:
         lines += ["bounds, in nats:", *(line(f"  {name}", *rest) for name, *rest in self._bounds())]
         lines += ["other counts:", *(line(f"  {name}", *rest) for name, *rest in self._counts())]
         lines += [f"advice: {advice}" for advice in self.advice]
-        return "\n".join([*lines, "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"])
+        return "\n".join([*lines, SEE_WORDS])
 
     def _works(self) -> list[_Row]:
         used = f"{self.informative_latents} of {len(self.usage)}"
