@@ -47,7 +47,7 @@ class Evaluation:
         evidence: mean :math:`\log p(x)`, from the ``"exact"`` reference only.
         gap: `evidence` minus `elbo`.
         inclusion_error: mean of :math:`|\gamma_j - P(z_j \neq 0 | x)|` over data and latents; NaN for posteriors
-            without an atom at zero.
+            without spikes.
         used_per_datum: latents that a datum uses: the sum of :math:`\gamma_j` over informative latents.
         informative_latents: number of latents that carry information about the data, see
             `vsc_pyro.evaluation.information`.

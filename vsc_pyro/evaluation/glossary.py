@@ -70,7 +70,8 @@ DICTIONARY_WORDS: dict[str, str] = {
     "posterior-mean code": "The mean of each latent: `g_j` times the centre of its slab.",
     "hard code": "A latent that is on is at the centre of its slab, every other exactly 0.",
     "atom": "Direction in the space of the data that belongs to a latent: a row of `model.decoder.dictionary` or of "
-    "`W_dec`. A reconstruction is a bias plus the sum of atoms, each times its latent's code.",
+    "`W_dec`. A reconstruction is a bias plus the sum of atoms, each times its latent's code. (In `is_atom_free` of "
+    "`vsc_pyro.distributions` an atom is something else, a point mass, such as a spike.)",
     "feature": "A true direction, present in some data and absent in others. Both are known for made data: "
     "`dictionary=` has the directions, `data.factors` the presence. (`num_features` of a `SparseDictionary` counts "
     "its latents, which are to find features.)",

@@ -25,8 +25,7 @@ def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) 
             by the names for the legend.
 
     Raises:
-        ValueError: no calibration, one of a posterior without an atom at zero, or one of a dictionary without known
-            features.
+        ValueError: no calibration, one of a posterior without spikes, or one of a dictionary without known features.
     """
     if not calibrations:
         raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
