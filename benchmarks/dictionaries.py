@@ -1,7 +1,7 @@
 """Sparse dictionaries of known features: ours beside SAELens's autoencoders, scikit-learn's, a probe and the posterior.
 
     python benchmarks/dictionaries.py --cells CELLS --peers PYTHON --data-root data --jobs 2
-    python benchmarks/dictionaries.py --figures FOLDER
+    python benchmarks/dictionaries.py --figures FOLDER --methods ours BatchTopK "Matryoshka BatchTopK" JumpReLU probe
 
 PYTHON is an interpreter that has sae-lens, torch, pyro-ppl and scipy; without it, its methods are left out. Worlds have
 512 features in 64 dimensions, for dictionaries of 128 atoms, and 2,048 in 256, for 512. A seed is that of the world, of
@@ -335,7 +335,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--peers", metavar="PYTHON", help="interpreter that has sae-lens")
     options.add_argument("--jobs", type=measure.whole, default=1, help="processes of one thread; default: 1")
     options.add_argument("--finished", action="store_true", help="report the finished cells, run nothing")
-    options.add_argument("--figures", type=expanded, metavar="FOLDER", help="draw the file of results, run nothing")
+    options.add_argument(
+        "--figures", type=expanded, metavar="FOLDER", help="draw methods of the file of results, run nothing"
+    )
     options.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     options.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
     options.add_argument("--sizes", nargs="+", choices=SIZES, help="default: small large, with --quick tiny")
@@ -350,7 +352,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.figures is not None:
         output = measure.RESULTS / "dictionaries-cpu.json" if args.output is None else args.output
         record = json.loads(output.read_text())
-        dictionary_figures.draw(record, args.figures)
+        shown = [cell for cell in record["results"] if cell["method"] in args.methods]
+        dictionary_figures.draw({"results": shown}, args.figures)
         return record
     args.budgets = args.budgets or (_QUICK_BUDGETS if args.quick else _BUDGETS)
     args.sizes = args.sizes or (["tiny"] if args.quick else ["small", "large"])

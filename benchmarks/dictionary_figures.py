@@ -12,6 +12,7 @@ import torch
 from cycler import cycler
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vsc_pyro import plots
 from vsc_pyro._files import replacing
@@ -58,8 +59,18 @@ def _against_l0(cells: Cells) -> Figure:
             face = colour if cell["steps"] == largest else "none"
             axes.scatter(cell["test"]["hard_l0"], cell["test"][measure], 40, facecolors=face, edgecolors=colour)
     figure.axes[0].get_legend().remove()
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    handles = [*figure.axes[0].get_legend_handles_labels()[0], *_kinds_of_points(cells, largest)]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=7)
     return figure
+
+
+def _kinds_of_points(cells: Cells, largest: int) -> list[Line2D]:
+    kinds = [Line2D([], [], color="0.4", marker="o", markersize=4, label=f"every run of {largest:,} steps")]
+    for steps in sorted({cell["steps"] for cell in cells if cell["reported"]}, reverse=True):
+        face = "0.4" if steps == largest else "none"
+        label = f"reported run of {steps:,} steps"
+        kinds.append(Line2D([], [], color="0.4", marker="o", linestyle="", markerfacecolor=face, label=label))
+    return kinds
 
 
 def _explained(curves: Mapping[str, Sequence[Any]]) -> Figure:

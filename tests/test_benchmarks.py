@@ -345,6 +345,10 @@ def test_dictionaries(record, tmp_path, capsys):
     dictionaries.main(figures)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"dictionaries-hierarchical-tiny-{kind}.png" for kind in ("l0", "reliability")}
+    figures = [*DICTIONARIES, "probe", "--output", figures[-3], "--figures", str(tmp_path / "of the probe")]
+    dictionaries.main(figures)
+    names = [path.name for path in (tmp_path / "of the probe").iterdir()]
+    assert names == ["dictionaries-hierarchical-tiny-reliability.png"]
 
 
 def test_figures_of_dictionaries_sum_seeds_and_show_every_reported_result():
@@ -360,7 +364,11 @@ def test_figures_of_dictionaries_sum_seeds_and_show_every_reported_result():
     tests = [{"hard_l0": l0, "hard_explained_variance": l0 / 9, "f1": None} for l0 in (1.0, 4.0, 2.0)]
     cells = [{"method": "a", "steps": 9, "reported": test["hard_l0"] > 1, "test": test} for test in tests]
     cells.append({"method": "b", "steps": 3, "reported": True, "test": tests[0]})
-    (axes,) = dictionary_figures._against_l0(cells).axes
+    figure = dictionary_figures._against_l0(cells)
+    (axes,) = figure.axes
+    (legend,) = figure.legends
+    kinds = ["every run of 9 steps", "reported run of 9 steps", "reported run of 3 steps"]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", *kinds]
     assert [list(curve.get_xdata()) for curve in axes.get_lines()] == [[1.0, 2.0, 4.0], []]
     assert [points.get_offsets()[0, 0] for points in axes.collections] == [4.0, 2.0, 1.0]
     assert [len(points.get_facecolors()) for points in axes.collections] == [1, 1, 0]  # hollow at the smaller budget

@@ -227,6 +227,15 @@ def test_bad_factors(changes, message):
         vsc.Dataset(torch.rand(3, 4), factors=some_factors(**changes))
 
 
+def test_a_printed_data_set_has_few_names_of_its_factors():
+    data = vsc.datasets.features(512, 4).sample(3)
+    text = str(data)
+    assert text.endswith("names=('feature 0', 'feature 1', 'feature 2', ... 512 in all)))")
+    assert "presence=tensor([[" in text
+    presence, values, _ = data.factors
+    assert str(Factors(presence[:, :2], values[:, :2], ("a", "b"))).endswith("names=('a', 'b'))")
+
+
 def test_factors_have_their_own_type():
     with pytest.raises(ValueError, match=r"factors must be a Factors\(presence, values, names\), got tuple"):
         vsc.Dataset(torch.rand(3, 4), factors=tuple(some_factors()))

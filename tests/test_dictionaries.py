@@ -128,6 +128,21 @@ def test_table_and_json():
         assert text in str(found)
 
 
+def test_the_table_states_the_rules():
+    model, x, _ = linear_model()
+    of_posterior = str(vsc.evaluate_dictionary(model, x)).splitlines()
+    of_codes = str(vsc.evaluate_dictionary(Autoencoder(torch.eye(9)), x)).splitlines()
+    for table, rules in (
+        (of_posterior, ("sum of probabilities, all latents", "probability above 1/2", "never above 1/2 in 300 data")),
+        (of_codes, ("code not 0", "code not 0", "code always 0 in 300 data")),
+    ):
+        for row, name, rule in zip(table[1:], ("expected L0", "hard L0", "dead latents"), rules, strict=False):
+            assert row.startswith(name)
+            assert rule in row
+    assert of_posterior[-2] == "latents used, of fit and evaluate: another rule, the information that they carry"
+    assert "another rule" not in "".join(of_codes)
+
+
 def test_bad_arguments():
     model, x, z = linear_model()
     for dictionary in (torch.eye(5), torch.zeros(4, 9)):

@@ -234,7 +234,8 @@ def test_reliability_shows_shares_and_counts(calibrations):
     shown = [line.get_xydata() for line in curves.lines if len(line.get_xydata()) == 10]
     expected = torch.stack([exact.bin_inclusion, exact.bin_frequency], 1)
     assert any(torch.allclose(torch.from_numpy(points), expected, equal_nan=True) for points in shown)
-    assert [text.get_text() for text in curves.get_legend().get_texts()][1] == f"exact: error {exact.ece:.3f}"
+    assert [text.get_text() for text in curves.get_legend().get_texts()][1] == f"exact: error {exact.ece:.2g}"
+    assert curves.get_ylabel() == "share that is on"
     assert len(counts.patches) == 2
     dense = vsc.VAE(vsc.NormalEncoder(9, 3), vsc.NormalDecoder(3, 9), vsc.NormalPrior(3))
     with pytest.raises(ValueError, match="without an atom at zero, which has no inclusion"):

@@ -1,5 +1,7 @@
 """Figures of dictionaries hold the numbers of their evaluations."""
 
+import dataclasses
+
 import pytest
 from problems.linear import linear_model
 from test_dictionaries import known
@@ -37,6 +39,9 @@ def test_densities(found, unknown):
 def test_cosines(found, unknown):
     axes = plots.feature_cosines({"it": found}).axes[0]
     assert axes.patches[0].get_data().values.sum() == 5
+    legend = axes.get_legend()
+    assert legend.get_title().get_text() == "MCC of one-to-one matching"
+    assert [text.get_text() for text in legend.get_texts()] == [f"it: {found.mcc:.3f}"]
     with pytest.raises(ValueError, match="'unknown' has no true features"):
         plots.feature_cosines({"unknown": unknown})
 
@@ -47,6 +52,8 @@ def test_recovery(found, unknown):
         assert axes.lines[0].get_ydata().tolist() == [value, value]
         assert axes.lines[0].get_xdata().tolist() == [found.hard_l0] * 2
         assert axes.lines[1].get_xdata()[0] == pytest.approx(found.true_l0, abs=0.005)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["it", "features present (true L0)"]
     for wrong in ({"it": [unknown]}, {"it": []}):
         with pytest.raises(ValueError, match="must have known features"):
             plots.recovery(wrong)
@@ -56,8 +63,22 @@ def test_reliability(found, unknown):
     curves = plots.reliability({"it": found}).axes[0]
     heights = [float(height) for height in curves.lines[1].get_ydata()]
     assert heights == pytest.approx(found.bin_frequency.tolist(), nan_ok=True)
+    assert curves.get_ylabel() == "share that is present"
+    small = dataclasses.replace(found, ece=0.000512)
+    labels = [text.get_text() for text in plots.reliability({"it": small}).axes[0].get_legend().get_texts()]
+    assert labels == ["it: error 0.00051"]
     with pytest.raises(ValueError, match="a dictionary without known features"):
         plots.reliability({"it": unknown})
+
+
+@pytest.mark.parametrize("plot", [plots.firing_densities, plots.feature_cosines])
+def test_the_legend_is_beside_the_bars(plot, found):
+    figure = plot({"it": found, "a longer name": found})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend = axes.get_legend().get_window_extent()
+    assert legend.x0 >= axes.bbox.x1
+    assert legend.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("plot", [plots.firing_densities, plots.feature_cosines, plots.recovery])

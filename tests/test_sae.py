@@ -8,6 +8,7 @@ import sys
 import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from problems.autoencoders import D, J, built, data, posterior, slab_prior
@@ -163,8 +164,15 @@ def test_training_mode_of_a_loaded_model_does_not_matter(tmp_path):
 def test_bad_data_and_codes(tmp_path):
     vsc.sae.export(built(vsc.JumpReLUEncoder(D, J)), tmp_path)
     sae = vsc.sae.load(tmp_path)
-    with pytest.raises(ValueError, match=r"x must have 6 values in its last dimension, got shape \(2, 12\)"):
-        sae.encode(torch.zeros(2, 2 * D))
+    for method in (sae.encode, sae.inclusion, sae):
+        with pytest.raises(ValueError, match=r"x must have 6 values in its last .* shape \(2, 12\); pass data of"):
+            method(np.zeros((2, 2 * D)))
+        with pytest.raises(ValueError, match=r"x must be an array, tensor or data frame, .*; got a dict"):
+            method({"x": 1})
+    with pytest.raises(ValueError, match=r"x must have 6 values in its last .* shape \(1,\); pass"):
+        sae.encode(torch.zeros(1))
+    with pytest.raises(ValueError, match=r"z must have 9 values in its last .* shape \(2, 6\); pass codes as encode"):
+        sae.decode(np.zeros((2, D)))
     with pytest.raises(ValueError, match="unknown code 'soft'; known are 'hard', 'mean'"):
         sae.encode(torch.zeros(2, D), code="soft")
 

@@ -85,7 +85,7 @@ def to_arviz(
       ``active.mean("datum")``, the usage of each latent.
     * ``r_hat``, effective sample sizes, ``plot_trace``, ``plot_rank``: no. Draws are independent by construction, and
       several models have their latents in different orders.
-    * ``plot_density``, ``plot_posterior``, ``hdi`` of ``z``: no. They smooth over the atom at zero or hide it. Show
+    * ``plot_density``, ``plot_posterior``, ``hdi`` of ``z``: no. They smooth over the spike at zero or hide it. Show
       ``active``, and the slab of latents that are on, ``z.where(active == 1)``.
     * ``loo``, ``waic``: no. The latents of a datum are inferred from that datum alone. Leaving it out leaves no latents
       to weight. Compare models by `vsc_pyro.elpd` of test data.

@@ -16,6 +16,7 @@ from vsc_pyro.datasets.labels import as_labels
 from vsc_pyro.datasets.numbers import as_numbers
 
 BINARIZATIONS = ("dynamic", "static", None)
+_NAMES_SHOWN = 3
 
 
 class Factors(NamedTuple):
@@ -30,6 +31,12 @@ class Factors(NamedTuple):
     presence: Tensor
     values: Tensor
     names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        names = str(self.names)
+        if len(self.names) > _NAMES_SHOWN:
+            names = f"({', '.join(map(repr, self.names[:_NAMES_SHOWN]))}, ... {len(self.names)} in all)"
+        return f"Factors(presence={self.presence}, values={self.values}, names={names})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

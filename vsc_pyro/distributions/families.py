@@ -120,7 +120,7 @@ def _(distribution: Cauchy) -> bool:
 
 @_by_family
 def inclusion_logits(distribution: Distribution) -> Tensor | None:
-    """Return the log-odds of P(z != 0) for every coordinate, or None for a distribution without an atom at zero.
+    """Return the log-odds of P(z != 0) for every coordinate, or None for a distribution without a spike.
 
     For a mixture these are the log-odds of the components' weighted mean probability.
 
@@ -307,7 +307,7 @@ def of_part(name: str, change: Change) -> Change:
 
 
 def inclusion_of(distribution: Distribution) -> Tensor:
-    """Return P(z != 0) for every coordinate: 1 without an atom at zero; 0 or 1 for a point.
+    """Return P(z != 0) for every coordinate: 1 without a spike; 0 or 1 for a point.
 
     Returns:
         Shape `batch_shape + event_shape`.
@@ -322,7 +322,7 @@ def inclusion_of(distribution: Distribution) -> Tensor:
 def hard_code(distribution: Distribution) -> Tensor:
     r"""Return the code with exact zeros: the slab's centre where :math:`\gamma > 1/2`, else 0.
 
-    For a distribution without an atom at zero, such as a point, it is the `centre`.
+    For a distribution without a spike, such as a point, it is the `centre`.
 
     Returns:
         Shape `batch_shape + event_shape`.

@@ -5,7 +5,7 @@ expected squared error of a pixel is the squared error at the mean plus the vari
 
 .. math:: E \log p(x|z) = \log p(x|m) - \frac12 \sum_j v_j \sum_d \frac{D_{jd}^2}{\sigma_d^2}.
 
-Only the first two moments of z enter. The distribution of z may have an atom at zero, or any tails of finite variance.
+Only the first two moments of z enter. The distribution of z may have spikes, or any tails of finite variance.
 
 References
     M. K. Titsias, M. Lázaro-Gredilla (2011), Spike and slab variational inference for multi-task learning.

@@ -3,7 +3,7 @@ r"""The spike-and-slab distribution: density, moments, draws and score.
 .. math:: q(z) = \gamma\, F(z) + (1 - \gamma)\, \delta_0(z)
 
 The slab :math:`F` is any reparametrised distribution of a scalar without atoms, and :math:`\gamma = P(z \neq 0)` is the
-*inclusion* probability. Densities are with respect to Lebesgue measure plus a unit atom at zero:
+*inclusion* probability. Densities are with respect to Lebesgue measure plus a unit point mass at zero:
 
 .. math:: \log q(z) = \log(1 - \gamma) \;\text{if}\; z = 0, \qquad \log \gamma + \log F(z) \;\text{otherwise,}
 
@@ -261,7 +261,7 @@ class SpikeSlab(TorchDistribution):
     # Densities -------------------------------------------------------------------------------------------------------
 
     def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*broadcast"]:
-        """Return the log-density with respect to Lebesgue measure plus a unit atom at zero, in nats.
+        """Return the log-density with respect to Lebesgue measure plus a unit point mass at zero, in nats.
 
         The value of a draw (by `rsample` or `pyro.sample`) is scored with the slab and spike that it carries, which
         makes the gradient unbiased; any other value is scored by whether it equals zero.

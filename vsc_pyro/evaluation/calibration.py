@@ -44,7 +44,7 @@ _NUMBERS_AT_ONCE = 2**22  # drawn latents: 16 MB in float32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""The result of `check_calibration`. Scores of inclusion are NaN for posteriors without an atom at zero.
+    r"""The result of `check_calibration`. Scores of inclusion are NaN for posteriors without spikes.
 
     Attributes:
         brier: mean of :math:`(\gamma - s)^2` over data and latents.

@@ -45,7 +45,7 @@ class Codes:
     r"""Codes of N data in J latents, on the CPU; the result of `codes`.
 
     Attributes:
-        inclusion: :math:`\gamma`, the probability that a latent is on, shape ``(N, J)``. Without an atom at zero it is
+        inclusion: :math:`\gamma`, the probability that a latent is on, shape ``(N, J)``. Without a spike it is
             1; for a point it is 1 where the value is not zero.
         centre: centre of the slab, shape ``(N, J)``: its mean, or the location of a Cauchy slab. For a dense posterior
             the mean, for a point the value.
@@ -192,5 +192,5 @@ def first_posterior(model: VAE, data: Dataset | Loaded) -> Distribution:
 
 
 def has_atom(model: VAE, data: Dataset | Loaded) -> bool:
-    """Return True if the posterior has an atom at zero."""
+    """Return True if the posterior has spikes, point masses at zero."""
     return inclusion_logits(first_posterior(model, data)) is not None

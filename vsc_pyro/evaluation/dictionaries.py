@@ -4,7 +4,9 @@ A latent is on where its inclusion probability :math:`\gamma` exceeds 1/2. For a
 a sparse autoencoder, :math:`\gamma` is 1 where the code is not 0, else 0.
 
 * Sparsity: expected L0 :math:`\sum_j \gamma_j`, and hard L0, the number of latents that are on. The *firing density* of
-  a latent is the share of data in which it is on. A latent is *dead* if it is on in none of the data.
+  a latent is the share of data in which it is on. A latent is *dead* if it is on in none of the data. The latents
+  *used* of `vsc_pyro.fit` and `vsc_pyro.evaluate` follow another rule: they carry information about the data, see
+  `vsc_pyro.evaluation.information`, and the number that a datum uses is :math:`\sum_j \gamma_j` over these alone.
 * Reconstructions by the posterior-mean code and by the hard code, see `vsc_pyro.evaluation.reconstruction`.
 * Atoms: the mean absolute cosine of pairs of atoms, c_dec (Chanin & Garriga-Alonso, 2025), and the mean over atoms of
   the largest one.
@@ -40,7 +42,7 @@ from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.dictionary_codes import Coder
-from vsc_pyro.evaluation.figures import line, plain
+from vsc_pyro.evaluation.figures import SEE_WORDS, line, plain
 from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking
 from vsc_pyro.evaluation.reconstruction import Reconstruction
 from vsc_pyro.evaluation.reliability import Reliability
@@ -52,6 +54,10 @@ _NUMBERS_AT_ONCE = 2**26  # of probabilities that are ranked: 256 MB in float32
 _ROWS_AT_ONCE = 4096
 _PER_LATENT = ("density", "usage", "nearest", "cosine", "latent_f1")
 _NO_BINS = torch.empty(0)
+# Rules for latents on in a datum, expected and hard, and for dead ones.
+_PROBABILITIES = "sum of probabilities, all latents", "probability above 1/2", "probability never above 1/2"
+_CODES = "code not 0", "code not 0", "code always 0"
+_USED = "latents used, of fit and evaluate: another rule, the information that they carry"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,10 +70,11 @@ class DictionaryEvaluation:
         num_data: number of data.
         num_latents: number J of latents.
         is_probabilistic: False if the model's codes are deterministic, so that :math:`\gamma` is 0 or 1.
-        expected_l0, hard_l0: latents on in a datum, by the sum of :math:`\gamma` and by :math:`\gamma > 1/2`.
+        expected_l0, hard_l0: latents on in a datum, by the sum of :math:`\gamma` over all latents, and by the rule
+            :math:`\gamma > 1/2`.
         explained_variance, mse, shrinkage, relative_bias: of the posterior-mean code's reconstructions.
         hard_explained_variance, hard_mse, hard_shrinkage, hard_relative_bias: of the hard code's.
-        dead: number of latents that are on in none of the data.
+        dead: number of latents that are on (:math:`\gamma > 1/2`) in none of the data.
         density: share of data in which each latent is on, shape ``(J,)``.
         usage: mean inclusion probability of each latent, shape ``(J,)``.
         density_counts: number of latents in each half decade of `density` from :math:`10^{-6}` to 1, shape ``(12,)``,
@@ -152,21 +159,22 @@ class DictionaryEvaluation:
 
     def __str__(self) -> str:
         head = f"{self.num_data} data, {self.num_latents} latents"
-        rows = self._sparsity() + self._reconstruction()
+        rows, tail = self._sparsity() + self._reconstruction(), [_USED] if self.is_probabilistic else []
         if not math.isnan(self.mcc):
             rows += self._matching()
         if not math.isnan(self.f1):
             rows += self._detection() + self._calibration()
-        return "\n".join([head, *(line(*row) for row in rows)])
+        return "\n".join([head, *(line(*row) for row in rows), *tail, SEE_WORDS])
 
     def _sparsity(self) -> list[tuple[str, str, str]]:
+        expected, hard, dead = _PROBABILITIES if self.is_probabilistic else _CODES
         truth = "" if math.isnan(self.true_l0) else f"; {self.true_l0:.2f} features are present"
         densities = self.density[self.density > 0]
-        middle = f"median density {float(densities.median()):.2g}" if len(densities) else "no latent is ever on"
+        middle = f"; median density {float(densities.median()):.2g} of the others" if len(densities) else ""
         return [
-            ("expected L0", f"{self.expected_l0:.2f}", f"latents on in a datum{truth}"),
-            ("hard L0", f"{self.hard_l0:.2f}", "probability above 1/2" if self.is_probabilistic else "code not 0"),
-            ("dead latents", f"{self.dead}", f"on in none of the {self.num_data} data; {middle} of the others"),
+            ("expected L0", f"{self.expected_l0:.2f}", f"latents on in a datum: {expected}{truth}"),
+            ("hard L0", f"{self.hard_l0:.2f}", f"latents on in a datum: {hard}"),
+            ("dead latents", f"{self.dead}", f"{dead} in {self.num_data} data{middle}"),
             (
                 "c_dec",
                 f"{self.c_dec:.4f}",
@@ -221,6 +229,8 @@ def evaluate_dictionary(
     seed: int = 0,
 ) -> DictionaryEvaluation:
     """Evaluate the dictionary of a linear model on data, and against true features where they are known.
+
+    The module's docstring defines all figures; `vsc_pyro.glossary` explains the words of the printed table.
 
     Memory is bounded: data are encoded in batches, and what is kept of them are sums, and with a truth the inclusion
     probabilities of as many latents as fit into 256 MB; if there are more, the data are encoded again. The model's mode

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vsc_pyro.evaluation.survey import as_share
 
+SEE_WORDS = "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"
 _Row = tuple[str, str, str]
 
 
@@ -46,7 +47,7 @@ class Evaluation:
         evidence: mean :math:`\log p(x)`, from the ``"exact"`` reference only.
         gap: `evidence` minus `elbo`.
         inclusion_error: mean of :math:`|\gamma_j - P(z_j \neq 0 | x)|` over data and latents; NaN for posteriors
-            without an atom at zero.
+            without spikes.
         used_per_datum: latents that a datum uses: the sum of :math:`\gamma_j` over informative latents.
         informative_latents: number of latents that carry information about the data, see
             `vsc_pyro.evaluation.information`.
@@ -103,7 +104,7 @@ class Evaluation:
         lines += ["bounds, in nats:", *(line(f"  {name}", *rest) for name, *rest in self._bounds())]
         lines += ["other counts:", *(line(f"  {name}", *rest) for name, *rest in self._counts())]
         lines += [f"advice: {advice}" for advice in self.advice]
-        return "\n".join([*lines, "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"])
+        return "\n".join([*lines, SEE_WORDS])
 
     def _works(self) -> list[_Row]:
         used = f"{self.informative_latents} of {len(self.usage)}"

@@ -1,4 +1,6 @@
-"""The words of the table that `vsc_pyro.evaluate` prints: `WORDS`; ``print(vsc_pyro.glossary.text())`` shows them.
+"""The words of printed tables; ``print(vsc_pyro.glossary.text())`` shows them.
+
+`WORDS` are those of `vsc_pyro.evaluate`, and `DICTIONARY_WORDS` those that `vsc_pyro.evaluate_dictionary` adds.
 
 `docs/glossary.md` holds the same text. ``python -m vsc_pyro.evaluation.glossary > docs/glossary.md`` writes it.
 """
@@ -57,6 +59,65 @@ WORDS: dict[str, str] = {
     "advice": "Problems of the model, and remedies. See `vsc_pyro.evaluation.advice`.",
 }
 
+_DICTIONARY_SIGN = (
+    "Datum, latent, expected L0 and hard L0 mean the same as above. A latent is on for a datum if `g_j` > 1/2. A "
+    "model with deterministic codes, such as a ReLU autoencoder, has `g_j` = 1 where its code is not 0, else `g_j` = 0."
+)
+
+DICTIONARY_WORDS: dict[str, str] = {
+    "spike": "Point mass at exactly 0: the possibility that a latent is off. Its posterior probability is 1 - `g_j`.",
+    "slab": "Distribution of the value of a latent that is on.",
+    "posterior-mean code": "The mean of each latent: `g_j` times the centre of its slab.",
+    "hard code": "A latent that is on is at the centre of its slab, every other exactly 0.",
+    "atom": "Direction in the space of the data that belongs to a latent: a row of `model.decoder.dictionary` or of "
+    "`W_dec`. A reconstruction is a bias plus the sum of atoms, each times its latent's code. (In `is_atom_free` of "
+    "`vsc_pyro.distributions` an atom is something else, a point mass, such as a spike.)",
+    "feature": "A true direction, present in some data and absent in others. Both are known for made data: "
+    "`dictionary=` has the directions, `data.factors` the presence. (`num_features` of a `SparseDictionary` counts "
+    "its latents, which are to find features.)",
+    "own feature": "The feature whose direction has the largest absolute cosine with the latent's atom. Several "
+    "latents may have the same one. All words from precision to reliability are about a latent and the presence of "
+    "its own feature.",
+    "density": "Share of data in which a latent is on.",
+    "dead latents": "Latents that are on in none of the data: `g_j` never exceeds 1/2. That is not the opposite of "
+    "the latents used that `fit` and `evaluate` count, which carry information: a dead latent is used if its `g_j` "
+    "varies enough below 1/2, and a latent that is on for all data alike is neither dead nor used.",
+    "c_dec": "Mean absolute cosine of pairs of atoms; 0 if all are orthogonal. The table adds the mean over atoms of "
+    "the largest one.",
+    "explained variance": "1 minus the squared error of the reconstructions over the data's squared deviation from "
+    "their mean: 1 for perfect reconstructions, 0 for the mean alone. It is the R2 of `evaluate`.",
+    "FVU": "Fraction of variance unexplained: 1 minus the explained variance.",
+    "squared error": "Mean squared error of a dimension.",
+    "shrinkage": "Length of a reconstruction over that of its datum, mean over data. Below 1, reconstructions are "
+    "shorter.",
+    "relative bias": "Factor by which reconstructions are too large: divided by it, they have the smallest squared "
+    "error. Below 1, they are too small.",
+    "decoder MCC": "Mean correlation coefficient: mean absolute cosine of atoms and features in pairs, one to one. Of "
+    "all such matchings it takes the one with the largest sum. The smaller of the two numbers is the number of pairs. "
+    "1 if each pair has one direction, up to its sign.",
+    "uniqueness": "Number of different own features over the number of latents: 1 if no two latents share one.",
+    "precision": "Share of the data in which a latent is on that have its own feature; 0 for a dead latent.",
+    "recall": "Share of the data with its own feature in which a latent is on.",
+    "F1": "Harmonic mean of a latent's precision and recall. The table has means over all latents; a dead one counts "
+    "0.",
+    "average precision": "The data are ranked by `g_j`, or by the absolute value of a deterministic code. For each "
+    "datum with the own feature, take the precision among all data with at least its rank; the mean of these. It "
+    "needs no threshold: 1 for a perfect order, about the share of data with the feature for a random one.",
+    "AUROC": "Area under the ROC curve: the probability that a datum with the own feature ranks above one without it. "
+    "1 for a perfect order, .5 for a random one. Like the average precision, it leaves out latents whose own feature "
+    "is present in all or in none of the data.",
+    "calibration error": "Expected calibration error (ECE): distance between mean `g_j` and the share of pairs of "
+    "datum and latent in which the own feature is present, in bins of `g_j`, averaged over pairs. It is 0 if the "
+    "feature is present in 70% of pairs with `g_j` = .7, and so on. Most pairs are near 0 and dominate it, so the "
+    "table adds the error of the pairs above .01.",
+    "Brier score": "Mean squared difference of `g_j` and the presence of the own feature, 1 or 0, over all pairs of "
+    "datum and latent.",
+    "Brier skill": "1 minus the Brier score over that of the base rates, with which features are present: 0 for a "
+    "model that knows base rates only, 1 for one that knows the features, below 0 for anything worse.",
+    "reliability": "Share of pairs in which the own feature is present, against `g_j`; on the diagonal if "
+    "probabilities are calibrated. `vsc_pyro.plots.reliability` draws it.",
+}
+
 
 def text() -> str:
     """Return the glossary in Markdown.
@@ -64,10 +125,15 @@ def text() -> str:
     Example:
         >>> import vsc_pyro as vsc
         >>> vsc.glossary.text().splitlines()[0]
-        '# The words of `print(vsc.evaluate(model, data))`'
+        '# The words of printed tables'
     """
-    entries = "\n".join(f"- **{word}**: {meaning}" for word, meaning in WORDS.items())
-    return f"# The words of `print(vsc.evaluate(model, data))`\n\n{_SIGN}\n\n{entries}\n"
+    groups = ("evaluate", _SIGN, WORDS), ("evaluate_dictionary", _DICTIONARY_SIGN, DICTIONARY_WORDS)
+    return "# The words of printed tables\n" + "".join(_group(*group) for group in groups)
+
+
+def _group(function: str, sign: str, words: dict[str, str]) -> str:
+    entries = "\n".join(f"- **{word}**: {meaning}" for word, meaning in words.items())
+    return f"\n## `print(vsc.{function}(model, data))`\n\n{sign}\n\n{entries}\n"
 
 
 if __name__ == "__main__":

@@ -155,13 +155,13 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
         train, test: data sets with the same `factors`.
         score: the score s of a latent. ``"inclusion"``: the inclusion probability. ``"mean"``: the best, on `train`, of
             the posterior mean, its negative and its absolute value; three candidates for each latent make this
-            generous. ``"auto"``: inclusion if the posterior has an atom at zero, else the mean. To compare sparse with
+            generous. ``"auto"``: inclusion if the posterior has spikes, else the mean. To compare sparse with
             dense codes, use ``"mean"`` for both.
         seed: of dynamic binarisation.
 
     Raises:
         ValueError: data without factors, factors of different names, a factor that is always or never present, an
-            unknown score, or ``"inclusion"`` for a posterior without an atom at zero.
+            unknown score, or ``"inclusion"`` for a posterior without spikes.
 
     Example:
         >>> import vsc_pyro as vsc

@@ -53,8 +53,8 @@ class Survey:
         mean, variance: of each pixel of the data, flat, float64, on the CPU.
         residual: root mean square, over data and pixels, of the data minus the decoded mean.
         noise: root mean square over pixels of the likelihood's scale, in units of the data; NaN if it has no scale.
-        prior_inclusion: mean inclusion probability under the prior; NaN if the prior has no atom at zero.
-        has_atom: True if the posterior has an atom at zero.
+        prior_inclusion: mean inclusion probability under the prior; NaN if the prior has no spikes.
+        has_atom: True if the posterior has spikes, point masses at zero.
         num_data: number of data.
     """
 

@@ -43,7 +43,7 @@ class SparseDictionary(VAE):
 
     ``fit`` trains it by ``objective="nested"``, without sampling: the mean bound of the first J / 16, the first J / 4
     and all features. A dictionary with fewer atoms than the data have features is misspecified, and by its plain bound
-    atoms also code features that are not theirs. The nested bound prevents that. If there is an atom for every feature,
+    atoms also code features that are not theirs. The nested bound reduces that. If there is an atom for every feature,
     ``objective="exact"``, the plain bound, finds them better.
 
     Everything starts in units of the data, which `prepare` measures. With V the total variance of the data and L =

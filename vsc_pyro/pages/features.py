@@ -194,7 +194,7 @@ def _reliability(axes: Axes, inclusion: Tensor, present: Tensor) -> None:
     error = 2 * (frequency * (1 - frequency) / bins["bin_count"]).sqrt()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     axes.errorbar(bins["bin_inclusion"], frequency, error, marker="o", markersize=3)
-    axes.set(xlabel="inclusion probability", ylabel="share present", title=f"Error {reliability.ece:.3f}")
+    axes.set(xlabel="inclusion probability", ylabel="share present", title=f"Error {reliability.ece:.2g}")
 
 
 def _strip(drawing: Drawing, images: Tensor) -> Figure:

@@ -15,7 +15,7 @@ from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation
 def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) -> Figure:
     """Share of latents that are on against their inclusion probability, a curve per calibration (reliability diagram).
 
-    For a dictionary, the share of latents whose own feature is present.
+    For a dictionary, the share of latents whose own feature is present. The legend has the calibration errors.
 
     Error bars are two standard errors of the share, as if the latents of a datum were independent. The lower panel
     shows how many latents each bin counts.
@@ -25,8 +25,7 @@ def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) 
             by the names for the legend.
 
     Raises:
-        ValueError: no calibration, one of a posterior without an atom at zero, or one of a dictionary without known
-            features.
+        ValueError: no calibration, one of a posterior without spikes, or one of a dictionary without known features.
     """
     if not calibrations:
         raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
@@ -42,10 +41,11 @@ def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) 
         frequency = result.bin_frequency
         error = 2 * (frequency * (1 - frequency) / result.bin_count).sqrt()
         curves.errorbar(
-            result.bin_inclusion, frequency, error, marker="o", markersize=3, label=f"{name}: error {result.ece:.3f}"
+            result.bin_inclusion, frequency, error, marker="o", markersize=3, label=f"{name}: error {result.ece:.2g}"
         )
         counts.stairs(result.bin_count, np.linspace(0, 1, len(frequency) + 1))
-    curves.set(ylabel="share that is on", title="Reliability of inclusion probabilities")
+    events = {"on" if isinstance(result, Calibration) else "present" for result in calibrations.values()}
+    curves.set(ylabel=f"share that is {' or '.join(sorted(events))}", title="Reliability of inclusion probabilities")
     curves.legend(frameon=False)
     counts.set(xlabel="inclusion probability", ylabel="count", yscale="log")
     return figure

@@ -116,10 +116,10 @@ def inclusion_usage(model: VAE, data: Dataset | Tensor | np.ndarray, *, seed: in
     r"""Use of latents: the mean of :math:`P(z_j \neq 0 | x)` over data beside the prior's inclusion, most used first.
 
     In a good fit the two agree, because the prior is then the mean of the posteriors. The prior is omitted if it has no
-    atom at zero for each latent. A learned inclusion with a hyperprior is shown at its posterior mean.
+    spike for each latent. A learned inclusion with a hyperprior is shown at its posterior mean.
 
     Args:
-        model: a `VAE` whose posterior has an atom at zero.
+        model: a `VAE` whose posterior has spikes.
         data: data of shape ``(N, ...)``.
         seed: seed of the binarisation.
 

@@ -37,7 +37,7 @@ def code(
     """The code of one datum: the inclusion probability of each latent, and its value given that it is on.
 
     Beside the datum are stems of the inclusion probabilities of the most probable latents. Below them are the centres
-    and central intervals of their slabs, pale where a latent is more likely off. Without an atom at zero every latent
+    and central intervals of their slabs, pale where a latent is more likely off. Without spikes every latent
     is on with probability 1, and those farthest from zero come first; the intervals of a point have length zero.
 
     Args:

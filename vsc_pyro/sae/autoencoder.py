@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vsc_pyro._arguments import choice
+from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import centre, hard_code, inclusion_of
+from vsc_pyro.models.data_checks import check_layout
 from vsc_pyro.models.encoders.base import Encoder
 
 
@@ -34,8 +39,15 @@ class Config:
     k: int = 0
 
 
+Data = Dataset | Tensor | np.ndarray
+
+
 class SparseAutoencoder(nn.Module):
     """A sparse autoencoder with a linear encoder; `vsc_pyro.sae.load` returns it for files of SAELens.
+
+    Methods take the data in memory that `vsc_pyro.fit` takes: numbers of shape ``(*, d_in)`` or ``(N, ...)``, as a
+    tensor, an array, a data frame or a list of rows; or a `vsc_pyro.Dataset`, under dynamic binarisation a fresh draw
+    of it. Results are tensors, and gradients flow to a tensor of data.
 
     Attributes:
         cfg: a `Config`.
@@ -60,27 +72,52 @@ class SparseAutoencoder(nn.Module):
             self.register_buffer(name, weights[name])
         self.register_buffer("threshold", weights.get("threshold", torch.zeros_like(self.b_enc)))
 
-    def encode(self, x: Tensor, code: str = "hard") -> Tensor:
+    def encode(self, x: Data, code: str = "hard") -> Tensor:
         """Return the codes of data x ``(*, d_in)``, shape ``(*, d_sae)``; ``"hard"`` is the only kind of `code`.
 
         Raises:
-            ValueError: data of another size, or another `code`.
+            ValueError: data of another size, data that are no real numbers, or another `code`.
         """
         choice("code", code, {"hard": None})
-        centred = self._checked(x) - self.b_dec if self.cfg.apply_b_dec_to_input else self._checked(x)
+        x = self._data(x)
+        centred = x - self.b_dec if self.cfg.apply_b_dec_to_input else x
         return ACTIVATIONS[self.cfg.architecture](centred @ self.W_enc + self.b_enc, self)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the reconstructions of codes z ``(*, d_sae)``, shape ``(*, d_in)``, in units of the data."""
+    def decode(self, z: Tensor | np.ndarray) -> Tensor:
+        """Return the reconstructions of codes z ``(*, d_sae)``, shape ``(*, d_in)``, in units of the data.
+
+        Raises:
+            ValueError: codes of another size, or codes that are no real numbers.
+        """
+        z, d_sae = as_numbers(z, "z"), self.cfg.d_sae
+        if z.shape[-1:] != (d_sae,):
+            raise ValueError(
+                f"z must have {d_sae} values in its last dimension, got shape {tuple(z.shape)}; pass codes as encode "
+                "returns them, one number for each latent"
+            )
         return z.to(self.W_dec) @ self.W_dec + self.b_dec
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the reconstructions of data x ``(*, d_in)`` from their hard codes."""
+    def forward(self, x: Data) -> Tensor:
+        """Return the reconstructions of data x ``(*, d_in)`` from their hard codes, shape ``(*, d_in)``."""
         return self.decode(self.encode(x))
 
-    def _checked(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.cfg.d_in,):
-            raise ValueError(f"x must have {self.cfg.d_in} values in its last dimension, got shape {tuple(x.shape)}")
+    @property
+    def _datum_shape(self) -> tuple[int, ...]:
+        return (self.cfg.d_in,)
+
+    def _data(self, x: Data) -> Tensor:
+        """Return data as a tensor ``(*, d_in)`` of the weights' type and device."""
+        is_set, d_in = isinstance(x, Dataset), self.cfg.d_in
+        x = x.draw(slice(None)) if isinstance(x, Dataset) else as_numbers(x, "x")
+        shape = tuple(x.shape)
+        if len(shape) > 1 and (is_set or shape[-1] != d_in) and math.prod(shape[1:]) == d_in:
+            check_layout(x, self._datum_shape, "an autoencoder")
+            x = x.flatten(1)
+        if x.shape[-1:] != (d_in,):
+            raise ValueError(
+                f"x must have {d_in} values in its last dimension, got shape {shape}; pass data of the kind that the "
+                f"autoencoder was trained on, {d_in} values each"
+            )
         return x.to(self.W_dec)
 
     def extra_repr(self) -> str:
@@ -131,7 +168,7 @@ class PosteriorAutoencoder(SparseAutoencoder):
         self.eval().requires_grad_(False)
         self.register_buffer("norms", norms)
 
-    def encode(self, x: Tensor, code: str = "hard") -> Tensor:
+    def encode(self, x: Data, code: str = "hard") -> Tensor:
         r"""Return the codes of data x ``(*, d_in)``, shape ``(*, d_sae)``.
 
         Args:
@@ -140,18 +177,26 @@ class PosteriorAutoencoder(SparseAutoencoder):
                 for the mean of the posterior, :math:`\gamma` times the centre of the slab.
 
         Raises:
-            ValueError: data of another size, or an unknown `code`.
+            ValueError: data of another size, data that are no real numbers, or an unknown `code`.
         """
         code_of = choice("code", code, self._codes)
         return self._of_posterior(x, code_of) * self.norms
 
-    def inclusion(self, x: Tensor) -> Tensor:
+    def inclusion(self, x: Data) -> Tensor:
         r"""Return the probability :math:`\gamma` that each latent is on, shape ``(*, d_sae)``, for data ``(*, d_in)``.
 
         For an encoder without posterior, as of an L1 sparse autoencoder, it is 0 or 1.
+
+        Raises:
+            ValueError: data of another size, or data that are no real numbers.
         """
         return self._of_posterior(x, inclusion_of)
 
-    def _of_posterior(self, x: Tensor, answer: Callable) -> Tensor:
-        posterior = self.encoder(self._checked(x).reshape(-1, *self.encoder.input_shape))
+    @property
+    def _datum_shape(self) -> tuple[int, ...]:
+        return self.encoder.input_shape
+
+    def _of_posterior(self, x: Data, answer: Callable) -> Tensor:
+        x = self._data(x)
+        posterior = self.encoder(x.reshape(-1, *self.encoder.input_shape))
         return answer(posterior).reshape(*x.shape[:-1], self.cfg.d_sae)

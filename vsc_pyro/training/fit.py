@@ -147,7 +147,7 @@ def fit(
             the same number of threads, the weights at the end equal those of an uninterrupted run. Settings and
             schedules must be those of the first run; functions are compared by their values at the ends of epochs.
         progress: True shows a bar with the running objective, and at the end `History.summary` as a line: how many
-            latents the data use, and how much the codes explain.
+            latents are used, which means that they carry information, and how much the codes explain.
 
     Returns:
         The history of all epochs, including those before a resumption.

@@ -31,8 +31,10 @@ class History:
         steps: number of steps taken.
         summary: measures of the trained model on at most 1,000 of its training data: ``latents``,
             ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and for Bernoulli data
-            ``entropy_explained`` and ``hard_entropy_explained``. `vsc_pyro.evaluate` defines them. None before the end
-            of the run, after `fit_ensemble`, and if codes have neither mean nor median.
+            ``entropy_explained`` and ``hard_entropy_explained``. `vsc_pyro.evaluate` defines them. Latents are counted
+            by the information that they carry; the dead ones of `vsc_pyro.evaluate_dictionary` are those whose
+            inclusion never exceeds 1/2. None before the end of the run, after `fit_ensemble`, and if codes have
+            neither mean nor median.
 
     Example:
         >>> import vsc_pyro as vsc
