@@ -28,6 +28,7 @@ References
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -127,7 +128,7 @@ class RefinedEncoder(SpikeSlabEncoder):
     ) -> None:
         choice("slab of a RefinedEncoder", slab, _FAMILIES)
         super().__init__(input_shape, latent_dim, slab=slab, **options)
-        if not 0 < damping <= 1:
+        if not (isinstance(damping, numbers.Real) and 0 < damping <= 1):
             raise ValueError(f"damping must lie above 0 and be at most 1, got {damping!r}")
         self._models: tuple[VAE, ...] = ()
         self.steps = positive_int("steps", steps)
@@ -194,7 +195,9 @@ class Optimum:
         slab = cast("Normal", slab)
         self._family = family
         self._dictionary = likelihood.dictionary.flatten(1)
-        self._weight = (beta * likelihood.scale.expand(likelihood.event_shape).flatten().square()).reciprocal()
+        # The gradient of 1 / variance has the variance's square, which data in tiny units would take out of float32.
+        precision = likelihood.scale.expand(likelihood.event_shape).flatten().reciprocal().square()
+        self._weight = precision / beta
         self._sharpness = likelihood.sharpness / beta
         self._product = likelihood.product
         self._centred = x.flatten(1) - likelihood.mean.flatten()
