@@ -105,8 +105,8 @@ class RefinedEncoder(SpikeSlabEncoder):
 
     Raises:
         ValueError: as `SpikeSlabEncoder`; `steps` below 1; a `damping` outside (0, 1]; another `slab`. When called: an
-            encoder that is part of no `vsc_pyro.VAE`; a likelihood that is not a linear map of the code with normal
-            noise; a prior without spikes or with slabs of another family.
+            encoder that is part of no `vsc_pyro.VAE`, or of one with ``missing=True``; a likelihood that is not a
+            linear map of the code with normal noise; a prior without spikes or with slabs of another family.
 
     Example:
         >>> import torch
@@ -184,8 +184,9 @@ class Optimum:
         slab, logits = slab_of(prior), inclusion_logits(prior)
         if not isinstance(likelihood, LinearNormal):
             raise ValueError(
-                f"the updates of a RefinedEncoder need a linear decoder with normal noise, got a likelihood of "
-                f"{type(likelihood).__name__}; take DictionaryDecoder or NormalDecoder(hidden=())"
+                f"the updates of a RefinedEncoder need a linear decoder with normal noise and no missing values, "
+                f"got a likelihood of {type(getattr(likelihood, 'base_dist', likelihood)).__name__}; take "
+                "DictionaryDecoder or NormalDecoder(hidden=()) in a VAE without missing=True, or a SpikeSlabEncoder"
             )
         if logits is None or type(slab) is not family.cls:
             raise ValueError(
