@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import vsc_pyro as vsc
 from vsc_pyro._arguments import bool_or_auto, choice, natural_int, positive_float, positive_int, sizes
 
 
@@ -11,6 +12,12 @@ def test_good_values_pass_through():
     assert sizes("s", 5) == (5,)
     assert sizes("s", [1, 28, 28]) == (1, 28, 28)
     assert choice("letter", "a", {"a": 1}) == 1
+
+
+def test_a_shape_has_at_least_one_dimension():
+    for build in (lambda: vsc.SpikeSlabEncoder((), 2), lambda: vsc.NormalDecoder(2, ()), lambda: vsc.VSC((), 2)):
+        with pytest.raises(ValueError, match=r"put_shape must hold at least one size, got \(\); pass 1"):
+            build()
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", None, True])

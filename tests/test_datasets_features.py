@@ -96,6 +96,22 @@ def test_batches_depend_on_seed_and_step_only(structure):
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
+def test_data_do_not_depend_on_the_default_type(structure):
+    def drawn():
+        made = world(structure, batch_size=7)
+        sample = made.sample(9)
+        return next(iter(made)), sample.images, sample.factors.values
+
+    expected = drawn()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = drawn()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_stream_is_drawn_on_a_device(structure, device):
     made = world(structure, device=device, noise=0)
     x = torch.stack(list(itertools.islice(made, 20))).double()

@@ -148,6 +148,9 @@ def test_bad_arguments():
     for dictionary in (torch.eye(5), torch.zeros(4, 9)):
         with pytest.raises(ValueError, match="dictionary must have one row of 9 values for each of 5 features"):
             vsc.evaluate_dictionary(model, known(x, z), dictionary=dictionary)
+    for dictionary, num in ((torch.ones(9), 9), (torch.tensor(1.0), 1), (torch.zeros(0, 9), 1), ([[1.0] * 8], 1)):
+        with pytest.raises(ValueError, match=f"dictionary must have one row of 9 values for each of {num} features"):
+            vsc.evaluate_dictionary(model, x, dictionary=dictionary)
     with pytest.raises(ValueError, match="bins must be a whole number of at least 1, got 0"):
         vsc.evaluate_dictionary(model, x, bins=0)
 

@@ -1,5 +1,7 @@
 """Codes of a dictionary, read from models of every kind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from problems.linear import linear_model
@@ -95,6 +97,34 @@ def test_a_file_with_a_posterior(tmp_path):
 def test_models_without_a_dictionary_of_the_data(build, message):
     with pytest.raises(ValueError, match=message):
         read(build(), torch.rand(5, 9))
+
+
+def given(inclusion, mean):
+    return lambda x: SimpleNamespace(inclusion=inclusion, mean=mean)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "message"),
+    [
+        (given(torch.ones(4, 3), torch.ones(4, 5)), r"inclusion of the posterior must have shape \(4, 5\) .* \(4, 3\)"),
+        (given(torch.ones(4, 5), torch.ones(1, 5)), r"mean of the posterior must have shape \(4, 5\) .* \(1, 5\)"),
+        (given(torch.full((4, 5), 2.0), torch.ones(4, 5)), "must be probabilities, got values from 2 to 2"),
+    ],
+)
+def test_posteriors_of_another_shape_or_without_probabilities(posterior, message):
+    model, x, _ = linear_model()
+    with pytest.raises(ValueError, match=message):
+        read(model, x[:4], posterior)
+
+
+def test_codes_and_reconstructions_of_another_shape():
+    model, x = Autoencoder(torch.eye(3)), torch.ones(4, 3)
+    model.decode = lambda code: code[:, :2]
+    with pytest.raises(ValueError, match=r"decode\(code\) must have shape \(4, 3\) .* got \(4, 2\)"):
+        read(model, x)
+    model.encode = lambda x: x[:, :2]
+    with pytest.raises(ValueError, match=r"encode\(x\) must have shape \(4, 3\) .* got \(4, 2\)"):
+        read(model, x)
 
 
 def test_other_arguments_that_do_not_fit():

@@ -71,6 +71,10 @@ def test_bad_arguments(tmp_path):
         vsc.feature_pages(model, x, path, features=[5])
     with pytest.raises(ValueError, match=r"features must be numbers of latents from 0 to 4, got \[\]"):
         vsc.feature_pages(model, x, path, features=[])
+    with pytest.raises(ValueError, match="features must be numbers of latents from 0 to 4, got 3; pass a list"):
+        vsc.feature_pages(model, x, path, features=3)
+    with pytest.raises(ValueError, match=r"features must be numbers of latents from 0 to 4, got \[1, 5\]"):
+        vsc.feature_pages(model, x, path, features=torch.tensor([1, 5]))
     with pytest.raises(ValueError, match="words must hold one text for each of 300 data, got 1"):
         vsc.feature_pages(model, x, path, words=["one"])
     path.touch()

@@ -265,6 +265,17 @@ def test_linear_models_have_no_exact_posterior():
     assert np.isfinite(vsc.fit(model, x, epochs=1, progress=False).elbo).all()  # "auto" takes no exact objective
 
 
+def test_what_leaves_no_values_out_says_so():
+    x, _ = punched(torch.rand(9, D))
+    decoder, prior = vsc.DictionaryDecoder(J, D), vsc.SpikeSlabPrior(J)
+    model = vsc.VAE(vsc.SpikeSlabEncoder(D, J), decoder, prior, missing=True)
+    for objective in ("exact", "nested"):
+        with pytest.raises(ValueError, match=f"objective='{objective}' leaves no values out, got .* use 'analytic'"):
+            vsc.fit(model, x, objective=objective, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=r"no missing values, got a likelihood of Observed; .* without missing=True"):
+        vsc.VAE(vsc.RefinedEncoder(D, J), decoder, prior, missing=True)
+
+
 def test_refined_and_stored_posteriors():
     x, _ = punched(torch.rand(6, D))
     model, _ = trained_on(x)

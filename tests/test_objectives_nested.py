@@ -54,6 +54,14 @@ def test_prefixes_are_checked():
         vsc.NestedELBO(prefixes=(5,), max_plate_nesting=1).loss(model.model, model.guide, x)
 
 
+def test_errors_name_the_nested_objective():
+    model = vsc.VAE(vsc.SpikeSlabEncoder(6, 3), vsc.NormalDecoder(3, 6), vsc.SpikeSlabPrior(3))
+    with pytest.raises(ValueError, match="objective='nested' needs a linear NormalDecoder"):
+        vsc.fit(model, torch.ones(4, 6), objective="nested", epochs=1, progress=False)
+    with pytest.raises(ValueError, match="objective='nested' draws no codes"):
+        vsc.fit(model, torch.ones(4, 6), objective="nested", num_draws=2, epochs=1, progress=False)
+
+
 def test_other_prefixes_are_noticed_on_resume(tmp_path):
     def fit(prefixes, **settings):
         torch.manual_seed(0)

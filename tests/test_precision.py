@@ -167,3 +167,11 @@ def test_bad_precisions(small_vae, digits):
         ValueError, match=r"needs a model whose parameters are float32, got torch.float64; call model.fl"
     ):
         vsc.fit(small_vae().double(), digits.train, precision="bfloat16", **QUIET)
+
+
+def test_a_warmup_from_nothing_in_float16():
+    torch.manual_seed(0)
+    model, x = vsc.SparseDictionary(6, 8, expected_active=2).half(), torch.randn(64, 6)
+    history = vsc.fit(model, x, steps=20, batch_size=32, **QUIET)
+    assert history.warmup_steps == 4
+    assert torch.tensor(history.elbo).isfinite().all()

@@ -92,6 +92,20 @@ def test_gradients_pass_through_the_updates(variance):
             assert parameter.grad.view(-1)[index].item() == pytest.approx(expected, rel=1e-5, abs=1e-5), name
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_gradients_do_not_depend_on_the_unit_of_data(unit):
+    gradients = []
+    for factor in (1.0, unit):
+        torch.manual_seed(0)
+        model = vsc.SparseDictionary(6, 8, expected_active=2).float()
+        x = factor * torch.randn(50, 6, dtype=torch.float32)
+        model.prepare(x)
+        vsc.ExactELBO(max_plate_nesting=1).loss_and_grads(model.model, model.guide, x)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+
+
 def test_parameters_of_decoder_and_prior_are_registered_once():
     model, _ = refined(1)
     names = [name for name in model.state_dict() if name.startswith("encoder.")]
@@ -101,7 +115,7 @@ def test_parameters_of_decoder_and_prior_are_registered_once():
 
 def test_other_models_are_refused():
     decoder, prior = vsc.NormalDecoder(2, 6, hidden=()), vsc.SpikeSlabPrior(2)
-    for bad in ({"steps": 0}, {"damping": 0.0}, {"damping": 1.5}, {"slab": "laplace"}):
+    for bad in ({"steps": 0}, {"damping": 0.0}, {"damping": 1.5}, {"damping": None}, {"slab": "laplace"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             vsc.RefinedEncoder(6, 2, **bad)
     for parts, reason in (

@@ -45,6 +45,14 @@ def sizes(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
     return tuple(positive_int(name, size) for size in (value if isinstance(value, Iterable) else (value,)))
 
 
+def shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
+    """Return `value`, the sizes of an array of at least one dimension, as `sizes` does."""
+    found = sizes(name, value)
+    if not found:
+        raise ValueError(f"{name} must hold at least one size, got {value!r}; pass 1 for data of one number")
+    return found
+
+
 def choice(name: str, value: str, table: Mapping[str, T]) -> T:
     """Return ``table[value]``, or raise a `ValueError` that lists the known names."""
     if value not in table:

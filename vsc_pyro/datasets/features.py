@@ -23,7 +23,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class FeatureWorld:
         """
         n, random = positive_int("n", n), _generator(_CPU, self.seed, _SAMPLE, natural_int("seed", seed))
         parts = [self._draw(random, min(_ROWS_AT_ONCE, n - first)) for first in range(0, n, _ROWS_AT_ONCE)]
-        values = torch.zeros(n, len(self.rates))
+        values = torch.zeros(n, len(self.rates), dtype=torch.float32)
         for first, (_, rows, columns, magnitudes) in zip(range(0, n, _ROWS_AT_ONCE), parts, strict=True):
             values[first + rows, columns] = magnitudes
         names = tuple(f"feature {feature}" for feature in range(len(self.rates)))
@@ -117,10 +117,11 @@ class FeatureWorld:
         """Return data ``(number, d)``, and rows, columns and magnitudes of the features that are on."""
         rows, columns = self._structure.draw(random, number).nonzero(as_tuple=True)
         starts = torch.searchsorted(rows, torch.arange(number, device=rows.device))
-        normal = torch.randn(len(columns), generator=random, device=rows.device)
+        options: Any = {"generator": random, "device": rows.device, "dtype": torch.float32}
+        normal = torch.randn(len(columns), **options)
         magnitudes = (self.magnitudes.mean[columns] + self.magnitudes.deviation[columns] * normal).abs()
         x = embedding_bag(columns, self.dictionary, starts, mode="sum", per_sample_weights=magnitudes)
-        noise = torch.randn(x.shape, generator=random, device=rows.device)
+        noise = torch.randn(x.shape, **options)
         return x.add_(self.bias).add_(noise, alpha=self.noise), rows, columns, magnitudes
 
 

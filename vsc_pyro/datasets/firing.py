@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,8 +76,8 @@ class Correlated(Structure):
         self._quantiles = torch.from_numpy(ndtri(self.rates)).float()
 
     def draw(self, random: Generator, number: int) -> Tensor:
-        own = torch.randn(number, len(self.rates), generator=random, device=random.device)
-        factors = torch.randn(number, NUM_FACTORS, generator=random, device=random.device)
+        options: Any = {"generator": random, "device": random.device, "dtype": torch.float32}
+        own, factors = (torch.randn(number, columns, **options) for columns in (len(self.rates), NUM_FACTORS))
         return torch.addmm(own, factors, self.loadings, beta=(1 - SHARED) ** 0.5) < self._quantiles
 
 
@@ -114,7 +115,7 @@ class Hierarchical(Structure):
 
 
 def _uniform(random: Generator, *shape: int) -> Tensor:
-    return torch.rand(shape, generator=random, device=random.device)
+    return torch.rand(shape, generator=random, device=random.device, dtype=torch.float32)
 
 
 def power_law(weights: np.ndarray, expected: float, exponent: float, most: float) -> np.ndarray:

@@ -282,12 +282,13 @@ def evaluate_dictionary(
 
 
 def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
-    features = torch.as_tensor(dictionary).detach().float().cpu().flatten(1)
-    num = len(features) if data.factors is None else data.factors.presence.shape[1]
+    given = torch.as_tensor(dictionary)
+    features = given.detach().float().cpu().flatten(min(1, given.ndim - 1))
+    num = max([1, *features.shape[:1]]) if data.factors is None else data.factors.presence.shape[1]
     if features.shape != (num, atoms.shape[1]):
         raise ValueError(
             f"dictionary must have one row of {atoms.shape[1]} values for each of {num} features, got shape "
-            f"{tuple(dictionary.shape)}; pass the directions of the features of data.factors"
+            f"{tuple(given.shape)}; pass the directions of the features of data.factors"
         )
     if not (features.isfinite().all() and atoms.isfinite().all()):
         raise ValueError("dictionary or the model's dictionary has entries that are NaN or infinite; remove them")

@@ -18,6 +18,8 @@ from vsc_pyro.models.vae import VAE
 
 _NUMBERS_AT_ONCE = 2**21
 _ROWS_AT_ONCE = 1024
+# Probabilities may leave [0, 1] by this much.
+_ROUNDING = 1e-4
 
 
 class DictionaryCodes(NamedTuple):
@@ -92,6 +94,7 @@ class Coder:
         with self._evaluating():
             for x in drawn_batches(self._data, rows, generator):
                 inclusion, code, mean, hard = self._code(x.to(self._like))
+                self._check("decode(code)", mean, len(x), self.atoms.shape[1])
                 check_figure("inclusion probability", inclusion, first)
                 check_figure("reconstruction", mean, first)
                 yield (
@@ -99,6 +102,23 @@ class Coder:
                     DictionaryCodes(_flat(x), inclusion.cpu(), code.cpu(), _flat(mean), _flat(hard)),
                 )
                 first += len(x)
+
+    def _check(self, name: str, values: Tensor, rows: int, columns: int) -> None:
+        if values.shape != (rows, columns):
+            raise ValueError(
+                f"{name} must have shape ({rows}, {columns}) for {rows} data, with the dictionary's shape "
+                f"{tuple(self.atoms.shape)}, got {tuple(values.shape)}; return one row for each datum"
+            )
+
+    def _check_posterior(self, inclusion: Tensor, mean: Tensor, rows: int) -> None:
+        for name, values in (("inclusion", inclusion), ("mean", mean)):
+            self._check(f"{name} of the posterior", values, rows, len(self.atoms))
+        if ((inclusion < -_ROUNDING) | (inclusion > 1 + _ROUNDING)).any():
+            low, high = inclusion.aminmax()
+            raise ValueError(
+                f"inclusion of the posterior must be probabilities, got values from {float(low):g} to {float(high):g}; "
+                "return numbers from 0 to 1"
+            )
 
     def score(self, codes: DictionaryCodes) -> Tensor:
         """Return what ranks data by how much they have of a latent: inclusion, or size of a deterministic code."""
@@ -122,19 +142,23 @@ class Coder:
         posterior = (self._posterior or self._model.encoder)(x)
         if hasattr(posterior, "inclusion"):
             inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
+            self._check_posterior(inclusion, mean, len(x))
             hard = torch.where(inclusion > 0.5, mean / inclusion, 0)
         else:
             inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
+            self._check_posterior(inclusion, mean, len(x))
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
-        return inclusion.flatten(1), mean.flatten(1), decoded, hard_decoded
+        return inclusion, mean, decoded.flatten(1), hard_decoded.flatten(1)
 
     def _codes_of_inclusion(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model, x = self._model, x.flatten(1)
-        mean = model.encode(x, code="mean")
-        return model.inclusion(x), mean, model.decode(mean), model.decode(model.encode(x))
+        inclusion, mean = model.inclusion(x), model.encode(x, code="mean")
+        self._check_posterior(inclusion, mean, len(x))
+        return inclusion, mean, model.decode(mean), model.decode(model.encode(x))
 
     def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = self._model.encode(x.flatten(1))
+        self._check("encode(x)", code, len(x), len(self.atoms))
         decoded = self._model.decode(code)
         return (code != 0).to(code), code, decoded, decoded
 

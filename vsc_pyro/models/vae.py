@@ -197,7 +197,7 @@ class VAE(ScalarModule):
 
     def _weighed_by_beta(self) -> contextlib.AbstractContextManager:
         # Pyro refuses a scale of zero.
-        return poutine.scale(scale=(self.beta * self.warmup).clamp(min=_TINY))
+        return poutine.scale(scale=(self.beta * self.warmup).clamp(min=max(_TINY, torch.finfo(self.beta.dtype).tiny)))
 
     def _sample_hyperparameters(self, x: Tensor, role: int) -> dict[str, Tensor]:
         """Draw the latent variables of the prior from their prior (role 0) or posterior (role 1)."""

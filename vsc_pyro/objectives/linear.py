@@ -68,25 +68,28 @@ class ExactELBO(AnalyticELBO):
     """
 
     draws_codes: ClassVar[bool] = False
+    name: ClassVar[str] = "exact"
 
     def __init__(self, *args: Any, latent: str = "z", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.num_particles > 1:
             raise ValueError(
-                f"objective='exact' draws no codes, and num_draws (num_particles) = {self.num_particles} would average "
-                "equal numbers; leave it at 1"
+                f"objective={self.name!r} draws no codes, and num_draws (num_particles) = {self.num_particles} would "
+                "average equal numbers; leave it at 1"
             )
         self.latent = latent
 
     def check_model(self, model: VAE, scheduled: Iterable[str] = ()) -> None:
+        if model.missing is not None:
+            raise ValueError(f"objective={self.name!r} leaves no values out, got a model with missing=True; {_REMEDY}")
         if not getattr(model.decoder, "is_linear", True):
             raise ValueError(
-                f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} themselves, "
-                f"got {type(model.decoder).__name__} with hidden layers; {_REMEDY}"
+                f"objective={self.name!r} needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} "
+                f"themselves, got {type(model.decoder).__name__} with hidden layers; {_REMEDY}"
             )
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        at_the_mean = _AtTheMean(self.latent)
+        at_the_mean = _AtTheMean(self.latent, self.name)
         guide_trace = poutine.trace(at_the_mean(guide)).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
@@ -102,7 +105,7 @@ class ExactELBO(AnalyticELBO):
         drawn = [*after_in_guide, *(name for name, site in after.items() if not site["is_observed"])]
         if drawn:
             raise ValueError(
-                f"objective='exact' has no expectation over {drawn[0]!r}, a latent site that comes after "
+                f"objective={self.name!r} has no expectation over {drawn[0]!r}, a latent site that comes after "
                 f"{self.latent!r}; {_REMEDY}"
             )
         codes = site_of(guide_trace, self.latent)
@@ -111,7 +114,7 @@ class ExactELBO(AnalyticELBO):
             likelihood = site["fn"]
             if not (isinstance(likelihood, LinearNormal) and likelihood.code is codes["value"]):
                 raise ValueError(
-                    f"objective='exact' needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} "
+                    f"objective={self.name!r} needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} "
                     f"themselves, which the observed site {name!r}, {_name(likelihood)}, does not come from; {_REMEDY}"
                 )
             expected = self._expected(likelihood, site["value"], cast("Tensor", variance))
@@ -126,7 +129,7 @@ class ExactELBO(AnalyticELBO):
         if name != self.latent:
             return super()._open_term(model_trace, name, guide_sites)
         raise ValueError(
-            f"objective='exact' needs a KL divergence in closed form at site {name!r}, and there is none of "
+            f"objective={self.name!r} needs a KL divergence in closed form at site {name!r}, and there is none of "
             f"{_name(guide_sites[name]['fn'])} from {_name(site_of(model_trace, name)['fn'])}; {_REMEDY}"
         )
 
@@ -134,30 +137,30 @@ class ExactELBO(AnalyticELBO):
 class _AtTheMean(Messenger):
     """Set the value of a latent site to the mean of its distribution, and store the variance."""
 
-    def __init__(self, latent: str) -> None:
+    def __init__(self, latent: str, objective: str) -> None:
         super().__init__()
-        self.latent = latent
+        self.latent, self.objective = latent, objective
         self.variance: Tensor | None = None
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] == self.latent:
-            msg["value"], self.variance = _moments(self.latent, msg["fn"])
+            msg["value"], self.variance = _moments(self.latent, msg["fn"], self.objective)
             msg["done"] = True
 
 
-def _moments(name: str, posterior: Distribution) -> tuple[Tensor, Tensor]:
+def _moments(name: str, posterior: Distribution, objective: str) -> tuple[Tensor, Tensor]:
     base = posterior.base_dist if isinstance(posterior, Independent) else posterior
     if base.event_shape and not is_point(base):
         raise ValueError(
-            f"objective='exact' needs a posterior of independent coordinates at site {name!r}, got {_name(posterior)}; "
-            f"build it with .to_event(), or {_REMEDY}"
+            f"objective={objective!r} needs a posterior of independent coordinates at site {name!r}, got "
+            f"{_name(posterior)}; build it with .to_event(), or {_REMEDY}"
         )
     if has_mean(posterior):
         with contextlib.suppress(NotImplementedError):
             return posterior.mean, posterior.variance
     raise ValueError(
-        f"objective='exact' needs a posterior with a mean and a variance at site {name!r}, got {_name(posterior)}; "
-        "take a Normal or Laplace posterior or slab"
+        f"objective={objective!r} needs a posterior with a mean and a variance at site {name!r}, got "
+        f"{_name(posterior)}; take a Normal or Laplace posterior or slab"
     )
 
 

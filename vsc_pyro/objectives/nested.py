@@ -14,7 +14,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -49,6 +49,8 @@ class NestedELBO(ExactELBO):
         >>> objective = vsc.NestedELBO(prefixes=(3, 6), max_plate_nesting=1)
         >>> history = vsc.fit(sae, torch.randn(50, 6), objective=objective, epochs=1, progress=False, device="cpu")
     """
+
+    name: ClassVar[str] = "nested"
 
     def __init__(self, *args: Any, prefixes: Sequence[int] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -95,13 +95,16 @@ def feature_pages(
         raise ValueError(f"words must hold one text for each of {len(data)} data, got {len(words)}")
     coder = Coder(model, data, None, seed)
     num = len(coder.atoms)
-    if features is not None and not (
-        len(features) and all(0 <= natural_int("each of features", number) < num for number in features)
+    listed: Any = getattr(features, "tolist", lambda: features)()
+    if listed is not None and not (
+        isinstance(listed, Sequence)
+        and listed
+        and all(0 <= natural_int("each of features", number) < num for number in listed)
     ):
-        raise ValueError(f"features must be numbers of latents from 0 to {num - 1}, got {list(features)}")
+        raise ValueError(f"features must be numbers of latents from 0 to {num - 1}, got {listed!r}; pass a list")
     drawing = drawing_of(data.images, names, image_shape)
     found = evaluate_dictionary(model, data, dictionary=dictionary, seed=seed)
-    chosen = found.usage.argsort(descending=True)[:_NUM_FEATURES] if features is None else torch.tensor(features)
+    chosen = found.usage.argsort(descending=True)[:_NUM_FEATURES] if listed is None else torch.tensor(listed)
     latents = _read(coder, data, found, chosen)
     document = Document(title or f"{data.name}, {num} features")
     document.plain(str(found))

@@ -21,7 +21,7 @@ import torch
 from pyro.distributions import Independent
 from torch import Tensor, nn
 
-from vsc_pyro._arguments import choice, positive_int, sizes
+from vsc_pyro._arguments import choice, positive_int, shape
 from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, last_layer
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import Prepared, mean_and_scale
@@ -53,7 +53,7 @@ class PixelDecoder(Prepared):
     ) -> None:
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
-        self.output_shape = sizes("output_shape", output_shape)
+        self.output_shape = shape("output_shape", output_shape)
         self.network_precision = "float32"
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
-from vsc_pyro._arguments import choice, positive_int, sizes
+from vsc_pyro._arguments import choice, positive_int, shape, sizes
 from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import Prepared, mean_and_scale
@@ -43,7 +43,7 @@ class Encoder(Prepared):
         trunk: nn.Module | None,
     ) -> None:
         super().__init__()
-        self.input_shape = sizes("input_shape", input_shape)
+        self.input_shape = shape("input_shape", input_shape)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.num_heads = num_heads
         self.activation = activation

@@ -28,6 +28,7 @@ References
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -104,8 +105,8 @@ class RefinedEncoder(SpikeSlabEncoder):
 
     Raises:
         ValueError: as `SpikeSlabEncoder`; `steps` below 1; a `damping` outside (0, 1]; another `slab`. When called: an
-            encoder that is part of no `vsc_pyro.VAE`; a likelihood that is not a linear map of the code with normal
-            noise; a prior without spikes or with slabs of another family.
+            encoder that is part of no `vsc_pyro.VAE`, or of one with ``missing=True``; a likelihood that is not a
+            linear map of the code with normal noise; a prior without spikes or with slabs of another family.
 
     Example:
         >>> import torch
@@ -127,7 +128,7 @@ class RefinedEncoder(SpikeSlabEncoder):
     ) -> None:
         choice("slab of a RefinedEncoder", slab, _FAMILIES)
         super().__init__(input_shape, latent_dim, slab=slab, **options)
-        if not 0 < damping <= 1:
+        if not (isinstance(damping, numbers.Real) and 0 < damping <= 1):
             raise ValueError(f"damping must lie above 0 and be at most 1, got {damping!r}")
         self._models: tuple[VAE, ...] = ()
         self.steps = positive_int("steps", steps)
@@ -183,8 +184,9 @@ class Optimum:
         slab, logits = slab_of(prior), inclusion_logits(prior)
         if not isinstance(likelihood, LinearNormal):
             raise ValueError(
-                f"the updates of a RefinedEncoder need a linear decoder with normal noise, got a likelihood of "
-                f"{type(likelihood).__name__}; take DictionaryDecoder or NormalDecoder(hidden=())"
+                f"the updates of a RefinedEncoder need a linear decoder with normal noise and no missing values, "
+                f"got a likelihood of {type(getattr(likelihood, 'base_dist', likelihood)).__name__}; take "
+                "DictionaryDecoder or NormalDecoder(hidden=()) in a VAE without missing=True, or a SpikeSlabEncoder"
             )
         if logits is None or type(slab) is not family.cls:
             raise ValueError(
@@ -194,7 +196,9 @@ class Optimum:
         slab = cast("Normal", slab)
         self._family = family
         self._dictionary = likelihood.dictionary.flatten(1)
-        self._weight = (beta * likelihood.scale.expand(likelihood.event_shape).flatten().square()).reciprocal()
+        # The gradient of 1 / variance has the variance's square, which data in tiny units would take out of float32.
+        precision = likelihood.scale.expand(likelihood.event_shape).flatten().reciprocal().square()
+        self._weight = precision / beta
         self._sharpness = likelihood.sharpness / beta
         self._product = likelihood.product
         self._centred = x.flatten(1) - likelihood.mean.flatten()
