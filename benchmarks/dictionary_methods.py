@@ -257,7 +257,10 @@ _OURS_GRID = (
     *_grid(lr=(1e-3, 3e-3), beta=(1.0,), nested=(1.0,)),
 )
 # Embeddings have no noise of their own.
-_OURS_SWEEP = _grid(nested=(0.0, 1.0), noise=(0.75, 0.6, 0.45, 0.3), active=(2.0,))
+_OURS_SWEEP = (
+    *_grid(nested=(0.0, 1.0), noise=(0.75, 0.6, 0.45, 0.3), active=(2.0,)),
+    *_grid(nested=(0.0, 1.0), noise=(0.3,), active=(4.0,)),
+)
 
 METHODS: dict[str, Method] = {
     "ours": Method(ours, sweep=({}, *_OURS_SWEEP)),
