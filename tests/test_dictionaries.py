@@ -143,6 +143,21 @@ def test_the_table_states_the_rules():
     assert "another rule" not in "".join(of_codes)
 
 
+def test_many_dead_latents_bring_advice():
+    model, x, _ = linear_model()
+    log_odds = model.encoder.own_layer.bias.data[-model.prior.latent_dim :]
+    for numbers, dead in (([-100.0] * 5, 5), ([100.0] * 4 + [-100.0], 1)):
+        log_odds[:] = torch.tensor(numbers)
+        found = vsc.evaluate_dictionary(model, x)
+        assert found.dead == dead
+        assert ("advice: 5 of 5 latents are dead: take expected_active near" in str(found)) == (dead == 5)
+    silent = Autoencoder(torch.eye(9))
+    silent.encode = torch.zeros_like
+    found = vsc.evaluate_dictionary(silent, x)
+    assert found.dead == 9
+    assert "advice" not in str(found)
+
+
 def test_bad_arguments():
     model, x, z = linear_model()
     for dictionary in (torch.eye(5), torch.zeros(4, 9)):

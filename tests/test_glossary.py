@@ -60,7 +60,7 @@ def test_every_row_of_the_table_of_a_dictionary_has_an_entry():
     for table in map(str, found):
         _, *rows, last = table.splitlines()
         assert last == "words: docs/glossary.md, or print(vsc_pyro.glossary.text())"
-        seen |= {re.split(r"\s{2,}|, of", row)[0] for row in rows}
+        seen |= {re.split(r"\s{2,}|, of|:", row)[0] for row in rows}
     assert seen <= glossary.WORDS.keys() | glossary.DICTIONARY_WORDS.keys()
     assert {"dead latents", "F1", "decoder MCC", "calibration error", "latents used", "expected L0"} <= seen
     assert "latents used" not in str(found[1])

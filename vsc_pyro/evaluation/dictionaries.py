@@ -57,6 +57,7 @@ _NO_BINS = torch.empty(0)
 # Rules for latents on in a datum, expected and hard, and for dead ones.
 _PROBABILITIES = "sum of probabilities, all latents", "probability above 1/2", "probability never above 1/2"
 _CODES = "code not 0", "code not 0", "code always 0"
+_MANY = 0.25  # share of dead latents
 _USED = "latents used, of fit and evaluate: another rule, the information that they carry"
 
 
@@ -157,9 +158,20 @@ class DictionaryEvaluation:
         fields = {name: value for name, value in vars(self).items() if name not in _PER_LATENT}
         return plain(fields | {"fvu": self.fvu, "dead_share": self.dead_share})
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """Remedies, a line each, if more than a quarter of the latents of a model with a posterior is dead."""
+        if not self.is_probabilistic or self.dead_share <= _MANY:
+            return ()
+        return (
+            f"{self.dead} of {self.num_latents} latents are dead: take expected_active near the L0 that you want, and "
+            "for data that are no sum of a few features, noise= with objective='exact' (docs/sae.md, How sparse)",
+        )
+
     def __str__(self) -> str:
         head = f"{self.num_data} data, {self.num_latents} latents"
-        rows, tail = self._sparsity() + self._reconstruction(), [_USED] if self.is_probabilistic else []
+        rows, tail = self._sparsity() + self._reconstruction(), [f"advice: {advice}" for advice in self.advice]
+        tail += [_USED] if self.is_probabilistic else []
         if not math.isnan(self.mcc):
             rows += self._matching()
         if not math.isnan(self.f1):
