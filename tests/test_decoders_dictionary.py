@@ -58,7 +58,7 @@ def test_noise_may_be_a_fixed_share_of_the_spread_of_the_data():
     spread = (x - x.mean(0)).square().mean().sqrt()
     torch.testing.assert_close(decoder(torch.zeros(1, 7)).scale.flatten()[0], 0.3 * spread)
     assert not any("amplitude" in name for name, _ in decoder.named_parameters())
-    assert "variance='fixed'" in repr(decoder)
+    assert "noise=0.3, variance='fixed'" in repr(decoder)  # a resumed run must have the same
 
 
 @pytest.mark.parametrize("noise", [0, 1.0, -0.5, float("nan"), "data"])

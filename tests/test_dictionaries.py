@@ -143,6 +143,15 @@ def test_the_table_states_the_rules():
     assert "another rule" not in "".join(of_codes)
 
 
+def test_weights_in_bfloat16_are_evaluated():
+    model, x, z = linear_model()
+    directions = model.decoder.dictionary.detach().float()
+    exact = vsc.evaluate_dictionary(model, known(x, z), dictionary=directions)
+    rounded = vsc.evaluate_dictionary(model.bfloat16(), known(x, z), dictionary=directions)
+    assert rounded.mcc == pytest.approx(exact.mcc, abs=0.01)
+    assert rounded.average_precision == pytest.approx(exact.average_precision, abs=0.02)
+
+
 def test_many_dead_latents_bring_advice():
     model, x, _ = linear_model()
     log_odds = model.encoder.own_layer.bias.data[-model.prior.latent_dim :]
@@ -150,7 +159,7 @@ def test_many_dead_latents_bring_advice():
         log_odds[:] = torch.tensor(numbers)
         found = vsc.evaluate_dictionary(model, x)
         assert found.dead == dead
-        assert ("advice: 5 of 5 latents are dead: take expected_active near" in str(found)) == (dead == 5)
+        assert ("advice: 5 of 5 latents are dead in these 300 data: if" in str(found)) == (dead == 5)
     silent = Autoencoder(torch.eye(9))
     silent.encode = torch.zeros_like
     found = vsc.evaluate_dictionary(silent, x)

@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -225,6 +226,11 @@ def test_less_noise_turns_more_features_on_and_stays_as_it_was_set(tmp_path):
         torch.testing.assert_close(model.decoder(torch.zeros(1, 24)).scale.flatten()[0], noise * spread)
     assert on[0] < on[1]
     assert left[0] > left[1]
+    model = build(noise=np.float32(0.25))
+    vsc.fit(model, x, steps=2, checkpoint=tmp_path / "run.pt", progress=False, device="cpu")
+    other = build(noise=0.5)
+    with pytest.raises(ValueError, match=r"noise=0.25"):
+        vsc.fit(other, x, steps=4, checkpoint=tmp_path / "run.pt", resume=True, progress=False, device="cpu")
     vsc.sae.export(model, tmp_path / "sae")
     sae = vsc.sae.load(tmp_path / "sae")
     torch.testing.assert_close(sae.inclusion(x), model.encoder(x).base_dist.probs)

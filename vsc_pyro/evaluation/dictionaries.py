@@ -164,8 +164,9 @@ class DictionaryEvaluation:
         if not self.is_probabilistic or self.dead_share <= _MANY:
             return ()
         return (
-            f"{self.dead} of {self.num_latents} latents are dead: take expected_active near the L0 that you want, and "
-            "for data that are no sum of a few features, noise= with objective='exact' (docs/sae.md, How sparse)",
+            f"{self.dead} of {self.num_latents} latents are dead in these {self.num_data} data: if that is no want of "
+            "data or of training, take expected_active near the L0 that you want, and for data that are no sum of a "
+            "few features, SparseDictionary(noise=...) with objective='exact' (docs/sae.md, How sparse)",
         )
 
     def __str__(self) -> str:

@@ -50,7 +50,7 @@ def match(atoms: Tensor, features: Tensor) -> Matching:
     from scipy.optimize import linear_sum_assignment
 
     cosines = (normalize(atoms) @ normalize(features).T).abs().clamp(max=1)
-    pairs = linear_sum_assignment(cosines.numpy(), maximize=True)
+    pairs = linear_sum_assignment(cosines.float().numpy(), maximize=True)
     cosine, nearest = cosines.max(1)
     return Matching(float(cosines[pairs].double().mean()), len(nearest.unique()) / len(atoms), nearest, cosine)
 
@@ -108,7 +108,7 @@ def ranking(scores: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         present: presence of each latent's feature, bool, shape ``(N, J)``.
     """
     areas, precisions = torch.full((2, scores.shape[1]), torch.nan, dtype=torch.float64)
-    for latent, (score, is_there) in enumerate(zip(scores.T.numpy(), present.T.numpy(), strict=True)):
+    for latent, (score, is_there) in enumerate(zip(scores.T.float().numpy(), present.T.numpy(), strict=True)):
         own = np.sort(score[is_there])
         if 0 < len(own) < len(score):
             ordered = np.sort(score)

@@ -136,7 +136,7 @@ class SparseDictionary(VAE):
             "scale": scale,
             "refine_steps": int(refine_steps),
             "learn_slab": learn_slab,
-            "noise": noise,
+            "noise": None if noise is None else float(noise),
             "beta": float(beta),
         }
         self._start_at_the_transpose()

@@ -115,7 +115,8 @@ class DictionaryDecoder(NormalDecoder):
         return LinearNormal(z, dictionary, bias, self.scale, product_dtype=dtype, norm=norm)
 
     def extra_repr(self) -> str:
-        return f"atom_norm={self.atom_norm:g}, {super().extra_repr()}"
+        noise = f", noise={float(self.initial_scale):g}" if self.follows_data and self.variance == "fixed" else ""
+        return f"atom_norm={self.atom_norm:g}{noise}, {super().extra_repr()}"
 
 
 def _checked_noise(noise: float) -> float:
