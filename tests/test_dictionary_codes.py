@@ -117,10 +117,21 @@ def test_posteriors_of_another_shape_or_without_probabilities(posterior, message
         read(model, x[:4], posterior)
 
 
+def test_hard_codes_beside_an_inclusion_are_checked():
+    model, x = Autoencoder(torch.eye(3)), torch.ones(4, 3)
+    model.inclusion = lambda x: torch.full_like(x, 0.5)
+    model.encode = lambda x, code="hard": x if code == "mean" else x[:1]
+    with pytest.raises(ValueError, match=r"encode\(x\) must have shape \(4, 3\) .* got \(1, 3\)"):
+        read(model, x)
+
+
 def test_codes_and_reconstructions_of_another_shape():
     model, x = Autoencoder(torch.eye(3)), torch.ones(4, 3)
     model.decode = lambda code: code[:, :2]
     with pytest.raises(ValueError, match=r"decode\(code\) must have shape \(4, 3\) .* got \(4, 2\)"):
+        read(model, x)
+    model.decode = lambda code: torch.full((4, 3), torch.nan)
+    with pytest.raises(ValueError, match="reconstruction"):
         read(model, x)
     model.encode = lambda x: x[:, :2]
     with pytest.raises(ValueError, match=r"encode\(x\) must have shape \(4, 3\) .* got \(4, 2\)"):

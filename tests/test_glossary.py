@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import torch
+from test_dictionary_codes import Autoencoder
 
 import vsc_pyro as vsc
 from vsc_pyro import glossary
@@ -12,18 +13,6 @@ def test_the_file_says_what_python_says():
     assert path.read_text() == glossary.text(), (
         "python -m vsc_pyro.evaluation.glossary > docs/glossary.md writes it anew"
     )
-
-
-class Autoencoder:
-    """A dictionary with deterministic codes."""
-
-    W_dec = torch.eye(6)
-
-    def encode(self, x):
-        return x.relu()
-
-    def decode(self, code):
-        return code
 
 
 def word(line):
@@ -55,7 +44,8 @@ def test_every_row_of_every_table_has_an_entry(small_vae, digits, trained):
 def test_every_row_of_the_table_of_a_dictionary_has_an_entry():
     world = vsc.datasets.features(12, 6, expected_active=2)
     model, data = vsc.SparseDictionary(6, num_features=8, expected_active=2), world.sample(200)
-    found = [vsc.evaluate_dictionary(each, data, dictionary=world.dictionary) for each in (model, Autoencoder())]
+    autoencoder = Autoencoder(torch.eye(6))
+    found = [vsc.evaluate_dictionary(each, data, dictionary=world.dictionary) for each in (model, autoencoder)]
     seen = set()
     for table in map(str, found):
         _, *rows, last = table.splitlines()

@@ -94,9 +94,10 @@ class Coder:
         with self._evaluating():
             for x in drawn_batches(self._data, rows, generator):
                 inclusion, code, mean, hard = self._code(x.to(self._like))
-                self._check("decode(code)", mean, len(x), self.atoms.shape[1])
                 check_figure("inclusion probability", inclusion, first)
-                check_figure("reconstruction", mean, first)
+                for decoded in (mean, hard):
+                    self._check("decode(code)", decoded, len(x), self.atoms.shape[1])
+                    check_figure("reconstruction", decoded, first)
                 yield (
                     slice(first, first + len(x)),
                     DictionaryCodes(_flat(x), inclusion.cpu(), code.cpu(), _flat(mean), _flat(hard)),
@@ -152,9 +153,10 @@ class Coder:
 
     def _codes_of_inclusion(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model, x = self._model, x.flatten(1)
-        inclusion, mean = model.inclusion(x), model.encode(x, code="mean")
+        inclusion, mean, hard = model.inclusion(x), model.encode(x, code="mean"), model.encode(x)
         self._check_posterior(inclusion, mean, len(x))
-        return inclusion, mean, model.decode(mean), model.decode(model.encode(x))
+        self._check("encode(x)", hard, len(x), len(self.atoms))
+        return inclusion, mean, model.decode(mean), model.decode(hard)
 
     def _deterministic_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = self._model.encode(x.flatten(1))

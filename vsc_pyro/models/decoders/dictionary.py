@@ -76,9 +76,9 @@ class DictionaryDecoder(NormalDecoder):
             self.initial_scale.fill_(_SHARE if noise is None else _checked_noise(noise))
         elif noise is not None:
             raise ValueError(f"noise={noise!r} and scale={scale!r} both set the noise; pass one of the two")
-        self.register_buffer("min_scale", self.initial_scale / _RANGE)
         if noise is None:
             self.variance = "shared"
+            self.register_buffer("min_scale", self.initial_scale / _RANGE)
             self.log_amplitude = nn.Parameter(torch.zeros(()))
         self.atom_norm = positive_float("atom_norm", atom_norm)
         with torch.no_grad():
@@ -99,7 +99,7 @@ class DictionaryDecoder(NormalDecoder):
 
     def _atoms(self) -> tuple[Tensor, Tensor]:
         """Return the dictionary and the norms of its atoms; the norm is 0 if all weights are."""
-        weight, size = self.own_layer.weight, self._in_units(torch.full_like(self.min_scale, self.atom_norm))
+        weight, size = self.own_layer.weight, self._in_units(torch.full_like(self.initial_scale, self.atom_norm))
         squares = squared_distance(weight, torch.zeros_like(size)).sum(0)
         held = squares.clamp(min=_LEAST_NORM**2)
         dictionary = (weight * (size * held.rsqrt())).T.unflatten(1, self.output_shape)
