@@ -30,9 +30,9 @@ import torch
 
 import vsc_pyro as vsc
 from vsc_pyro._arguments import positive_int
+from vsc_pyro._devices import resolve_device
 from vsc_pyro._files import expanded, replacing
 from vsc_pyro.datasets import Split, default_root
-from vsc_pyro.training.devices import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
 _MNIST_SIZES, _QUICK_SIZES = (60_000, 10_000), (120, 120)

@@ -35,7 +35,7 @@ import torch
 from contestants import BY_HAND, CONTESTANTS, PIXELS, SHAPE, Contestant, Place, Setting
 from step import steps_per_turn, turn
 
-from vsc_pyro.training.devices import resolve_device
+from vsc_pyro._devices import resolve_device
 
 ENGINES = ("vsc_pyro", "vsc_pyro, compiled", BY_HAND)
 MATMUL = "float32 matrix product"

@@ -28,10 +28,10 @@ from tqdm.auto import tqdm
 
 import vsc_pyro as vsc
 from vsc_pyro._arguments import choice
+from vsc_pyro._devices import resolve_device
 from vsc_pyro.distributions import StraightThroughThreshold
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.training.checkpoints import shown
-from vsc_pyro.training.devices import resolve_device
 
 EPOCHS = {"digits": 100}
 FREE_TO_CHANGE = ("gates", "device", "output", "data_root", "resume", "overwrite", "quiet")

@@ -23,9 +23,9 @@ from common.running import run
 
 import vsc_pyro as vsc
 from vsc_pyro import parallel, plots
+from vsc_pyro._devices import resolve_device
 from vsc_pyro.gates import Gate
 from vsc_pyro.objectives import get_objective
-from vsc_pyro.training.devices import resolve_device
 
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
 FILES = (

@@ -30,7 +30,11 @@ TEST_BATCHES = 20
 def parse(argv):
     parser = described(__doc__)
     add = parser.add_argument
-    add("--data", type=path, help="folder of .npy or .safetensors files; default: a world of known features")
+    add(
+        "--data",
+        type=path,
+        help="folder of .npy or .safetensors files, to train and to test on; default: a world of known features",
+    )
     structures = ["independent", "correlated", "hierarchical"]
     add("--structure", default="hierarchical", choices=structures, help="of the world")
     add("--true-features", type=whole, default=512, help="of the world")
@@ -41,8 +45,8 @@ def parse(argv):
     objectives = ["nested", "exact"]
     add("--objective", default="nested", choices=objectives, help="exact: for a good reconstruction, with --noise")
     add("--slab", default="normal", choices=["normal", "truncated-normal"], help="of any sign, or positive")
-    add("--steps", type=whole, default=1500)
-    add("--batch-size", type=whole, default=1024)
+    add("--steps", type=whole, default=1500, help="of training")
+    add("--batch-size", type=whole, default=1024, help="data in a step")
     add("--lr", type=positive, help="default: that of the model")
     add_output(parser, "runs/sparse_dictionary")
     add("--resume", action="store_true", help="continue the run in --output")
@@ -58,7 +62,8 @@ def sources(args):
         world = vsc.datasets.features(args.true_features, args.dim, seed=args.seed, **size)
         return world, world.sample(TEST_BATCHES * args.batch_size, seed=1), world.dictionary
     stream = vsc.datasets.shards(args.data, args.batch_size, seed=args.seed)
-    # In another order. A run that does not see all data has not seen most of these.
+    share = min(1.0, args.steps * args.batch_size / len(stream))
+    print(f"test data are rows of the same files; training reads {share:.0%} of the rows, so it may see test data too")
     test = vsc.datasets.shards(args.data, args.batch_size, seed=args.seed + 1)
     return stream, vsc.Dataset(torch.cat(list(itertools.islice(test, TEST_BATCHES)))), None
 

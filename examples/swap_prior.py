@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 import vsc_pyro as vsc
 from vsc_pyro import plots
 from vsc_pyro._arguments import choice
-from vsc_pyro.training.devices import resolve_device
+from vsc_pyro._devices import resolve_device
 from vsc_pyro.training.schedules import slab_warmup
 
 EPOCHS = {"digits": 100}  # of 8 steps each; MNIST, with 300 steps an epoch, gets 10

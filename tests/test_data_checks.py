@@ -43,6 +43,30 @@ def test_events_have_the_likelihoods_shape():
         as_events(torch.zeros(2, 3, 2), likelihood)
 
 
+def test_the_remedy_for_a_size_is_that_of_the_data():
+    model = vsc.SparseDictionary(8, 16, expected_active=2)
+    with pytest.raises(
+        ValueError, match=r"\(N, 4, 8\): it takes data of shape \(8,\); pass x.flatten\(0, 1\), one row"
+    ):
+        model.check_data(torch.rand(5, 4, 8))
+    with pytest.raises(ValueError, match=r"\(N, 7\): .*; build the model with the shape of one datum, 7"):
+        model.check_data(torch.rand(5, 7))
+
+
+@pytest.mark.parametrize(
+    ("build", "advised"),
+    [
+        (lambda: vsc.VAE(vsc.SpikeSlabEncoder(8, 2), vsc.NormalDecoder(2, 8), vsc.SpikeSlabPrior(2)), True),
+        (lambda: vsc.VAE(vsc.RefinedEncoder(8, 2), vsc.NormalDecoder(2, 8, ()), vsc.SpikeSlabPrior(2)), False),
+        (lambda: vsc.SparseDictionary(8, 16, refine_steps=0), False),
+    ],
+)
+def test_missing_values_are_for_models_that_take_them(build, advised):
+    with pytest.raises(ValueError, match="in datum 0; remove these data") as caught:
+        build().check_data(torch.full((5, 8), torch.nan))
+    assert ("missing=True" in str(caught.value)) == advised
+
+
 def test_data_beyond_the_first_chunk_are_looked_at(monkeypatch):
     monkeypatch.setattr("vsc_pyro.models.data_checks._ROWS_AT_ONCE", 10)
     likelihood = dist.Bernoulli(0.5 * torch.ones(1, 3)).to_event(1)

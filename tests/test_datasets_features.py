@@ -165,6 +165,8 @@ def test_rates_follow_the_power_law_below_the_greatest_rate():
         ({"noise": -1}, "noise must be a finite number of at least 0, got -1"),
         ({"exponent": float("nan")}, "exponent must be a finite number of at least 0, got nan"),
         ({"max_rate": 1.5}, "max_rate is a probability of at most 1, got 1.5"),
+        ({"device": "x"}, "device 'x' is not available: .*; use 'auto' or 'cpu'"),
+        ({"device": None}, "device None is not available"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
 )

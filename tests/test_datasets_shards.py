@@ -162,6 +162,8 @@ def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
             vsc.datasets.shards(tmp_path)
     with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         vsc.datasets.shards(tmp_path, 0)
+    with pytest.raises(ValueError, match="shuffle must be True or False, got 'no'"):
+        vsc.datasets.shards(tmp_path, shuffle="no")
     (tmp_path / "0.npy").rename(tmp_path / "0.safetensors")
     if "safetensors" in sys.modules:
         with pytest.raises(ValueError, match=r"0\.safetensors was not read"):

@@ -61,10 +61,22 @@ def test_noise_may_be_a_fixed_share_of_the_spread_of_the_data():
     assert "noise=0.3, variance='fixed'" in repr(decoder)  # a resumed run must have the same
 
 
-@pytest.mark.parametrize("noise", [0, 1.0, -0.5, float("nan"), "data"])
+@pytest.mark.parametrize("noise", [0, 1.0, -0.5, float("nan"), "data", 0.999999999, 1e-50, 1e-30])
 def test_noise_outside_its_range(noise):
     with pytest.raises(ValueError, match="noise must"):
         vsc.DictionaryDecoder(7, 6, noise=noise)
+
+
+@pytest.mark.parametrize(("unit", "fits"), [(1e-20, False), (1e-15, True), (1e18, True), (1e19, False)])
+def test_units_whose_squares_are_no_numbers(unit, fits):
+    x = unit * torch.randn(50, 8)
+    model = vsc.SparseDictionary(8, 16, expected_active=2)
+    if not fits:
+        with pytest.raises(ValueError, match=r"the standard deviation of the data is .*; divide the data by it"):
+            vsc.fit(model, x, epochs=1, progress=False)
+        return
+    vsc.fit(model, x, epochs=1, progress=False)
+    assert 0.5 < model.decoder.scale.item() / unit < 1
 
 
 def test_two_noises():

@@ -85,6 +85,30 @@ def test_a_file_with_a_posterior(tmp_path):
         torch.testing.assert_close(found, decoded, rtol=1e-4, atol=1e-5)
 
 
+def point_model():
+    encoder, decoder = vsc.DeltaEncoder(9, 5, (), rectify=True), vsc.NormalDecoder(5, 9, hidden=())
+    return vsc.VAE(encoder, decoder, vsc.LaplacePrior(5))
+
+
+def test_points_have_no_probabilities(tmp_path):
+    pytest.importorskip("safetensors", reason="needs the package safetensors: pip install 'vsc-pyro[sae]'")
+    model, x = point_model(), torch.randn(20, 9)
+    vsc.sae.export(model, tmp_path)
+    for either in (model, vsc.sae.load(tmp_path)):
+        coder, codes = read(either, x)
+        assert not coder.is_probabilistic
+        assert torch.equal(coder.score(codes), codes.code.abs())
+        assert torch.equal(codes.inclusion, (codes.code != 0).float())
+        assert "code not 0" in str(vsc.evaluate_dictionary(either, x))
+
+
+def test_rounding_of_probabilities_is_cut_off():
+    model, x, _ = linear_model()
+    _, codes = read(model, x[:4], given(torch.tensor([[-5e-5, 0.3, 1.00005, 0, 1]]).repeat(4, 1), torch.ones(4, 5)))
+    assert codes.inclusion[0].tolist() == pytest.approx([0, 0.3, 1, 0, 1])
+    assert 0 <= codes.inclusion.min() <= codes.inclusion.max() <= 1
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -11,7 +11,7 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Rooms: one may import from those before it.
 ROOMS = [
-    *("_pyro_internals", "_arguments", "_files", "_seeding", "_scalars"),
+    *("_pyro_internals", "_arguments", "_files", "_seeding", "_scalars", "_devices"),
     *("gates", "datasets", "distributions", "models", "objectives", "training", "acceleration", "inference"),
     *("evaluation", "sae", "arviz_bridge", "plots", "pages"),
 ]

@@ -140,6 +140,12 @@ def test_bad_arguments():
         vsc.SpikeSlabPrior(3, learn_slab="all")
     with pytest.raises(ValueError, match=r"slab_loc must be one number or one for each of the 3 latents, .* \(2,\)"):
         vsc.SpikeSlabPrior(3, slab_loc=torch.zeros(2))
+    for name in ("slab_loc", "slab_scale", "inclusion"):
+        for value in ("a", 1j, [[1], [2, 3]]):
+            with pytest.raises(ValueError, match=rf"{name} must be one number or one for each of the 3 latents, got"):
+                vsc.SpikeSlabPrior(3, **{name: value})
+    with pytest.raises(ValueError, match=r"unknown slab \['normal'\]; known are"):
+        vsc.SpikeSlabPrior(3, slab=["normal"])
     with pytest.raises(ValueError, match="'global' learns one slab_scale, and slab_scale holds 3; pass one number"):
         vsc.SpikeSlabPrior(3, learn_slab="global", slab_scale=torch.ones(3))
     with pytest.raises(ValueError, match="slab_loc must be finite, got nan"):

@@ -34,7 +34,7 @@ def run(program, names):
 
 
 def test_the_thirty_lines_run(tmp_path, monkeypatch):
-    program, _ = blocks("README.md")
+    program, *_ = blocks("README.md")
     assert len(program.splitlines()) <= 30
     monkeypatch.chdir(tmp_path)
     run(smaller(program, {'"mnist", root="data"': '"digits"', "784": "64", "epochs=50": "epochs=1"}), {})
@@ -43,7 +43,7 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_table_of_ones_own_is_coded_as_shown(tmp_path, monkeypatch, capsys):
-    _, program = blocks("README.md")
+    _, program, _ = blocks("README.md")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False, epochs=100))
     monkeypatch.setattr(vsc, "evaluate", functools.partial(vsc.evaluate, num_draws=5))
@@ -53,6 +53,13 @@ def test_a_table_of_ones_own_is_coded_as_shown(tmp_path, monkeypatch, capsys):
     assert names["codes"].hard.shape == (569, 10)
     assert vsc.evaluate(names["small"], names["features"]).r2 > 0.5
     assert "latents a datum uses" in capsys.readouterr().out
+
+
+def test_a_sparse_dictionary_is_trained_as_shown(monkeypatch, capsys):
+    _, _, program = blocks("README.md")
+    monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False))
+    run(smaller(program, {"512": "32", "64": "8", "128": "16", "1500": "20", "5_000": "100"}), {"vsc": vsc})
+    assert "calibration error" in capsys.readouterr().out
 
 
 @pytest.mark.slow

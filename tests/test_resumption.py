@@ -460,3 +460,21 @@ def test_format_1_is_compared_without_regard_to_where_it_describes_gates(tmp_pat
         with pytest.raises(ValueError, match="is of a run with model="):
             fit(model, path, 3, schedules=None)
     assert len(fit(tiny(beta=2.0), path, 3, schedules=None)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": 0.5}, r"noise=None \(now 0\.5\)"),
+        ({"slab": "truncated-normal"}, r"slab=normal \(now truncated-normal\)"),
+        ({"hidden": (4,)}, r"hidden=\[\] \(now \[4\]\)"),
+        ({"num_features": 17, "scale": "amortised"}, r"num_features=16 \(now 17\), scale=per-latent \(now amortised\)"),
+    ],
+)
+def test_arguments_that_differ_are_named(options, message, tmp_path):
+    kind, x = {"num_features": 16, "expected_active": 2}, torch.randn(50, 8)
+    options_of_fit = {"progress": False, "checkpoint": tmp_path / "c.pt", "device": "cpu"}
+    vsc.fit(vsc.SparseDictionary(8, **kind), x, epochs=1, **options_of_fit)
+    with pytest.raises(ValueError, match=rf"c\.pt is of a model with {message}; build the model with the same"):
+        vsc.fit(vsc.SparseDictionary(8, **(kind | options)), x, epochs=2, resume=True, **options_of_fit)
+    vsc.fit(vsc.SparseDictionary((8,), learn_slab=True, **kind), x, epochs=2, resume=True, **options_of_fit)

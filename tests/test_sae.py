@@ -153,6 +153,9 @@ def test_nothing_is_overwritten(tmp_path):
         with pytest.raises(FileExistsError, match=rf"holds {name}; take another directory, or remove them"):
             vsc.sae.export(model, folder)
         assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "mine")]
+    for place in (folder / name, folder / name / "below"):
+        with pytest.raises(FileExistsError, match=rf"must be a folder, and .*{name} is a file; take another directory"):
+            vsc.sae.export(model, place)
 
 
 def test_training_mode_of_a_loaded_model_does_not_matter(tmp_path):
@@ -171,10 +174,26 @@ def test_bad_data_and_codes(tmp_path):
             method({"x": 1})
     with pytest.raises(ValueError, match=r"x must have 6 values in its last .* shape \(1,\); pass"):
         sae.encode(torch.zeros(1))
+    for values in (math.nan, math.inf, 1e300):
+        for method in (sae.encode, sae.inclusion, sae):
+            with pytest.raises(
+                ValueError, match=r"1 NaN or infinite values in the model's type, .* in datum 1; remove"
+            ):
+                method(np.array([[0.0] * D, [values] + [0.0] * (D - 1)]))
+    assert sae.encode(torch.zeros(0, D)).shape == (0, J)
     with pytest.raises(ValueError, match=r"z must have 9 values in its last .* shape \(2, 6\); pass codes as encode"):
         sae.decode(np.zeros((2, D)))
     with pytest.raises(ValueError, match="unknown code 'soft'; known are 'hard', 'mean'"):
         sae.encode(torch.zeros(2, D), code="soft")
+
+
+@pytest.mark.parametrize("use", [vsc.codes, vsc.evaluate, vsc.bounds, vsc.fit, vsc.refine])
+def test_a_loaded_autoencoder_is_no_vae(use, tmp_path):
+    vsc.sae.export(built(vsc.JumpReLUEncoder(D, J)), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"model must be a VAE, got PosteriorAutoencoder; a sparse .* encode\(x\), and"
+    ):
+        use(vsc.sae.load(tmp_path), data())
 
 
 class Custom(vsc.SpikeSlabEncoder):

@@ -9,7 +9,7 @@ from conftest import waiting_is_an_error
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import vsc_pyro as vsc
-from vsc_pyro.training.devices import resolve_device
+from vsc_pyro._devices import resolve_device
 
 QUIET = {"progress": False}
 

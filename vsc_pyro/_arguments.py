@@ -33,6 +33,13 @@ def positive_float(name: str, value: object) -> float:
     return float(value)
 
 
+def yes_or_no(name: str, value: object) -> bool:
+    """Return `value`, which is True or False, or raise a `ValueError` that names the argument `name`."""
+    if value not in (True, False):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def bool_or_auto(name: str, value: bool | str) -> bool | str:
     """Return `value`, which is True, False or ``"auto"``, or raise a `ValueError` that names the argument `name`."""
     if value not in (True, False, "auto"):
@@ -55,7 +62,7 @@ def shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
 
 def choice(name: str, value: str, table: Mapping[str, T]) -> T:
     """Return ``table[value]``, or raise a `ValueError` that lists the known names."""
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
         known = ", ".join(repr(key) for key in sorted(table))
         raise ValueError(f"unknown {name} {value!r}; known are {known}")
     return table[value]

@@ -38,9 +38,15 @@ def path(text):
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        is_stated = action.default in (None, False) or "default" in action.help
+        return action.help if is_stated else super()._get_help_string(action)
+
+
 def described(description):
-    """Return a parser whose --help keeps the line breaks of `description`."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return a parser whose --help keeps the line breaks of `description`, and states defaults."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Help)
 
 
 def add_data(parser, datasets):
@@ -64,10 +70,10 @@ def add_finished_run(parser):
 def add_output(parser, output, device=True):
     """Add the last options of an example that cannot resume: --seed, --device, --output, --overwrite and --quiet."""
     add = parser.add_argument
-    add("--seed", type=natural, default=0)
+    add("--seed", type=natural, default=0, help="of random numbers")
     if device:
         add("--device", default="auto", help="auto, cpu, cuda, ...")
-    add("--output", type=path, default=Path(output), metavar="DIR")
+    add("--output", type=path, default=Path(output), metavar="DIR", help="folder of the results")
     add("--overwrite", action="store_true", help="replace the results in --output")
     add("--quiet", action="store_true", help="no progress bars")
 

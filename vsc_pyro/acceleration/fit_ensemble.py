@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
+from vsc_pyro._devices import resolve_device
 from vsc_pyro._seeding import seeded
 from vsc_pyro.acceleration import is_worth_compiling, missing_compiler
 from vsc_pyro.acceleration.ensemble import Ensemble
@@ -33,7 +34,6 @@ from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.contexts import private_state
 from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
-from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.fit import warn_of_prior, warn_of_warmup
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import num_processes

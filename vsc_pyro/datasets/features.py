@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from vsc_pyro._arguments import choice, natural_int, positive_float, positive_int
+from vsc_pyro._devices import resolve_device
 from vsc_pyro.datasets.dataset import Dataset, Factors
 from vsc_pyro.datasets.firing import STRUCTURES, Structure
 
@@ -160,8 +161,8 @@ def features(
         the features of each datum.
 
     Raises:
-        ValueError: a number out of range, an unknown structure (the message lists the known ones), or more expected
-            features than rates of at most `max_rate` allow.
+        ValueError: a number out of range, an unknown structure (the message lists the known ones), more expected
+            features than rates of at most `max_rate` allow, or a device that this machine does not have.
 
     >>> import vsc_pyro as vsc
     >>> world = vsc.datasets.features(64, 16, expected_active=3, structure="hierarchical", batch_size=10)
@@ -179,7 +180,7 @@ def features(
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     if max_rate > 1:
         raise ValueError(f"max_rate is a probability of at most 1, got {max_rate!r}")
-    build = choice("structure", structure, STRUCTURES)
+    build, device = choice("structure", structure, STRUCTURES), resolve_device(device)
     random = np.random.Generator(np.random.SFC64((seed, _WORLD, 0)))
     directions = _spread(torch.from_numpy(random.standard_normal((num, dim), dtype=np.float32)))
     bias = normalize(torch.from_numpy(random.standard_normal(dim, dtype=np.float32)), dim=0)
@@ -196,7 +197,7 @@ def features(
         batch_size,
         seed,
         found,
-        device=torch.device(device),
+        device=device,
     )
 
 

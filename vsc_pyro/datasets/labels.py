@@ -24,7 +24,8 @@ def label_array(labels: Any, num_data: int) -> np.ndarray:
         num_data: number of data, N.
 
     Raises:
-        ValueError: something else, another shape, missing labels, or numbers and strings together.
+        ValueError: something else, another shape, missing labels, numbers and strings together, or numbers of more
+            than 64 bits.
     """
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu()
@@ -41,8 +42,14 @@ def label_array(labels: Any, num_data: int) -> np.ndarray:
     values = array.tolist()
     for kind in (str, numbers.Real):
         if all(isinstance(value, kind) or (kind is not str and isinstance(value, np.bool_)) for value in values):
-            return np.array(values)
-    raise ValueError(f"labels must be all numbers or all strings, to be kept in a file, got {values}")
+            array = np.array(values)
+            break
+    if array.dtype == object:
+        raise ValueError(
+            f"labels must be all numbers or all strings, to be kept in a file, and numbers of at most 64 bits, got "
+            f"{values}"
+        )
+    return array
 
 
 def as_labels(labels: Any, num_data: int) -> Tensor:

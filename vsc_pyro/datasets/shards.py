@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vsc_pyro._arguments import natural_int, positive_int
+from vsc_pyro._arguments import natural_int, positive_int, yes_or_no
 from vsc_pyro._files import expanded
 from vsc_pyro.datasets.numbers import as_numbers
 
@@ -46,7 +46,7 @@ class Shards(Dataset):
 
     def __init__(self, folder: str | os.PathLike, batch_size: int = 1024, shuffle: bool = True, seed: int = 0) -> None:
         self._arguments = folder, batch_size, shuffle, seed
-        self.batch_size, self._shuffle = positive_int("batch_size", batch_size), shuffle
+        self.batch_size, self._shuffle = positive_int("batch_size", batch_size), yes_or_no("shuffle", shuffle)
         self._seed = natural_int("seed", seed)
         paths = _paths(expanded(folder, "folder"))
         opened = [_opened(path) for path in paths]

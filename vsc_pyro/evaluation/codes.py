@@ -28,7 +28,7 @@ from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, scale_of, slab_of
 from vsc_pyro.models.data_checks import in_memory
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.training.batch_checks import data_of, naming_batch
 from vsc_pyro.training.loaded import Loaded
 
@@ -154,6 +154,7 @@ def in_batches(model: VAE, data: Encodable, summary: Callable[[Distribution], T]
     Raises:
         ValueError: data that do not fit the model, or a loader without a batch.
     """
+    check_is_vae(model)
     seed = natural_int("seed", seed)
     with model.evaluating(), contextlib.ExitStack() as stack:
         if isinstance(data, DataLoader):

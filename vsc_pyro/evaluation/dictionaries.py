@@ -165,8 +165,9 @@ class DictionaryEvaluation:
             return ()
         return (
             f"{self.dead} of {self.num_latents} latents are dead in these {self.num_data} data: if that is no want of "
-            "data or of training, take expected_active near the L0 that you want, and for data that are no sum of a "
-            "few features, SparseDictionary(noise=...) with objective='exact' (docs/sae.md, How sparse)",
+            "data or of training, take the prior's expected_active near the L0 that you want, and for data that are no "
+            "sum of a few features, a fixed noise (SparseDictionary(noise=...), or NormalDecoder(scale=..., "
+            "variance='fixed')) with objective='exact' (docs/sae.md, How sparse)",
         )
 
     def __str__(self) -> str:

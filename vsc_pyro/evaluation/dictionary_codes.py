@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import centre, hard_code, inclusion_of
+from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of
 from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.models.data_checks import check_figure
 from vsc_pyro.models.modes import in_mode
@@ -42,8 +42,9 @@ class DictionaryCodes(NamedTuple):
 class Coder:
     """Codes and reconstructions of a `VAE`, or of an object with `encode`, `decode` and `W_dec`.
 
-    An object that also has `inclusion`, such as a `vsc_pyro.sae.PosteriorAutoencoder`, has a posterior:
-    ``inclusion(x)`` are its probabilities, and ``encode(x, code="mean")`` its posterior-mean code.
+    An object that also has `inclusion`, such as a `vsc_pyro.sae.PosteriorAutoencoder`, has a posterior, unless its
+    attribute `is_probabilistic` is False: ``inclusion(x)`` are its probabilities, and ``encode(x, code="mean")`` its
+    posterior-mean code.
 
     Args:
         model: the model.
@@ -65,9 +66,10 @@ class Coder:
         self._model, self._data, self._posterior, self._seed = model, data, posterior, seed
         size = data.images[0].numel()
         self._is_vae = isinstance(model, VAE)
-        self.is_probabilistic = self._is_vae or hasattr(model, "inclusion")
+        self.is_probabilistic = getattr(model, "is_probabilistic", hasattr(model, "inclusion"))
         if self._is_vae:
             model.check_data(data.images)
+            self.is_probabilistic = posterior is not None or _has_spikes(model, data.images[:1])
             self._code, self._like, atoms = self._posterior_code, model.reference, _dictionary(model)
         elif hasattr(model, "W_dec"):
             code = self._codes_of_inclusion if self.is_probabilistic else self._deterministic_code
@@ -111,7 +113,8 @@ class Coder:
                 f"{tuple(self.atoms.shape)}, got {tuple(values.shape)}; return one row for each datum"
             )
 
-    def _check_posterior(self, inclusion: Tensor, mean: Tensor, rows: int) -> None:
+    def _checked(self, inclusion: Tensor, mean: Tensor, rows: int) -> Tensor:
+        """Return the inclusion of a posterior without its rounding beyond [0, 1]."""
         for name, values in (("inclusion", inclusion), ("mean", mean)):
             self._check(f"{name} of the posterior", values, rows, len(self.atoms))
         if ((inclusion < -_ROUNDING) | (inclusion > 1 + _ROUNDING)).any():
@@ -120,6 +123,7 @@ class Coder:
                 f"inclusion of the posterior must be probabilities, got values from {float(low):g} to {float(high):g}; "
                 "return numbers from 0 to 1"
             )
+        return inclusion.clamp(0, 1)
 
     def score(self, codes: DictionaryCodes) -> Tensor:
         """Return what ranks data by how much they have of a latent: inclusion, or size of a deterministic code."""
@@ -143,18 +147,18 @@ class Coder:
         posterior = (self._posterior or self._model.encoder)(x)
         if hasattr(posterior, "inclusion"):
             inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
-            self._check_posterior(inclusion, mean, len(x))
+            inclusion = self._checked(inclusion, mean, len(x))
             hard = torch.where(inclusion > 0.5, mean / inclusion, 0)
         else:
             inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
-            self._check_posterior(inclusion, mean, len(x))
+            inclusion = self._checked(inclusion, mean, len(x))
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
         return inclusion, mean, decoded.flatten(1), hard_decoded.flatten(1)
 
     def _codes_of_inclusion(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model, x = self._model, x.flatten(1)
         inclusion, mean, hard = model.inclusion(x), model.encode(x, code="mean"), model.encode(x)
-        self._check_posterior(inclusion, mean, len(x))
+        inclusion = self._checked(inclusion, mean, len(x))
         self._check("encode(x)", hard, len(x), len(self.atoms))
         return inclusion, mean, model.decode(mean), model.decode(hard)
 
@@ -163,6 +167,11 @@ class Coder:
         self._check("encode(x)", code, len(x), len(self.atoms))
         decoded = self._model.decode(code)
         return (code != 0).to(code), code, decoded, decoded
+
+
+def _has_spikes(model: VAE, x: Tensor) -> bool:
+    with model.evaluating():
+        return inclusion_logits(model.encoder(x.to(model.reference))) is not None
 
 
 def _dictionary(model: VAE) -> Tensor:

@@ -47,11 +47,18 @@ def as_events(x: Tensor, likelihood: Distribution) -> Tensor:
     shape = likelihood.event_shape
     if math.prod(x.shape[1:]) != math.prod(shape):
         raise ValueError(
-            f"data of shape (N, {inner(x)}) do not fit a decoder of shape {tuple(shape)}; "
-            "build the decoder with the shape of one datum"
+            f"data of shape (N, {inner(x)}) do not fit a decoder of shape {tuple(shape)}; {remedy_of_size(x, shape)}"
         )
     check_layout(x, shape, "a decoder")
     return x.reshape(x.shape[:1] + shape)
+
+
+def remedy_of_size(x: Tensor, shape: torch.Size | tuple[int, ...]) -> str:
+    """Return the remedy for data ``(B, ...)`` with another number of values than a model of `shape` takes."""
+    last = x.ndim - len(shape) - 1
+    if last > 0 and x.shape[-len(shape) :] == torch.Size(shape):
+        return f"pass x.flatten(0, {last}), one row for each datum"
+    return f"build the model with the shape of one datum, {inner(x)}"
 
 
 def check_layout(x: Tensor, shape: torch.Size | tuple[int, ...], part: str) -> None:
@@ -72,20 +79,26 @@ def inner(x: Tensor) -> str:
     return ", ".join(map(str, x.shape[1:]))
 
 
-def check_finite(x: Tensor, dtype: torch.dtype, allow_nan: bool = False) -> None:
-    """Raise `ValueError` unless all data ``(N, ...)`` are finite in the precision of the model, or NaN if allowed."""
+def check_finite(x: Tensor, dtype: torch.dtype, allow_nan: bool = False, remedy: str = "") -> None:
+    """Raise `ValueError` unless all data ``(N, ...)`` are finite in the precision of the model, or NaN if allowed.
+
+    Args:
+        x: the data.
+        dtype: of the model.
+        allow_nan: True for a model that takes missing values.
+        remedy: end of the message, what this model can do about NaN.
+    """
     if allow_nan:
         x = x.nan_to_num(0.0, torch.inf, -torch.inf)
     # A number that is finite in the data's type may overflow in the model's. Minimum and maximum are the quickest test.
-    if torch.stack(x.aminmax()).to(dtype).isfinite().all():
+    if not x.numel() or torch.stack(x.aminmax()).to(dtype).isfinite().all():
         return
     finite = torch.cat([chunk.to(dtype).isfinite().flatten(1).sum(1) for chunk in x.split(_ROWS_AT_ONCE)])
     bad = x[0].numel() - finite
     if bad.any():
         raise ValueError(
             f"data holds {int(bad.sum())} NaN or infinite values in the model's type, {dtype}, the first of them in "
-            f"datum {int(bad.nonzero()[0, 0])}; remove, impute or rescale them, or, if NaN "
-            "stands for missing values, build the model with VAE(..., missing=True)"
+            f"datum {int(bad.nonzero()[0, 0])}; remove these data, or impute or rescale the values{remedy}"
         )
 
 

@@ -135,7 +135,7 @@ class SparseDictionary(VAE):
             "hidden": sizes("hidden", hidden),
             "scale": scale,
             "refine_steps": int(refine_steps),
-            "learn_slab": learn_slab,
+            "learn_slab": "per-latent" if learn_slab is True else learn_slab,
             "noise": None if noise is None else float(noise),
             "beta": float(beta),
         }

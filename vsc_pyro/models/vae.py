@@ -14,6 +14,8 @@ References
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +34,7 @@ from vsc_pyro._arguments import positive_float, positive_int
 from vsc_pyro._scalars import ScalarModule, seven_digits
 from vsc_pyro._seeding import alone
 from vsc_pyro.distributions import has_mean, inclusion_logits
-from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner
+from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner, remedy_of_size
 from vsc_pyro.models.missing import Missing
 from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.param_store import name_in_store, register
@@ -282,8 +284,15 @@ class VAE(ScalarModule):
         Data must be finite in the model's precision (or NaN, for a model with ``missing=True``), have the shape that
         encoder and decoder take, and lie in the support of the likelihood.
         """
-        check_finite(x, self.reference.dtype, self.missing is not None)
+        self.check_finite(x)
         check_support(x, self.check_parts(x[:1].to(self.reference)), self.reference)
+
+    def check_finite(self, x: Tensor) -> None:
+        """Raise `ValueError` unless data x ``(N, ...)`` are finite, or NaN for a model with ``missing=True``."""
+        # An encoder that refines under its model needs all values of a datum.
+        can = _takes_missing(type(self)) and not hasattr(self.encoder, "attach")
+        remedy = ", or, if NaN stands for missing values, build the model with VAE(..., missing=True)" if can else ""
+        check_finite(x, self.reference.dtype, self.missing is not None, remedy)
 
     def check_parts(self, x: Tensor) -> Distribution:
         """Run one datum through all parts and return the likelihood of a code of zeros."""
@@ -293,7 +302,10 @@ class VAE(ScalarModule):
             try:
                 posterior = self.encoder(x)
             except (RuntimeError, ValueError) as error:
-                raise ValueError(f"the encoder does not take data of shape (N, {inner(x)}): {error}") from error
+                shape = getattr(self.encoder, "input_shape", x.shape[1:])
+                fits = math.prod(shape) == x[0].numel()
+                reason = error if fits else f"it takes data of shape {tuple(shape)}; {remedy_of_size(x, shape)}"
+                raise ValueError(f"the encoder does not take data of shape (N, {inner(x)}): {reason}") from error
             try:
                 prior = self.prior(x)
             except RuntimeError as error:
@@ -338,6 +350,20 @@ class VAE(ScalarModule):
 def _far_out(x: Tensor, shape: torch.Size, distance: float) -> Tensor:
     signs = 1 - 2 * (torch.arange(shape.numel(), device=x.device) % 2)
     return distance * torch.stack([signs, -signs, signs.abs(), -signs.abs()]).to(x).reshape(4, 1, *shape)
+
+
+def check_is_vae(model: object) -> None:
+    """Raise `ValueError` unless `model` is a `VAE`."""
+    if not isinstance(model, VAE):
+        raise ValueError(
+            f"model must be a VAE, got {type(model).__name__}; a sparse autoencoder has the codes encode(x), and "
+            "evaluate_dictionary evaluates it"
+        )
+
+
+@functools.cache
+def _takes_missing(cls: type[VAE]) -> bool:
+    return "missing" in inspect.signature(cls).parameters
 
 
 def _check_is_pyro(part: str, distribution: Distribution) -> None:

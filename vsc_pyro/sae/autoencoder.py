@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vsc_pyro._arguments import choice
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.datasets.numbers import as_numbers
-from vsc_pyro.distributions import centre, hard_code, inclusion_of
-from vsc_pyro.models.data_checks import check_layout
+from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of
+from vsc_pyro.models.data_checks import check_finite, check_layout
 from vsc_pyro.models.encoders.base import Encoder
 
 
@@ -76,7 +76,7 @@ class SparseAutoencoder(nn.Module):
         """Return the codes of data x ``(*, d_in)``, shape ``(*, d_sae)``; ``"hard"`` is the only kind of `code`.
 
         Raises:
-            ValueError: data of another size, data that are no real numbers, or another `code`.
+            ValueError: data of another size, data that are no finite real numbers, or another `code`.
         """
         choice("code", code, {"hard": None})
         x = self._data(x)
@@ -118,6 +118,7 @@ class SparseAutoencoder(nn.Module):
                 f"x must have {d_in} values in its last dimension, got shape {shape}; pass data of the kind that the "
                 f"autoencoder was trained on, {d_in} values each"
             )
+        check_finite(x.reshape(-1, d_in), self.W_dec.dtype)
         return x.to(self.W_dec)
 
     def extra_repr(self) -> str:
@@ -177,7 +178,7 @@ class PosteriorAutoencoder(SparseAutoencoder):
                 for the mean of the posterior, :math:`\gamma` times the centre of the slab.
 
         Raises:
-            ValueError: data of another size, data that are no real numbers, or an unknown `code`.
+            ValueError: data of another size, data that are no finite real numbers, or an unknown `code`.
         """
         code_of = choice("code", code, self._codes)
         return self._of_posterior(x, code_of) * self.norms
@@ -191,6 +192,11 @@ class PosteriorAutoencoder(SparseAutoencoder):
             ValueError: data of another size, or data that are no real numbers.
         """
         return self._of_posterior(x, inclusion_of)
+
+    @property
+    def is_probabilistic(self) -> bool:
+        """False for an encoder without posterior, as of an L1 sparse autoencoder, whose inclusions are 0 or 1."""
+        return inclusion_logits(self.encoder(self.b_dec.reshape(1, *self.encoder.input_shape))) is not None
 
     @property
     def _datum_shape(self) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
         ValueError: a decoder that is not linear or has no normal likelihood; an encoder with a trunk, of another class,
             or whose codes have no exact zeros; a slab warm-up that has not ended; a `vsc_pyro.RefinedEncoder` in a
             model that is no `vsc_pyro.SparseDictionary`.
-        FileExistsError: the folder holds a sparse autoencoder.
+        FileExistsError: the folder holds a sparse autoencoder, or is a file.
         ImportError: the package safetensors is not installed.
 
     Example:
@@ -80,6 +80,8 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
     atoms, b_dec = _linear_map(model, encoder.latent_dim)
     safetensors_torch()
     folder = expanded(directory, "directory")
+    if not (nearest := next(path for path in (folder, *folder.absolute().parents) if path.exists())).is_dir():
+        raise FileExistsError(f"directory must be a folder, and {nearest} is a file; take another directory")
     if found := [name for name in (CFG, WEIGHTS, POSTERIOR) if (folder / name).exists()]:
         raise FileExistsError(f"{folder} holds {', '.join(found)}; take another directory, or remove them")
     norms, dtype = atoms.norm(dim=1), model.reference.dtype

@@ -48,8 +48,7 @@ class EpochChecks:
     """
 
     def __init__(self, model: VAE, likelihood: Distribution) -> None:
-        self._model = model
-        self.allow_nan = model.missing is not None
+        self.model = model
         self._likelihood = likelihood
         self._are_inside: list[Tensor] = []
         self._ranges: list[Tensor] = []
@@ -57,11 +56,11 @@ class EpochChecks:
     def add(self, x: Tensor) -> None:
         """Check a batch; raise `ValueError` at once if it is on the CPU and outside the support of the likelihood."""
         if x.is_cuda:
-            finite = (x.isfinite() | x.isnan()) if self.allow_nan else x.isfinite()
+            finite = (x.isfinite() | x.isnan()) if self.model.missing is not None else x.isfinite()
             self._are_inside.append(finite.all() & are_in_support(x, self._likelihood))
         else:
             check_support(x, self._likelihood, x)
-        whole = x if self._model.missing is None else self._model.missing.filled(x)
+        whole = x if self.model.missing is None else self.model.missing.filled(x)
         self._ranges.append(torch.stack(whole.aminmax()))
 
     def check(self, which: Callable[[int], str]) -> None:
@@ -74,6 +73,6 @@ class EpochChecks:
     def check_range(self) -> None:
         """Tell the range of all data to priors that were initialised from the sample."""
         low, high = torch.stack(self._ranges).T
-        for module in self._model.modules():
+        for module in self.model.modules():
             if isinstance(module, Prior):
                 module.check_range(low.min(), high.max())

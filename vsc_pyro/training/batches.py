@@ -18,7 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from vsc_pyro._arguments import positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.models.data_checks import check_finite, inner
+from vsc_pyro.models.data_checks import inner
 from vsc_pyro.training.batch_checks import EpochChecks, data_of, naming_batch
 from vsc_pyro.training.parallel import num_processes
 
@@ -197,9 +197,7 @@ class ReadBatches(Batches):
             with naming_batch(which(count)):
                 self._check_kind(x)
                 if checks is not None and not x.is_cuda:
-                    check_finite(
-                        x, self._like.dtype, checks.allow_nan
-                    )  # on the CPU, because the host does not wait for the copy
+                    checks.model.check_finite(x)  # on the CPU, because the host does not wait for the copy
                 x = self._on_device(x)
                 if checks is not None:
                     checks.add(x)

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from vsc_pyro._devices import resolve_device
 from vsc_pyro._seeding import alone
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on, is_worth_compiling
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.precision import networks_in
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_state, unprepared_if_refused
-from vsc_pyro.training.devices import resolve_device
 from vsc_pyro.training.history import History
 from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
 from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
@@ -187,6 +187,7 @@ def fit(
         D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
         P. Micikevicius et al. (2018), Mixed precision training.
     """
+    check_is_vae(model)
     plan = Plan(
         model,
         data,

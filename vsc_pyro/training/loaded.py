@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.models.data_checks import in_memory
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.training.batch_checks import data_of, naming_batch
 
 _END = object()
@@ -101,6 +101,8 @@ def as_readable(data: Any, seed: int, *models: VAE) -> Dataset | Loaded:
     Raises:
         ValueError: data of another kind, or that do not fit a model.
     """
+    for model in models:
+        check_is_vae(model)
     if isinstance(data, DataLoader):
         return Loaded(data, seed, *models)
     data = in_memory(data)

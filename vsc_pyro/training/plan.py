@@ -27,7 +27,7 @@ from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
 from vsc_pyro.training.parallel import num_processes, rank
-from vsc_pyro.training.resumption import Saved, saved_choices
+from vsc_pyro.training.resumption import Saved, plain, saved_choices
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
 from vsc_pyro.training.streams import KINDS, StreamBatches, check_kind, is_stream
 
@@ -175,6 +175,7 @@ class Plan:
             "cooldown": float(self.cooling.share),
             "seed": self.seed,
             "data": self.batches.describe(),
+            "arguments": plain(getattr(model, "arguments", {})),
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr({n: s for n, s in self.schedules.items() if n != "warmup"})),
             "precision": self.precision,

@@ -110,18 +110,29 @@ def saved_choices(path: Path) -> Saved:
     return Saved(warmup, share, epoch, steps, lr if type(lr) is float and lr > 0 else 0.0)
 
 
+def check_arguments(saved: object, own: object) -> None:
+    """Check that the model of the saved run has the arguments of this one, if both are known."""
+    before = saved.get("arguments") if isinstance(saved, dict) else None
+    if isinstance(before, dict) and isinstance(own, dict) and (changed := _changes(before, own)):
+        raise ValueError(
+            f"is of a model with {changed}; build the model with the same arguments, or train anew into another file"
+        )
+
+
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
     """Check that the saved run has the settings of this run."""
-    before = {"lr_schedule": own["lr_schedule"]} | _ADDED_SETTINGS | saved
+    before = {name: own.get(name) for name in ("lr_schedule", "arguments")} | _ADDED_SETTINGS | saved
     if checkpoint_format == 1 and _gates_apart(str(before.get("model"))) == _gates_apart(own["model"]):
         before["model"] = own["model"]  # format 1 describes gates in another place
+    if changed := _changes(before, own):
+        raise ValueError(f"is of a run with {changed}; resume with the same settings, or train anew into another file")
+
+
+def _changes(before: dict[str, Any], own: dict[str, Any]) -> str:
+    """Return the entries of `own` that differ in `before` as text, the first two in full; empty if there are none."""
     changed = [_change(name, before.get(name), now) for name, now in own.items() if not _same(before.get(name), now)]
-    if changed:
-        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
-        raise ValueError(
-            f"is of a run with {', '.join(changed[:2])}{more}; resume with the same settings, or train anew into "
-            "another file"
-        )
+    more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+    return f"{', '.join(changed[:2])}{more}"
 
 
 def _gates_apart(text: str) -> tuple[str, list[str]]:

@@ -24,6 +24,7 @@ from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.losses import Losses, Reading
 from vsc_pyro.training.parallel import check_alike, common_seed, num_processes, own_seed
 from vsc_pyro.training.resumption import (
+    check_arguments,
     check_history,
     check_optimizer,
     check_random_state,
@@ -182,6 +183,10 @@ class Run:
         """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""
         self._written = _identity(path)
         state = load_checkpoint(path)
+        try:
+            check_arguments(state.get("settings"), self.settings["arguments"])
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path} {error}") from error
         check_weights(self.model, state, path)
         try:
             check_structure(state, self.schedule is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -120,6 +121,12 @@ class DictionaryDecoder(NormalDecoder):
 
 
 def _checked_noise(noise: float) -> float:
-    if not positive_float("noise", noise) < 1:
-        raise ValueError(f"noise must lie below 1, which is all of the data's standard deviation, got {noise!r}")
+    # In the precision of the model, which has the square of the noise too.
+    share = torch.tensor(positive_float("noise", noise))
+    least = math.sqrt(torch.finfo(share.dtype).tiny)
+    if not least < share < 1:
+        raise ValueError(
+            f"noise must lie above {least:.1g} and below 1, which is all of the data's standard deviation, in the "
+            f"model's type, {share.dtype}, got {noise!r}"
+        )
     return float(noise)

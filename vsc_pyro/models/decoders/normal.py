@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from pyro.distributions import Independent, Normal
@@ -118,7 +118,18 @@ class NormalDecoder(PixelDecoder):
         if self.unit is None:
             return mean
         self.unit.copy_(scale)
+        self._check_unit()
         return mean / scale
+
+    def _check_unit(self) -> None:
+        """Raise `ValueError` if squared errors or precisions of data in this unit are beyond the type's range."""
+        least = self._in_units(getattr(self, "min_scale", self.initial_scale))
+        error = math.prod(self.output_shape) * self._in_units(torch.ones_like(least)).square()
+        if not torch.stack((least.square().reciprocal(), error)).isfinite().all():
+            raise ValueError(
+                f"the standard deviation of the data is {float(cast('Tensor', self.unit)):.3g}, and {least.dtype} does "
+                "not hold the squares of such numbers; divide the data by it"
+            )
 
     @property
     def scale(self) -> Tensor:

@@ -58,11 +58,11 @@ class Family(NamedTuple):
 
     Attributes:
         cls: its class.
-        minus_at_zero: returns a number minus the log-density at 0, by number, location and scale.
+        minus_log_density_at_zero: returns a number minus the log-density at 0, by number, location and scale.
     """
 
     cls: type[Normal] | type[TruncatedNormal]
-    minus_at_zero: Callable[[Tensor, Tensor, Tensor], Tensor]
+    minus_log_density_at_zero: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _minus_normal_at_zero(number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class Optimum:
         self._variance = (self._sharpness + prior_precision).reciprocal()
         self._pull = self._variance * prior_precision * slab.loc
         self._scale = self._variance.sqrt()
-        self._bias = logits - family.minus_at_zero(torch.zeros_like(logits), slab.loc, slab.scale)
+        self._bias = logits - family.minus_log_density_at_zero(torch.zeros_like(logits), slab.loc, slab.scale)
 
     def given(self, q: Parameters) -> Parameters:
         """Return the optimum of each latent, given that all others have the parameters q."""
@@ -214,4 +214,4 @@ class Optimum:
         residual = self._centred - self._product(mean, self._dictionary)
         explained = self._product(residual * self._weight, self._dictionary.T)
         loc = torch.addcmul(self._pull, torch.addcmul(explained, self._sharpness, mean), self._variance)
-        return Parameters(self._family.minus_at_zero(self._bias, loc, self._scale), loc, self._scale)
+        return Parameters(self._family.minus_log_density_at_zero(self._bias, loc, self._scale), loc, self._scale)

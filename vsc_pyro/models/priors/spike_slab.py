@@ -170,7 +170,12 @@ class SpikeSlabPrior(Prior):
 
     def _one_or_each(self, name: str, value: float | Tensor, option: str, learned: bool | str) -> Tensor:
         """Return an argument that is one number or one for each latent; one number if `option` is ``"global"``."""
-        numbers = torch.as_tensor(value, dtype=torch.get_default_dtype())
+        try:
+            numbers = torch.as_tensor(value, dtype=torch.get_default_dtype())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} must be one number or one for each of the {self.latent_dim} latents, got {value!r}"
+            ) from error
         if numbers.shape not in ((), (self.latent_dim,)):
             raise ValueError(
                 f"{name} must be one number or one for each of the {self.latent_dim} latents, "

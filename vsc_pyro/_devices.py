@@ -1,4 +1,4 @@
-"""The device of a run."""
+"""The device of a run or of a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         ValueError: a device that this machine or this build of torch does not have.
 
     Example:
-        >>> from vsc_pyro.training.devices import resolve_device
+        >>> from vsc_pyro._devices import resolve_device
         >>> resolve_device("cpu")
         device(type='cpu')
     """
@@ -21,6 +21,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device {device!r} is not available: {error}; use 'auto' or 'cpu'") from error
     return resolved
