@@ -22,5 +22,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device {device!r} is not available: {error}; use 'auto' or 'cpu'") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device!r} is not available: {reason}; use 'auto' or 'cpu'") from error
     return resolved

@@ -303,8 +303,14 @@ class VAE(ScalarModule):
                 posterior = self.encoder(x)
             except (RuntimeError, ValueError) as error:
                 shape = getattr(self.encoder, "input_shape", x.shape[1:])
-                fits = math.prod(shape) == x[0].numel()
-                reason = error if fits else f"it takes data of shape {tuple(shape)}; {remedy_of_size(x, shape)}"
+                if math.prod(shape) != x[0].numel():
+                    reason = f"it takes data of shape {tuple(shape)}; {remedy_of_size(x, shape)}"
+                elif not x.square().sum().isfinite():
+                    reason = (
+                        f"{x.dtype} does not hold the squares of values such as {float(x.abs().max()):.3g}; rescale"
+                    )
+                else:
+                    reason = error
                 raise ValueError(f"the encoder does not take data of shape (N, {inner(x)}): {reason}") from error
             try:
                 prior = self.prior(x)

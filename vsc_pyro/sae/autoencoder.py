@@ -189,7 +189,7 @@ class PosteriorAutoencoder(SparseAutoencoder):
         For an encoder without posterior, as of an L1 sparse autoencoder, it is 0 or 1.
 
         Raises:
-            ValueError: data of another size, or data that are no real numbers.
+            ValueError: data of another size, or data that are no finite real numbers.
         """
         return self._of_posterior(x, inclusion_of)
 
