@@ -45,17 +45,19 @@ def test_one_update_is_the_exact_posterior_of_an_orthogonal_dictionary():
     torch.testing.assert_close(bound(model, x), exact.log_evidence)
 
 
-@pytest.mark.parametrize("variance", ["fixed", "per-pixel"])
 @pytest.mark.parametrize(
-    "prior",
+    ("prior", "variance"),
     [
-        {},
-        {"learn_slab": True, "slab_loc": 1.0, "slab_scale": 0.5},
-        {"slab": "truncated-normal", "slab_loc": 0.3},
-        {"slab_loc": 1.0, "beta": 1.5},
+        ({}, "fixed"),
+        ({}, "per-pixel"),
+        ({"learn_slab": True, "slab_loc": 1.0, "slab_scale": 0.5}, "fixed"),
+        ({"learn_slab": True, "slab_loc": 1.0, "slab_scale": 0.5}, "per-pixel"),
+        ({"slab": "truncated-normal", "slab_loc": 0.3}, "per-pixel"),  # takes ten times as long as the others
+        ({"slab_loc": 1.0, "beta": 1.5}, "fixed"),
+        ({"slab_loc": 1.0, "beta": 1.5}, "per-pixel"),
     ],
 )
-def test_small_updates_raise_the_mean_bound_until_it_is_stationary(variance, prior):
+def test_small_updates_raise_the_mean_bound_until_it_is_stationary(prior, variance):
     models = [refined(steps, 0.05, variance, **prior)[0] for steps in (1, 2, 4, 4000)]
     x = refined(1)[1]
     for model in models:
