@@ -1,6 +1,7 @@
 """Fixtures: real data, a clean Pyro, and a device chosen on the command line."""
 
 import contextlib
+import gc
 import importlib
 import os
 import warnings
@@ -40,6 +41,11 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # or each full collection looks through all modules, which stay to the end
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True)
