@@ -77,6 +77,29 @@ def test_small_updates_raise_the_mean_bound_until_it_is_stationary(prior, varian
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-8, rtol=0)
 
 
+def test_an_update_that_would_overshoot_stops_at_the_error_of_a_code_of_zeros():
+    torch.manual_seed(0)
+    direction = torch.nn.functional.normalize(torch.randn(9), dim=0)
+    decoder = vsc.NormalDecoder(40, 9, hidden=(), scale=0.5, variance="fixed")
+    encoder = vsc.RefinedEncoder(9, 40, hidden=(8,), damping=1.0)
+    model = vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(40, 1 - 1e-12, slab_loc=1.0))  # all latents are always on
+    with torch.no_grad():
+        decoder.dictionary.copy_(direction + 0.01 * torch.randn(40, 9))  # and explain the same part
+        decoder.own_layer.bias.zero_()
+        encoder.own_layer.weight.zero_()
+        encoder.own_layer.bias[-40:] = 30.0
+    x = torch.tensor([[0.1], [1.0], [30.0], [1000.0]]) * direction
+
+    def error(q):
+        return (x - decoder(q.mean).mean).square().sum(1)
+
+    before = error(vsc.SpikeSlabEncoder.forward(encoder, x))
+    largest = torch.maximum(before, x.square().sum(1))
+    torch.testing.assert_close(error(encoder(x))[1:], largest[1:])  # as far as they may
+    for gradient in torch.autograd.grad(bound(model, x).sum(), model.parameters(), allow_unused=True):
+        assert gradient is None or gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("variance", ["shared", "per-pixel"])
 def test_gradients_pass_through_the_updates(variance):
     model, x = refined(2, 0.3, variance, learn_inclusion=True, learn_slab=True, slab_loc=1.0)

@@ -439,7 +439,7 @@ EDITED = {
     "deep": ({"arguments": {"input_shape": [D], "latent_dim": 10**9}}, "sizes of the encoder do not fit the weights"),
     "shape": ({"arguments": {"input_shape": "6", "latent_dim": J}}, "sizes of the encoder do not fit the weights"),
     "slab": ({"arguments": {"input_shape": [D], "latent_dim": J, "slab": "x"}}, "unknown slab 'x'; known are"),
-    "slab's type": ({"arguments": {"input_shape": [D], "latent_dim": J, "slab": []}}, "does not take the arguments"),
+    "slab's type": ({"arguments": {"input_shape": [D], "latent_dim": J, "slab": []}}, r"unknown slab \[\]; known are"),
 }
 
 

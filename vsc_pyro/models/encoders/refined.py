@@ -18,6 +18,7 @@ with their densities at 0, since a normal likelihood keeps the family. A weight 
 multiplies :math:`\sigma^2` in these formulas.
 
 All latents move at once, a share of the way, because several that explain the same part of a datum would all take it.
+A datum that would be reconstructed worse than before, and worse than by a code of zeros, goes less of the way.
 
 References
     J. M. Dickey (1971), The weighted likelihood ratio, linear hypotheses on normal location parameters.
@@ -151,7 +152,7 @@ class RefinedEncoder(SpikeSlabEncoder):
         optimum = Optimum(x, likelihood, model.prior(x), _FAMILIES[self.slab], beta)
         # The gradient passes where the share is clipped, so a share beyond the end can return.
         for share in held(self.damping, 0, 1):
-            q = Parameters(*(torch.lerp(old, new, share) for old, new in zip(q, optimum.given(q), strict=True)))
+            q = optimum.approached(q, share)
         return self._posterior(*q)
 
     def extra_repr(self) -> str:
@@ -208,10 +209,41 @@ class Optimum:
         self._scale = self._variance.sqrt()
         self._bias = logits - family.minus_log_density_at_zero(torch.zeros_like(logits), slab.loc, slab.scale)
 
-    def given(self, q: Parameters) -> Parameters:
-        """Return the optimum of each latent, given that all others have the parameters q."""
-        mean = q.logits.sigmoid() * self._family.cls(q.loc, q.scale, validate_args=False).mean
-        residual = self._centred - self._product(mean, self._dictionary)
+    def approached(self, q: Parameters, share: Tensor) -> Parameters:
+        """Return q after a `share` of the way to the optimum of each latent, given that all others stay at q."""
+        mean = self._mean(q)
+        residual = self._residual(mean)
         explained = self._product(residual * self._weight, self._dictionary.T)
         loc = torch.addcmul(self._pull, torch.addcmul(explained, self._sharpness, mean), self._variance)
-        return Parameters(self._family.minus_log_density_at_zero(self._bias, loc, self._scale), loc, self._scale)
+        optimum = Parameters(self._family.minus_log_density_at_zero(self._bias, loc, self._scale), loc, self._scale)
+        with torch.no_grad():
+            kept = self._kept(residual, self._residual(self._mean(_between(q, optimum, share, share))))
+        return _between(q, optimum, share * kept, share)
+
+    def _mean(self, q: Parameters) -> Tensor:
+        return q.logits.sigmoid() * self._family.cls(q.loc, q.scale, validate_args=False).mean
+
+    def _residual(self, mean: Tensor) -> Tensor:
+        return self._centred - self._product(mean, self._dictionary)
+
+    def _kept(self, residual: Tensor, moved: Tensor) -> Tensor:
+        """Return the share of a move of the residual, shape ``(B, 1)``, that keeps the squared error in its bound.
+
+        The bound of a datum is the larger one of its errors before the move and of a code of zeros. Latents that move
+        together may overshoot it by orders of magnitude, if many are on and explain the same part of the datum.
+        """
+        before, after = self._squares(residual), self._squares(moved)
+        allowed = (self._squares(self._centred) - before).clamp(min=0)
+        change = moved - residual
+        squares, slope = self._squares(change), (residual * self._weight * change).sum(-1, keepdim=True)
+        largest = ((slope.square() + squares * allowed).sqrt() - slope) / squares
+        return torch.where(after > before + allowed, largest, torch.ones_like(largest))
+
+    def _squares(self, residual: Tensor) -> Tensor:
+        return (residual.square() * self._weight).sum(-1, keepdim=True)
+
+
+def _between(start: Parameters, end: Parameters, share: Tensor, scale_share: Tensor) -> Parameters:
+    """Return the parameters at a share of the way. That of the scales is one for all data, as they may be."""
+    shares = share, share, scale_share
+    return Parameters(*(torch.lerp(*ends) for ends in zip(start, end, shares, strict=True)))
