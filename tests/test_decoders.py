@@ -325,3 +325,7 @@ def test_continuous_bernoulli_in_a_decoder_is_finite_at_the_ends():
     expanded = StableContinuousBernoulli(logits=torch.tensor(3.0)).expand((2, 3))
     assert isinstance(expanded, StableContinuousBernoulli)
     assert expanded.log_prob(torch.tensor(0.3)).shape == (2, 3)
+
+
+def test_memory_of_a_new_decoder_does_not_grow_with_the_square_of_its_latents():
+    assert vsc.NormalDecoder(200_000, 2, hidden=()).dictionary.shape == (200_000, 2)  # the square would be 160 GB

@@ -79,9 +79,8 @@ class PixelDecoder(Prepared):
         A trunk keeps its weights, which may have been trained elsewhere.
         """
         scaled = self.own_layer
-        codes = torch.cat([torch.zeros(1, self.latent_dim), torch.eye(self.latent_dim)[:_LATENTS_TRIED]]).to(
-            scaled.weight
-        )
+        tried = torch.eye(min(self.latent_dim, _LATENTS_TRIED), self.latent_dim)
+        codes = torch.cat([torch.zeros(1, self.latent_dim), tried]).to(scaled.weight)
         # A bounded or insensitive trunk may not reach that effect with any weights, so growth is limited.
         rounds, growth = (1, math.inf) if isinstance(self.network, MLP) else (_ROUNDS, _MOST_GROWTH)
         for _ in range(rounds):
