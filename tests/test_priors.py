@@ -136,6 +136,8 @@ def test_bad_arguments():
         vsc.SpikeSlabPrior(3, slab="uniform")
     with pytest.raises(ValueError, match="learn_inclusion must be one of False, True, 'per-latent', 'global', got 'al"):
         vsc.SpikeSlabPrior(3, learn_inclusion="all")
+    with pytest.raises(ValueError, match="learn_slab must be one of False, True, 'per-latent', 'global', got tensor"):
+        vsc.SpikeSlabPrior(3, learn_slab=torch.ones(3))
     with pytest.raises(ValueError, match="learn_slab must be one of False, True, 'per-latent', 'global', got 'all'"):
         vsc.SpikeSlabPrior(3, learn_slab="all")
     with pytest.raises(ValueError, match=r"slab_loc must be one number or one for each of the 3 latents, .* \(2,\)"):

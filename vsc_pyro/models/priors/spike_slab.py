@@ -10,7 +10,7 @@ from pyro.distributions import Beta, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro._arguments import one_of, positive_float, positive_int
 from vsc_pyro.distributions import SMALLEST_SCALE, IndependentSpikeSlab, SpikeSlab, get_slab, held
 from vsc_pyro.models.priors.prior import Prior
 
@@ -121,8 +121,7 @@ class SpikeSlabPrior(Prior):
     ) -> None:
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
-        if learn_inclusion not in _LEARN:
-            raise ValueError(f"learn_inclusion must be one of {', '.join(map(repr, _LEARN))}, got {learn_inclusion!r}")
+        learn_inclusion = one_of("learn_inclusion", learn_inclusion, _LEARN)
         if hyperprior is not None and not learn_inclusion:
             raise ValueError(
                 f"hyperprior={hyperprior!r} is a prior of inclusions that are learned; "
@@ -131,8 +130,7 @@ class SpikeSlabPrior(Prior):
         self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
         self.slab = slab
         self._family: Any = get_slab(slab)
-        if learn_slab not in _LEARN:
-            raise ValueError(f"learn_slab must be one of {', '.join(map(repr, _LEARN))}, got {learn_slab!r}")
+        learn_slab = one_of("learn_slab", learn_slab, _LEARN)
         self.learn_slab = True if learn_slab == "per-latent" else learn_slab
         logits = self._checked_logits(self._expected_inclusion(inclusion, expected_active))
         self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
