@@ -24,6 +24,7 @@ from vsc_pyro.datasets.bundled import digits, patches
 from vsc_pyro.datasets.dataset import BINARIZATIONS, Dataset, Factors, Split, as_dataset, check_binarize
 from vsc_pyro.datasets.faces import render_smiley, smiley
 from vsc_pyro.datasets.features import FeatureWorld, Magnitudes, features
+from vsc_pyro.datasets.images import images
 from vsc_pyro.datasets.shards import Shards, shards
 from vsc_pyro.datasets.synthetic import linear_5x5, linear_5x5_dictionary, template_images, templates
 from vsc_pyro.datasets.torchvision_sets import (
@@ -52,6 +53,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "features",
+    "images",
     "linear_5x5",
     "linear_5x5_dictionary",
     "load",
