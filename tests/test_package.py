@@ -15,10 +15,11 @@ ROOMS = [
     *("gates", "datasets", "distributions", "models", "objectives", "training", "acceleration", "inference"),
     *("evaluation", "sae", "arviz_bridge", "plots", "pages"),
 ]
-# A run takes its steps by what is built on `training`, and says at its end what `evaluation` finds.
-UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
+# A run takes its steps by what is built on `training`, and says what `evaluation` finds.
+UPWARDS = {("training.fit", "acceleration"), ("training.loop", "acceleration")}
+UPWARDS |= {("training.summary", "evaluation"), ("training.validation", "evaluation")}
 # Files that are tested with what uses them.
-INTERNAL = {"batch_checks", "contexts", "devices", "fit", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
+INTERNAL = {"batch_checks", "contexts", "devices", "fit", "loop", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
 
 
 def modules():

@@ -241,8 +241,8 @@ def test_whole_steps_are_for_one_process_and_a_gpu(monkeypatch):
 def taping(monkeypatch):
     """`fit` on the CPU as on a GPU."""
     found = Taping()
-    monkeypatch.setattr("vsc_pyro.training.fit.capture_on", lambda device: found)
-    monkeypatch.setattr("vsc_pyro.training.fit.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
+    monkeypatch.setattr("vsc_pyro.training.loop.capture_on", lambda device: found)
+    monkeypatch.setattr("vsc_pyro.training.loop.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
     return found
 
 

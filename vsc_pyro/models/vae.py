@@ -64,6 +64,7 @@ class VAE(ScalarModule):
 
     Attributes:
         warmup: factor of `beta`, below 1 during a warm-up of `vsc_pyro.fit`; a buffer.
+        was_trained: True if `vsc_pyro.fit` has trained this object.
         training_defaults: defaults of `vsc_pyro.fit` for `objective`, `lr`, `warmup`, `cooldown` and `batch_size`, by
             name, that a subclass declares, such as ``{"lr": 3e-4}``; none here. `lr` may be a function of the number
             of steps.
@@ -124,6 +125,7 @@ class VAE(ScalarModule):
         self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
+        self.was_trained = False
         self.missing = Missing(getattr(encoder, "input_shape", ())) if missing else None
         if self.missing is not None:
             self.missing.attach(encoder, decoder, prior)

@@ -13,24 +13,23 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from vsc_pyro._devices import resolve_device
 from vsc_pyro._seeding import alone
-from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on, is_worth_compiling
+from vsc_pyro.acceleration import is_worth_compiling
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE, check_is_vae
-from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.callbacks import Callback, checked_callbacks
 from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_state, unprepared_if_refused
 from vsc_pyro.training.history import History
-from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
+from vsc_pyro.training.loop import train
+from vsc_pyro.training.optimizers import ClipNorm, OptimizerFactory, make_optimizer
+from vsc_pyro.training.parallel import as_the_first, check_alike, sum_gradients
 from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
 from vsc_pyro.training.run import Run
-from vsc_pyro.training.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
-from vsc_pyro.training.summary import summarize
-from vsc_pyro.training.svi import SVI
+from vsc_pyro.training.schedules import Schedule, check_plateau, check_schedules, unchanged_if_refused
 
 
 def fit(
@@ -47,7 +46,13 @@ def fit(
     warmup: float | None = None,
     cooldown: float | None = None,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    optimizer: OptimizerFactory | None = None,
+    weight_decay: float | None = None,
+    clip_norm: float | None = None,
     schedules: Mapping[str, Schedule] | None = None,
+    validation: float | Dataset | Tensor | np.ndarray | DataLoader | None = None,
+    patience: int | None = None,
+    callbacks: Iterable[Callback] = (),
     device: str | torch.device = "auto",
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
@@ -201,7 +206,13 @@ def fit(
         warmup=warmup,
         cooldown=cooldown,
         lr_schedule=lr_schedule,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
         schedules=dict(schedules or {}),
+        validation=validation,
+        patience=patience,
+        callbacks=checked_callbacks(callbacks),
         device=resolve_device(device),
         seed=seed,
         checkpoint=checked_path(checkpoint, resume),
@@ -225,7 +236,7 @@ def fit(
         run = _build_run(plan)
         with private_state(model, plan.device, plan.seed), plan.batches.seeded(plan.seed), contextlib.ExitStack() as st:
             is_compiled = _resume_or_prepare(plan, run, st)
-            _train(plan, run, is_compiled)
+            train(plan, run, is_compiled)
         return run.history
 
 
@@ -235,14 +246,17 @@ def _build_run(plan: Plan) -> Run:
     model.to(plan.device)
     model.num_data = plan.batches.num_data
     plan.batches.to(model.reference)
+    if plan.held_out is not None:
+        plan.held_out.to(model.reference)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
-    optimizer = torch.optim.Adam(parameters, lr=plan.learning_rate, fused=True)
+    optimizer = make_optimizer(plan.optimizer, parameters, plan.learning_rate, plan.weight_decay)
     sum_gradients(optimizer)
+    if plan.clip_norm is not None:
+        optimizer.register_step_pre_hook(ClipNorm(plan.clip_norm))
     schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ValueError("lr_schedule must step once an epoch, and ReduceLROnPlateau steps by a metric; take another")
+    check_plateau(schedule, plan.held_out is not None)
     settings = plan.settings()
     for name, value in {"epochs": plan.num_epochs, **settings}.items():
         check_alike(name, value)
@@ -258,7 +272,7 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     if (path := plan.resumed) is not None:
         run.restore(path, plan.device, plan.num_epochs, plan.asked_steps)
     else:
-        stack.enter_context(unprepared_if_refused(plan.model, run.optimizer))
+        stack.enter_context(unprepared_if_refused(run))
         plan.model.prepare(plan.batches.sample)
         run.history.compiled = is_worth_compiling(plan.num_steps, plan.device) if plan.compile == "auto" else False
     if plan.compile != "auto":
@@ -266,37 +280,6 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     check_alike("the epoch to resume from", len(run.history))
     as_the_first(plan.model)
     return run.history.compiled
-
-
-def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
-    """Train for the remaining epochs."""
-    model, epochs, steps = plan.model, plan.num_epochs, plan.batches.num_steps
-    programs = model.model, model.guide, run.optimizer, plan.loss
-    svi, compiled = SVI(*programs), CompiledSVI(*programs) if is_compiled else None
-    first_epoch, compiled_before = len(run.history), run.history.compile_seconds
-    set_values(model, plan.schedules, max(0, first_epoch * steps - 1))
-    hides = not plan.progress or rank() > 0
-    try:
-        with tqdm(total=plan.num_steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
-            step = _step(svi, compiled, plan.batches, plan.device, bar)
-            for epoch in range(first_epoch, epochs):
-                with plan.cooling.of_epoch(epoch, run.optimizer):
-                    run.epoch(step, bar, plan.num_steps - epoch * steps)
-                run.history.steps = min((epoch + 1) * steps, plan.num_steps)
-                if compiled is not None:
-                    run.history.compiled = not compiled.is_eager
-                    run.history.compile_seconds = compiled_before + compiled.capture_seconds
-                if run.schedule is not None:
-                    run.schedule.step()
-                is_last = epoch + 1 == epochs
-                if is_last:
-                    run.history.summary = summarize(model, plan.batches, plan.seed, plan.num_steps, bar)
-                is_due = (epoch + 1) % plan.checkpoint_every == 0 or is_last
-                if plan.checkpoint is not None and is_due and rank() == 0:
-                    run.save(plan.checkpoint)
-    finally:
-        # Otherwise the first step of another training would add its gradients to these.
-        run.optimizer.zero_grad(set_to_none=True)
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
@@ -320,35 +303,3 @@ def warn_of_prior(model: VAE) -> None:
             "is_bound = False otherwise",
             stacklevel=3,
         )
-
-
-def _step(
-    svi: SVI, compiled: CompiledSVI | None, batches: Batches, device: torch.device, bar: tqdm
-) -> Callable[[Tensor], Tensor | float]:
-    """Return a function that takes a step on an entry of `Batches.sources`.
-
-    On a GPU the captured step includes gathering its minibatch.
-    """
-
-    def minibatch(source: Tensor) -> Tensor:
-        if len(source) < num_processes():
-            raise ValueError(
-                f"a batch of {len(source)} data cannot be shared by {num_processes()} processes; let the DataLoader "
-                "or stream make larger ones"
-            )
-        return share(batches.gather(source))
-
-    if compiled is None:
-        return lambda source: svi.step(minibatch(source))
-    capture = capture_on(device)
-    replay = None if capture is None else Replay(compiled, capture, batches.gather, batches.generators)
-    bar.set_description("fit, compiling")
-
-    def step(source: Tensor) -> Tensor | float:
-        if len(source) < batches.full_size:  # one smaller batch an epoch does not repay another compilation
-            return svi.step(minibatch(source))
-        loss = compiled.step(minibatch(source)) if replay is None else replay.step(source)
-        bar.set_description("fit" if compiled.is_eager else "fit, compiled", refresh=False)
-        return loss
-
-    return step
