@@ -58,6 +58,12 @@ def gate_in_place(encoder: Any, gate: Gate | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
-    """Within the context: training mode, random numbers from `seed`, an empty parameter store, and gradients on."""
-    with seeded(seed, device), pyro.get_param_store().scope(), torch.inference_mode(False), in_mode(model, True):
+    """Within the context: training mode, random numbers from `seed`, an empty parameter store, gradients, no autocast."""
+    with (
+        seeded(seed, device),
+        pyro.get_param_store().scope(),
+        torch.inference_mode(False),
+        torch.autocast(device.type, enabled=False),
+        in_mode(model, True),
+    ):
         yield

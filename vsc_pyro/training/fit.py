@@ -62,7 +62,7 @@ def fit(
     compile: bool | str = "auto",
     precision: str = "float32",
 ) -> History:
-    r"""Train `model` on `data` by stochastic variational inference with Adam (Kingma & Ba, 2015).
+    r"""Train `model` on `data` by stochastic variational inference, by default with Adam (Kingma & Ba, 2015).
 
     By default the objective is the evidence lower bound, with the weight :math:`\beta` of `vsc_pyro.VAE`:
 
@@ -70,8 +70,10 @@ def fit(
 
     Each step takes one gradient step on it with a minibatch. Data in memory move to the device once. No step waits
     for the device, except the first one of a run and those of several processes. The caller's random state and Pyro's
-    parameter store do not change. Gradients are on even under a caller's ``torch.no_grad()``. One thread trains or
-    evaluates at a time; other threads wait.
+    parameter store do not change. Gradients are on, and autocast is off, under a caller's ``torch.no_grad()``,
+    ``torch.inference_mode()`` and ``torch.autocast()`` too. One thread trains or evaluates at a time; other threads
+    wait. Every call begins with a new optimiser, also for a model that has been trained; `resume` continues a run with
+    its own.
 
     Example:
         >>> import torch
@@ -114,18 +116,46 @@ def fit(
         steps: number of steps, in place of `epochs`, including those before a resumption. A stream needs it.
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or the model's default. A
             `DataLoader` or stream has its own.
-        lr: learning rate of Adam. None for 1e-3, or the model's default.
+        lr: learning rate of Adam. None for 1e-3, or the model's default. With `optimizer`, that function sets it.
         warmup: share of the run, in [0, 1), in which the weight of the KL divergence rises linearly from 0 to the
             model's `beta`. Latents then learn something before they cost anything. None for 0, or the model's
             default, or 0 with a schedule of `beta`. A resumed run keeps its own.
         cooldown: share of the run, in [0, 1], at the end, in which the learning rate falls linearly, epoch by epoch.
             None for .25, or the model's default; 0 with an `lr_schedule`; the saved share in a resumed run. A finished
             run that is resumed for more epochs has already cooled down once; it equals one longer run only with
-            ``cooldown=0``.
-        lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch.
+            ``cooldown=0``. A run that `patience` ends before its last epochs does not cool down.
+        lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch. A
+            `ReduceLROnPlateau` steps by the validation bound, not in the epochs of the warm-up, and needs
+            ``mode="max", threshold_mode="abs"``.
+        optimizer: function from the list of parameters to a torch optimiser of all of them, such as
+            ``functools.partial(torch.optim.SGD, lr=1e-4)``, in place of Adam. It sets all options; `lr` and
+            `weight_decay` must be None, and the model's default of `lr` has no effect. Optimisers whose step calls a
+            closure, such as LBFGS, are refused. On a GPU only Adam and AdamW with ``fused=True`` are replayed as part
+            of a CUDA graph; a warning says so of others.
+        weight_decay: decay of all weights by ``lr * weight_decay`` in each step, apart from their gradients: AdamW
+            (Loshchilov & Hutter, 2019). None or 0 for none.
+        clip_norm: largest joint norm of the gradients of a step, which are scaled down to it. Gradients are those of
+            the loss summed over the data of a batch, so they grow with `batch_size`.
         schedules: settings of the model that change from step to step, such as slab warm-up, temperature or beta: a
             function from the step to a number for each dotted name of a buffer, see `vsc_pyro.schedules`. The function
             must depend on the step alone. The last value remains after the run.
+
+    **Validation and early stopping**
+
+    Args:
+        validation: data that are not trained on: a share of `data` in (0, 1), drawn by `seed`, for data in memory; or
+            data in memory or a `DataLoader` that does not shuffle. After each epoch (of a stream: each hundredth of the
+            run) `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at the full
+            weight 1 of the KL divergence whatever `beta` and `warmup` are. Random numbers of the run do not change, so
+            weights are those of a run without validation.
+        patience: number of epochs in a row without a better validation bound after which the run ends (Prechelt, 1998).
+            Epochs of the warm-up do not count; those of other `schedules` do. The model ends with the weights of
+            `History.best_epoch`, also if the run reaches its last epoch. A checkpoint holds these as the model's
+            weights, beside the last ones. A resumed run may have another `patience`.
+        callbacks: functions of (history, model) that are called after each epoch and after its checkpoint is written,
+            in the first of several processes. One that returns True ends the run; `resume` continues it. During a call
+            the model is in evaluation mode, without gradients; the random numbers of the run do not change. Epochs
+            before a resumption are not called again.
 
     **Device and speed**
 
@@ -190,9 +220,12 @@ def fit(
 
     References:
         D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
+        I. Loshchilov, F. Hutter (2019), Decoupled weight decay regularization.
         P. Micikevicius et al. (2018), Mixed precision training.
+        L. Prechelt (1998), Early stopping - but when?
     """
     check_is_vae(model)
+    check_can_train(model)
     plan = Plan(
         model,
         data,
@@ -280,6 +313,15 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     check_alike("the epoch to resume from", len(run.history))
     as_the_first(plan.model)
     return run.history.compiled
+
+
+def check_can_train(model: VAE) -> None:
+    """Raise `ValueError` if the tensors of `model` were made under `torch.inference_mode`, which autograd refuses."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "model was built under torch.inference_mode, and its tensors cannot be trained; build it outside (fit "
+            "itself may be called under that mode)"
+        )
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:

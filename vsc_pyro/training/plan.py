@@ -136,7 +136,9 @@ class Plan:
                 )
             for name, value in {"lr": lr, "weight_decay": self.weight_decay}.items():
                 if value is not None:
-                    raise ValueError(f"{name}={value!r} is an option of Adam; with optimizer=, let that function set it")
+                    raise ValueError(
+                        f"{name}={value!r} is an option of Adam; with optimizer=, let that function set it"
+                    )
         self.weight_decay = positive_float("weight_decay", self.weight_decay) if self.weight_decay else None
         self.clip_norm = None if self.clip_norm is None else positive_float("clip_norm", self.clip_norm)
 

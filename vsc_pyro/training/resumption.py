@@ -268,7 +268,9 @@ def _check_others(saved: object, parameter: Tensor, group: dict[str, Any], name:
         if value is None or type(value) in (bool, int) or _is_finite(value):
             continue
         # A state is of the parameter's shape, a number, or as Adafactor's one number for a row or column.
-        if not is_plain(value) or not all(size in (1, own) for size, own in zip(value.shape, parameter.shape, strict=False)):
+        if not is_plain(value) or not all(
+            size in (1, own) for size, own in zip(value.shape, parameter.shape, strict=False)
+        ):
             raise _damaged(f"{what}, {shortened(key)} like a tensor of shape {tuple(parameter.shape)}", value)
         if value.ndim > parameter.ndim or not torch.isfinite(value).all():
             raise _damaged(f"{what}, {shortened(key)} finite", value)
