@@ -122,12 +122,13 @@ def training_curve(history: History) -> Figure:
     for name, (values, colour) in curves.items():
         marker = "." if len(history) < 30 else None
         axes.plot(range(1, len(history) + 1), values, color=colour, marker=marker, label=name)
+    # The steep rise of the first epochs would hide all others.
+    later = [value for values, _ in curves.values() for value in values[len(history) // 10 :]]
     if (best := history.best_epoch) is not None:
+        later.append(history.validation[best - 1])
         label = f"best epoch, {best}"
         axes.plot([best], [history.validation[best - 1]], "o", color=ORANGE, markeredgecolor="black", label=label)
         axes.legend(loc="lower right")
-    # The steep rise of the first epochs would hide all others.
-    later = [value for values, _ in curves.values() for value in values[len(history) // 10 :]]
     margin = 0.05 * (max(later) - min(later)) or 1.0
     axes.set_ylim(min(later) - margin, max(later) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

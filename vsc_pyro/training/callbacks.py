@@ -51,7 +51,8 @@ def ask_to_stop(callbacks: Sequence[Callback], history: History, model: VAE, see
             networks_in(model, "float32"),
             model.evaluating(),
         ):
-            return any([_answer(callback, callback(history, model)) for callback in callbacks])
+            answers = [_answer(callback, callback(history, model)) for callback in callbacks]
+        return any(answers)
 
     return from_the_first(ask) if callbacks else False
 

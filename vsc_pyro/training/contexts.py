@@ -58,7 +58,10 @@ def gate_in_place(encoder: Any, gate: Gate | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
-    """Within the context: training mode, random numbers from `seed`, an empty parameter store, gradients, no autocast."""
+    """Within the context: training mode, random numbers from `seed`, an empty parameter store, no mode of torch.
+
+    Neither the caller's `torch.no_grad` and `torch.inference_mode` apply, nor autocast.
+    """
     with (
         seeded(seed, device),
         pyro.get_param_store().scope(),

@@ -145,9 +145,9 @@ def fit(
     Args:
         validation: data that are not trained on: a share of `data` in (0, 1), drawn by `seed`, for data in memory; or
             data in memory or a `DataLoader` that does not shuffle. After each epoch (of a stream: each hundredth of the
-            run) `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at the full
-            weight 1 of the KL divergence whatever `beta` and `warmup` are. Random numbers of the run do not change, so
-            weights are those of a run without validation.
+            run) `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at a
+            weight of 1 of the KL divergence whatever `beta` and `warmup` are. It changes no random number of the run,
+            whose weights are those of a run without validation.
         patience: number of epochs in a row without a better validation bound after which the run ends (Prechelt, 1998).
             Epochs of the warm-up do not count; those of other `schedules` do. The model ends with the weights of
             `History.best_epoch`, also if the run reaches its last epoch. A checkpoint holds these as the model's
@@ -284,7 +284,7 @@ def _build_run(plan: Plan) -> Run:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
-    optimizer = make_optimizer(plan.optimizer, parameters, plan.learning_rate, plan.weight_decay)
+    optimizer = make_optimizer(plan.optimizer, [*parameters], plan.learning_rate, plan.weight_decay)
     sum_gradients(optimizer)
     if plan.clip_norm is not None:
         optimizer.register_step_pre_hook(ClipNorm(plan.clip_norm))

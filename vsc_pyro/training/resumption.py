@@ -23,9 +23,8 @@ from vsc_pyro.training.history import History
 
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
 # Values of settings that files of earlier versions lack.
-_ADDED_SETTINGS = {"precision": "float32", "processes": 1, "warmup": 0.0, "cooldown": 0.0} | {
-    **{"validation": None, "keeps_best": False, "optimizer": "Adam", "clip_norm": None}
-}
+_ADDED_SETTINGS = {"precision": "float32", "processes": 1, "warmup": 0.0, "cooldown": 0.0}
+_ADDED_SETTINGS |= {"validation": None, "keeps_best": False, "optimizer": "Adam", "clip_norm": None}
 _LENGTH = 160  # characters of a changed setting in an error message
 
 
@@ -49,8 +48,8 @@ def check_structure(state: dict[str, Any], has_schedule: bool, keeps_best: bool)
         )
 
 
-def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tuple[int, History]:
-    """Check the history of a run, and return its number of epochs and the history; `steps` is None if not asked for."""
+def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> History:
+    """Check the history of a run, and return it; `steps` is None if not asked for."""
     epoch, saved = state["epoch"], state["history"]
     if epoch < 1:
         raise _damaged("epoch must be at least 1", epoch)
@@ -81,7 +80,7 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tupl
         type(summary) is dict and all(type(name) is str and _is_finite(value) for name, value in summary.items())
     ):
         raise _damaged("history.summary must be finite numbers by name, or None", summary)
-    return epoch, history
+    return history
 
 
 def _check_measures(history: History, epochs: int, validated: int) -> None:
@@ -267,12 +266,11 @@ def _check_others(saved: object, parameter: Tensor, group: dict[str, Any], name:
     for key, value in saved.items():
         if value is None or type(value) in (bool, int) or _is_finite(value):
             continue
-        # A state is of the parameter's shape, a number, or as Adafactor's one number for a row or column.
-        if not is_plain(value) or not all(
-            size in (1, own) for size, own in zip(value.shape, parameter.shape, strict=False)
-        ):
+        # A tensor is of the parameter's shape, or a number, or has one number for a row or column as Adafactor's.
+        shape = parameter.shape[: value.ndim] if is_plain(value) and value.ndim <= parameter.ndim else None
+        if shape is None or not all(size in (1, own) for size, own in zip(value.shape, shape, strict=True)):
             raise _damaged(f"{what}, {shortened(key)} like a tensor of shape {tuple(parameter.shape)}", value)
-        if value.ndim > parameter.ndim or not torch.isfinite(value).all():
+        if not torch.isfinite(value).all():
             raise _damaged(f"{what}, {shortened(key)} finite", value)
     return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in saved.items()}
 

@@ -228,7 +228,7 @@ class Run:
         check_weights(self.model, last, path)
         try:
             check_structure(state, self.schedule is not None, self.settings["keeps_best"])
-            epoch, history = check_history(state, epochs, steps)
+            history = check_history(state, epochs, steps)
             check_settings(state["settings"], self.settings, state["format"])
             bounds = bounds_after_warmup(history)
             rehearsal = rehearse_lr(self.schedule, self.optimizer, bounds)

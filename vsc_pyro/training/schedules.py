@@ -345,8 +345,8 @@ def planned(
 
     Returns:
         Tensors (float64) by name: ``"lr_schedule"`` of shape ``(epochs, groups)``, and ``"schedules['beta']"`` of
-        shape ``(epochs, 2)``, the values at the first and the last step of each epoch. Schedules that cannot be foreseen are
-        left out.
+        shape ``(epochs, 2)``, the values at the first and the last step of each epoch. Schedules that cannot be
+        foreseen are left out.
     """
     rows = {} if rates is None else {"lr_schedule": rates}
     ends = [(epoch * steps, (epoch + 1) * steps - 1) for epoch in range(epochs)]
