@@ -139,6 +139,11 @@ def test_training_curve(trained):
     assert list(figure.axes[0].lines[0].get_ydata()) == trained[2].elbo
     assert "nats" in figure.axes[0].get_ylabel()
     pixels(plots.training_curve(vsc.History([-3.0], [1.0])))
+    validated = vsc.History([-3.0, -2.0, -1.0], [1.0] * 3, validation=[-4.0, -2.5, -3.0])
+    axes = plots.training_curve(validated).axes[0]
+    assert list(axes.lines[1].get_ydata()) == validated.validation
+    assert (*axes.lines[2].get_xdata(), *axes.lines[2].get_ydata()) == (2, -2.5)
+    assert [text.get_text() for text in axes.get_legend().get_texts()][1:] == ["validation bound", "best epoch, 2"]
     with pytest.raises(ValueError, match="history holds no epoch"):
         plots.training_curve(vsc.History())
 

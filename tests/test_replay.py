@@ -289,6 +289,16 @@ def test_fit_replays_a_loaders_minibatches(small_vae, digits, taping):
     torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=1e-5)
 
 
+def test_clipping_is_part_of_a_replayed_step(small_vae, digits, taping):
+    data, settings = digits.train[:230], {"batch_size": 50, "lr": 1e-2}
+    free, expected = (fitted(small_vae, data, **settings, **clip) for clip in ({}, {"clip_norm": 1.0}))
+    history, weights = fitted(small_vae, data, compile=True, clip_norm=1.0, **settings)
+    assert taping.captured == 1
+    torch.testing.assert_close(history.elbo, expected[0].elbo, rtol=1e-5, atol=0)
+    torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=1e-5)
+    assert abs(free[0].elbo[-1] - history.elbo[-1]) > 1e-3
+
+
 def test_memory_that_has_been_replaced_and_a_hook_are_seen(small_vae, grey):
     sources, generator, gather = in_memory(grey)
     taping = Taping()

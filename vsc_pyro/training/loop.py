@@ -32,7 +32,8 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
     try:
         with tqdm(total=plan.num_steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
             if model.was_trained and not first_epoch and not hides:
-                bar.write("fit: a new optimiser for a model that was trained before; resume=True continues a run")
+                told = "fit: a new optimiser for a model that was trained before; resume=True continues a run"
+                bar.write(told, file=bar.fp)
             step = _step(svi, compiled, plan.batches, plan.device, bar)
             stops = False
             while not (stops or _is_over(plan, history)):

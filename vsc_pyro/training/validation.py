@@ -80,8 +80,8 @@ class Validation:
 def _of_batch(model: VAE, x: Tensor, weigh: Weighing) -> tuple[Tensor, Tensor, Tensor]:
     """Return the bound and the expected number of active latents of each datum, and True for latents that are on."""
     figures = figures_of_batch(model, True, None, x, weigh)
-    inclusion = figures.inclusion.double()
-    return (figures.reconstruction - figures.trained_kl).double(), inclusion.sum(1), (inclusion > 0.5).any(0)
+    bound, inclusion = figures.reconstruction.double() - figures.trained_kl.double(), figures.inclusion.double()
+    return bound, inclusion.sum(1), (inclusion > 0.5).any(0)
 
 
 def held_out(model: VAE, data: Any, validation: Any, steps: int | None, seed: int) -> tuple[Any, Validation | None]:
