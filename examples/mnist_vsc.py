@@ -153,6 +153,8 @@ def train(args, model, data, device):
         cooldown=args.cooldown,
         lr_schedule=lr_schedule(args),
         schedules=schedules(args, len(data)),
+        validation=args.validation,
+        patience=args.patience,
         device=device,
         seed=args.seed,
         checkpoint=args.output / "checkpoint.pt",

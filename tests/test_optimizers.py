@@ -323,6 +323,13 @@ def test_pyros_baselines(ours, optim, baseline):
 # The optimiser of `fit`
 
 
+class Stepping(torch.optim.Optimizer):
+    """An optimiser of a third party, whose step has arguments of its own."""
+
+    def step(self, loss):
+        raise NotImplementedError
+
+
 def fitted(small_vae, digits, **settings):
     model = small_vae()
     vsc.fit(model, digits.train[:100], device="cpu", progress=False, cooldown=0, **({"epochs": 2} | settings))
@@ -359,8 +366,9 @@ def test_gradients_are_scaled_to_a_joint_norm(small_vae, digits, norm):
         ({"optimizer": torch.optim.SGD, "lr": 0.1}, r"lr=0\.1 is an option of Adam; with optimizer=, let"),
         ({"optimizer": torch.optim.SGD, "weight_decay": 0.1}, r"weight_decay=0\.1 is an option of Adam"),
         ({"optimizer": "sgd"}, r"optimizer must be a function from a list of parameters .* got 'sgd'"),
+        ({"optimizer": lambda p: Stepping(p, {})}, "the step of Stepping needs loss; take"),
         ({"optimizer": list}, "to a torch optimiser, .* and it returned list"),
-        ({"optimizer": torch.optim.LBFGS}, "LBFGS calls a closure several times a step"),
+        ({"optimizer": torch.optim.LBFGS}, "by the gradients alone, and the step of LBFGS needs closure"),
         ({"optimizer": lambda p: torch.optim.SGD(p[1:])}, "must hold the 8 parameters that it gets .* got 7"),
         ({"clip_norm": 0}, "clip_norm must be a finite number above 0, got 0"),
         ({"weight_decay": -1.0}, r"weight_decay must be a finite number above 0, got -1\.0"),

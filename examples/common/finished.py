@@ -34,6 +34,7 @@ ONLY_WITH_SOME = (
 SETTINGS = (
     *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation", "decoder_activation"),
     *("objective", "num_draws", "beta", "batch_size", "lr", "lr_drop", "lr_decay", "cooldown", "seed"),
+    *("validation", "patience"),
     *ONLY_WITH_SOME,
 )
 # Figures in metrics.json, by the names that `vsc_pyro.Evaluation` gives them.

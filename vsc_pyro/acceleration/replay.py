@@ -10,7 +10,7 @@ indices (or the minibatch itself)      in one tensor, into which those of a step
 the learning rate                      in a tensor that is filled before every replay
 random numbers                         drawn anew from the same generators, whose states advance as without a graph
 parameters, buffers, Adam's state      in their own memory, changed in place
-options of Adam, the key of the graph  as constants: where one has changed, the step is captured again
+options and hooks, the graph's key     as constants: where one has changed, the step is captured again
 =====================================  =================================================================================
 
 No step waits for the device. All that the trial steps of a capture change is restored, and two replays are compared

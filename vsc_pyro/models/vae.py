@@ -105,6 +105,7 @@ class VAE(ScalarModule):
     prior: Any
     beta: Tensor
     warmup: Tensor
+    was_trained: bool = False
     training_defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
@@ -125,7 +126,6 @@ class VAE(ScalarModule):
         self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
-        self.was_trained = False
         self.missing = Missing(getattr(encoder, "input_shape", ())) if missing else None
         if self.missing is not None:
             self.missing.attach(encoder, decoder, prior)

@@ -66,7 +66,12 @@ def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]
         seeded(seed, device),
         pyro.get_param_store().scope(),
         torch.inference_mode(False),
-        torch.autocast(device.type, enabled=False),
+        _no_autocast(device),
         in_mode(model, True),
     ):
         yield
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    is_known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if is_known else contextlib.nullcontext()

@@ -39,11 +39,13 @@ def make_optimizer(
             "optimizer must be a function from a list of parameters to a torch optimiser, such as "
             f"functools.partial(torch.optim.SGD, lr=0.1), and it returned {type(made).__name__}"
         )
-    if inspect.signature(made.step).parameters["closure"].default is inspect.Parameter.empty:
+    try:
+        inspect.signature(made.step).bind()
+    except TypeError:
         raise ValueError(
-            f"optimizer must take a step by one gradient, and {type(made).__name__} calls a closure several times a "
-            "step; take another, such as torch.optim.AdamW"
-        )
+            f"optimizer must step by the gradients alone, and the step of {type(made).__name__} needs "
+            f"{', '.join(inspect.signature(made.step).parameters)}; take another, such as torch.optim.AdamW"
+        ) from None
     held = [parameter for group in made.param_groups for parameter in group["params"]]
     if {*map(id, held)} != {*map(id, parameters)}:
         raise ValueError(

@@ -330,7 +330,10 @@ def _same(saved: Any, own: object) -> bool:
         return type(saved) in (list, tuple) and len(saved) == len(own) and all(map(_same, saved, own))
     if isinstance(own, Mapping):
         return isinstance(saved, dict) and saved.keys() == own.keys() and all(_same(saved[k], own[k]) for k in own)
-    return type(saved) is type(own) and (isinstance(own, Tensor) or saved == own)
+    if isinstance(own, Tensor):
+        is_like = isinstance(saved, Tensor) and is_plain(saved) and saved.shape == own.shape
+        return is_like and torch.allclose(saved.to(own), own, rtol=1e-6, atol=1e-12)
+    return type(saved) is type(own) and saved == own
 
 
 def _change(name: str, before: object, now: object) -> str:
