@@ -73,5 +73,7 @@ def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    is_known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if is_known else contextlib.nullcontext()
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    # The outermost autocast clears the cache of cast weights when it ends, and this one lasts for all steps.
+    return torch.autocast(device.type, enabled=False, cache_enabled=False)
