@@ -290,10 +290,9 @@ def _build_run(plan: Plan) -> Run:
         optimizer.register_step_pre_hook(ClipNorm(plan.clip_norm))
     schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
     check_plateau(schedule, plan.held_out is not None)
-    settings = plan.settings()
-    for name, value in {"epochs": plan.num_epochs, **settings}.items():
+    run = Run(model, optimizer, schedule, plan.schedules, plan.batches, plan.settings())
+    for name, value in {"epochs": plan.num_epochs, **run.settings}.items():
         check_alike(name, value)
-    run = Run(model, optimizer, schedule, plan.schedules, plan.batches, settings)
     run.history.warmup_steps, run.history.steps_per_epoch = plan.warmup_steps, plan.batches.num_steps
     if plan.checkpoint is not None:
         run.foresee(plan.num_epochs)
