@@ -18,7 +18,9 @@ import functools
 import inspect
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -256,6 +258,12 @@ class VAE(ScalarModule):
         from vsc_pyro.inference.impute import impute  # inference imports models
 
         return impute(self, x, mask, **options)
+
+    def save(self, directory: str | os.PathLike, **options: Any) -> Path:
+        """Write the model to a folder: ``vsc_pyro.save(vae, directory, **options)``, see `vsc_pyro.save`."""
+        from vsc_pyro.training.saving import save  # training imports models
+
+        return save(self, directory, **options)
 
     def prepare(self, images: Tensor) -> None:
         """Show training data, shape ``(N, ...)``, to the parts that initialise themselves from data.

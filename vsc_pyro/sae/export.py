@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vsc_pyro._files import expanded
+from vsc_pyro._recorded import arguments_of
 from vsc_pyro.distributions import LinearNormal, inclusion_logits
 from vsc_pyro.models import encoders
 from vsc_pyro.models.encoders.base import Encoder
 from vsc_pyro.models.sparse_dictionary import SparseDictionary
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, safetensors_torch, write_cfg, write_tensors
+from vsc_pyro.training.resumption import plain
 
 FORMAT = 1
 # The format that is written is that of this version of SAELens; files without a version have an older one.
@@ -189,8 +191,10 @@ def _described(model: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     # A schedule or the user may have moved beta since the model was built, even to 0, which no constructor takes.
     beta = max(float(model.beta), torch.finfo(torch.float32).tiny)
-    arguments = cast("dict[str, Any]", model.arguments)
-    return {"model": name, "arguments": {**arguments, "beta": beta}}, model.state_dict()
+    arguments = arguments_of(model)
+    del arguments["gate"]  # it acts in training only
+    sizes = {"input_shape": encoder.input_shape, "hidden": encoder.hidden}
+    return {"model": name, "arguments": plain({**arguments, **sizes, "beta": beta})}, model.state_dict()
 
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:

@@ -137,9 +137,13 @@ def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLi
     if "model" not in state:
         names = shortened(", ".join(sorted(name if isinstance(name, str) else shown(name) for name in state)))
         raise ValueError(f"checkpoint {path} holds no weights: it has {names}, not 'model'")
-    own, saved = model.state_dict(), _completed(model, state["model"])
+    check_tensors(model.state_dict(), _completed(model, state["model"]), path)
+
+
+def check_tensors(own: dict[str, Any], saved: Any, path: str | os.PathLike = "") -> None:
+    """Check that the tensors `saved`, by name, fit `own`, as `check_weights` does for weights."""
     if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
-        raise ValueError(f"checkpoint {path} is damaged: 'model' must be tensors by name, got {shown(saved)}")
+        raise ValueError(f"checkpoint {path} is damaged: weights must be tensors by name, got {shown(saved)}")
     for name in sorted(own.keys() | saved.keys()):
         here, there = (_kind(weights, name) for weights in (own, saved))
         if here != there:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
 from vsc_pyro._files import check_writable, destination
+from vsc_pyro._recorded import arguments_of
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.encoders import gate_of
@@ -175,7 +176,7 @@ class Plan:
             "cooldown": float(self.cooling.share),
             "seed": self.seed,
             "data": self.batches.describe(),
-            "arguments": plain(getattr(model, "arguments", {})),
+            "arguments": {} if type(model).__init__ is VAE.__init__ else plain(arguments_of(model)),
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr({n: s for n, s in self.schedules.items() if n != "warmup"})),
             "precision": self.precision,

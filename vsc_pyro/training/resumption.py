@@ -113,7 +113,10 @@ def saved_choices(path: Path) -> Saved:
 def check_arguments(saved: object, own: object) -> None:
     """Check that the model of the saved run has the arguments of this one, if both are known."""
     before = saved.get("arguments") if isinstance(saved, dict) else None
-    if isinstance(before, dict) and isinstance(own, dict) and (changed := _changes(before, own)):
+    if not isinstance(before, dict) or not isinstance(own, dict):
+        return
+    # Files of earlier versions lack some.
+    if changed := _changes(before, {name: value for name, value in own.items() if name in before}):
         raise ValueError(
             f"is of a model with {changed}; build the model with the same arguments, or train anew into another file"
         )
@@ -121,7 +124,8 @@ def check_arguments(saved: object, own: object) -> None:
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
     """Check that the saved run has the settings of this run."""
-    before = {name: own.get(name) for name in ("lr_schedule", "arguments")} | _ADDED_SETTINGS | saved
+    own = {name: value for name, value in own.items() if name != "arguments"}  # see `check_arguments`
+    before = {"lr_schedule": own.get("lr_schedule")} | _ADDED_SETTINGS | saved
     if checkpoint_format == 1 and _gates_apart(str(before.get("model"))) == _gates_apart(own["model"]):
         before["model"] = own["model"]  # format 1 describes gates in another place
     if changed := _changes(before, own):

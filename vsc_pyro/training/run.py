@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import secrets
 import time
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro._seeding import manual_seed
+from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches, checksum
 from vsc_pyro.training.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
@@ -33,6 +35,7 @@ from vsc_pyro.training.resumption import (
     check_structure,
     plain,
 )
+from vsc_pyro.training.saving import described
 from vsc_pyro.training.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 
 # Losses stay on the device. Reading them this often is cheap, and stops a diverged run early.
@@ -162,6 +165,7 @@ class Run:
             path,
             {
                 "model": self.model.state_dict(),
+                **self._description(),
                 "optimizer": {"state": optimizer["state"], "param_groups": plain(optimizer["param_groups"])},
                 # Adam has no state for parameters without a gradient.
                 "idle": [n for i, n in enumerate(self.settings["trained"]) if i not in optimizer["state"]],
@@ -178,6 +182,15 @@ class Run:
                 },
             },
         )
+
+    def _description(self) -> dict[str, Any]:
+        """Return what `vsc_pyro.load` builds the model from; nothing for a model that cannot be described."""
+        try:
+            with networks_in(self.model, "float32"):  # the precision is part of the run
+                config, tensors = described(self.model)
+        except ValueError:
+            return {}
+        return {"config": json.dumps(config), **tensors}
 
     def restore(self, path: Path, device: torch.device, epochs: int, steps: int | None) -> None:
         """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""
