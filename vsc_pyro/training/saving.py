@@ -103,7 +103,13 @@ def save(
         config["data"]["binarize"] = getattr(evaluation, "binarize", None)
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     state = {"model": model.state_dict(), **tensors}
-    _check_alike(model, _restored(_parsed(text, "config.json"), state))
+    try:
+        _check_alike(model, _restored(_parsed(text, CONFIG), state))
+    except ValueError as error:
+        raise ValueError(
+            f"the model was changed after it was built, in a way that files do not describe: {error}; build it as it "
+            "is, in a class of your own that vsc_pyro.register knows, or keep its weights by vsc_pyro.save_checkpoint"
+        ) from error
     with replacing_folder(folder) as temporary:
         save_checkpoint(temporary / WEIGHTS, state)
         (temporary / CONFIG).write_text(text, encoding="utf-8")
@@ -216,12 +222,8 @@ def _check_alike(model: VAE, built: VAE) -> None:
         own, other = of(model), of(built)
         for name in (*own, *other):
             if own.get(name) != other.get(name):
-                raise ValueError(
-                    f"{name} of the model is {shortened(str(own.get(name)))}, and its constructors make it "
-                    f"{shortened(str(other.get(name)))}: it was changed after it was built, in a way that files do not "
-                    "describe; build the model as it is, in a class of your own that vsc_pyro.register knows, or keep "
-                    "its weights alone by vsc_pyro.save_checkpoint"
-                )
+                here, there = (shortened(str(found.get(name, "absent"))) for found in (own, other))
+                raise ValueError(f"{name or 'the model'} is {here}, and its constructors make it {there}")
 
 
 def _text(file: Path) -> str:
