@@ -110,13 +110,18 @@ def saved_choices(path: Path) -> Saved:
     return Saved(warmup, share, epoch, steps, lr if type(lr) is float and lr > 0 else 0.0)
 
 
-def check_arguments(saved: object, own: object) -> None:
-    """Check that the model of the saved run has the arguments of this one, if both are known."""
+def check_arguments(saved: object, own: dict[str, Any]) -> None:
+    """Check that a model that differs from that of the saved run has its arguments, if both are known.
+
+    Args:
+        saved: settings of the saved run.
+        own: settings of this run.
+    """
     before = saved.get("arguments") if isinstance(saved, dict) else None
-    if not isinstance(before, dict) or not isinstance(own, dict):
+    if not isinstance(before, dict) or not isinstance(saved, dict) or _same(saved.get("model"), own["model"]):
         return
     # Files of earlier versions lack some.
-    if changed := _changes(before, {name: value for name, value in own.items() if name in before}):
+    if changed := _changes(before, {name: value for name, value in own["arguments"].items() if name in before}):
         raise ValueError(
             f"is of a model with {changed}; build the model with the same arguments, or train anew into another file"
         )

@@ -197,7 +197,7 @@ class Run:
         self._written = _identity(path)
         state = load_checkpoint(path)
         try:
-            check_arguments(state.get("settings"), self.settings["arguments"])
+            check_arguments(state.get("settings"), self.settings)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} {error}") from error
         check_weights(self.model, state, path)
