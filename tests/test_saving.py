@@ -207,6 +207,8 @@ def test_the_card_states_bounds_sparsity_and_protocol(tmp_path, trained, digits)
     assert "Not evaluated." in (trained.save(tmp_path / "other") / "README.md").read_text()
     with pytest.raises(ValueError, match=r"data must be a vsc_pyro\.Dataset, got Tensor"):
         trained.save(tmp_path / "third", data=digits.train.images)
+    with pytest.raises(ValueError, match="the encoder does not take data of shape"):
+        trained.save(tmp_path / "third", data=vsc.Dataset(torch.zeros(2, 9)))
 
 
 # Classes of the user's own
@@ -368,6 +370,7 @@ def test_hostile_weights_do_not_run(kept, capsys):
         (lambda state: state["model"].update({"decoder.network.0.bias": torch.full((32,), torch.nan)}), "not finite"),
         (lambda state: state["buffers"].pop("beta"), "beta is absent there"),
         (lambda state: state["buffers"].update(beta=torch.tensor([1.0])), r"beta is \(1,\) there"),
+        (lambda state: state["model"].update(w=torch.zeros(1).expand(HUGE)), "w has fewer numbers than entries"),
         (lambda state: state.pop("arguments"), "arguments must be tensors by name"),
         (lambda state: state.update(model=[1]), "model must be tensors by name"),
     ],

@@ -225,8 +225,9 @@ class Description:
             return {"list": [self._value(each, f"{path}.{at}") for at, each in enumerate(value)]}
         if isinstance(value, dict):
             return {"dict": {name: self._value(each, f"{path}.{name}") for name, each in value.items()}}
+        kind = value.kind if isinstance(value, _Unknown) else type(value).__name__
         raise ValueError(
-            f"{path} is a {value.kind}, which a file cannot hold; pass numbers, strings, tensors or modules, or build "
+            f"{path} is a {kind}, which a file cannot hold; pass numbers, strings, tensors or modules, or build "
             "what needs it in the constructor of a class of your own, and call vsc_pyro.register(MyClass)"
         )
 

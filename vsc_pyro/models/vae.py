@@ -304,8 +304,6 @@ class VAE(ScalarModule):
 
     def check_parts(self, x: Tensor) -> Distribution:
         """Run one datum through all parts and return the likelihood of a code of zeros."""
-        if x.shape[1:] != self._datum_shape:
-            self._datum_shape = x.shape[1:]
         with self.evaluating():
             try:
                 posterior = self.encoder(x)
@@ -346,6 +344,8 @@ class VAE(ScalarModule):
             # The objective samples a divergence without closed form, and warns of it.
             with contextlib.suppress(NotImplementedError):
                 kl_divergence(posterior, prior.expand(posterior.batch_shape))
+        if x.shape[1:] != self._datum_shape:
+            self._datum_shape = x.shape[1:]
         return likelihood
 
     def _check_decoder_saturates(self, x: Tensor, posterior: Distribution) -> None:

@@ -70,4 +70,4 @@ def _named(part: nn.Module) -> str:
 def _of_data(data: dict[str, Any]) -> str:
     shape = "unknown" if data["shape"] is None else f"`{tuple(data['shape'])}`"
     name = "" if data["name"] is None else f"Data set: {data['name']}. "
-    return f"{name}Shape of a datum: {shape}. Binarisation: {data['binarize'] or 'none, or not stated'}."
+    return f"{name}Shape of a datum: {shape}. Binarisation: {data['binarize'] or 'not stated'}."

@@ -45,8 +45,9 @@ FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.pt", "README.md"
 _CONFIG_LIMIT = 8 * 2**20  # bytes; parsing can take far more memory than the text
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Numbers that constructors may ask torch for, beside this multiple of the weights: they try decoders on 65 codes.
-_LEAST_NUMBERS, _NUMBERS_PER_WEIGHT = 2**24, 128
+# Numbers that constructors may ask torch for: so many, and so many for each byte of tensors. They try decoders on 65
+# codes, and a number has two to eight bytes.
+_LEAST_NUMBERS, _NUMBERS_PER_BYTE = 2**24, 64
 
 
 def save(
@@ -94,17 +95,22 @@ def save(
     check_is_vae(model)
     if not (data is None or isinstance(data, Dataset)):
         raise ValueError(f"data must be a vsc_pyro.Dataset, got {type(data).__name__}; pass vsc_pyro.Dataset(data)")
+    if data is not None:
+        model.check_parts(data.images[:1].to(model.reference))
     folder = Path(os.path.realpath(expanded(directory, "directory")))
     _check_free(folder, overwrite)
     config, tensors = described(model)
     if data is not None:
-        config["data"] = {"name": data.name, "shape": [*data.shape[1:]], "binarize": data.binarize}
-    elif evaluation is not None:
-        config["data"]["binarize"] = getattr(evaluation, "binarize", None)
+        config["data"] = {"name": data.name, "shape": [*data.shape[1:]], "binarize": data.binarize or "none"}
+    elif evaluation is not None and "binarize" in vars(evaluation):
+        config["data"]["binarize"] = vars(evaluation)["binarize"] or "none"
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    state = {"model": model.state_dict(), **tensors}
+    state = {
+        of: {name: tensor.detach().contiguous() for name, tensor in held.items()}
+        for of, held in {"model": model.state_dict(), **tensors}.items()
+    }
     try:
-        _check_alike(model, _restored(_parsed(text, CONFIG), state))
+        _check_alike(model, _restored(_parsed(text, CONFIG), state, WEIGHTS))
     except ValueError as error:
         raise ValueError(
             f"the model was changed after it was built, in a way that files do not describe: {error}; build it as it "
@@ -160,7 +166,7 @@ def load(path: str | os.PathLike) -> VAE:
                 raise FileNotFoundError(f"no {name} in {path}; a model is a folder that model.save has written")
         text, state = _text(path / CONFIG), load_checkpoint(path / WEIGHTS)
     try:
-        model = _restored(_parsed(text, "the config"), state)
+        model = _restored(_parsed(text, "the config"), state, WEIGHTS if path.is_dir() else path.name)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the model in {path} was not read: {error}") from error
     if not path.is_dir():
@@ -266,28 +272,30 @@ class _Limit(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _restored(config: dict[str, Any], state: dict[str, Any]) -> VAE:
-    """Build the model of a config and of weights, on the CPU.
+def _restored(config: dict[str, Any], state: dict[str, Any], name: str) -> VAE:
+    """Build the model of a config and of the tensors in the file `name`, on the CPU.
 
     Raises:
         ValueError: a damaged config, or tensors that do not fit it.
     """
-    weights, arguments, settings = (_tensors(state, name) for name in ("model", "arguments", "buffers"))
-    num = sum(tensor.numel() for held in (weights, arguments, settings) for tensor in held.values())
+    weights, arguments, settings = (_tensors(state, key) for key in ("model", "arguments", "buffers"))
+    held = [tensor.untyped_storage() for tensors in (weights, arguments, settings) for tensor in tensors.values()]
+    num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+    most = _LEAST_NUMBERS + _NUMBERS_PER_BYTE * num_bytes
     with own_random_numbers(), torch.inference_mode(False), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what constructors warn of has been said when the model was built
-        with _Limit(_LEAST_NUMBERS + _NUMBERS_PER_WEIGHT * num):
+        with _Limit(most):
             model = _built(config, arguments)
             _check_data(model, config.get("data"))
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, tensor in own.items():
-            saved = weights.get(name, settings.get(name))
+        for key, tensor in own.items():
+            saved = weights.get(key, settings.get(key))
             if saved is not None and saved.dtype in _TYPES and tensor.dtype in _TYPES:
                 tensor.data = tensor.data.to(saved.dtype)
-        check_tensors(_settings(model), settings)
-        load_weights(model, {"model": weights})
-        for name, buffer in _settings(model).items():
-            buffer.copy_(settings[name])
+        check_tensors(_settings(model), settings, name)
+        load_weights(model, {"model": weights}, name)
+        for key, buffer in _settings(model).items():
+            buffer.copy_(settings[key])
         _set_modes(model, config)
     return model
 
@@ -296,6 +304,9 @@ def _tensors(state: dict[str, Any], name: str) -> dict[str, Tensor]:
     tensors = state.get(name)
     if not isinstance(tensors, dict) or not all(isinstance(k, str) and is_plain(v) for k, v in tensors.items()):
         raise ValueError(f"the weights are damaged: {name} must be tensors by name, got {shown(state.get(name))}")
+    for key, tensor in tensors.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # one number may stand for any number of entries
+            raise ValueError(f"the weights are damaged: {shortened(key)} has fewer numbers than entries")
     return {key: tensor.detach().cpu() for key, tensor in tensors.items()}
 
 
@@ -329,7 +340,8 @@ def _check_data(model: VAE, data: object) -> None:
 
 
 def _set_modes(model: VAE, config: dict[str, Any]) -> None:
-    training, frozen = config.get("training"), config.get("frozen")
+    training: Any = config.get("training")
+    frozen: Any = config.get("frozen")
     if type(training) not in (bool, list) or type(frozen) is not list:
         raise ValueError(f"training must be true, false or names, and frozen names, got {shown([training, frozen])}")
     for path, module in model.named_modules():
