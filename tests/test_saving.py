@@ -251,7 +251,7 @@ def test_a_model_that_was_changed_beyond_description_is_refused(tmp_path):
         model.save(tmp_path / "kept")
     model = dense(vsc.NormalDecoder)
     model.encoder.network[2] = nn.Tanh()
-    with pytest.raises(ValueError, match=r"describe: encoder\.network\.2 is a Tanh, and its .* a SiLU; build"):
+    with pytest.raises(ValueError, match=r"after it was built: encoder\.network\.2 is a Tanh, and .* SiLU; build"):
         model.save(tmp_path / "kept")
     assert not [*tmp_path.iterdir()]
 

@@ -141,11 +141,11 @@ def register(cls: C) -> C:
     Example:
         >>> import torch, vsc_pyro as vsc
         >>> @vsc.register
-        ... class Trunk(torch.nn.Sequential):
+        ... class Shallow(torch.nn.Sequential):
         ...     def __init__(self, width):
         ...         super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, width))
         ...         self.out_features = width
-        >>> encoder = vsc.SpikeSlabEncoder((1, 8, 8), latent_dim=5, trunk=Trunk(20))
+        >>> encoder = vsc.SpikeSlabEncoder((1, 8, 8), latent_dim=5, trunk=Shallow(20))
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"cls must be a subclass of torch.nn.Module, got {cls!r}")

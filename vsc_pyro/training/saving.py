@@ -113,8 +113,8 @@ def save(
         _check_alike(model, _restored(_parsed(text, CONFIG), state, WEIGHTS))
     except ValueError as error:
         raise ValueError(
-            f"the model was changed after it was built, in a way that files do not describe: {error}; build it as it "
-            "is, in a class of your own that vsc_pyro.register knows, or keep its weights by vsc_pyro.save_checkpoint"
+            f"files would not describe this model, which may have been changed after it was built: {error}; build it "
+            "as it is, in a class of your own that vsc_pyro.register knows, or keep its weights by save_checkpoint"
         ) from error
     with replacing_folder(folder) as temporary:
         save_checkpoint(temporary / WEIGHTS, state)
