@@ -150,9 +150,11 @@ def test_nothing_is_overwritten(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
-        with pytest.raises(FileExistsError, match=rf"holds {name}; take another directory, or remove them"):
+        with pytest.raises(FileExistsError, match=rf"holds {name}; pass overwrite=True, or take another directory"):
             vsc.sae.export(model, folder)
         assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "mine")]
+    vsc.sae.export(model, folder, overwrite=True)
+    assert torch.equal(vsc.sae.load(folder).inclusion(data()), vsc.codes(model, data()).inclusion)
     for place in (folder / name, folder / name / "below"):
         with pytest.raises(FileExistsError, match=rf"must be a folder, and .*{name} is a file; take another directory"):
             vsc.sae.export(model, place)

@@ -58,7 +58,7 @@ _NO_BINS = torch.empty(0)
 _PROBABILITIES = "sum of probabilities, all latents", "probability above 1/2", "probability never above 1/2"
 _CODES = "code not 0", "code not 0", "code always 0"
 _MANY = 0.25  # share of dead latents
-_USED = "latents used, of fit and evaluate: another rule, the information that they carry"
+_USED = "fit and evaluate count latents by another rule: those that carry information are used"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,10 +164,10 @@ class DictionaryEvaluation:
         if not self.is_probabilistic or self.dead_share <= _MANY:
             return ()
         return (
-            f"{self.dead} of {self.num_latents} latents are dead in these {self.num_data} data: if that is no want of "
-            "data or of training, take the prior's expected_active near the L0 that you want, and for data that are no "
-            "sum of a few features, a fixed noise (SparseDictionary(noise=...), or NormalDecoder(scale=..., "
-            "variance='fixed')) with objective='exact' (docs/sae.md, How sparse)",
+            f"{self.dead} of {self.num_latents} latents are dead in these {self.num_data} data: evaluate more data and "
+            "train for longer; if they stay dead, choose a prior's expected_active near the L0 that you want, and for "
+            "data that are no sum of a few features, a fixed noise (SparseDictionary(noise=...), or "
+            "NormalDecoder(scale=..., variance='fixed')) with objective='exact' (docs/sae.md, How sparse)",
         )
 
     def __str__(self) -> str:
@@ -192,7 +192,7 @@ class DictionaryEvaluation:
             (
                 "c_dec",
                 f"{self.c_dec:.4f}",
-                f"cosine of two atoms; largest one {self.largest_cosine:.3f}, mean of atoms",
+                f"cosine of two atoms; {self.largest_cosine:.3f} with the nearest, mean of atoms",
             ),
         ]
 

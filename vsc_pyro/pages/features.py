@@ -108,7 +108,10 @@ def feature_pages(
     latents = _read(coder, data, found, chosen)
     document = Document(title or f"{data.name}, {num} features")
     document.plain(str(found))
-    document.table(_overview(found, latents), f"{len(chosen)} of {num} features:", index=False)
+    order = "largest mean probability first" if listed is None else "as asked for"
+    numbered = "" if found.nearest is None else "; true features have numbers of their own"
+    caption = f"{len(chosen)} of {num} features, {order}{numbered}:"
+    document.table(_overview(found, latents), caption, index=False)
     directions = normalize(coder.atoms)
     for place, latent in enumerate(chosen.tolist()):
         document.heading(f"Feature {latent}")
@@ -137,7 +140,7 @@ def _overview(found: DictionaryEvaluation, latents: _Latents) -> pandas.DataFram
     chosen = latents.chosen
     columns = {"feature": chosen, "density": found.density[chosen], "mean probability": found.usage[chosen]}
     if found.nearest is not None and found.cosine is not None:
-        columns |= {"true feature": found.nearest[chosen], "cosine": found.cosine[chosen]}
+        columns |= {"true feature": found.nearest[chosen], "absolute cosine": found.cosine[chosen]}
     if found.latent_f1 is not None:
         columns["F1"] = found.latent_f1[chosen]
     return pandas.DataFrame({name: column.tolist() for name, column in columns.items()})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vsc_pyro._arguments import yes_or_no
 from vsc_pyro._files import expanded
 from vsc_pyro.distributions import LinearNormal, inclusion_logits
 from vsc_pyro.models import encoders
@@ -36,7 +37,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 MODELS: dict[str, type[VAE]] = {"SparseDictionary": SparseDictionary}
 
 
-def export(model: VAE, directory: str | os.PathLike) -> None:
+def export(model: VAE, directory: str | os.PathLike, overwrite: bool = False) -> None:
     r"""Write a trained model with a linear decoder as a sparse autoencoder, in a folder of its own.
 
     The folder holds ``cfg.json``, ``sae_weights.safetensors`` and ``posterior.safetensors``. Data are in their own
@@ -56,12 +57,13 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
         model: a `VAE` with an encoder of this library and a linear `vsc_pyro.NormalDecoder` (``hidden=()``); with a
             `vsc_pyro.RefinedEncoder`, a `vsc_pyro.SparseDictionary`.
         directory: a folder without a sparse autoencoder; it is created if it does not exist.
+        overwrite: replace a sparse autoencoder in the folder.
 
     Raises:
         ValueError: a decoder that is not linear or has no normal likelihood; an encoder with a trunk, of another class,
             or whose codes have no exact zeros; a slab warm-up that has not ended; a `vsc_pyro.RefinedEncoder` in a
             model that is no `vsc_pyro.SparseDictionary`.
-        FileExistsError: the folder holds a sparse autoencoder, or is a file.
+        FileExistsError: the folder holds a sparse autoencoder and `overwrite` is False, or it is a file.
         ImportError: the package safetensors is not installed.
 
     Example:
@@ -82,10 +84,12 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
     folder = expanded(directory, "directory")
     if not (nearest := next(path for path in (folder, *folder.absolute().parents) if path.exists())).is_dir():
         raise FileExistsError(f"directory must be a folder, and {nearest} is a file; take another directory")
-    if found := [name for name in (CFG, WEIGHTS, POSTERIOR) if (folder / name).exists()]:
-        raise FileExistsError(f"{folder} holds {', '.join(found)}; take another directory, or remove them")
+    found = [name for name in (CFG, WEIGHTS, POSTERIOR) if (folder / name).exists()]
+    if found and not yes_or_no("overwrite", overwrite):
+        raise FileExistsError(f"{folder} holds {', '.join(found)}; pass overwrite=True, or take another directory")
     norms, dtype = atoms.norm(dim=1), model.reference.dtype
     weights = _folded(encoder, atoms, norms, b_dec)
+    (folder / CFG).unlink(missing_ok=True)  # no reader pairs it with other weights
     write_tensors(folder / WEIGHTS, {name: weight.to(dtype) for name, weight in weights.items()})
     write_tensors(folder / POSTERIOR, {**state, "norms": norms.to(dtype)})
     write_cfg(folder / CFG, _cfg(encoder, own, dtype, len(b_dec)))

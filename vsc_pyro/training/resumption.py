@@ -49,7 +49,8 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tupl
     if epoch > epochs:
         taken, name, limit = f"{shown(epoch)} epochs", "epochs", epochs
         if steps is not None:
-            taken, name, limit = f"{taken} of {shown(saved.get('steps_per_epoch'))} steps", "steps", steps
+            each = saved.get("steps_per_epoch")
+            taken, name, limit = f"{epoch * each if type(each) is int else shown(each)} steps", "steps", steps
         raise ValueError(
             f"has been trained for {taken}, more than {name}={limit}; {name} includes those before the resumption"
         )

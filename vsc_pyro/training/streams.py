@@ -55,7 +55,7 @@ class StreamBatches(ReadBatches):
     def __init__(self, stream: Iterable[Any], steps: int, seed: int, start: int = 0, steps_per_epoch: int = 0) -> None:
         super().__init__()
         self.num_steps = steps_per_epoch or -(-steps // _PARTS)
-        self.batch_size = getattr(stream, "batch_size", None)
+        self.batch_size, self._stream_seed = getattr(stream, "batch_size", None), getattr(stream, "seed", None)
         self.smallest = None
         self._steps = steps
         restarts = not isinstance(stream, Iterator)
@@ -126,7 +126,8 @@ class StreamBatches(ReadBatches):
         )
 
     def describe(self) -> str:
-        return f"a stream of data of shape {tuple(self.sample.shape[1:])}"
+        seed = f", seed {self._stream_seed}" if isinstance(self._stream_seed, int) else ""
+        return f"a stream of data of shape {tuple(self.sample.shape[1:])}{seed}"
 
 
 def _passes(stream: Any, start: int) -> Iterator[object]:
@@ -152,7 +153,8 @@ def _as_tensor(batch: object) -> object:
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
-    return as_numbers(x) if hasattr(x, "__array__") else x
+    # A frame's columns are contiguous, and the products of such a layout are rounded differently.
+    return as_numbers(x).contiguous() if hasattr(x, "__array__") else x
 
 
 def is_stream(data: object, steps: int | None) -> bool:
