@@ -156,6 +156,8 @@ def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"0\.npy must hold real numbers of shape \(n, d\), got"):
             vsc.datasets.shards(tmp_path)
     np.save(tmp_path / "0.npy", np.zeros((5, 3), np.float32))
+    (tmp_path / ".hidden.npy").write_bytes(b"being written")
+    assert len(vsc.datasets.shards(tmp_path)) == 5
     for other in (np.zeros((5, 4), np.float32), np.zeros((5, 3), np.float16)):
         np.save(tmp_path / "1.npy", other)
         with pytest.raises(

@@ -99,7 +99,9 @@ def test_an_update_that_would_overshoot_stops_near_the_error_of_a_code_of_zeros(
     before = error(x - decoder(vsc.SpikeSlabEncoder.forward(encoder, x).mean).mean)
     largest = torch.maximum(before, error(x)) + 9  # noise makes an error of one for each of nine pixels
     posterior = encoder(x)
-    torch.testing.assert_close(error(x - decoder(posterior.mean).mean), largest, rtol=1e-4, atol=0)  # all would overshoot
+    torch.testing.assert_close(
+        error(x - decoder(posterior.mean).mean), largest, rtol=1e-4, atol=0
+    )  # all would overshoot
     scale = slab_of(posterior).scale
     assert torch.equal(scale, scale[:1].expand_as(scale))
     for gradient in torch.autograd.grad(bound(model, x[:3]).sum(), model.parameters(), allow_unused=True):

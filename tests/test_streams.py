@@ -75,7 +75,8 @@ class Jumping(Drawn):
 
     def start_at(self, step):
         self.starts.append(step)
-        return (torch.randn(50, 16, generator=torch.Generator().manual_seed(n)) for n in itertools.count(step))
+        fixed = (torch.randn(50, 16, generator=torch.Generator().manual_seed(n)) for n in itertools.count(step))
+        return (batch + torch.randn(50, 16) for batch in fixed)
 
 
 def kinds(x):

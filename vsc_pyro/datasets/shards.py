@@ -160,7 +160,8 @@ def shards(folder: str | os.PathLike, batch_size: int = 1024, shuffle: bool = Tr
 def _paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist; pass a folder of {' or '.join(_SUFFIXES)} files")
-    paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    found = (path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    paths = sorted(path for path in found if not path.name.startswith("."))  # such as files that are being written
     if not paths:
         raise FileNotFoundError(f"folder {folder} holds no {' or '.join(_SUFFIXES)} file; put some there")
     return paths

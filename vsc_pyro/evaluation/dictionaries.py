@@ -41,9 +41,10 @@ from torch import Tensor
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.evaluation.dictionary_codes import Coder
 from vsc_pyro.evaluation.figures import SEE_WORDS, line, plain
-from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking
+from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking, unit_rows
 from vsc_pyro.evaluation.reconstruction import Reconstruction
 from vsc_pyro.evaluation.reliability import Reliability
 from vsc_pyro.models.data_checks import in_memory
@@ -296,8 +297,8 @@ def evaluate_dictionary(
 
 
 def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
-    given = torch.as_tensor(dictionary)
-    features = given.detach().float().cpu().flatten(min(1, given.ndim - 1))
+    given = as_numbers(dictionary, "dictionary")
+    features = given.detach().double().cpu().flatten(min(1, given.ndim - 1))
     num = max([1, *features.shape[:1]]) if data.factors is None else data.factors.presence.shape[1]
     if features.shape != (num, atoms.shape[1]):
         raise ValueError(
@@ -306,7 +307,7 @@ def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
         )
     if not (features.isfinite().all() and atoms.isfinite().all()):
         raise ValueError("dictionary or the model's dictionary has entries that are NaN or infinite; remove them")
-    return features
+    return unit_rows(features).float()
 
 
 def _measure(coder: Coder, data: Dataset, truth: _Truth | None) -> dict[str, Any]:

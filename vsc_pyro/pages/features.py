@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation, evaluate_dictionary
 from vsc_pyro.evaluation.dictionary_codes import Coder
+from vsc_pyro.evaluation.matching import unit_rows
 from vsc_pyro.evaluation.reliability import Reliability
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document
@@ -91,6 +91,7 @@ def feature_pages(
 
     file, data = new_file(path, overwrite), in_memory(data)
     num_top, seed = positive_int("num_top", num_top), natural_int("seed", seed)
+    words = None if words is None else list(words)  # a Series would be indexed by its labels
     if words is not None and len(words) != len(data):
         raise ValueError(f"words must hold one text for each of {len(data)} data, got {len(words)}")
     coder = Coder(model, data, None, seed)
@@ -112,7 +113,7 @@ def feature_pages(
     numbered = "" if found.nearest is None else "; true features have numbers of their own"
     caption = f"{len(chosen)} of {num} features, {order}{numbered}:"
     document.table(_overview(found, latents), caption, index=False)
-    directions = normalize(coder.atoms)
+    directions = unit_rows(coder.atoms)
     for place, latent in enumerate(chosen.tolist()):
         document.heading(f"Feature {latent}")
         atom = coder.atoms[latent]

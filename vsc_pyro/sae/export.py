@@ -9,15 +9,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vsc_pyro._arguments import yes_or_no
 from vsc_pyro._files import expanded
 from vsc_pyro.distributions import LinearNormal, inclusion_logits
+from vsc_pyro.evaluation.matching import unit_rows
 from vsc_pyro.models import encoders
 from vsc_pyro.models.encoders.base import Encoder
 from vsc_pyro.models.sparse_dictionary import SparseDictionary
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, safetensors_torch, write_cfg, write_tensors
 
 FORMAT = 1
@@ -77,6 +77,7 @@ def export(model: VAE, directory: str | os.PathLike, overwrite: bool = False) ->
         >>> sae.cfg.architecture, sae.encode(torch.rand(5, 6)).shape
         ('jumprelu', torch.Size([5, 4]))
     """
+    check_is_vae(model)
     encoder = _checked_encoder(model)
     own, state = _described(model)
     atoms, b_dec = _linear_map(model, encoder.latent_dim)
@@ -107,7 +108,7 @@ def _folded(encoder: Encoder, atoms: Tensor, norms: Tensor, b_dec: Tensor) -> di
     """Return weights in units of the data and of atoms with norm 1."""
     # In float64, because folding the input's mean into a bias would cancel digits.
     value, derivative = _first_order(copy.deepcopy(encoder).cpu().double().eval(), b_dec)
-    weights = {"W_enc": derivative * norms, "b_enc": value * norms, "W_dec": normalize(atoms, dim=1), "b_dec": b_dec}
+    weights = {"W_enc": derivative * norms, "b_enc": value * norms, "W_dec": unit_rows(atoms), "b_dec": b_dec}
     if architecture_of(encoder) == "jumprelu":
         thresholds = cast("Tensor", encoder.jump_thresholds)
         weights["threshold"] = thresholds.cpu().double() * norms
@@ -192,7 +193,7 @@ def _described(model: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"a file can name, got {name}"
         )
     # A schedule or the user may have moved beta since the model was built, even to 0, which no constructor takes.
-    beta = max(float(model.beta), torch.finfo(torch.float32).tiny)
+    beta = max(float(model.beta * model.warmup), torch.finfo(torch.float32).tiny)
     arguments = cast("dict[str, Any]", model.arguments)
     return {"model": name, "arguments": {**arguments, "beta": beta}}, model.state_dict()
 

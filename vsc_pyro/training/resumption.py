@@ -287,7 +287,11 @@ def _same(saved: Any, own: object) -> bool:
     """Return True if the value `saved` of a file equals `own`. Types come first, because `saved` may be huge."""
     if isinstance(own, float):
         number = type(saved) is float or (type(saved) is int and saved.bit_length() < 64)
-        return number and (saved == own or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12))
+        return number and (
+            saved == own
+            or (math.isnan(saved) and math.isnan(own))
+            or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12)
+        )
     if isinstance(own, (list, tuple)):
         return type(saved) in (list, tuple) and len(saved) == len(own) and all(map(_same, saved, own))
     if isinstance(own, Mapping):
