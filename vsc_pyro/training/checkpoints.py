@@ -54,9 +54,13 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is truncated, corrupt, of another format, or would run code.
+        ValueError: a `device` that is none; a file that is truncated, corrupt, of another format, or would run code.
     """
     path = expanded(path)
+    try:
+        device = torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"device must be a torch device such as 'cpu', got {shown(device)}") from error
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
@@ -189,12 +193,21 @@ def _can_take(own: Tensor, saved: Tensor) -> bool:
     return not odd.any()
 
 
-def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
-    """Load the weights ``state["model"]`` into `model`, in place.
+def load_weights(model: nn.Module, state: dict[str, Any] | str | os.PathLike, path: str | os.PathLike = "") -> None:
+    """Load the weights of a checkpoint into `model`, in place.
+
+    Args:
+        model: built as the model that the checkpoint is of.
+        state: the file, or what `load_checkpoint` returned, with the weights ``state["model"]``.
+        path: the file of a loaded checkpoint, for messages.
 
     Raises:
-        ValueError: as `check_weights`, before anything changes.
+        FileNotFoundError, ValueError: as `load_checkpoint` and `check_weights`, before anything changes.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be the module to load weights into, got {shown(model)}; it is the first argument")
+    if not isinstance(state, dict):
+        state, path = load_checkpoint(state), state
     check_weights(model, state, path)
     # torch obeys the metadata of a state_dict, for example to replace parameters. Those of a file are not trusted.
     weights: Any = OrderedDict(state["model"])

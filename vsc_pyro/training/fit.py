@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -258,6 +259,8 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     if (path := plan.resumed) is not None:
         run.restore(path, plan.device, plan.num_epochs, plan.asked_steps)
     else:
+        if plan.resume and plan.progress and rank() == 0:
+            tqdm.write(f"no checkpoint at {plan.checkpoint}: a new run starts", file=sys.stderr)
         stack.enter_context(unprepared_if_refused(plan.model, run.optimizer))
         plan.model.prepare(plan.batches.sample)
         run.history.compiled = is_worth_compiling(plan.num_steps, plan.device) if plan.compile == "auto" else False

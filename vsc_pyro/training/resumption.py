@@ -49,7 +49,8 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tupl
     if epoch > epochs:
         taken, name, limit = f"{shown(epoch)} epochs", "epochs", epochs
         if steps is not None:
-            taken, name, limit = f"{taken} of {shown(saved.get('steps_per_epoch'))} steps", "steps", steps
+            each = saved.get("steps_per_epoch")
+            taken, name, limit = f"{epoch * each if type(each) is int else shown(each)} steps", "steps", steps
         raise ValueError(
             f"has been trained for {taken}, more than {name}={limit}; {name} includes those before the resumption"
         )
@@ -295,7 +296,11 @@ def _same(saved: Any, own: object) -> bool:
     """Return True if the value `saved` of a file equals `own`. Types come first, because `saved` may be huge."""
     if isinstance(own, float):
         number = type(saved) is float or (type(saved) is int and saved.bit_length() < 64)
-        return number and (saved == own or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12))
+        return number and (
+            saved == own
+            or (math.isnan(saved) and math.isnan(own))
+            or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12)
+        )
     if isinstance(own, (list, tuple)):
         return type(saved) in (list, tuple) and len(saved) == len(own) and all(map(_same, saved, own))
     if isinstance(own, Mapping):
