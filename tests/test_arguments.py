@@ -47,3 +47,5 @@ def test_yes_no_or_by_itself():
     assert [bool_or_auto("compile", value) for value in (True, False, 1, "auto")] == [True, False, True, "auto"]
     with pytest.raises(ValueError, match="compile must be True, False or 'auto', got 'yes'"):
         bool_or_auto("compile", "yes")
+    with pytest.raises(ValueError, match=r"compile must be True, False or 'auto', got array\(\[1, 2\]\)"):
+        bool_or_auto("compile", np.array([1, 2]))

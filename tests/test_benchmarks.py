@@ -453,3 +453,11 @@ def test_rounds_take_every_contestant_in_turns():
     assert len(set(rounds)) > 3
     assert seconds == {name: [2.0] * 20 for name in "abc"}
     assert first.keys() == seconds.keys()
+
+
+@pytest.mark.parametrize("path", sorted(measure.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_record_has_results(path):
+    record = json.loads(path.read_text())
+    assert record.keys() == RECORD
+    assert record["results"]
+    assert not record["arguments"].get("quick")

@@ -206,6 +206,7 @@ BAD_LABELS = {
     "fractions in a tensor": (X[:, 0], r"labels must be whole numbers, got 0\.\d+"),
     "missing": (np.where(CLASSES, CLASSES, np.nan), "labels must be whole numbers, got nan"),
     "huge": ([2**70, *CLASSES[1:].tolist()], "labels must be .* numbers of at most 64 bits"),
+    "of no type": ([2**63 + 1, *CLASSES[1:].tolist()], "labels must be .* numbers of at most 64 bits"),
     "None": ([None, *CLASSES[1:]], "labels must be all numbers or all strings"),
     "NA": (pd.Series([pd.NA, *CLASSES[1:]], dtype="Int64"), "labels must be"),
     "mixed": (["a", *CLASSES[1:].tolist()], "labels must be all numbers or all strings"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,16 +35,27 @@ def positive_float(name: str, value: object) -> float:
 
 def yes_or_no(name: str, value: object) -> bool:
     """Return `value`, which is True or False, or raise a `ValueError` that names the argument `name`."""
-    if value not in (True, False):
+    if not _is_among(value, (True, False)):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def bool_or_auto(name: str, value: bool | str) -> bool | str:
     """Return `value`, which is True, False or ``"auto"``, or raise a `ValueError` that names the argument `name`."""
-    if value not in (True, False, "auto"):
+    if not _is_among(value, (True, False, "auto")):
         raise ValueError(f"{name} must be True, False or 'auto', got {value!r}")
     return value if value == "auto" else bool(value)
+
+
+def one_of(name: str, value: T, known: Collection[T]) -> T:
+    """Return `value`, which is one of the few `known` values, or raise a `ValueError` that lists them."""
+    if not _is_among(value, known):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def _is_among(value: object, known: Collection[object]) -> bool:
+    return not getattr(value, "ndim", 0) and value in known  # an array compares element by element
 
 
 def sizes(name: str, value: int | Iterable[int]) -> tuple[int, ...]:

@@ -42,7 +42,9 @@ def label_array(labels: Any, num_data: int) -> np.ndarray:
     values = array.tolist()
     for kind in (str, numbers.Real):
         if all(isinstance(value, kind) or (kind is not str and isinstance(value, np.bool_)) for value in values):
-            array = np.array(values)
+            whole = all(isinstance(value, numbers.Integral) for value in values)
+            # NumPy rounds whole numbers to floats if no type of 64 bits holds all of them.
+            array = array if whole and np.array(values).dtype.kind == "f" else np.array(values)
             break
     if array.dtype == object:
         raise ValueError(

@@ -18,7 +18,9 @@ import functools
 import inspect
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,7 +66,6 @@ class VAE(ScalarModule):
 
     Attributes:
         warmup: factor of `beta`, below 1 during a warm-up of `vsc_pyro.fit`; a buffer.
-        was_trained: True if `vsc_pyro.fit` has trained this object.
         training_defaults: defaults of `vsc_pyro.fit` for `objective`, `lr`, `warmup`, `cooldown` and `batch_size`, by
             name, that a subclass declares, such as ``{"lr": 3e-4}``; none here. `lr` may be a function of the number
             of steps.
@@ -105,7 +106,6 @@ class VAE(ScalarModule):
     prior: Any
     beta: Tensor
     warmup: Tensor
-    was_trained: bool = False
     training_defaults: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
@@ -259,6 +259,12 @@ class VAE(ScalarModule):
 
         return impute(self, x, mask, **options)
 
+    def save(self, directory: str | os.PathLike, **options: Any) -> Path:
+        """Write the model to a folder: ``vsc_pyro.save(vae, directory, **options)``, see `vsc_pyro.save`."""
+        from vsc_pyro.training.saving import save  # training imports models
+
+        return save(self, directory, **options)
+
     def prepare(self, images: Tensor) -> None:
         """Show training data, shape ``(N, ...)``, to the parts that initialise themselves from data.
 
@@ -298,8 +304,6 @@ class VAE(ScalarModule):
 
     def check_parts(self, x: Tensor) -> Distribution:
         """Run one datum through all parts and return the likelihood of a code of zeros."""
-        if x.shape[1:] != self._datum_shape:
-            self._datum_shape = x.shape[1:]
         with self.evaluating():
             try:
                 posterior = self.encoder(x)
@@ -340,6 +344,8 @@ class VAE(ScalarModule):
             # The objective samples a divergence without closed form, and warns of it.
             with contextlib.suppress(NotImplementedError):
                 kl_divergence(posterior, prior.expand(posterior.batch_shape))
+        if x.shape[1:] != self._datum_shape:
+            self._datum_shape = x.shape[1:]
         return likelihood
 
     def _check_decoder_saturates(self, x: Tensor, posterior: Distribution) -> None:

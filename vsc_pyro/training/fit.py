@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from vsc_pyro._devices import resolve_device
 from vsc_pyro._seeding import alone
@@ -26,7 +28,7 @@ from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_stat
 from vsc_pyro.training.history import History
 from vsc_pyro.training.loop import train
 from vsc_pyro.training.optimizers import ClipNorm, OptimizerFactory, make_optimizer
-from vsc_pyro.training.parallel import as_the_first, check_alike, sum_gradients
+from vsc_pyro.training.parallel import as_the_first, check_alike, rank, sum_gradients
 from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
 from vsc_pyro.training.run import Run
 from vsc_pyro.training.schedules import Schedule, check_plateau, check_schedules, unchanged_if_refused
@@ -304,6 +306,8 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     if (path := plan.resumed) is not None:
         run.restore(path, plan.device, plan.num_epochs, plan.asked_steps)
     else:
+        if plan.resume and plan.progress and rank() == 0:
+            tqdm.write(f"no checkpoint at {plan.checkpoint}: a new run starts", file=sys.stderr)
         stack.enter_context(unprepared_if_refused(run))
         plan.model.prepare(plan.batches.sample)
         run.history.compiled = is_worth_compiling(plan.num_steps, plan.device) if plan.compile == "auto" else False

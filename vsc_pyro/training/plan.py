@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from vsc_pyro._arguments import bool_or_auto, natural_int, positive_float, positive_int
 from vsc_pyro._files import check_writable, destination
+from vsc_pyro._recorded import arguments_of
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.encoders import gate_of
@@ -223,7 +224,7 @@ class Plan:
             "data": self.batches.describe(),
             "validation": None if self.held_out is None else self.held_out.describe(),
             "keeps_best": self.patience is not None,
-            "arguments": plain(getattr(model, "arguments", {})),
+            "arguments": {} if type(model).__init__ is VAE.__init__ else plain(arguments_of(model)),
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr({n: s for n, s in self.schedules.items() if n != "warmup"})),
             "precision": self.precision,

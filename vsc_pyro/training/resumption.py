@@ -56,7 +56,8 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> Hist
     if epoch > epochs:
         taken, name, limit = f"{shown(epoch)} epochs", "epochs", epochs
         if steps is not None:
-            taken, name, limit = f"{taken} of {shown(saved.get('steps_per_epoch'))} steps", "steps", steps
+            each = saved.get("steps_per_epoch")
+            taken, name, limit = f"{epoch * each if type(each) is int else shown(each)} steps", "steps", steps
         raise ValueError(
             f"has been trained for {taken}, more than {name}={limit}; {name} includes those before the resumption"
         )
@@ -121,10 +122,18 @@ def saved_choices(path: Path) -> Saved:
     return Saved(warmup, share, epoch, steps, lr if type(lr) is float and lr > 0 else 0.0)
 
 
-def check_arguments(saved: object, own: object) -> None:
-    """Check that the model of the saved run has the arguments of this one, if both are known."""
+def check_arguments(saved: object, own: dict[str, Any]) -> None:
+    """Check that a model that differs from that of the saved run has its arguments, if both are known.
+
+    Args:
+        saved: settings of the saved run.
+        own: settings of this run.
+    """
     before = saved.get("arguments") if isinstance(saved, dict) else None
-    if isinstance(before, dict) and isinstance(own, dict) and (changed := _changes(before, own)):
+    if not isinstance(before, dict) or not isinstance(saved, dict) or _same(saved.get("model"), own["model"]):
+        return
+    # Files of earlier versions lack some.
+    if changed := _changes(before, {name: value for name, value in own["arguments"].items() if name in before}):
         raise ValueError(
             f"is of a model with {changed}; build the model with the same arguments, or train anew into another file"
         )
@@ -132,7 +141,8 @@ def check_arguments(saved: object, own: object) -> None:
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
     """Check that the saved run has the settings of this run."""
-    before = {name: own.get(name) for name in ("lr_schedule", "arguments")} | _ADDED_SETTINGS | saved
+    own = {name: value for name, value in own.items() if name != "arguments"}  # see `check_arguments`
+    before = {"lr_schedule": own.get("lr_schedule")} | _ADDED_SETTINGS | saved
     if checkpoint_format == 1 and _gates_apart(str(before.get("model"))) == _gates_apart(own["model"]):
         before["model"] = own["model"]  # format 1 describes gates in another place
     if changed := _changes(before, own):
@@ -325,7 +335,11 @@ def _same(saved: Any, own: object) -> bool:
     """Return True if the value `saved` of a file equals `own`. Types come first, because `saved` may be huge."""
     if isinstance(own, float):
         number = type(saved) is float or (type(saved) is int and saved.bit_length() < 64)
-        return number and (saved == own or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12))
+        return number and (
+            saved == own
+            or (math.isnan(saved) and math.isnan(own))
+            or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12)
+        )
     if isinstance(own, (list, tuple)):
         return type(saved) in (list, tuple) and len(saved) == len(own) and all(map(_same, saved, own))
     if isinstance(own, Mapping):

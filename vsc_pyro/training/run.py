@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import secrets
 import time
 import warnings
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro._seeding import manual_seed
+from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches, checksum
 from vsc_pyro.training.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
@@ -34,6 +36,7 @@ from vsc_pyro.training.resumption import (
     check_structure,
     plain,
 )
+from vsc_pyro.training.saving import described
 from vsc_pyro.training.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 from vsc_pyro.training.validation import Validation, bounds_after_warmup, record
 
@@ -198,6 +201,7 @@ class Run:
             {
                 "model": self.best or last,
                 "last": last if self.best else None,
+                **self._description(),
                 "optimizer": {"state": optimizer["state"], "param_groups": plain(optimizer["param_groups"])},
                 # An optimiser has no state for parameters without a gradient.
                 "idle": [n for i, n in enumerate(self.settings["trained"]) if i not in optimizer["state"]],
@@ -215,12 +219,21 @@ class Run:
             },
         )
 
+    def _description(self) -> dict[str, Any]:
+        """Return what `vsc_pyro.load` builds the model from; nothing for a model that cannot be described."""
+        try:
+            with networks_in(self.model, "float32"):  # the precision is part of the run
+                config, tensors = described(self.model)
+        except ValueError:
+            return {}
+        return {"config": json.dumps(config), **tensors}
+
     def restore(self, path: Path, device: torch.device, epochs: int, steps: int | None) -> None:
         """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""
         self._written = _identity(path)
         state = load_checkpoint(path)
         try:
-            check_arguments(state.get("settings"), self.settings["arguments"])
+            check_arguments(state.get("settings"), self.settings)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} {error}") from error
         check_weights(self.model, state, path)

@@ -10,7 +10,7 @@ from pyro.distributions import Beta, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro._arguments import one_of, positive_float, positive_int
 from vsc_pyro.distributions import SMALLEST_SCALE, IndependentSpikeSlab, SpikeSlab, get_slab, held
 from vsc_pyro.models.priors.prior import Prior
 
@@ -121,8 +121,7 @@ class SpikeSlabPrior(Prior):
     ) -> None:
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
-        if learn_inclusion not in _LEARN:
-            raise ValueError(f"learn_inclusion must be one of {', '.join(map(repr, _LEARN))}, got {learn_inclusion!r}")
+        learn_inclusion = one_of("learn_inclusion", learn_inclusion, _LEARN)
         if hyperprior is not None and not learn_inclusion:
             raise ValueError(
                 f"hyperprior={hyperprior!r} is a prior of inclusions that are learned; "
@@ -131,8 +130,7 @@ class SpikeSlabPrior(Prior):
         self.learn_inclusion = "per-latent" if learn_inclusion is True else learn_inclusion
         self.slab = slab
         self._family: Any = get_slab(slab)
-        if learn_slab not in _LEARN:
-            raise ValueError(f"learn_slab must be one of {', '.join(map(repr, _LEARN))}, got {learn_slab!r}")
+        learn_slab = one_of("learn_slab", learn_slab, _LEARN)
         self.learn_slab = True if learn_slab == "per-latent" else learn_slab
         logits = self._checked_logits(self._expected_inclusion(inclusion, expected_active))
         self.hyperprior = None if hyperprior is None else _beta_parameters(hyperprior)
@@ -153,12 +151,13 @@ class SpikeSlabPrior(Prior):
                 f"inclusion={inclusion!r} and expected_active={expected_active!r} both set how many latents are on; "
                 "pass one of the two"
             )
-        number = positive_float("expected_active", expected_active)
-        if number >= self.latent_dim:
+        share = positive_float("expected_active", expected_active) / self.latent_dim
+        if not 0 < torch.tensor(share) < 1:  # in the model's precision
             raise ValueError(
-                f"expected_active must be below the number of latents, {self.latent_dim}, got {expected_active!r}"
+                f"expected_active must be below the number of latents, {self.latent_dim}, and above 0 by more than "
+                f"rounding, got {expected_active!r}"
             )
-        return number / self.latent_dim
+        return share
 
     def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
         alpha = self._one_or_each("inclusion", inclusion, "learn_inclusion", self.learn_inclusion)
