@@ -6,7 +6,8 @@ takes MNIST from --data-root, $VSC_PYRO_DATA or the user's cache, or downloads i
 digits that scikit-learn bundles. On those, --latent-dim, --binarize, --learn-inclusion and --epochs have other
 defaults.
 
-It prints a table and writes to --output: metrics.json, history.csv, checkpoint.pt, config.json and the figures.
+It prints a table and writes to --output: metrics.json, history.csv, checkpoint.pt, config.json, the figures, and the
+folder model, from which vsc.load("runs/mnist_vsc/model") returns the trained model.
 `torchrun --nproc-per-node=2 examples/mnist_vsc.py` trains with two processes.
 """
 
@@ -30,6 +31,7 @@ from vsc_pyro.objectives import get_objective
 FIGURES = ("reconstructions", "prior_samples", "traversals", "inclusion_map", "training_curve")
 FILES = (
     *("config.json", "checkpoint.pt", "history.csv", "metrics.json", "pseudo_inputs.png"),
+    *("model/config.json", "model/weights.pt", "model/README.md"),
     *(f"{name}.png" for name in FIGURES),
 )
 DERIVED = ("inspection/report.html", "explore.html")  # written by inspect_posterior.py and explore.py
@@ -90,16 +92,9 @@ def build_model(args, shape):
 
 def load_run(directory, data_root=None):
     """Return the trained model of a finished run, its settings and metrics, and its training and test data."""
-    args, metrics, state = read_run(directory, parse, with_defaults)
+    args, metrics = read_run(directory, parse, with_defaults)
     args.data_root = data_root
-    train, test = load_data(args)
-    model = build_model(args, tuple(train.images.shape[1:]))
-    try:
-        vsc.load_weights(model, state, directory / "checkpoint.pt")
-    except ValueError as error:
-        config = f"{directory / 'config.json'} says dataset={args.dataset}, latent_dim={args.latent_dim}"
-        raise ValueError(f"{error}; {config}") from error
-    return model, args, metrics, train, test
+    return vsc.load(directory / "model"), args, metrics, *load_data(args)
 
 
 # Training and evaluation
@@ -153,6 +148,8 @@ def train(args, model, data, device):
         cooldown=args.cooldown,
         lr_schedule=lr_schedule(args),
         schedules=schedules(args, len(data)),
+        validation=args.validation,
+        patience=args.patience,
         device=device,
         seed=args.seed,
         checkpoint=args.output / "checkpoint.pt",
@@ -162,7 +159,7 @@ def train(args, model, data, device):
 
 
 def measure(args, model, data, history, device):
-    """Evaluate on test data, write history.csv and the figures, print the table, and return the metrics."""
+    """Evaluate on test data, write history.csv, the figures and the model, print the table, and return the metrics."""
     result = vsc.evaluate(model, data, num_draws=args.iwae_draws, seed=args.seed, progress=not args.quiet)
     history.to_csv(args.output / "history.csv")
     figures = [name for name in FIGURES if name != "inclusion_map" or data.labels is not None]
@@ -170,6 +167,7 @@ def measure(args, model, data, history, device):
         plot = getattr(plots, name)
         figure = plot(history) if name == "training_curve" else plot(model, data, seed=args.seed)
         write_figure(args.output / f"{name}.png", figure, dpi=130)
+    model.save(args.output / "model", data=data, evaluation=result, overwrite=True)
     compiling = f", {history.compile_seconds:.0f} of them compiling" if history.compiled else ""
     print(f"{data.name}, test: {result}")
     print(f"trained {sum(history.seconds):.0f} s{compiling} on {device}; results in {args.output}")

@@ -10,7 +10,6 @@ features; and sae/, the model as a sparse autoencoder in files (with the package
 
 import importlib.util
 import itertools
-import shutil
 
 import torch
 from common.files import write_figure, write_json
@@ -23,7 +22,16 @@ from vsc_pyro import plots
 
 FIGURES = ("firing_densities.png", "reliability.png", "feature_cosines.png")
 FILES = ("metrics.json", "config.json", "checkpoint.pt", "features.html", *FIGURES)
-FREE = {"steps", "output", "device", "quiet", "overwrite", "resume"}  # settings that a resumption may change
+NO_SAE = "sae/ is not written without the package safetensors: pip install 'vsc-pyro[sae]'"
+FREE = {
+    "test_data",
+    "steps",
+    "output",
+    "device",
+    "quiet",
+    "overwrite",
+    "resume",
+}  # settings that a resumption may change
 TEST_BATCHES = 20
 
 
@@ -35,6 +43,7 @@ def parse(argv):
         type=path,
         help="folder of .npy or .safetensors files, to train and to test on; default: a world of known features",
     )
+    add("--test-data", type=path, help="folder of files to test on; default: rows of --data, mostly trained on")
     structures = ["independent", "correlated", "hierarchical"]
     add("--structure", default="hierarchical", choices=structures, help="of the world")
     add("--true-features", type=whole, default=512, help="of the world")
@@ -51,7 +60,9 @@ def parse(argv):
     add_output(parser, "runs/sparse_dictionary")
     add("--resume", action="store_true", help="continue the run in --output")
     args = parser.parse_args(argv)
-    args.data = None if args.data is None else str(args.data)
+    if args.test_data is not None and args.data is None:
+        parser.error("--test-data is for --data; leave it out, or name a folder to train on")
+    args.data, args.test_data = (None if folder is None else str(folder) for folder in (args.data, args.test_data))
     return args
 
 
@@ -62,9 +73,10 @@ def sources(args):
         world = vsc.datasets.features(args.true_features, args.dim, seed=args.seed, **size)
         return world, world.sample(TEST_BATCHES * args.batch_size, seed=1), world.dictionary
     stream = vsc.datasets.shards(args.data, args.batch_size, seed=args.seed)
-    share = min(1.0, args.steps * args.batch_size / len(stream))
-    print(f"test data are rows of the same files; training reads {share:.0%} of the rows, so it may see test data too")
-    test = vsc.datasets.shards(args.data, args.batch_size, seed=args.seed + 1)
+    if args.test_data is None:
+        share = min(1.0, args.steps * args.batch_size / len(stream))
+        print(f"test data are rows of the same files, of which training reads {share:.0%}; --test-data names others")
+    test = vsc.datasets.shards(args.test_data or args.data, args.batch_size, seed=args.seed + 1)
     return stream, vsc.Dataset(torch.cat(list(itertools.islice(test, TEST_BATCHES)))), None
 
 
@@ -92,14 +104,21 @@ def main(argv=None):
         print(found)
         for name, figure in draw(found).items():
             write_figure(args.output / name, figure, dpi=110)
-        vsc.feature_pages(model, test, args.output / "features.html", dictionary=truth, overwrite=True)
+        title = f"{args.data or args.structure}, {args.num_features} features"
+        page = {"dictionary": truth, "title": title, "overwrite": True}
+        vsc.feature_pages(model, test, args.output / "features.html", **page)
         if importlib.util.find_spec("safetensors") is None:
-            print("sae/ is not written, for want of the package safetensors: pip install 'vsc-pyro[sae]'")
+            print(NO_SAE)
         else:
-            shutil.rmtree(args.output / "sae", ignore_errors=True)  # of the run that is resumed or replaced
-            vsc.sae.export(model, args.output / "sae")
+            vsc.sae.export(model, args.output / "sae", overwrite=True)
         seconds = round(sum(history.seconds), 1)
-        metrics = {**found.as_dict(), "steps": args.steps, "seconds": seconds, "settings": config}
+        metrics = {
+            **found.as_dict(),
+            "test_data": args.test_data or args.data,
+            "steps": args.steps,
+            "seconds": seconds,
+            "settings": config,
+        }
         write_json(args.output / "metrics.json", metrics)
     return found
 

@@ -70,7 +70,7 @@ Pair = collections.namedtuple("Pair", ["image", "label"])
     [*((kind, False) for kind in ("tensor", "tuple", "list", "namedtuple", "uint8", "float64")), ("list", True)],
 )
 def test_a_loader_of_the_same_batches_ends_in_the_same_weights(small_vae, images, kind, compile, monkeypatch):
-    monkeypatch.setattr("vsc_pyro.training.fit.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
+    monkeypatch.setattr("vsc_pyro.training.loop.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
     x = images.to({"uint8": torch.uint8, "float64": torch.float64}.get(kind, torch.float32))
     labels = torch.arange(len(x))
     dataset = {

@@ -71,6 +71,10 @@ def test_weights_of_another_architecture(small_vae):
         ValueError, match=r"of another architecture: decoder\.network\.0\.weight is \(32, 8\) there and"
     ):
         vsc.load_weights(small_vae(latent_dim=9), state, "c.pt")
+    with pytest.raises(ValueError, match=r"model must be the module to load weights into, got .* it is the first"):
+        vsc.load_weights(state, small_vae())
+    with pytest.raises(ValueError, match="device must be a torch device such as 'cpu', got VAE"):
+        vsc.load_checkpoint("any.pt", small_vae())
     normal = vsc.VAE(vsc.NormalEncoder(64, 8), vsc.BernoulliDecoder(8, 64), vsc.NormalPrior(8))
     with pytest.raises(ValueError, match="holds no weights: it has epoch, format, not 'model'"):
         vsc.load_weights(small_vae(), {"format": 1, "epoch": 2}, "c.pt")

@@ -127,10 +127,10 @@ def test_files_larger_than_memory_are_read_by_the_row(tmp_path, suffix):
 
 
 def test_a_run_on_shards_is_resumed_exactly(folder, tmp_path):
-    def fitted(steps, **settings):
+    def fitted(steps, seed=0, **settings):
         torch.manual_seed(0)
         model = vsc.VAE(vsc.NormalEncoder(3, 2, hidden=()), vsc.NormalDecoder(2, 3, hidden=(4,)), vsc.NormalPrior(2))
-        data = vsc.datasets.shards(folder, 100)
+        data = vsc.datasets.shards(folder, 100, seed=seed)
         vsc.fit(model, data, steps=steps, cooldown=0, progress=False, device="cpu", **settings)
         assert model.num_data == 1737
         return model.state_dict()
@@ -139,6 +139,8 @@ def test_a_run_on_shards_is_resumed_exactly(folder, tmp_path):
     fitted(20, checkpoint=path)
     resumed, whole = fitted(40, checkpoint=path, resume=True), fitted(40)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    with pytest.raises(ValueError, match=r"seed 0'* \(now .*seed 5'*\); resume with the same settings"):
+        fitted(50, seed=5, checkpoint=path, resume=True)
 
 
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
@@ -154,6 +156,8 @@ def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"0\.npy must hold real numbers of shape \(n, d\), got"):
             vsc.datasets.shards(tmp_path)
     np.save(tmp_path / "0.npy", np.zeros((5, 3), np.float32))
+    (tmp_path / ".hidden.npy").write_bytes(b"being written")
+    assert len(vsc.datasets.shards(tmp_path)) == 5
     for other in (np.zeros((5, 4), np.float32), np.zeros((5, 3), np.float16)):
         np.save(tmp_path / "1.npy", other)
         with pytest.raises(

@@ -139,7 +139,7 @@ def test_the_table_states_the_rules():
         for row, name, rule in zip(table[1:], ("expected L0", "hard L0", "dead latents"), rules, strict=False):
             assert row.startswith(name)
             assert rule in row
-    assert of_posterior[-2] == "latents used, of fit and evaluate: another rule, the information that they carry"
+    assert of_posterior[-2] == "fit and evaluate count latents by another rule: those that carry information are used"
     assert "another rule" not in "".join(of_codes)
 
 
@@ -159,7 +159,7 @@ def test_many_dead_latents_bring_advice():
         log_odds[:] = torch.tensor(numbers)
         found = vsc.evaluate_dictionary(model, x)
         assert found.dead == dead
-        assert ("advice: 5 of 5 latents are dead in these 300 data: if" in str(found)) == (dead == 5)
+        assert ("advice: 5 of 5 latents are dead in these 300 data: evaluate" in str(found)) == (dead == 5)
     silent = Autoencoder(torch.eye(9))
     silent.encode = torch.zeros_like
     found = vsc.evaluate_dictionary(silent, x)

@@ -111,6 +111,10 @@ def test_bare_svi():
     assert result.stdout.count("360 data, binarisation: dynamic") == 2
 
 
+def content(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of mnist_vsc.py, for tests that only read it: what it said, and its folder."""
@@ -132,8 +136,11 @@ def test_mnist_vsc_writes_what_it_promises(finished):
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     for name in FIGURES:
         assert imread(folder / f"{name}.png").std() > 0.01
-    expected = {"metrics.json", "history.csv", "checkpoint.pt", "config.json", *(f"{name}.png" for name in FIGURES)}
-    assert {file.name for file in folder.iterdir()} == expected
+    files = {"metrics.json", "history.csv", "checkpoint.pt", "config.json", *(f"{name}.png" for name in FIGURES)}
+    assert {file.name for file in folder.iterdir()} == files | {"model"}
+    card = (folder / "model" / "README.md").read_text()
+    assert f"{metrics['test_elbo']:.2f}  hard spikes" in card
+    assert vsc.load(folder / "model").encoder.latent_dim == 6
 
 
 @pytest.mark.slow
@@ -141,24 +148,24 @@ def test_mnist_vsc_writes_what_it_promises(finished):
 def test_mnist_vsc_never_overwrites_a_run_by_itself(tmp_path):
     arguments = (*SMALL, "--output", tmp_path, "--quiet")
     assert call("mnist_vsc.py", *arguments).returncode == 0
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    before = content(tmp_path)
     refused = call("mnist_vsc.py", *arguments)
     assert refused.returncode != 0
     assert "holds a finished run; pass --resume to go on with it, --overwrite to replace it" in refused.stderr
     other = call("mnist_vsc.py", *arguments, "--resume", "--gate", "score")
     assert "holds a run with gate='concrete' (now 'score'); resume with the same settings" in other.stderr
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert content(tmp_path) == before
     typo = call("mnist_vsc.py", *arguments, "--overwrite", "--device", "tpu9")
     assert typo.returncode != 0
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert content(tmp_path) == before
     too_many = call("mnist_vsc.py", *arguments, "--overwrite", "--prior", "pseudo-input", "--num-pseudo-inputs", 3000)
     assert (
         "num_pseudo_inputs=3000 pseudo-inputs start at as many different data, got 1437; pass fewer" in too_many.stderr
     )
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert content(tmp_path) == before
     odd = call("mnist_vsc.py", *arguments, "--overwrite", "--gate", "disarm", "--num-draws", 3)
     assert "the gate draws codes 2 at a time, got num_draws=3" in odd.stderr
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert content(tmp_path) == before
     longer = call("mnist_vsc.py", *arguments, "--resume", "--epochs", 3)
     assert longer.returncode == 0, longer.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3

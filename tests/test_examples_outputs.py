@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,9 +37,7 @@ def content(folder):
 @pytest.fixture
 def a_copy(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))
-    for file in finished.iterdir():
-        os.link(file, tmp_path / file.name)
-    return tmp_path
+    return Path(shutil.copytree(finished, tmp_path, copy_function=os.link, dirs_exist_ok=True))
 
 
 @pytest.mark.slow
@@ -113,12 +112,12 @@ def test_both_runs_stay_where_a_replacing_one_has_been_trained_and_not_measured(
         mnist_vsc.main([*SMALL, str(a_copy), "--overwrite", "--latent-dim", "2"])
     (aside,) = a_copy.glob("replaced-*")
     assert f"the files to be replaced are in {aside}" in capsys.readouterr().err
-    assert {file.name: file.read_bytes() for file in aside.iterdir()} == {f.name: b for f, b in before.items()}
+    assert {a_copy / file.relative_to(aside): whole for file, whole in content(aside).items()} == before
     monkeypatch.undo()
     monkeypatch.setattr(mnist_vsc, "FIGURES", ("training_curve",))
     mnist_vsc.main([*SMALL, str(a_copy), "--resume", "--latent-dim", "2"])
     mnist_vsc.main([*SMALL, str(a_copy), "--overwrite"])
-    files = {"config.json", "checkpoint.pt", "history.csv", "metrics.json", "training_curve.png", aside.name}
+    files = {"config.json", "checkpoint.pt", "history.csv", "metrics.json", "training_curve.png", "model", aside.name}
     assert {file.name for file in a_copy.iterdir()} == files
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from problems.linear import linear_model
@@ -59,7 +60,8 @@ def test_word_vectors(tmp_path):
     atoms = torch.nn.functional.normalize(vectors[[10, 20]])
     chosen = words[10], words[20]
     model = Autoencoder(atoms, 1.0)
-    page = vsc.feature_pages(model, vectors, tmp_path / "page.html", words=words).read_text()
+    series = pandas.Series(words, index=range(len(words), 0, -1))  # whose labels are no row numbers
+    page = vsc.feature_pages(model, vectors, tmp_path / "page.html", words=series).read_text()
     for word in chosen:
         assert f"<td>{word}</td>" in page
 

@@ -8,7 +8,14 @@ from vsc_pyro.evaluation.survey import survey
 
 def test_history_as_csv(tmp_path):
     vsc.History([-3.5, -2.0], [0.1, 0.2]).to_csv(tmp_path / "h.csv")
-    assert (tmp_path / "h.csv").read_text().split() == ["epoch,elbo,seconds", "1,-3.5,0.1", "2,-2.0,0.2"]
+    head = "epoch,elbo,seconds,validation,used_latents,expected_l0"
+    assert (tmp_path / "h.csv").read_text().split() == [head, "1,-3.5,0.1,,,", "2,-2.0,0.2,,,"]
+    history = vsc.History(
+        [-3.5, -2.0], [0.1, 0.2], validation=[-4.0, -3.0], used_latents=[5, 6], expected_l0=[1.5, 2.0]
+    )
+    history.to_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text().split()[1:] == ["1,-3.5,0.1,-4.0,5,1.5", "2,-2.0,0.2,-3.0,6,2.0"]
+    assert history.best_epoch == 2
 
 
 QUIET = {"device": "cpu", "progress": False}

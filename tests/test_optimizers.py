@@ -318,3 +318,64 @@ def test_pyros_baselines(ours, optim, baseline):
             rtol=1e-5,
             atol=1e-6,
         )
+
+
+# The optimiser of `fit`
+
+
+class Stepping(torch.optim.Optimizer):
+    """An optimiser of a third party, whose step has arguments of its own."""
+
+    def step(self, loss):
+        raise NotImplementedError
+
+
+def fitted(small_vae, digits, **settings):
+    model = small_vae()
+    vsc.fit(model, digits.train[:100], device="cpu", progress=False, cooldown=0, **({"epochs": 2} | settings))
+    return model
+
+
+def test_a_functions_optimiser_is_taken(small_vae, digits):
+    adamw = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.2, fused=True)
+    models = [fitted(small_vae, digits, **settings) for settings in ({"weight_decay": 0.2}, {"optimizer": adamw})]
+    models += [fitted(small_vae, digits, **settings) for settings in ({}, {"weight_decay": 0})]
+    ends = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models]
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[2], ends[3])
+    assert not torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+def test_gradients_are_scaled_to_a_joint_norm(small_vae, digits, norm):
+    settings = {"optimizer": functools.partial(torch.optim.SGD, lr=1e-3), "epochs": 1, "batch_size": 100}
+    start = small_vae()
+    start.prepare(digits.train.images[:100])
+    plain, clipped = (fitted(small_vae, digits, **settings, **clip) for clip in ({}, {"clip_norm": norm}))
+    moved = [
+        torch.cat([(a - b).detach().flatten() for a, b in zip(m.parameters(), start.parameters(), strict=True)]) / 1e-3
+        for m in (plain, clipped)
+    ]
+    assert moved[0].norm() > 5
+    torch.testing.assert_close(moved[1], moved[0] * min(1, norm / float(moved[0].norm())), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": torch.optim.SGD, "lr": 0.1}, r"lr=0\.1 is an option of Adam; with optimizer=, let"),
+        ({"optimizer": torch.optim.SGD, "weight_decay": 0.1}, r"weight_decay=0\.1 is an option of Adam"),
+        ({"optimizer": "sgd"}, r"optimizer must be a function from a list of parameters .* got 'sgd'"),
+        ({"optimizer": lambda p: Stepping(p, {})}, "the step of Stepping needs loss; take"),
+        ({"optimizer": list}, "to a torch optimiser, .* and it returned list"),
+        ({"optimizer": torch.optim.LBFGS}, "by the gradients alone, and the step of LBFGS needs closure"),
+        ({"optimizer": lambda p: torch.optim.SGD(p[1:])}, "must hold the 8 parameters that it gets .* got 7"),
+        ({"clip_norm": 0}, "clip_norm must be a finite number above 0, got 0"),
+        ({"weight_decay": -1.0}, r"weight_decay must be a finite number above 0, got -1\.0"),
+    ],
+)
+def test_what_is_no_optimiser_of_the_parameters(small_vae, digits, settings, message):
+    model, before = small_vae(), small_vae().state_dict()
+    with pytest.raises(ValueError, match=message):
+        vsc.fit(model, digits.train[:100], epochs=1, device="cpu", progress=False, **settings)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

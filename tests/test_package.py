@@ -11,14 +11,16 @@ import vsc_pyro as vsc
 ROOT = Path(__file__).parent.parent
 # Rooms: one may import from those before it.
 ROOMS = [
-    *("_pyro_internals", "_arguments", "_files", "_seeding", "_scalars", "_devices"),
+    *("_pyro_internals", "_arguments", "_files", "_seeding", "_recorded", "_scalars", "_devices"),
     *("gates", "datasets", "distributions", "models", "objectives", "training", "acceleration", "inference"),
     *("evaluation", "sae", "arviz_bridge", "plots", "pages"),
 ]
-# A run takes its steps by what is built on `training`, and says at its end what `evaluation` finds.
-UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
+# A run takes its steps by what is built on `training`, and says what `evaluation` finds.
+UPWARDS = {("training.fit", "acceleration"), ("training.loop", "acceleration")}
+UPWARDS |= {("training.summary", "evaluation"), ("training.validation", "evaluation")}
 # Files that are tested with what uses them.
-INTERNAL = {"batch_checks", "contexts", "devices", "fit", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
+INTERNAL = {"batch_checks", "contexts", "devices", "fit", "layout", "loop", "losses"}
+INTERNAL |= {"model_card", "modes", "plan", "run", "summary", "vsc"}
 
 
 def modules():

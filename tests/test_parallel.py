@@ -45,6 +45,19 @@ def test_two_processes_take_the_steps_of_one(found, kind, epochs, least):
 
 
 @pytest.mark.slow
+def test_two_processes_clip_validate_and_stop_as_one(found):
+    (seen, first), (unseen, second) = found("shaped")
+    expected, alone = two_processes.shaped()
+    assert unseen == []
+    assert len(seen) == len(expected) == 3
+    for one, other in zip(seen, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_of_two_is_gone_on_with_and_ends_in_the_same_weights(run, found):
     whole, other = found("whole")
     parts, _ = found("parts")

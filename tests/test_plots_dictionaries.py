@@ -65,7 +65,7 @@ def test_reliability(found, unknown):
     assert heights == pytest.approx(found.bin_frequency.tolist(), nan_ok=True)
     assert curves.get_ylabel() == "share that is present"
     small = dataclasses.replace(found, ece=0.000512)
-    labels = [text.get_text() for text in plots.reliability({"it": small}).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in plots.reliability({"it": small}).legends[0].get_texts()]
     assert labels == ["it: error 0.00051"]
     with pytest.raises(ValueError, match="a dictionary without known features"):
         plots.reliability({"it": unknown})
@@ -83,5 +83,5 @@ def test_the_legend_is_beside_the_bars(plot, found):
 
 @pytest.mark.parametrize("plot", [plots.firing_densities, plots.feature_cosines, plots.recovery])
 def test_nothing_to_draw(plot):
-    with pytest.raises(ValueError, match="evaluations is empty"):
+    with pytest.raises(ValueError, match=r"evaluations must be a dict from names to .* got an empty dict"):
         plot({})

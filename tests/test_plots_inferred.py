@@ -58,7 +58,7 @@ def test_bound_histograms_count_every_datum(trained, digits):
 
 
 def test_bound_histograms_refuse_what_has_none(digits):
-    with pytest.raises(ValueError, match="bounds is empty; pass"):
+    with pytest.raises(ValueError, match=r"bounds must be a dict from names to .* got an empty dict"):
         plots.bound_histograms({})
     point = vsc.VAE(vsc.DeltaEncoder(64, 3), vsc.BernoulliDecoder(3, 64), vsc.LaplacePrior(3))
     with pytest.raises(ValueError, match="bounds of 'point' are NaN: the posterior is a point"):

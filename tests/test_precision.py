@@ -85,7 +85,7 @@ def test_casts_are_captured(make, digits):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_fit_trains_in_bfloat16_and_leaves_the_model_in_float32(small_vae, digits, compile, monkeypatch, tmp_path):
-    monkeypatch.setattr("vsc_pyro.training.fit.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
+    monkeypatch.setattr("vsc_pyro.training.loop.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
     vae = small_vae()
     types = types_in_layers(vae)
     path = tmp_path / "c.pt"

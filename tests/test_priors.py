@@ -111,8 +111,9 @@ def test_an_expected_number_of_active_latents_is_an_inclusion():
     for number in (0, -1, float("inf"), "5"):
         with pytest.raises(ValueError, match="expected_active must be a finite number above 0, got"):
             vsc.SpikeSlabPrior(8, expected_active=number)
-    with pytest.raises(ValueError, match="expected_active must be below the number of latents, 8, got 8"):
-        vsc.SpikeSlabPrior(8, expected_active=8)
+    for number in (8, 8 - 1e-9, 1e-50):
+        with pytest.raises(ValueError, match=r"expected_active must be below the number of latents, 8, and .* got"):
+            vsc.SpikeSlabPrior(8, expected_active=number)
     with pytest.raises(
         ValueError, match=r"inclusion=0\.1 and expected_active=2 both set how many latents are on; pass"
     ):

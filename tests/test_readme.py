@@ -62,6 +62,17 @@ def test_a_sparse_dictionary_is_trained_as_shown(monkeypatch, capsys):
     assert "calibration error" in capsys.readouterr().out
 
 
+def test_a_model_is_kept_and_loaded_as_shown(tmp_path, monkeypatch, trained, digits):
+    program = "".join(blocks("docs/keep.md"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vsc_pyro._recorded._classes", dict(vsc._recorded._classes))
+    monkeypatch.setattr(vsc, "evaluate", functools.partial(vsc.evaluate, num_draws=5))
+    names = run(program, {"torch": torch, "vsc": vsc, "model": trained, "train": digits.train, "test": digits.test})
+    x = digits.test.images
+    assert torch.equal(names["again"].encoder(x).mean, trained.encoder(x).mean)
+    assert torch.equal(vsc.load("own").encoder(x).mean, names["own"].encoder(x).mean)
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     program = "".join(block for page in TUTORIAL for block in blocks(page))

@@ -77,27 +77,45 @@ def test_small_updates_raise_the_mean_bound_until_it_is_stationary(prior, varian
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-8, rtol=0)
 
 
-def test_an_update_that_would_overshoot_stops_near_the_error_of_a_code_of_zeros():
+@pytest.mark.parametrize("variance", ["fixed", "per-pixel"])
+def test_an_update_that_would_overshoot_stops_near_the_error_of_a_code_of_zeros(variance):
     torch.manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(9), dim=0)
-    decoder = vsc.NormalDecoder(40, 9, hidden=(), scale=0.5, variance="fixed")
+    decoder = vsc.NormalDecoder(40, 9, hidden=(), scale=0.5, variance=variance)
     encoder = vsc.RefinedEncoder(9, 40, hidden=(8,), damping=1.0)
     model = vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(40, 1 - 1e-12, slab_loc=1.0))  # all latents are always on
     with torch.no_grad():
         decoder.dictionary.copy_(direction + 0.01 * torch.randn(40, 9))  # and explain the same part
         decoder.own_layer.bias.zero_()
         encoder.own_layer.weight.zero_()
-        encoder.own_layer.bias[-40:] = 30.0
-    x = torch.tensor([[0.1], [1.0], [30.0], [1000.0]]) * direction
+        encoder.own_layer.bias[:40] = 2.0  # the code that is updated explains 80 in that direction
+        if variance == "per-pixel":
+            decoder.amplitude.copy_(torch.rand(9) + 0.5)
+    x = torch.tensor([[1.0], [30.0], [100.0], [1e8]]) * direction  # the last two are nearer to it than to zero
 
-    def error(q):
-        return (x - decoder(q.mean).mean).square().sum(1)
+    def error(difference):
+        return (difference / decoder(torch.zeros(1, 40)).base_dist.scale).square().sum(1)
 
-    before = error(vsc.SpikeSlabEncoder.forward(encoder, x))
-    largest = torch.maximum(before, x.square().sum(1)) + 9 * 0.5**2  # what nine pixels of noise add
-    torch.testing.assert_close(error(encoder(x))[1:], largest[1:])  # as far as they may
-    for gradient in torch.autograd.grad(bound(model, x).sum(), model.parameters(), allow_unused=True):
+    before = error(x - decoder(vsc.SpikeSlabEncoder.forward(encoder, x).mean).mean)
+    largest = torch.maximum(before, error(x)) + 9  # noise makes an error of one for each of nine pixels
+    posterior = encoder(x)
+    torch.testing.assert_close(
+        error(x - decoder(posterior.mean).mean), largest, rtol=1e-4, atol=0
+    )  # all would overshoot
+    scale = slab_of(posterior).scale
+    assert torch.equal(scale, scale[:1].expand_as(scale))
+    for gradient in torch.autograd.grad(bound(model, x[:3]).sum(), model.parameters(), allow_unused=True):
         assert gradient is None or gradient.isfinite().all()
+
+
+def test_codes_of_outliers_are_finite():
+    torch.manual_seed(0)
+    model = vsc.SparseDictionary(64, 256, expected_active=3, noise=0.3).float()
+    x = vsc.datasets.features(512, 64).sample(300).images
+    vsc.fit(model, x, objective="exact", steps=100, progress=False)
+    with torch.no_grad():
+        for factor in (1e3, 1e9, 1e12):
+            assert model.encoder(x[:50] * factor).mean.isfinite().all()
 
 
 @pytest.mark.parametrize("variance", ["shared", "per-pixel"])

@@ -241,8 +241,8 @@ def test_whole_steps_are_for_one_process_and_a_gpu(monkeypatch):
 def taping(monkeypatch):
     """`fit` on the CPU as on a GPU."""
     found = Taping()
-    monkeypatch.setattr("vsc_pyro.training.fit.capture_on", lambda device: found)
-    monkeypatch.setattr("vsc_pyro.training.fit.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
+    monkeypatch.setattr("vsc_pyro.training.loop.capture_on", lambda device: found)
+    monkeypatch.setattr("vsc_pyro.training.loop.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
     return found
 
 
@@ -287,6 +287,17 @@ def test_fit_replays_a_loaders_minibatches(small_vae, digits, taping):
     assert taping.captured == 1
     torch.testing.assert_close(history.elbo, expected[0].elbo, rtol=1e-5, atol=0)
     torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=1e-5)
+
+
+def test_clipping_is_part_of_a_replayed_step(small_vae, digits, taping):
+    data, settings = digits.train[:230], {"batch_size": 50, "lr": 1e-2}
+    free, expected = (fitted(small_vae, data, **settings, **clip) for clip in ({}, {"clip_norm": 1.0}))
+    history, weights = fitted(small_vae, data, compile=True, clip_norm=1.0, **settings)
+    assert taping.captured == 1
+    torch.testing.assert_close(history.elbo, expected[0].elbo, rtol=1e-5, atol=0)
+    torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=1e-5)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(free[1], weights, rtol=1e-3, atol=1e-5)
 
 
 def test_memory_that_has_been_replaced_and_a_hook_are_seen(small_vae, grey):

@@ -1,6 +1,7 @@
 """Resuming from files that have been damaged, edited, or made to do harm; and by runs with other schedules."""
 
 import copy
+import functools
 import math
 import pickle
 import random
@@ -436,14 +437,58 @@ def amsgrad(optimizer):
     return StepLR(optimizer, 2)
 
 
-@pytest.mark.parametrize(("lr_schedule", "got"), [(split, "2 groups"), (amsgrad, "amsgrad=True")])
-def test_what_could_not_be_resumed_is_refused_at_the_start(tmp_path, lr_schedule, got):
-    model = tiny()
-    with pytest.raises(ValueError, match=f"must leave Adam one group of parameters and its amsgrad, got {got}"):
-        fit(model, tmp_path / "c.pt", 2, lr_schedule=lr_schedule)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in tiny().state_dict().items())
-    assert not list(tmp_path.iterdir())
-    assert len(fit(model, None, 2, resume=False, lr_schedule=lr_schedule)) == 2
+# Optimisers
+
+
+def two_groups(parameters):
+    """No weight decay on vectors."""
+    vectors, matrices = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (False, True))
+    return torch.optim.AdamW([{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "lr": 0.01}])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": functools.partial(torch.optim.SGD, lr=1e-4)},
+        {"optimizer": functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9), "clip_norm": 0.5},
+        {"optimizer": two_groups, "lr_schedule": drop},
+        {"optimizer": functools.partial(torch.optim.Adam, lr=torch.tensor(1e-3), amsgrad=True)},
+        {"optimizer": torch.optim.NAdam},
+        {"optimizer": torch.optim.Rprop},
+        {"weight_decay": 0.1},
+        {"lr_schedule": split},
+        {"lr_schedule": amsgrad},
+    ],
+)
+def test_any_optimiser_is_resumed_exactly(tmp_path, settings):
+    whole, resumed = tiny(), tiny(seed=1)
+    settings = {"cooldown": 0} | settings
+    history = fit(whole, None, 5, resume=False, **settings)
+    fit(tiny(), tmp_path / "c.pt", 2, **settings)
+    assert fit(resumed, tmp_path / "c.pt", 5, **settings).elbo == history.elbo
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert any(not torch.equal(value, whole.state_dict()[name]) for name, value in tiny().state_dict().items())
+
+
+def test_another_optimiser_is_refused(tmp_path):
+    path, sgd = tmp_path / "c.pt", functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9)
+    fit(tiny(), path, 2, optimizer=sgd)
+    for other, message in (
+        (torch.optim.NAdam, r"optimizer=SGD \(now NAdam\)"),
+        (None, r"lr=None \(now 0\.001\), optimizer=SGD \(now Adam\)|optimizer=SGD"),
+        (functools.partial(sgd, momentum=0.8), r"optimiser had momentum=0\.9 after as many epochs \(now 0\.8\)"),
+        (lambda parameters: sgd(parameters[::-1]), "trained="),
+    ):
+        assert_refused(tiny(seed=1), path, match=message, optimizer=other)
+    assert_refused(tiny(seed=1), path, match=r"clip_norm=None \(now 1\.0\)", optimizer=sgd, clip_norm=1)
+    state = vsc.load_checkpoint(path)
+    for value, message in (
+        (torch.zeros(7), "momentum_buffer like a tensor of shape"),
+        (torch.full((3, 6), torch.nan), "momentum_buffer finite"),
+        ("x", "momentum_buffer like a tensor"),
+    ):
+        torch.save(altered(state, ("optimizer", "state", 0, "momentum_buffer"), value), tmp_path / "altered.pt")
+        assert_refused(tiny(seed=1), tmp_path / "altered.pt", match=message, optimizer=sgd)
 
 
 def test_format_1_is_compared_without_regard_to_where_it_describes_gates(tmp_path):

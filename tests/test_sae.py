@@ -15,12 +15,14 @@ from problems.autoencoders import D, J, built, data, posterior, slab_prior
 
 import vsc_pyro as vsc
 from vsc_pyro.distributions import centre, hard_code, inclusion_of
+from vsc_pyro.sae.autoencoder import SparseAutoencoder
 from vsc_pyro.sae.export import ENCODERS
 
 safetensors_torch = pytest.importorskip(
     "safetensors.torch", reason="needs the package safetensors: pip install 'vsc-pyro[sae]'"
 )
 
+PARTS = ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"]
 FILES = ["cfg.json", "posterior.safetensors", "sae_weights.safetensors"]
 
 
@@ -57,6 +59,11 @@ MODELS |= {
     "dictionary, not refined": ("vsc_pyro", lambda: dictionary(refine_steps=0)),
 }
 FLAT = [name for name, (architecture, _) in MODELS.items() if architecture != "vsc_pyro"]
+
+
+def flat(sae):
+    """Return the autoencoder of a folder without its posterior, as of a file of SAELens."""
+    return SparseAutoencoder(sae.cfg, {name: getattr(sae, name) for name in PARTS})
 
 
 def flat_codes(folder, x):
@@ -134,6 +141,23 @@ def test_weights_of_an_encoder_are_its_first_order_around_the_decoders_bias(name
     torch.testing.assert_close(sae.b_enc, location(sae.b_dec).detach() * sae.norms)
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_files_of_data_in_any_unit(unit, tmp_path):
+    x = unit * data()
+    torch.manual_seed(0)
+    model = vsc.SparseDictionary(D, J, expected_active=2)
+    vsc.fit(model, x, epochs=2, progress=False)
+    vsc.sae.export(model, tmp_path)
+    sae = vsc.sae.load(tmp_path)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(J))
+    truth = 1e-3 * unit * torch.randn(20, D, dtype=torch.float64)
+    of_model, of_file = (vsc.evaluate_dictionary(found, x, dictionary=truth) for found in (model, sae))
+    unscaled = vsc.evaluate_dictionary(model, x, dictionary=truth / unit)
+    for name in ("mcc", "c_dec", "hard_explained_variance"):
+        assert getattr(of_file, name) == pytest.approx(getattr(of_model, name), rel=1e-4)
+        assert getattr(unscaled, name) == pytest.approx(getattr(of_model, name), rel=1e-6)
+
+
 def test_an_atom_of_zero_has_codes_of_zero(tmp_path):
     model = built(vsc.JumpReLUEncoder(D, J))
     with torch.no_grad():
@@ -150,9 +174,11 @@ def test_nothing_is_overwritten(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
-        with pytest.raises(FileExistsError, match=rf"holds {name}; take another directory, or remove them"):
+        with pytest.raises(FileExistsError, match=rf"holds {name}; pass overwrite=True, or take another directory"):
             vsc.sae.export(model, folder)
         assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "mine")]
+    vsc.sae.export(model, folder, overwrite=True)
+    assert torch.equal(vsc.sae.load(folder).inclusion(data()), vsc.codes(model, data()).inclusion)
     for place in (folder / name, folder / name / "below"):
         with pytest.raises(FileExistsError, match=rf"must be a folder, and .*{name} is a file; take another directory"):
             vsc.sae.export(model, place)
@@ -174,7 +200,9 @@ def test_bad_data_and_codes(tmp_path):
             method({"x": 1})
     with pytest.raises(ValueError, match=r"x must have 6 values in its last .* shape \(1,\); pass"):
         sae.encode(torch.zeros(1))
+    assert torch.equal(torch.vmap(flat(sae).encode)(data()), flat(sae).encode(data()))
     for values in (math.nan, math.inf, 1e300):
+        assert not flat(sae).encode(np.array([[values] + [0.0] * (D - 1)])).isfinite().all()
         for method in (sae.encode, sae.inclusion, sae):
             with pytest.raises(
                 ValueError, match=r"1 NaN or infinite values in the model's type, .* in datum 1; remove"
@@ -187,7 +215,9 @@ def test_bad_data_and_codes(tmp_path):
         sae.encode(torch.zeros(2, D), code="soft")
 
 
-@pytest.mark.parametrize("use", [vsc.codes, vsc.evaluate, vsc.bounds, vsc.fit, vsc.refine])
+@pytest.mark.parametrize(
+    "use", [vsc.codes, vsc.evaluate, vsc.bounds, vsc.fit, vsc.refine, vsc.impute, vsc.gibbs_posterior, vsc.sae.export]
+)
 def test_a_loaded_autoencoder_is_no_vae(use, tmp_path):
     vsc.sae.export(built(vsc.JumpReLUEncoder(D, J)), tmp_path)
     with pytest.raises(

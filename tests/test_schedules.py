@@ -163,7 +163,7 @@ def test_a_refused_run_leaves_settings_also_on_a_device_of_their_own(small_vae, 
     monkeypatch.setattr(vae, "to", lambda device: vae._apply(lambda tensor: tensor.clone()))  # replaces buffers
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
     schedules = {"encoder.gate.temperature": Ramp(0.3, 2)}
-    with pytest.raises(ValueError, match="must step once an epoch"):
+    with pytest.raises(ValueError, match="steps by the validation bound, and there is none"):
         vsc.fit(vae, digits.train, epochs=2, warmup=0.5, schedules=schedules, lr_schedule=plateau, **QUIET)
     assert (vae.encoder.gate.temperature, vae.warmup) == (0.5, 1)
 

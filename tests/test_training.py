@@ -420,7 +420,7 @@ def test_weights_that_overflow_are_not_written(small_vae, digits, tmp_path):
         ({"num_draws": 0}, "num_draws must be"),
         ({"checkpoint_every": 0}, "checkpoint_every must be"),
         ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
-        ({"lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "lr_schedule must step once an epoch"),
+        ({"lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "steps by the validation bound"),
         ({"objective": "elbo"}, "unknown objective 'elbo'; known are"),
         ({"device": "tpu9"}, "device 'tpu9' is not available"),
     ],

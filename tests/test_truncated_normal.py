@@ -36,6 +36,7 @@ def test_the_quantile_is_the_inverse_of_the_distribution_function(loc):
     q, u = truncated(loc, 0.7), torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
     z = q.icdf(u)
     torch.testing.assert_close(q.cdf(z), u, rtol=1e-7, atol=1e-9)
+    assert not q.cdf(-z).any()
     (density,) = torch.autograd.grad(q.cdf(z.requires_grad_()).sum(), z)
     torch.testing.assert_close(density, q.log_prob(z).exp(), rtol=1e-6, atol=1e-9)
 

@@ -13,6 +13,7 @@ torch.Size([3, 10])
 """
 
 from vsc_pyro import datasets, gates, sae
+from vsc_pyro._recorded import register
 from vsc_pyro.acceleration import CompiledSVI
 from vsc_pyro.acceleration.fit_ensemble import fit_ensemble
 from vsc_pyro.arviz_bridge.predictive_checks import elpd, predictive_check
@@ -63,6 +64,7 @@ from vsc_pyro.training import parallel, schedules
 from vsc_pyro.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from vsc_pyro.training.fit import fit
 from vsc_pyro.training.history import History, NonFiniteLossError
+from vsc_pyro.training.saving import load, save
 from vsc_pyro.training.schedules import Ramp
 from vsc_pyro.training.svi import SVI
 
@@ -139,13 +141,16 @@ __all__ = [
     "glossary",
     "impute",
     "linear_probe",
+    "load",
     "load_checkpoint",
     "load_weights",
     "parallel",
     "predictive_check",
     "refine",
+    "register",
     "report",
     "sae",
+    "save",
     "save_checkpoint",
     "schedules",
     "to_arviz",

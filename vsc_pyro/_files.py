@@ -1,4 +1,4 @@
-"""Atomic writes: a file is replaced as a whole or not at all."""
+"""Atomic writes: a file or folder is replaced as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -41,6 +41,38 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; when the block ends without an error, flush its files and rename it.
+
+    An existing folder is deleted once the new one is in its place. A reader finds the old folder or the new one, except
+    between two renames. If the writer is killed just then, the old folder is beside `path`, under a hidden name.
+
+    Raises:
+        OSError: the file system refuses to write; the message names `path`.
+    """
+    token = secrets.token_hex(6)
+    temporary, old = (path.with_name(f".{path.name}-{kind}-{token}") for kind in ("partial", "replaced"))
+    with _naming(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def expanded(path: str | os.PathLike, name: str = "path") -> Path:

@@ -6,10 +6,12 @@ import numbers
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from vsc_pyro._recorded import Recorded
 
 
-class ScalarModule(nn.Module):
+class ScalarModule(Recorded):
     """A module whose scalar buffers can be assigned numbers, as in ``gate.temperature = 0.3``.
 
     An assignment changes the value of the buffer in place. The tensor stays the same, so a captured step that reads it

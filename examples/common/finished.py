@@ -22,7 +22,7 @@ from common.files import (
 )
 from common.model_options import OPTIONS_OF, free_to_change
 from common.outputs import EARLIER, settings
-from vsc_pyro import load_checkpoint, parallel
+from vsc_pyro import parallel
 from vsc_pyro.datasets import DATASETS
 from vsc_pyro.training.checkpoints import shortened, shown
 
@@ -34,6 +34,7 @@ ONLY_WITH_SOME = (
 SETTINGS = (
     *("prior", "latent_dim", "hyperprior", "warmup", "hidden", "encoder_activation", "decoder_activation"),
     *("objective", "num_draws", "beta", "batch_size", "lr", "lr_drop", "lr_decay", "cooldown", "seed"),
+    *("validation", "patience"),
     *ONLY_WITH_SOME,
 )
 # Figures in metrics.json, by the names that `vsc_pyro.Evaluation` gives them.
@@ -90,7 +91,7 @@ def metrics_of(args, history, result, dataset, device):
 
 
 def read_run(directory, parse, with_defaults):
-    """Return settings, metrics and checkpoint of a finished run.
+    """Return settings and metrics of a finished run.
 
     Args:
         parse: parser of the command line.
@@ -100,22 +101,15 @@ def read_run(directory, parse, with_defaults):
         FileNotFoundError: an unfinished run.
         ValueError: a file that no run can have written, or files of different runs.
     """
-    config, metrics, checkpoint = (directory / name for name in ("config.json", "metrics.json", "checkpoint.pt"))
-    missing = [file.name for file in (config, checkpoint, metrics) if not file.is_file()]
+    config, metrics = (directory / name for name in ("config.json", "metrics.json"))
+    missing = [file.name for file in (config, directory / "model", metrics) if not file.exists()]
     if missing:
         raise FileNotFoundError(
             f"{directory} holds no finished run of mnist_vsc.py: {', '.join(missing)} not there; "
             f"run examples/mnist_vsc.py --output {directory}, with --resume if it was interrupted"
         )
     args = read_settings(config, parse)
-    args, found = read_metrics(metrics, args, config, with_defaults)
-    state = load_checkpoint(checkpoint)
-    if state.get("epoch") != found["epochs"]:
-        raise ValueError(
-            f"{directory} was measured after {found['epochs']} epochs and has since been trained to "
-            f"{shown(state.get('epoch'))}; let mnist_vsc.py --resume finish it"
-        )
-    return args, found, state
+    return read_metrics(metrics, args, config, with_defaults)
 
 
 def read_settings(file, parse):

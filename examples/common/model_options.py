@@ -87,6 +87,8 @@ def add_training(parser):
         help="share of the epochs, the last ones, in which the learning rate falls; default: .25, or that of the "
         "resumed run",
     )
+    add("--validation", type=float, metavar="SHARE", help="share of the training data to validate on after each epoch")
+    add("--patience", type=whole, metavar="EPOCHS", help="stop after so many epochs without a better validation bound")
     add("--beta", type=positive, default=1.0, help="weight of the KL divergence")
 
 
@@ -99,6 +101,8 @@ def checked(parser, args):
             parser.error(f"{flag} goes with --prior {' or '.join(takers)}, got --prior {args.prior}")
     if args.prior == "pseudo-input" and not args.sparsity_weight and args.inclusion != parser.get_default("inclusion"):
         parser.error("--inclusion goes with --prior pseudo-input only as the target of --sparsity-weight, which is 0")
+    if args.patience is not None and args.validation is None:
+        parser.error("--patience counts epochs without a better validation bound; pass --validation as well")
     if args.warmup is not None and len(args.warmup) not in (0, 2):
         parser.error(f"--warmup takes no number or two, steps at the standard slab and of the ramp, got {args.warmup}")
     if args.decoder_activation is None:

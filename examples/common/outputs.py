@@ -12,7 +12,7 @@ from vsc_pyro._files import check_writable
 from vsc_pyro.training.checkpoints import shown
 
 # Settings that config.json of old versions lacks, with the values that those runs had.
-EARLIER = {"learn_slab": False, "cooldown": None}
+EARLIER = {"learn_slab": False, "cooldown": None, "validation": None, "patience": None}
 
 
 def settings(args, free):

@@ -32,11 +32,23 @@ def digits():
     return vsc.Dataset(data.images[:499].flatten(1), binarize="dynamic")  # batches and shares of different sizes
 
 
-def train(kind, epochs, checkpoint=None, resume=False):
+def train(kind, epochs, checkpoint=None, resume=False, **settings):
     model = build(kind)
-    settings = {"epochs": epochs, "checkpoint": checkpoint, "resume": resume}
+    settings |= {"epochs": epochs, "checkpoint": checkpoint, "resume": resume}
     vsc.fit(model, digits(), batch_size=99, progress=False, device="cpu", **settings)
     return model
+
+
+def shaped():
+    """The epochs that callbacks have seen, and the weights of a clipped, validated run, which a callback ends."""
+    seen = []
+
+    def stop(history, model):
+        seen.append((history.best_epoch, *history.validation))
+        return len(history) == 3
+
+    settings = {"clip_norm": 2.0, "validation": 0.2, "patience": 5, "callbacks": [stop], "weight_decay": 0.1}
+    return seen, train("point", 9, **settings).state_dict()
 
 
 def refusal(task, *args, **settings):
@@ -101,6 +113,7 @@ def work(folder):
             )
         ],
         "unreached": sum_of_unreached(),
+        "shaped": shaped(),
     }
     torch.save(found, folder / f"found-{parallel.rank()}.pt")
 

@@ -34,7 +34,7 @@ from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.contexts import private_state
 from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
-from vsc_pyro.training.fit import warn_of_prior, warn_of_warmup
+from vsc_pyro.training.fit import check_can_train, warn_of_prior, warn_of_warmup
 from vsc_pyro.training.history import History, NonFiniteLossError
 from vsc_pyro.training.parallel import num_processes
 from vsc_pyro.training.plan import check_batch_norm, default_epochs, with_warmup
@@ -73,9 +73,9 @@ def fit_ensemble(
     first seed, and differs from the noise that `fit` draws. A model that draws none ends in `fit`'s weights, but for
     rounding. Models with equal weights and seeds have independent noise.
 
-    Not offered are separate learning rates, several draws, other gates than each model's own, bfloat16, and
-    checkpoints: an interrupted run leaves the models in their last state. Save the result with ``torch.save`` of a
-    model's ``state_dict()``.
+    Not offered are separate learning rates, other optimisers, weight decay, clipping, validation, early stopping,
+    callbacks, several draws, other gates than each model's own, bfloat16, and checkpoints: an interrupted run leaves
+    the models in their last state. Save the result with ``torch.save`` of a model's ``state_dict()``.
 
     Args:
         models: trained in place; moved to `device`.
@@ -112,6 +112,8 @@ def fit_ensemble(
     device, compile = resolve_device(device), bool_or_auto("compile", compile)
     _check_place(data, device, compile)
     check_built_alike(models)
+    for model in models:
+        check_can_train(model)
     data = as_dataset(data)
     models[0].check_data(data.images)
     loss = _objective_of_all(models, objective, data)

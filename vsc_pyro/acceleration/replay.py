@@ -10,7 +10,7 @@ indices (or the minibatch itself)      in one tensor, into which those of a step
 the learning rate                      in a tensor that is filled before every replay
 random numbers                         drawn anew from the same generators, whose states advance as without a graph
 parameters, buffers, Adam's state      in their own memory, changed in place
-options of Adam, the key of the graph  as constants: where one has changed, the step is captured again
+options and hooks, the graph's key     as constants: where one has changed, the step is captured again
 =====================================  =================================================================================
 
 No step waits for the device. All that the trial steps of a capture change is restored, and two replays are compared
@@ -216,7 +216,7 @@ class Replay:
             group["fused"] for group in optimizer.param_groups
         ):
             raise NotCapturedError(f"the optimiser is no Adam with fused=True, but {type(optimizer).__name__}")
-        if _has_hooks(optimizer):
+        if any(not getattr(hook, "is_capturable", False) for hook in _hooks(optimizer)):
             raise NotCapturedError("the optimiser has hooks, and a graph would not run them")
 
         def step() -> list[Tensor]:
@@ -250,11 +250,11 @@ def _options(optimizer: torch.optim.Optimizer) -> tuple:
     """Return the constants of a captured update."""
     changing = {"params", "lr", "initial_lr"}
     groups = optimizer.param_groups
-    return _has_hooks(optimizer), *(value for group in groups for name, value in group.items() if name not in changing)
+    return *_hooks(optimizer), *(value for group in groups for name, value in group.items() if name not in changing)
 
 
-def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+def _hooks(optimizer: torch.optim.Optimizer) -> tuple[Callable[..., Any], ...]:
+    return (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values())
 
 
 def _memory(graph: Graph, optimizer: torch.optim.Optimizer) -> tuple[int, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from vsc_pyro.models.layout import layout, public_attributes
 from vsc_pyro.models.vae import VAE
 
 
@@ -13,10 +13,10 @@ def check_built_alike(models: Sequence[VAE]) -> None:
 
     Models that share a tensor are refused as well.
     """
-    expected = _build(models[0])
+    expected = layout(models[0])
     owners: dict[int, str] = {}
     for index, model in enumerate(models):
-        build = _build(model)
+        build = layout(model)
         for name in dict.fromkeys((*expected, *build)):
             if (here := build.get(name, "not there")) != (there := expected.get(name, "not there")):
                 raise ValueError(
@@ -35,30 +35,9 @@ def check_built_alike(models: Sequence[VAE]) -> None:
 
 def attributes_that_differ(model: VAE, first: VAE) -> list[str]:
     """Return as text the public attributes of the model's modules that differ from those of the first model."""
-    expected = _plain(first)
+    expected = public_attributes(first)
     return [
         f"{name}={value} (models[0]: {expected.get(name)})"
-        for name, value in _plain(model).items()
+        for name, value in public_attributes(model).items()
         if value != expected.get(name)
     ]
-
-
-def _build(model: VAE) -> dict[str, str]:
-    """Return every module's class, and the shape, type and kind of every tensor, by name."""
-    build = {name: f"a {type(module).__name__}" for name, module in model.named_modules()}
-    for name, parameter in model.named_parameters():
-        kind = "a parameter" if parameter.requires_grad else "a parameter that is not trained"
-        build[name] = f"{kind} of shape {tuple(parameter.shape)} and type {parameter.dtype}"
-    for name, buffer in model.named_buffers():
-        build[name] = f"a buffer of shape {tuple(buffer.shape)} and type {buffer.dtype}"
-    return build
-
-
-def _plain(model: VAE) -> dict[str, str]:
-    """Return as text every module's public attributes that are neither tensors nor modules, by name."""
-    return {
-        f"{prefix}.{attribute}".removeprefix("."): re.sub(" at 0x[0-9a-f]+", "", repr(value))
-        for prefix, module in model.named_modules()
-        for attribute, value in vars(module).items()
-        if not attribute.startswith("_")
-    }

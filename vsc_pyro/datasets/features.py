@@ -49,7 +49,7 @@ class Magnitudes(NamedTuple):
     deviation: Tensor
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class FeatureWorld:
     """Endless data of known features; the result of `features`.
 
@@ -76,9 +76,13 @@ class FeatureWorld:
     noise: float
     batch_size: int
     seed: int
-    _structure: Structure = dataclasses.field(repr=False)
+    _structure: Structure
     first_step: int = 0
     device: torch.device = _CPU
+
+    def __repr__(self) -> str:
+        features, dim = self.dictionary.shape
+        return f"FeatureWorld({features} features, {dim} dimensions, batch_size={self.batch_size}, seed={self.seed})"
 
     def start_at(self, step: int) -> FeatureWorld:
         """Return the same world, whose iterating begins with batch number `step`, counted from 0."""

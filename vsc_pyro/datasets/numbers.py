@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ def as_array(data: Any, name: str) -> np.ndarray:
     if hasattr(data, "toarray"):
         raise ValueError(f"{name} must be dense, got a {kind}, which is sparse; pass {name}.toarray()")
     if not hasattr(data, "__array__"):
-        raise ValueError(f"{name} must be {KINDS}; got a {kind}")
+        is_stream = isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping, tuple, Set))
+        remedy = "; of a stream of batches, pass torch.cat(list(itertools.islice(stream, 20)))" if is_stream else ""
+        raise ValueError(f"{name} must be {KINDS}; got a {kind}{remedy}")
     if np.ma.is_masked(data):
         raise ValueError(
             f"{name} holds {np.ma.count_masked(data)} values under a mask, which are missing; remove these rows, or "

@@ -42,12 +42,13 @@ class Shards(Dataset):
         dim: number of values d in a row.
         batch_size: number of rows in a batch.
         batches_per_pass: number of batches in a pass over all rows.
+        seed: of the order.
     """
 
     def __init__(self, folder: str | os.PathLike, batch_size: int = 1024, shuffle: bool = True, seed: int = 0) -> None:
         self._arguments = folder, batch_size, shuffle, seed
         self.batch_size, self._shuffle = positive_int("batch_size", batch_size), yes_or_no("shuffle", shuffle)
-        self._seed = natural_int("seed", seed)
+        self.seed = natural_int("seed", seed)
         paths = _paths(expanded(folder, "folder"))
         opened = [_opened(path) for path in paths]
         self._files, self._type = [values for values, _ in opened], opened[0][1]
@@ -89,7 +90,7 @@ class Shards(Dataset):
             places = np.arange(start, min(start + group, self.num_data))
             rows = order[places // _RUN] * _RUN + places % _RUN
             if self._shuffle:
-                rows = np.random.default_rng([self._seed, number, start]).permutation(rows)
+                rows = np.random.default_rng([self.seed, number, start]).permutation(rows)
             skipped = max(0, first * size - start)
             for batch in range(skipped, len(rows), size):
                 yield self._rows(rows[batch : batch + size])
@@ -98,7 +99,7 @@ class Shards(Dataset):
         """Return the order of the runs in a pass; the last run, which may be shorter, stays last."""
         runs = np.arange(-(-self.num_data // _RUN))
         if self._shuffle:
-            runs[:-1] = np.random.default_rng([self._seed, number]).permutation(len(runs) - 1)
+            runs[:-1] = np.random.default_rng([self.seed, number]).permutation(len(runs) - 1)
         return runs
 
     def _rows(self, rows: np.ndarray) -> Tensor:
@@ -159,7 +160,8 @@ def shards(folder: str | os.PathLike, batch_size: int = 1024, shuffle: bool = Tr
 def _paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist; pass a folder of {' or '.join(_SUFFIXES)} files")
-    paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    found = (path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    paths = sorted(path for path in found if not path.name.startswith("."))  # such as files that are being written
     if not paths:
         raise FileNotFoundError(f"folder {folder} holds no {' or '.join(_SUFFIXES)} file; put some there")
     return paths

@@ -156,7 +156,8 @@ class ShiftedNormalTails(TorchDistribution):
 
 
 def hazard(cut: Tensor) -> Tensor:
-    return math.sqrt(2 / math.pi) / torch.special.erfcx(cut / math.sqrt(2))
+    wide = torch.promote_types(cut.dtype, torch.float32)  # torch has no erfcx of half precision
+    return (math.sqrt(2 / math.pi) / torch.special.erfcx(cut.to(wide) / math.sqrt(2))).to(cut.dtype)
 
 
 def _survival(cut: Tensor, excess: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class TruncatedNormal(TorchDistribution):
         excess = value / self.scale
         outside = hazard(far) / hazard(far + excess) * torch.exp(-excess * (far + 0.5 * excess))
         inside = torch.special.ndtr(-(near + excess)) / torch.special.ndtr(-near)
-        return 1 - torch.where(is_far, outside, inside)
+        return (1 - torch.where(is_far, outside, inside)).masked_fill(value <= 0, 0.0)
 
     def icdf(self, value: Tensor) -> Tensor:
         return self.scale * excess_beyond(self.cut, -torch.log1p(-value))

@@ -19,7 +19,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyro
 import torch
@@ -37,6 +37,7 @@ from vsc_pyro.models.data_checks import check_figure
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.loaded import Loaded, as_readable
 
+T = TypeVar("T")
 _POINT, _DEPENDS = "the posterior is a point", "the prior depends on the datum"
 
 
@@ -152,7 +153,27 @@ def figures_of(
     compile: bool | str,
     measure: Callable[[Tensor, Weighing], Figures],
 ) -> Figures:
-    """Return the figures of all batches of data, in evaluation mode and seeded; float64."""
+    """Return the figures of data, float64; the arguments are those of `measured`."""
+    parts = measured(name, model, data, num_draws, seed, progress, compile, measure)
+    return Figures(*(torch.cat(field).double() for field in zip(*parts, strict=True)))
+
+
+def measured(
+    name: str,
+    model: VAE,
+    data: Dataset | Loaded,
+    num_draws: int,
+    seed: int,
+    progress: bool,
+    compile: bool | str,
+    measure: Callable[[Tensor, Weighing], T],
+) -> list[T]:
+    """Return ``measure(x, weigh)`` for each batch x of data, in evaluation mode and seeded.
+
+    Args:
+        name: of the work, in the bar and in warnings.
+        measure: its second argument weighs `num_draws` codes of each datum.
+    """
     like, num_codes = model.reference, len(data) * num_draws
     # Data are checked once. Pyro would check every draw, and wait for the device each time.
     with model.evaluating(), seeded(seed, like.device), pyro.validation_enabled(False):
@@ -169,8 +190,7 @@ def figures_of(
                 bar.update(num)
 
             weigh = Weighing(model, chunk, num_draws, name, bool(compile), after_chunk)
-            parts = [measure(x.to(like), weigh) for x in drawn_batches(data, chunk.rows)]
-    return Figures(*(torch.cat(field).double() for field in zip(*parts, strict=True)))
+            return [measure(x.to(like), weigh) for x in drawn_batches(data, chunk.rows)]
 
 
 def figures_of_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> Figures:

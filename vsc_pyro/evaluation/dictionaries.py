@@ -41,9 +41,10 @@ from torch import Tensor
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.evaluation.dictionary_codes import Coder
 from vsc_pyro.evaluation.figures import SEE_WORDS, line, plain
-from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking
+from vsc_pyro.evaluation.matching import Detection, Matching, match, pairwise_cosines, ranking, unit_rows
 from vsc_pyro.evaluation.reconstruction import Reconstruction
 from vsc_pyro.evaluation.reliability import Reliability
 from vsc_pyro.models.data_checks import in_memory
@@ -58,7 +59,7 @@ _NO_BINS = torch.empty(0)
 _PROBABILITIES = "sum of probabilities, all latents", "probability above 1/2", "probability never above 1/2"
 _CODES = "code not 0", "code not 0", "code always 0"
 _MANY = 0.25  # share of dead latents
-_USED = "latents used, of fit and evaluate: another rule, the information that they carry"
+_USED = "fit and evaluate count latents by another rule: those that carry information are used"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,10 +165,10 @@ class DictionaryEvaluation:
         if not self.is_probabilistic or self.dead_share <= _MANY:
             return ()
         return (
-            f"{self.dead} of {self.num_latents} latents are dead in these {self.num_data} data: if that is no want of "
-            "data or of training, take the prior's expected_active near the L0 that you want, and for data that are no "
-            "sum of a few features, a fixed noise (SparseDictionary(noise=...), or NormalDecoder(scale=..., "
-            "variance='fixed')) with objective='exact' (docs/sae.md, How sparse)",
+            f"{self.dead} of {self.num_latents} latents are dead in these {self.num_data} data: evaluate more data and "
+            "train for longer; if they stay dead, choose a prior's expected_active near the L0 that you want, and for "
+            "data that are no sum of a few features, a fixed noise (SparseDictionary(noise=...), or "
+            "NormalDecoder(scale=..., variance='fixed')) with objective='exact' (docs/sae.md, How sparse)",
         )
 
     def __str__(self) -> str:
@@ -192,7 +193,7 @@ class DictionaryEvaluation:
             (
                 "c_dec",
                 f"{self.c_dec:.4f}",
-                f"cosine of two atoms; largest one {self.largest_cosine:.3f}, mean of atoms",
+                f"cosine of two atoms; {self.largest_cosine:.3f} with the nearest, mean of atoms",
             ),
         ]
 
@@ -296,8 +297,8 @@ def evaluate_dictionary(
 
 
 def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
-    given = torch.as_tensor(dictionary)
-    features = given.detach().float().cpu().flatten(min(1, given.ndim - 1))
+    given = as_numbers(dictionary, "dictionary")
+    features = given.detach().double().cpu().flatten(min(1, given.ndim - 1))
     num = max([1, *features.shape[:1]]) if data.factors is None else data.factors.presence.shape[1]
     if features.shape != (num, atoms.shape[1]):
         raise ValueError(
@@ -306,7 +307,7 @@ def _checked(dictionary: Tensor, atoms: Tensor, data: Dataset) -> Tensor:
         )
     if not (features.isfinite().all() and atoms.isfinite().all()):
         raise ValueError("dictionary or the model's dictionary has entries that are NaN or infinite; remove them")
-    return features
+    return unit_rows(features).float()
 
 
 def _measure(coder: Coder, data: Dataset, truth: _Truth | None) -> dict[str, Any]:

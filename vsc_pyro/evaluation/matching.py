@@ -45,11 +45,17 @@ class Matching:
     cosine: Tensor
 
 
+def unit_rows(matrix: Tensor) -> Tensor:
+    """Return rows ``(J, d)`` of any length scaled to norm 1; rows of zeros are unchanged."""
+    largest = matrix.abs().amax(1, keepdim=True)
+    return normalize(matrix / torch.where(largest > 0, largest, torch.ones_like(largest)))  # squares may underflow
+
+
 def match(atoms: Tensor, features: Tensor) -> Matching:
     """Match atoms ``(J, d)`` to directions of features ``(F, d)``, of any lengths and signs."""
     from scipy.optimize import linear_sum_assignment
 
-    cosines = (normalize(atoms) @ normalize(features).T).abs().clamp(max=1)
+    cosines = (unit_rows(atoms) @ unit_rows(features).T).abs().clamp(max=1)
     pairs = linear_sum_assignment(cosines.float().numpy(), maximize=True)
     cosine, nearest = cosines.max(1)
     return Matching(float(cosines[pairs].double().mean()), len(nearest.unique()) / len(atoms), nearest, cosine)
@@ -62,7 +68,7 @@ def pairwise_cosines(atoms: Tensor) -> tuple[float, float]:
     """
     if len(atoms) < 2:
         return math.nan, math.nan
-    atoms, total, largest = normalize(atoms), 0.0, 0.0
+    atoms, total, largest = unit_rows(atoms), 0.0, 0.0
     for first in range(0, len(atoms), _ROWS_AT_ONCE):
         cosines = (atoms[first : first + _ROWS_AT_ONCE] @ atoms.T).abs()
         cosines[torch.arange(len(cosines)), first + torch.arange(len(cosines))] = 0

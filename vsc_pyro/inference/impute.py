@@ -42,7 +42,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import centre, is_point
 from vsc_pyro.models.data_checks import check_figure, in_memory
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 
 _ROWS_AT_ONCE = 10_000  # chains in a batch: 30 MB for 784 pixels in float32
 _SMALLEST_SHARE = 3  # as a power of a half
@@ -114,6 +114,7 @@ def impute(
         >>> imputed.samples.shape, torch.equal(imputed.mean[:, :2], x[:, :2])
         (torch.Size([5, 3, 4]), True)
     """
+    check_is_vae(model)
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     num_steps = positive_int("num_steps", num_steps)
     num_pseudo_steps = natural_int("num_pseudo_steps", num_pseudo_steps)

@@ -35,7 +35,7 @@ from torch.nn.functional import logsigmoid
 
 from vsc_pyro.distributions import LinearNormal, SpikeSlab
 from vsc_pyro.models.data_checks import in_memory
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 
 MAX_LATENTS = 12
 NUMBERS_AT_ONCE = 2**22  # 32 MB in float64
@@ -75,6 +75,7 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
         ValueError: data that do not fit the model, a decoder that is not a linear `NormalDecoder`, or a prior other
             than a spike-and-slab with normal slabs that is the same for all data.
     """
+    check_is_vae(model)
     images = in_memory(x).images
     model.check_data(images)
     with model.evaluating():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vsc_pyro._arguments import choice, positive_int, sizes
+from vsc_pyro._recorded import Recorded
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -65,7 +66,7 @@ def last_layer(network: nn.Module) -> nn.Module | None:
     return layers[-1] if layers else None
 
 
-class ConvTrunk(nn.Module):
+class ConvTrunk(Recorded):
     """Convolutional network from images to features: each 4x4 convolution of stride 2 halves height and width.
 
     An activation follows each convolution, but not the final linear layer. Weights are initialised as in He et al.
@@ -118,7 +119,7 @@ class ConvTrunk(nn.Module):
         return self.layers(x.reshape(len(x), *self.input_shape))
 
 
-class DeconvTrunk(nn.Module):
+class DeconvTrunk(Recorded):
     """Convolutional network from features to images: each transposed convolution of stride 2 doubles height and width.
 
     The mirror image of `ConvTrunk`, with an activation after each layer but the last. A stride that divides the

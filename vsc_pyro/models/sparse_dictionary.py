@@ -70,8 +70,6 @@ class SparseDictionary(VAE):
             Miller & Dunson, 2019). 1 for a bound.
 
     Attributes:
-        arguments: the arguments of this model, as numbers, strings and tuples, to build another one of the same
-            posterior; the gate, which acts in training only, is left out.
         training_defaults: objective, minibatches, warm-up and learning rate that `vsc_pyro.fit` takes. The rate is 3e-3
             for up to 1,500 steps, 1e-3 for 4,500 and more, and between them in proportion to 1 / steps.
 
@@ -127,18 +125,6 @@ class SparseDictionary(VAE):
             slab_scale=_SLAB_SCALE,
         )
         super().__init__(encoder, decoder, prior, beta)
-        self.arguments: dict[str, Any] = {
-            "input_shape": shape,
-            "num_features": num_features,
-            "expected_active": expected_active,
-            "slab": slab,
-            "hidden": sizes("hidden", hidden),
-            "scale": scale,
-            "refine_steps": int(refine_steps),
-            "learn_slab": "per-latent" if learn_slab is True else learn_slab,
-            "noise": None if noise is None else float(noise),
-            "beta": float(beta),
-        }
         self._start_at_the_transpose()
 
     def prepare(self, images: Tensor) -> None:

@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vsc_pyro._recorded import Recorded
+
 _ROWS_AT_ONCE = 1000
 _SMALLEST = 1e-12
 
 
-class Prepared(nn.Module):
+class Prepared(Recorded):
     """A module that takes starting values from the first training data it is shown, unless it is already trained.
 
     Buffers:

@@ -18,7 +18,9 @@ import functools
 import inspect
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -257,6 +259,12 @@ class VAE(ScalarModule):
 
         return impute(self, x, mask, **options)
 
+    def save(self, directory: str | os.PathLike, **options: Any) -> Path:
+        """Write the model to a folder: ``vsc_pyro.save(vae, directory, **options)``, see `vsc_pyro.save`."""
+        from vsc_pyro.training.saving import save  # training imports models
+
+        return save(self, directory, **options)
+
     def prepare(self, images: Tensor) -> None:
         """Show training data, shape ``(N, ...)``, to the parts that initialise themselves from data.
 
@@ -296,8 +304,6 @@ class VAE(ScalarModule):
 
     def check_parts(self, x: Tensor) -> Distribution:
         """Run one datum through all parts and return the likelihood of a code of zeros."""
-        if x.shape[1:] != self._datum_shape:
-            self._datum_shape = x.shape[1:]
         with self.evaluating():
             try:
                 posterior = self.encoder(x)
@@ -338,6 +344,8 @@ class VAE(ScalarModule):
             # The objective samples a divergence without closed form, and warns of it.
             with contextlib.suppress(NotImplementedError):
                 kl_divergence(posterior, prior.expand(posterior.batch_shape))
+        if x.shape[1:] != self._datum_shape:
+            self._datum_shape = x.shape[1:]
         return likelihood
 
     def _check_decoder_saturates(self, x: Tensor, posterior: Distribution) -> None:

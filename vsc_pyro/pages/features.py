@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation, evaluate_dictionary
 from vsc_pyro.evaluation.dictionary_codes import Coder
+from vsc_pyro.evaluation.matching import unit_rows
 from vsc_pyro.evaluation.reliability import Reliability
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document
@@ -91,6 +91,7 @@ def feature_pages(
 
     file, data = new_file(path, overwrite), in_memory(data)
     num_top, seed = positive_int("num_top", num_top), natural_int("seed", seed)
+    words = None if words is None else list(words)  # a Series would be indexed by its labels
     if words is not None and len(words) != len(data):
         raise ValueError(f"words must hold one text for each of {len(data)} data, got {len(words)}")
     coder = Coder(model, data, None, seed)
@@ -108,8 +109,11 @@ def feature_pages(
     latents = _read(coder, data, found, chosen)
     document = Document(title or f"{data.name}, {num} features")
     document.plain(str(found))
-    document.table(_overview(found, latents), f"{len(chosen)} of {num} features:", index=False)
-    directions = normalize(coder.atoms)
+    order = "largest mean probability first" if listed is None else "as asked for"
+    numbered = "" if found.nearest is None else "; true features have numbers of their own"
+    caption = f"{len(chosen)} of {num} features, {order}{numbered}:"
+    document.table(_overview(found, latents), caption, index=False)
+    directions = unit_rows(coder.atoms)
     for place, latent in enumerate(chosen.tolist()):
         document.heading(f"Feature {latent}")
         atom = coder.atoms[latent]
@@ -137,7 +141,7 @@ def _overview(found: DictionaryEvaluation, latents: _Latents) -> pandas.DataFram
     chosen = latents.chosen
     columns = {"feature": chosen, "density": found.density[chosen], "mean probability": found.usage[chosen]}
     if found.nearest is not None and found.cosine is not None:
-        columns |= {"true feature": found.nearest[chosen], "cosine": found.cosine[chosen]}
+        columns |= {"true feature": found.nearest[chosen], "absolute cosine": found.cosine[chosen]}
     if found.latent_f1 is not None:
         columns["F1"] = found.latent_f1[chosen]
     return pandas.DataFrame({name: column.tolist() for name, column in columns.items()})

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from vsc_pyro.evaluation.calibration import Calibration
 from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation
+from vsc_pyro.plots.inputs import check_named
 
 
 def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) -> Figure:
@@ -27,13 +28,14 @@ def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) 
     Raises:
         ValueError: no calibration, one of a posterior without spikes, or one of a dictionary without known features.
     """
-    if not calibrations:
-        raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
-    if any(math.isnan(result.ece) for result in calibrations.values()):
-        raise ValueError(
-            "calibrations holds a posterior without an atom at zero, which has no inclusion probabilities, or a "
-            "dictionary without known features"
-        )
+    check_named("calibrations", calibrations)
+    for name, result in calibrations.items():
+        if math.isnan(result.ece):
+            raise ValueError(
+                f"calibrations[{name!r}] has no inclusion probabilities to compare with the truth: it is of a "
+                "posterior without spikes, or of a dictionary without known features, which evaluate_dictionary takes "
+                "by dictionary= and from data with factors"
+            )
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     curves, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     curves.plot([0, 1], [0, 1], color="0.7", linewidth=1)
@@ -46,7 +48,7 @@ def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) 
         counts.stairs(result.bin_count, np.linspace(0, 1, len(frequency) + 1))
     events = {"on" if isinstance(result, Calibration) else "present" for result in calibrations.values()}
     curves.set(ylabel=f"share that is {' or '.join(sorted(events))}", title="Reliability of inclusion probabilities")
-    curves.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center")
     counts.set(xlabel="inclusion probability", ylabel="count", yscale="log")
     return figure
 
@@ -63,8 +65,7 @@ def rank_histograms(calibrations: Mapping[str, Calibration]) -> Figure:
     Raises:
         ValueError: no calibration.
     """
-    if not calibrations:
-        raise ValueError("calibrations is empty; pass at least one result of check_calibration, by its name")
+    check_named("calibrations", calibrations)
     figure = Figure(figsize=(3.2 * len(calibrations), 2.8), layout="constrained")
     panels = figure.subplots(1, len(calibrations), sharey=True, squeeze=False)[0]
     for axes, (name, result) in zip(panels, calibrations.items(), strict=True):

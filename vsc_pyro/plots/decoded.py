@@ -15,7 +15,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Drawing, Style, as_pixels, drawing_of, show
-from vsc_pyro.plots.inputs import proper_prior, seeded_evaluation, slab_quantiles
+from vsc_pyro.plots.inputs import check_named, proper_prior, seeded_evaluation, slab_quantiles
 from vsc_pyro.plots.pictures import grid, in_rows
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def comparison(
     >>> len(plots.comparison(models, torch.rand(10, 64), num=4, image_shape=(8, 8)).axes)
     12
     """
-    if not models:
-        raise ValueError("models is empty; pass at least one model, by the name to write beside its row")
+    check_named("models", models)
     rows = [_reconstruct(model, in_memory(data), positive_int("num", num), seed=seed) for model in models.values()]
     pictures = [rows[0][0], *(decoded for _, decoded in rows)]
     title = "Reconstructions, hard spikes"

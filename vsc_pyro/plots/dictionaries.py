@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vsc_pyro.evaluation.dictionaries import DENSITY_EDGES, DictionaryEvaluation
+from vsc_pyro.plots.inputs import check_named
 
 _OUTSIDE: dict[str, Any] = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1, 1)}
 
@@ -24,7 +25,7 @@ def firing_densities(evaluations: Mapping[str, DictionaryEvaluation]) -> Figure:
     Raises:
         ValueError: no evaluation.
     """
-    _check_some(evaluations)
+    check_named("evaluations", evaluations)
     figure, axes = _beside_a_legend()
     for name, found in evaluations.items():
         axes.stairs(found.density_counts, DENSITY_EDGES, label=f"{name}: {found.dead} of {found.num_latents} dead")
@@ -45,7 +46,7 @@ def feature_cosines(evaluations: Mapping[str, DictionaryEvaluation]) -> Figure:
     Raises:
         ValueError: no evaluation, or one without a true dictionary.
     """
-    _check_some(evaluations)
+    check_named("evaluations", evaluations)
     figure, axes = _beside_a_legend()
     for name, found in evaluations.items():
         if found.cosine is None:
@@ -67,7 +68,7 @@ def recovery(evaluations: Mapping[str, Sequence[DictionaryEvaluation]]) -> Figur
     Raises:
         ValueError: no evaluation, or one without known features.
     """
-    _check_some(evaluations)
+    check_named("evaluations", evaluations)
     everything = [found for results in evaluations.values() for found in results]
     if not everything or any(math.isnan(found.f1) for found in everything):
         raise ValueError("evaluations must have known features; pass data with factors and dictionary=")
@@ -89,8 +90,3 @@ def recovery(evaluations: Mapping[str, Sequence[DictionaryEvaluation]]) -> Figur
 def _beside_a_legend() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 3), layout="constrained")
     return figure, figure.subplots()
-
-
-def _check_some(evaluations: Mapping) -> None:
-    if not evaluations:
-        raise ValueError("evaluations is empty; pass at least one result of evaluate_dictionary, by its name")

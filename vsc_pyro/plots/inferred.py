@@ -15,7 +15,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.bounds import Bounds
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, GREEN, ORANGE, PURPLE, Style, drawing_of
-from vsc_pyro.plots.inputs import data_for, seeded_evaluation
+from vsc_pyro.plots.inputs import check_named, data_for, seeded_evaluation
 from vsc_pyro.plots.pictures import grid
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def bound_histograms(bounds: Mapping[str, Bounds]) -> Figure:
     Raises:
         ValueError: no bounds, bounds of a model that has none, or values that are not finite.
     """
-    if not bounds:
-        raise ValueError("bounds is empty; pass at least one result of vsc_pyro.bounds, by the name for the legend")
+    check_named("bounds", bounds)
     for name, result in bounds.items():
         if result.no_bound:
             raise ValueError(f"bounds of {name!r} are NaN: {result.no_bound}; use a model that has bounds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -40,6 +40,13 @@ def seeded_evaluation(function: Callable[Concatenate[VAE, P], R]) -> Callable[Co
             return function(model, *args, **kwargs)
 
     return wrapper
+
+
+def check_named(argument: str, results: object) -> None:
+    """Raise `ValueError` unless the value of `argument` is a dict from names to one or more results."""
+    if not isinstance(results, Mapping) or not results:
+        kind = f"an empty {type(results).__name__}" if isinstance(results, Mapping) else f"a {type(results).__name__}"
+        raise ValueError(f"{argument} must be a dict from names to at least one result, {{'mine': result}}, got {kind}")
 
 
 # Data and models ------------------------------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figu
 def training_curve(history: History) -> Figure:
     """The training objective against epochs, as `fit` measured it (for a bound, the ELBO under the training gate).
 
+    With validation, its bound is a second curve, and a dot marks `History.best_epoch`.
+
     Raises:
         ValueError: a history without an epoch.
 
@@ -114,12 +116,26 @@ def training_curve(history: History) -> Figure:
         raise ValueError("history holds no epoch; pass what fit returned")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(range(1, len(history) + 1), history.elbo, color=BLUE, marker="." if len(history) < 30 else None)
+    curves = {"training objective": (history.elbo, BLUE)}
+    if history.validation:
+        curves["validation bound"] = (history.validation, ORANGE)
+    for name, (values, colour) in curves.items():
+        marker = "." if len(history) < 30 else None
+        axes.plot(range(1, len(history) + 1), values, color=colour, marker=marker, label=name)
     # The steep rise of the first epochs would hide all others.
-    later = history.elbo[len(history) // 10 :]
+    later = [value for values, _ in curves.values() for value in values[len(history) // 10 :]]
+    if (best := history.best_epoch) is not None:
+        later.append(history.validation[best - 1])
+        label = f"best epoch, {best}"
+        axes.plot([best], [history.validation[best - 1]], "o", color=ORANGE, markeredgecolor="black", label=label)
+        axes.legend(loc="lower right")
     margin = 0.05 * (max(later) - min(later)) or 1.0
     axes.set_ylim(min(later) - margin, max(later) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel="training objective, nats per datum", title="Training")
+    axes.set(
+        xlabel="epoch",
+        ylabel="nats per datum" if history.validation else "training objective, nats per datum",
+        title="Training",
+    )
     axes.grid(alpha=0.3)
     return figure

@@ -75,8 +75,10 @@ class SparseAutoencoder(nn.Module):
     def encode(self, x: Data, code: str = "hard") -> Tensor:
         """Return the codes of data x ``(*, d_in)``, shape ``(*, d_sae)``; ``"hard"`` is the only kind of `code`.
 
+        Codes of a datum with NaN or infinite values are not finite either.
+
         Raises:
-            ValueError: data of another size, data that are no finite real numbers, or another `code`.
+            ValueError: data of another size, data that are no real numbers, or another `code`.
         """
         choice("code", code, {"hard": None})
         x = self._data(x)
@@ -118,15 +120,14 @@ class SparseAutoencoder(nn.Module):
                 f"x must have {d_in} values in its last dimension, got shape {shape}; pass data of the kind that the "
                 f"autoencoder was trained on, {d_in} values each"
             )
-        check_finite(x.reshape(-1, d_in), self.W_dec.dtype)
-        return x.to(self.W_dec)
+        return x.to(self.W_dec).contiguous()  # products of a frame's layout are rounded differently
 
     def extra_repr(self) -> str:
         return f"{self.cfg.architecture!r}, d_in={self.cfg.d_in}, d_sae={self.cfg.d_sae}"
 
 
 def _jump_relu(u: Tensor, sae: SparseAutoencoder) -> Tensor:
-    return torch.where(u > sae.threshold, u.relu(), 0.0)
+    return torch.where(u <= sae.threshold, 0.0, u.relu())  # NaN stays NaN
 
 
 def _top_k(u: Tensor, sae: SparseAutoencoder) -> Tensor:
@@ -204,5 +205,6 @@ class PosteriorAutoencoder(SparseAutoencoder):
 
     def _of_posterior(self, x: Data, answer: Callable) -> Tensor:
         x = self._data(x)
+        check_finite(x.reshape(-1, self.cfg.d_in), self.W_dec.dtype)
         posterior = self.encoder(x.reshape(-1, *self.encoder.input_shape))
         return answer(posterior).reshape(*x.shape[:-1], self.cfg.d_sae)

@@ -9,15 +9,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from vsc_pyro._arguments import yes_or_no
 from vsc_pyro._files import expanded
+from vsc_pyro._recorded import arguments_of
 from vsc_pyro.distributions import LinearNormal, inclusion_logits
+from vsc_pyro.evaluation.matching import unit_rows
 from vsc_pyro.models import encoders
 from vsc_pyro.models.encoders.base import Encoder
 from vsc_pyro.models.sparse_dictionary import SparseDictionary
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.sae.files import CFG, POSTERIOR, WEIGHTS, safetensors_torch, write_cfg, write_tensors
+from vsc_pyro.training.resumption import plain
 
 FORMAT = 1
 # The format that is written is that of this version of SAELens; files without a version have an older one.
@@ -36,7 +39,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 MODELS: dict[str, type[VAE]] = {"SparseDictionary": SparseDictionary}
 
 
-def export(model: VAE, directory: str | os.PathLike) -> None:
+def export(model: VAE, directory: str | os.PathLike, overwrite: bool = False) -> None:
     r"""Write a trained model with a linear decoder as a sparse autoencoder, in a folder of its own.
 
     The folder holds ``cfg.json``, ``sae_weights.safetensors`` and ``posterior.safetensors``. Data are in their own
@@ -56,12 +59,13 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
         model: a `VAE` with an encoder of this library and a linear `vsc_pyro.NormalDecoder` (``hidden=()``); with a
             `vsc_pyro.RefinedEncoder`, a `vsc_pyro.SparseDictionary`.
         directory: a folder without a sparse autoencoder; it is created if it does not exist.
+        overwrite: replace a sparse autoencoder in the folder.
 
     Raises:
         ValueError: a decoder that is not linear or has no normal likelihood; an encoder with a trunk, of another class,
             or whose codes have no exact zeros; a slab warm-up that has not ended; a `vsc_pyro.RefinedEncoder` in a
             model that is no `vsc_pyro.SparseDictionary`.
-        FileExistsError: the folder holds a sparse autoencoder, or is a file.
+        FileExistsError: the folder holds a sparse autoencoder and `overwrite` is False, or it is a file.
         ImportError: the package safetensors is not installed.
 
     Example:
@@ -75,6 +79,7 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
         >>> sae.cfg.architecture, sae.encode(torch.rand(5, 6)).shape
         ('jumprelu', torch.Size([5, 4]))
     """
+    check_is_vae(model)
     encoder = _checked_encoder(model)
     own, state = _described(model)
     atoms, b_dec = _linear_map(model, encoder.latent_dim)
@@ -82,10 +87,12 @@ def export(model: VAE, directory: str | os.PathLike) -> None:
     folder = expanded(directory, "directory")
     if not (nearest := next(path for path in (folder, *folder.absolute().parents) if path.exists())).is_dir():
         raise FileExistsError(f"directory must be a folder, and {nearest} is a file; take another directory")
-    if found := [name for name in (CFG, WEIGHTS, POSTERIOR) if (folder / name).exists()]:
-        raise FileExistsError(f"{folder} holds {', '.join(found)}; take another directory, or remove them")
+    found = [name for name in (CFG, WEIGHTS, POSTERIOR) if (folder / name).exists()]
+    if found and not yes_or_no("overwrite", overwrite):
+        raise FileExistsError(f"{folder} holds {', '.join(found)}; pass overwrite=True, or take another directory")
     norms, dtype = atoms.norm(dim=1), model.reference.dtype
     weights = _folded(encoder, atoms, norms, b_dec)
+    (folder / CFG).unlink(missing_ok=True)  # no reader pairs it with other weights
     write_tensors(folder / WEIGHTS, {name: weight.to(dtype) for name, weight in weights.items()})
     write_tensors(folder / POSTERIOR, {**state, "norms": norms.to(dtype)})
     write_cfg(folder / CFG, _cfg(encoder, own, dtype, len(b_dec)))
@@ -103,7 +110,7 @@ def _folded(encoder: Encoder, atoms: Tensor, norms: Tensor, b_dec: Tensor) -> di
     """Return weights in units of the data and of atoms with norm 1."""
     # In float64, because folding the input's mean into a bias would cancel digits.
     value, derivative = _first_order(copy.deepcopy(encoder).cpu().double().eval(), b_dec)
-    weights = {"W_enc": derivative * norms, "b_enc": value * norms, "W_dec": normalize(atoms, dim=1), "b_dec": b_dec}
+    weights = {"W_enc": derivative * norms, "b_enc": value * norms, "W_dec": unit_rows(atoms), "b_dec": b_dec}
     if architecture_of(encoder) == "jumprelu":
         thresholds = cast("Tensor", encoder.jump_thresholds)
         weights["threshold"] = thresholds.cpu().double() * norms
@@ -188,9 +195,11 @@ def _described(model: VAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"a file can name, got {name}"
         )
     # A schedule or the user may have moved beta since the model was built, even to 0, which no constructor takes.
-    beta = max(float(model.beta), torch.finfo(torch.float32).tiny)
-    arguments = cast("dict[str, Any]", model.arguments)
-    return {"model": name, "arguments": {**arguments, "beta": beta}}, model.state_dict()
+    beta = max(float(model.beta * model.warmup), torch.finfo(torch.float32).tiny)
+    arguments = arguments_of(model)
+    del arguments["gate"]  # it acts in training only
+    sizes = {"input_shape": encoder.input_shape, "hidden": encoder.hidden}
+    return {"model": name, "arguments": plain({**arguments, **sizes, "beta": beta})}, model.state_dict()
 
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:

@@ -149,8 +149,12 @@ class MemoryBatches(Batches):
         return Dataset(self.data.images[rows.to(self.data.images.device)], binarize=self.data.binarize)
 
     def describe(self) -> str:
-        images = self.data.images
-        return f"{tuple(images.shape)}, binarize={self.data.binarize}, checksum {checksum(images):08x}"
+        return described(self.data)
+
+
+def described(data: Dataset) -> str:
+    """Return a description of data in memory that other data do not share."""
+    return f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {checksum(data.images):08x}"
 
 
 def checksum(x: Tensor) -> int:

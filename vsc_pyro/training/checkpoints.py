@@ -54,9 +54,13 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is truncated, corrupt, of another format, or would run code.
+        ValueError: a `device` that is none; a file that is truncated, corrupt, of another format, or would run code.
     """
     path = expanded(path)
+    try:
+        device = torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"device must be a torch device such as 'cpu', got {shown(device)}") from error
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
@@ -137,9 +141,13 @@ def check_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLi
     if "model" not in state:
         names = shortened(", ".join(sorted(name if isinstance(name, str) else shown(name) for name in state)))
         raise ValueError(f"checkpoint {path} holds no weights: it has {names}, not 'model'")
-    own, saved = model.state_dict(), _completed(model, state["model"])
+    check_tensors(model.state_dict(), _completed(model, state["model"]), path)
+
+
+def check_tensors(own: dict[str, Any], saved: Any, path: str | os.PathLike = "") -> None:
+    """Check that the tensors `saved`, by name, fit `own`, as `check_weights` does for weights."""
     if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
-        raise ValueError(f"checkpoint {path} is damaged: 'model' must be tensors by name, got {shown(saved)}")
+        raise ValueError(f"checkpoint {path} is damaged: weights must be tensors by name, got {shown(saved)}")
     for name in sorted(own.keys() | saved.keys()):
         here, there = (_kind(weights, name) for weights in (own, saved))
         if here != there:
@@ -185,12 +193,21 @@ def _can_take(own: Tensor, saved: Tensor) -> bool:
     return not odd.any()
 
 
-def load_weights(model: nn.Module, state: dict[str, Any], path: str | os.PathLike = "") -> None:
-    """Load the weights ``state["model"]`` into `model`, in place.
+def load_weights(model: nn.Module, state: dict[str, Any] | str | os.PathLike, path: str | os.PathLike = "") -> None:
+    """Load the weights of a checkpoint into `model`, in place.
+
+    Args:
+        model: built as the model that the checkpoint is of.
+        state: the file, or what `load_checkpoint` returned, with the weights ``state["model"]``.
+        path: the file of a loaded checkpoint, for messages.
 
     Raises:
-        ValueError: as `check_weights`, before anything changes.
+        FileNotFoundError, ValueError: as `load_checkpoint` and `check_weights`, before anything changes.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be the module to load weights into, got {shown(model)}; it is the first argument")
+    if not isinstance(state, dict):
+        state, path = load_checkpoint(state), state
     check_weights(model, state, path)
     # torch obeys the metadata of a state_dict, for example to replace parameters. Those of a file are not trusted.
     weights: Any = OrderedDict(state["model"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -16,6 +16,9 @@ from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.history import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from vsc_pyro.training.run import Run
 
 
 @contextlib.contextmanager
@@ -28,14 +31,14 @@ def ended_warmup(model: VAE) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unprepared_if_refused(model: VAE, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def unprepared_if_refused(run: Run) -> Iterator[None]:
     """Undo `VAE.prepare` if an error occurs before the first step."""
-    before = copy.deepcopy(model.state_dict())
+    before = copy.deepcopy(run.model.state_dict())
     try:
         yield
     except Exception:
-        if not optimizer.state:
-            model.load_state_dict(before)
+        if not run.has_stepped:
+            run.model.load_state_dict(before)
         raise
 
 
@@ -55,6 +58,22 @@ def gate_in_place(encoder: Any, gate: Gate | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]:
-    """Within the context: training mode, random numbers from `seed`, an empty parameter store, and gradients on."""
-    with seeded(seed, device), pyro.get_param_store().scope(), torch.inference_mode(False), in_mode(model, True):
+    """Within the context: training mode, random numbers from `seed`, an empty parameter store, no mode of torch.
+
+    Neither the caller's `torch.no_grad` and `torch.inference_mode` apply, nor autocast.
+    """
+    with (
+        seeded(seed, device),
+        pyro.get_param_store().scope(),
+        torch.inference_mode(False),
+        _no_autocast(device),
+        in_mode(model, True),
+    ):
         yield
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    # The outermost autocast clears the cache of cast weights when it ends, and this one lasts for all steps.
+    return torch.autocast(device.type, enabled=False, cache_enabled=False)

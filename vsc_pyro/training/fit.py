@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,20 +18,20 @@ from tqdm.auto import tqdm
 
 from vsc_pyro._devices import resolve_device
 from vsc_pyro._seeding import alone
-from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on, is_worth_compiling
+from vsc_pyro.acceleration import is_worth_compiling
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE, check_is_vae
-from vsc_pyro.training.batches import Batches
+from vsc_pyro.training.callbacks import Callback, checked_callbacks
 from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_state, unprepared_if_refused
 from vsc_pyro.training.history import History
-from vsc_pyro.training.parallel import as_the_first, check_alike, num_processes, rank, share, sum_gradients
+from vsc_pyro.training.loop import train
+from vsc_pyro.training.optimizers import ClipNorm, OptimizerFactory, make_optimizer
+from vsc_pyro.training.parallel import as_the_first, check_alike, rank, sum_gradients
 from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
 from vsc_pyro.training.run import Run
-from vsc_pyro.training.schedules import Schedule, check_schedules, set_values, unchanged_if_refused
-from vsc_pyro.training.summary import summarize
-from vsc_pyro.training.svi import SVI
+from vsc_pyro.training.schedules import Schedule, check_plateau, check_schedules, unchanged_if_refused
 
 
 def fit(
@@ -47,7 +48,13 @@ def fit(
     warmup: float | None = None,
     cooldown: float | None = None,
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    optimizer: OptimizerFactory | None = None,
+    weight_decay: float | None = None,
+    clip_norm: float | None = None,
     schedules: Mapping[str, Schedule] | None = None,
+    validation: float | Dataset | Tensor | np.ndarray | DataLoader | None = None,
+    patience: int | None = None,
+    callbacks: Iterable[Callback] = (),
     device: str | torch.device = "auto",
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
@@ -57,7 +64,7 @@ def fit(
     compile: bool | str = "auto",
     precision: str = "float32",
 ) -> History:
-    r"""Train `model` on `data` by stochastic variational inference with Adam (Kingma & Ba, 2015).
+    r"""Train `model` on `data` by stochastic variational inference, by default with Adam (Kingma & Ba, 2015).
 
     By default the objective is the evidence lower bound, with the weight :math:`\beta` of `vsc_pyro.VAE`:
 
@@ -65,8 +72,10 @@ def fit(
 
     Each step takes one gradient step on it with a minibatch. Data in memory move to the device once. No step waits
     for the device, except the first one of a run and those of several processes. The caller's random state and Pyro's
-    parameter store do not change. Gradients are on even under a caller's ``torch.no_grad()``. One thread trains or
-    evaluates at a time; other threads wait.
+    parameter store do not change. Gradients are on, and autocast is off, under a caller's ``torch.no_grad()``,
+    ``torch.inference_mode()`` and ``torch.autocast()`` too. One thread trains or evaluates at a time; other threads
+    wait. Every call begins with a new optimiser, also for a model that has been trained; `resume` continues a run with
+    its own.
 
     Example:
         >>> import torch
@@ -109,18 +118,46 @@ def fit(
         steps: number of steps, in place of `epochs`, including those before a resumption. A stream needs it.
         batch_size: data per step; the last batch of an epoch may be smaller. None for 200, or the model's default. A
             `DataLoader` or stream has its own.
-        lr: learning rate of Adam. None for 1e-3, or the model's default.
+        lr: learning rate of Adam. None for 1e-3, or the model's default. With `optimizer`, that function sets it.
         warmup: share of the run, in [0, 1), in which the weight of the KL divergence rises linearly from 0 to the
             model's `beta`. Latents then learn something before they cost anything. None for 0, or the model's
             default, or 0 with a schedule of `beta`. A resumed run keeps its own.
         cooldown: share of the run, in [0, 1], at the end, in which the learning rate falls linearly, epoch by epoch.
             None for .25, or the model's default; 0 with an `lr_schedule`; the saved share in a resumed run. A finished
             run that is resumed for more epochs has already cooled down once; it equals one longer run only with
-            ``cooldown=0``.
-        lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch.
+            ``cooldown=0``. A run that `patience` ends before its last epochs does not cool down.
+        lr_schedule: function from the optimiser to a torch scheduler, which is stepped once an epoch. A
+            `ReduceLROnPlateau` steps by the validation bound, not in the epochs of the warm-up, and needs
+            ``mode="max", threshold_mode="abs"``.
+        optimizer: function from the list of parameters to a torch optimiser of all of them, such as
+            ``functools.partial(torch.optim.SGD, lr=1e-4)``, in place of Adam. It sets all options; `lr` and
+            `weight_decay` must be None, and the model's default of `lr` has no effect. Optimisers whose step calls a
+            closure, such as LBFGS, are refused. On a GPU only Adam and AdamW with ``fused=True`` are replayed as part
+            of a CUDA graph; a warning says so of others.
+        weight_decay: decay of all weights by ``lr * weight_decay`` in each step, apart from their gradients: AdamW
+            (Loshchilov & Hutter, 2019). None or 0 for none.
+        clip_norm: largest joint norm of the gradients of a step, which are scaled down to it. Gradients are those of
+            the loss summed over the data of a batch, so they grow with `batch_size`.
         schedules: settings of the model that change from step to step, such as slab warm-up, temperature or beta: a
             function from the step to a number for each dotted name of a buffer, see `vsc_pyro.schedules`. The function
             must depend on the step alone. The last value remains after the run.
+
+    **Validation and early stopping**
+
+    Args:
+        validation: data that are not trained on: a share of `data` in (0, 1), drawn by `seed`, for data in memory; or
+            data in memory or a `DataLoader` that does not shuffle. After each epoch (of a stream: each hundredth of the
+            run) `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at a
+            weight of 1 of the KL divergence whatever `beta` and `warmup` are. It changes no random number of the run,
+            whose weights are those of a run without validation.
+        patience: number of epochs in a row without a better validation bound after which the run ends (Prechelt, 1998).
+            Epochs of the warm-up do not count; those of other `schedules` do. The model ends with the weights of
+            `History.best_epoch`, also if the run reaches its last epoch. A checkpoint holds these as the model's
+            weights, beside the last ones. A resumed run may have another `patience`.
+        callbacks: functions of (history, model) that are called after each epoch and after its checkpoint is written,
+            in the first of several processes. One that returns True ends the run; `resume` continues it. During a call
+            the model is in evaluation mode, without gradients; the random numbers of the run do not change. Epochs
+            before a resumption are not called again.
 
     **Device and speed**
 
@@ -185,9 +222,12 @@ def fit(
 
     References:
         D. P. Kingma, J. Ba (2015), Adam: a method for stochastic optimization.
+        I. Loshchilov, F. Hutter (2019), Decoupled weight decay regularization.
         P. Micikevicius et al. (2018), Mixed precision training.
+        L. Prechelt (1998), Early stopping - but when?
     """
     check_is_vae(model)
+    check_can_train(model)
     plan = Plan(
         model,
         data,
@@ -201,7 +241,13 @@ def fit(
         warmup=warmup,
         cooldown=cooldown,
         lr_schedule=lr_schedule,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
         schedules=dict(schedules or {}),
+        validation=validation,
+        patience=patience,
+        callbacks=checked_callbacks(callbacks),
         device=resolve_device(device),
         seed=seed,
         checkpoint=checked_path(checkpoint, resume),
@@ -225,7 +271,7 @@ def fit(
         run = _build_run(plan)
         with private_state(model, plan.device, plan.seed), plan.batches.seeded(plan.seed), contextlib.ExitStack() as st:
             is_compiled = _resume_or_prepare(plan, run, st)
-            _train(plan, run, is_compiled)
+            train(plan, run, is_compiled)
         return run.history
 
 
@@ -235,18 +281,20 @@ def _build_run(plan: Plan) -> Run:
     model.to(plan.device)
     model.num_data = plan.batches.num_data
     plan.batches.to(model.reference)
+    if plan.held_out is not None:
+        plan.held_out.to(model.reference)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
-    optimizer = torch.optim.Adam(parameters, lr=plan.learning_rate, fused=True)
+    optimizer = make_optimizer(plan.optimizer, [*parameters], plan.learning_rate, plan.weight_decay)
     sum_gradients(optimizer)
+    if plan.clip_norm is not None:
+        optimizer.register_step_pre_hook(ClipNorm(plan.clip_norm))
     schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ValueError("lr_schedule must step once an epoch, and ReduceLROnPlateau steps by a metric; take another")
-    settings = plan.settings()
-    for name, value in {"epochs": plan.num_epochs, **settings}.items():
+    check_plateau(schedule, plan.held_out is not None)
+    run = Run(model, optimizer, schedule, plan.schedules, plan.batches, plan.settings())
+    for name, value in {"epochs": plan.num_epochs, **run.settings}.items():
         check_alike(name, value)
-    run = Run(model, optimizer, schedule, plan.schedules, plan.batches, settings)
     run.history.warmup_steps, run.history.steps_per_epoch = plan.warmup_steps, plan.batches.num_steps
     if plan.checkpoint is not None:
         run.foresee(plan.num_epochs)
@@ -258,7 +306,9 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     if (path := plan.resumed) is not None:
         run.restore(path, plan.device, plan.num_epochs, plan.asked_steps)
     else:
-        stack.enter_context(unprepared_if_refused(plan.model, run.optimizer))
+        if plan.resume and plan.progress and rank() == 0:
+            tqdm.write(f"no checkpoint at {plan.checkpoint}: a new run starts", file=sys.stderr)
+        stack.enter_context(unprepared_if_refused(run))
         plan.model.prepare(plan.batches.sample)
         run.history.compiled = is_worth_compiling(plan.num_steps, plan.device) if plan.compile == "auto" else False
     if plan.compile != "auto":
@@ -268,35 +318,13 @@ def _resume_or_prepare(plan: Plan, run: Run, stack: contextlib.ExitStack) -> boo
     return run.history.compiled
 
 
-def _train(plan: Plan, run: Run, is_compiled: bool) -> None:
-    """Train for the remaining epochs."""
-    model, epochs, steps = plan.model, plan.num_epochs, plan.batches.num_steps
-    programs = model.model, model.guide, run.optimizer, plan.loss
-    svi, compiled = SVI(*programs), CompiledSVI(*programs) if is_compiled else None
-    first_epoch, compiled_before = len(run.history), run.history.compile_seconds
-    set_values(model, plan.schedules, max(0, first_epoch * steps - 1))
-    hides = not plan.progress or rank() > 0
-    try:
-        with tqdm(total=plan.num_steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
-            step = _step(svi, compiled, plan.batches, plan.device, bar)
-            for epoch in range(first_epoch, epochs):
-                with plan.cooling.of_epoch(epoch, run.optimizer):
-                    run.epoch(step, bar, plan.num_steps - epoch * steps)
-                run.history.steps = min((epoch + 1) * steps, plan.num_steps)
-                if compiled is not None:
-                    run.history.compiled = not compiled.is_eager
-                    run.history.compile_seconds = compiled_before + compiled.capture_seconds
-                if run.schedule is not None:
-                    run.schedule.step()
-                is_last = epoch + 1 == epochs
-                if is_last:
-                    run.history.summary = summarize(model, plan.batches, plan.seed, plan.num_steps, bar)
-                is_due = (epoch + 1) % plan.checkpoint_every == 0 or is_last
-                if plan.checkpoint is not None and is_due and rank() == 0:
-                    run.save(plan.checkpoint)
-    finally:
-        # Otherwise the first step of another training would add its gradients to these.
-        run.optimizer.zero_grad(set_to_none=True)
+def check_can_train(model: VAE) -> None:
+    """Raise `ValueError` if the tensors of `model` were made under `torch.inference_mode`, which autograd refuses."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "model was built under torch.inference_mode, and its tensors cannot be trained; build it outside (fit "
+            "itself may be called under that mode)"
+        )
 
 
 def warn_of_warmup(model: VAE, schedules: Mapping[str, Schedule]) -> None:
@@ -320,35 +348,3 @@ def warn_of_prior(model: VAE) -> None:
             "is_bound = False otherwise",
             stacklevel=3,
         )
-
-
-def _step(
-    svi: SVI, compiled: CompiledSVI | None, batches: Batches, device: torch.device, bar: tqdm
-) -> Callable[[Tensor], Tensor | float]:
-    """Return a function that takes a step on an entry of `Batches.sources`.
-
-    On a GPU the captured step includes gathering its minibatch.
-    """
-
-    def minibatch(source: Tensor) -> Tensor:
-        if len(source) < num_processes():
-            raise ValueError(
-                f"a batch of {len(source)} data cannot be shared by {num_processes()} processes; let the DataLoader "
-                "or stream make larger ones"
-            )
-        return share(batches.gather(source))
-
-    if compiled is None:
-        return lambda source: svi.step(minibatch(source))
-    capture = capture_on(device)
-    replay = None if capture is None else Replay(compiled, capture, batches.gather, batches.generators)
-    bar.set_description("fit, compiling")
-
-    def step(source: Tensor) -> Tensor | float:
-        if len(source) < batches.full_size:  # one smaller batch an epoch does not repay another compilation
-            return svi.step(minibatch(source))
-        loss = compiled.step(minibatch(source)) if replay is None else replay.step(source)
-        bar.set_description("fit" if compiled.is_eager else "fit, compiled", refresh=False)
-        return loss
-
-    return step

@@ -29,6 +29,12 @@ class History:
         steps_per_epoch: number of steps in an epoch; the last one of a run of ``fit(steps=)`` may have fewer. For a
             stream an epoch is one of at most 100 equal parts of the run.
         steps: number of steps taken.
+        validation: the bound on the validation data after each epoch, in nats per datum: the ELBO with hard spikes and
+            the KL divergence at its full weight, whatever beta and warm-up are. Empty without `validation`.
+        used_latents: number of latents whose inclusion exceeds 1/2 for some validation datum, after each epoch. Empty
+            without `validation`.
+        expected_l0: mean over validation data of the summed inclusion probabilities, after each epoch. Empty without
+            `validation`.
         summary: measures of the trained model on at most 1,000 of its training data: ``latents``,
             ``informative_latents``, ``used_per_datum``, ``r2`` and ``hard_r2``, and for Bernoulli data
             ``entropy_explained`` and ``hard_entropy_explained``. `vsc_pyro.evaluate` defines them. Latents are counted
@@ -50,13 +56,27 @@ class History:
     steps_per_epoch: int = 0
     steps: int = 0
     summary: dict[str, float] | None = None
+    validation: list[float] = dataclasses.field(default_factory=list)
+    used_latents: list[int] = dataclasses.field(default_factory=list)
+    expected_l0: list[float] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.elbo)
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch, from 1, of the highest validation bound, the first one of several; None without validation."""
+        return self.validation.index(max(self.validation)) + 1 if self.validation else None
+
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write the columns epoch, elbo and seconds to a CSV file."""
+        """Write the epochs to a CSV file.
+
+        Its columns are epoch, elbo, seconds, validation, used_latents and expected_l0. The last three are empty for a
+        run without validation.
+        """
+        columns = ("elbo", "seconds", "validation", "used_latents", "expected_l0")
+        values = (getattr(self, name) or [""] * len(self) for name in columns)
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["epoch", "elbo", "seconds"])
-            writer.writerows(zip(range(1, len(self) + 1), self.elbo, self.seconds, strict=True))
+            writer.writerow(["epoch", *columns])
+            writer.writerows(zip(range(1, len(self) + 1), *values, strict=True))

@@ -1,10 +1,12 @@
-"""The parameter updates of `SVI`: one torch optimiser for all parameters, or Pyro's with one for each."""
+"""Updates of parameters: the optimiser of `fit`, and in `SVI` one for all parameters or Pyro's with one for each."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import torch
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -16,6 +18,59 @@ OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 # Optimisers that update each parameter by its own gradient and state alone; those with one kernel for all parameters.
 _PER_PARAMETER = (Adam, AdamW, SGD, Adagrad, RMSprop, Adadelta, Adamax, NAdam, RAdam)
 _FUSED = (Adam, AdamW, SGD, Adagrad)
+
+
+def make_optimizer(
+    make: OptimizerFactory | None, parameters: list[Tensor], lr: float, weight_decay: float | None
+) -> Optimizer:
+    """Return the optimiser of a run: ``make(parameters)``, or Adam, which is AdamW with a `weight_decay`.
+
+    Raises:
+        ValueError: `make` returns anything but a torch optimiser of exactly these parameters whose step needs no
+            closure.
+    """
+    if make is None and weight_decay is None:
+        return Adam(parameters, lr=lr, fused=True)
+    if make is None:
+        return AdamW(parameters, lr=lr, weight_decay=cast("float", weight_decay), fused=True)
+    made = make(list(parameters))
+    if not isinstance(made, Optimizer):
+        raise ValueError(
+            "optimizer must be a function from a list of parameters to a torch optimiser, such as "
+            f"functools.partial(torch.optim.SGD, lr=0.1), and it returned {type(made).__name__}"
+        )
+    try:
+        inspect.signature(made.step).bind()
+    except TypeError:
+        raise ValueError(
+            f"optimizer must step by the gradients alone, and the step of {type(made).__name__} needs "
+            f"{', '.join(inspect.signature(made.step).parameters)}; take another, such as torch.optim.AdamW"
+        ) from None
+    held = [parameter for group in made.param_groups for parameter in group["params"]]
+    if {*map(id, held)} != {*map(id, parameters)}:
+        raise ValueError(
+            f"optimizer must hold the {len(parameters)} parameters that it gets and no others, got {len(held)}; call "
+            "requires_grad_(False) of parameters that are to stay"
+        )
+    return made
+
+
+class ClipNorm:
+    """A hook before an optimiser's step that scales gradients so that their joint norm is at most `norm`.
+
+    It consists of tensor operations alone, so a CUDA graph can contain it.
+    """
+
+    is_capturable: ClassVar[bool] = True
+
+    def __init__(self, norm: float) -> None:
+        self.norm = norm
+
+    def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for parameter in parameters:
+            parameter.grad = parameter.grad.clone()  # gradients of a compiled step may share memory
+        torch.nn.utils.clip_grad_norm_(parameters, self.norm)
 
 
 class OneOptimizer(PyroOptim):

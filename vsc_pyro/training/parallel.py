@@ -13,11 +13,14 @@ import contextlib
 import datetime
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -97,6 +100,15 @@ def first_process_first() -> Iterator[None]:
     yield
     if rank() == 0:
         wait_for_all()
+
+
+def from_the_first(make: Callable[[], T]) -> T:
+    """Call `make` in the first process, and return its result in all processes."""
+    if num_processes() == 1:
+        return make()
+    results: list[Any] = [make() if rank() == 0 else None]
+    distributed.broadcast_object_list(results, 0)
+    return results[0]
 
 
 def share(x: Tensor) -> Tensor:

@@ -17,19 +17,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
+from vsc_pyro._arguments import bool_or_auto, natural_int, positive_float, positive_int
 from vsc_pyro._files import check_writable, destination
+from vsc_pyro._recorded import arguments_of
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.encoders import gate_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
+from vsc_pyro.training.callbacks import Callback
 from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
+from vsc_pyro.training.optimizers import OptimizerFactory
 from vsc_pyro.training.parallel import num_processes, rank
 from vsc_pyro.training.resumption import Saved, plain, saved_choices
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
 from vsc_pyro.training.streams import KINDS, StreamBatches, check_kind, is_stream
+from vsc_pyro.training.validation import Validation, held_out
 
 _EPOCHS, _STEPS = 50, 2000
 Data = Dataset | Tensor | np.ndarray | DataLoader | Iterable[Any]
@@ -44,6 +48,7 @@ class Plan:
         num_epochs: number of epochs in which these are taken; the last one may be shorter.
         asked_steps: the argument `steps`; None for a run of `epochs`.
         batches: the source of minibatches.
+        held_out: the validation data; None without.
         loss: the objective as an ELBO.
         learning_rate: at the start; a resumed run keeps a default that depends on the number of steps.
         warmup_steps: number of steps in which the weight of the KL divergence rises; a resumed run keeps its own.
@@ -65,7 +70,13 @@ class Plan:
     warmup: float | None
     cooldown: float | None
     lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
+    optimizer: OptimizerFactory | None
+    weight_decay: float | None
+    clip_norm: float | None
     schedules: dict[str, Schedule]
+    validation: dataclasses.InitVar[float | Data | None]
+    patience: int | None
+    callbacks: list[Callback]
     device: torch.device
     seed: int
     checkpoint: Path | None
@@ -78,13 +89,20 @@ class Plan:
     num_epochs: int = dataclasses.field(init=False)
     asked_steps: int | None = dataclasses.field(init=False)
     batches: Batches = dataclasses.field(init=False)
+    held_out: Validation | None = dataclasses.field(init=False)
     loss: ELBO = dataclasses.field(init=False)
     learning_rate: float = dataclasses.field(init=False)
     warmup_steps: int = dataclasses.field(init=False)
     cooling: Cooldown = dataclasses.field(init=False)
 
     def __post_init__(
-        self, data: Data, epochs: int | None, steps: int | None, batch_size: int | None, lr: float | None
+        self,
+        data: Data,
+        epochs: int | None,
+        steps: int | None,
+        batch_size: int | None,
+        lr: float | None,
+        validation: float | Data | None,
     ) -> None:
         epochs = None if epochs is None else positive_int("epochs", epochs)
         steps = None if steps is None else positive_int("steps", steps)
@@ -93,8 +111,11 @@ class Plan:
             raise ValueError(f"epochs={epochs} and steps={steps} both set the length of the run; pass one")
         self.checkpoint_every = positive_int("checkpoint_every", self.checkpoint_every)
         lr = checked_lr(lr)
+        self._check_update(lr)
         self.seed = natural_int("seed", self.seed)
         self.compile = bool_or_auto("compile", self.compile)
+        data, self.held_out = held_out(self.model, data, validation, steps, self.seed)
+        self._check_patience()
         self.batches = self._get_batches(data, steps, batch_size)
         self.batches.check(self.model)
         per_epoch = self.batches.num_steps
@@ -105,6 +126,31 @@ class Plan:
         self._choose_rates(lr)
         check_batch_norm(self.model, self.batches)
         self._check_processes()
+
+    def _check_update(self, lr: float | None) -> None:
+        """Check the arguments of the optimiser."""
+        if self.optimizer is not None:
+            if not callable(self.optimizer):
+                raise ValueError(
+                    "optimizer must be a function from a list of parameters to a torch optimiser, such as "
+                    f"functools.partial(torch.optim.SGD, lr=0.1), got {self.optimizer!r}"
+                )
+            for name, value in {"lr": lr, "weight_decay": self.weight_decay}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name}={value!r} is an option of Adam; with optimizer=, let that function set it"
+                    )
+        self.weight_decay = positive_float("weight_decay", self.weight_decay) if self.weight_decay else None
+        self.clip_norm = None if self.clip_norm is None else positive_float("clip_norm", self.clip_norm)
+
+    def _check_patience(self) -> None:
+        if self.patience is not None:
+            self.patience = positive_int("patience", self.patience)
+            if self.held_out is None:
+                raise ValueError(
+                    f"patience={self.patience} counts epochs without a better validation bound, and there is none; "
+                    "pass validation=0.1 or data"
+                )
 
     @property
     def resumed(self) -> Path | None:
@@ -170,16 +216,18 @@ class Plan:
             + ("" if alpha is None else f"(alpha={alpha})")
             + (f"({loss.describe()})" if hasattr(loss, "describe") else ""),
             "batch_size": self.batches.batch_size,
-            "lr": self.learning_rate,
+            "lr": self.learning_rate if self.optimizer is None else None,
+            "clip_norm": self.clip_norm,
             "warmup": self.warmup,
             "cooldown": float(self.cooling.share),
             "seed": self.seed,
             "data": self.batches.describe(),
-            "arguments": plain(getattr(model, "arguments", {})),
+            "validation": None if self.held_out is None else self.held_out.describe(),
+            "keeps_best": self.patience is not None,
+            "arguments": {} if type(model).__init__ is VAE.__init__ else plain(arguments_of(model)),
             "model": _without_addresses(repr(model)),
             "schedules": _without_addresses(repr({n: s for n, s in self.schedules.items() if n != "warmup"})),
             "precision": self.precision,
-            "trained": [name for name, p in model.named_parameters() if p.requires_grad],
             "processes": num_processes(),
         }
 

@@ -2,7 +2,7 @@
 
 All checks come before any part of the checkpoint is used. A file may be damaged, edited or malicious; each check raises
 `ValueError` with one line that continues "checkpoint FILE ...". The resumed run computes its learning rates and the
-other settings of Adam itself, and compares those of the file with them.
+other options of the optimiser itself, and compares those of the file with them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from vsc_pyro.training.history import History
 _PARTS = {"optimizer": dict, "epoch": int, "history": dict, "settings": dict, "rng": dict}
 # Values of settings that files of earlier versions lack.
 _ADDED_SETTINGS = {"precision": "float32", "processes": 1, "warmup": 0.0, "cooldown": 0.0}
+_ADDED_SETTINGS |= {"validation": None, "keeps_best": False, "optimizer": "Adam", "clip_norm": None}
 _LENGTH = 160  # characters of a changed setting in an error message
 
 
-def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
+def check_structure(state: dict[str, Any], has_schedule: bool, keeps_best: bool) -> None:
     """Check that all parts of a run are present, and the state of an lr_schedule only if the run has one."""
     if missing := {*_PARTS, "schedule"} - state.keys():
         raise ValueError(f"was not written by fit: it lacks {', '.join(sorted(missing))}")
@@ -39,32 +40,34 @@ def check_structure(state: dict[str, Any], has_schedule: bool) -> None:
             f"was written {'without' if has_schedule else 'with'} an lr_schedule; "
             f"resume {'without' if has_schedule else 'with'} one"
         )
+    if (state.get("last") is not None) != keeps_best:
+        raise ValueError(
+            f"was written {'without' if keeps_best else 'with'} patience, and so "
+            f"{'without' if keeps_best else 'with'} the best weights beside the last; resume "
+            f"{'without' if keeps_best else 'with'} it"
+        )
 
 
-def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tuple[int, History]:
-    """Check the history of a run, and return its number of epochs and the history; `steps` is None if not asked for."""
+def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> History:
+    """Check the history of a run, and return it; `steps` is None if not asked for."""
     epoch, saved = state["epoch"], state["history"]
     if epoch < 1:
         raise _damaged("epoch must be at least 1", epoch)
     if epoch > epochs:
         taken, name, limit = f"{shown(epoch)} epochs", "epochs", epochs
         if steps is not None:
-            taken, name, limit = f"{taken} of {shown(saved.get('steps_per_epoch'))} steps", "steps", steps
+            each = saved.get("steps_per_epoch")
+            taken, name, limit = f"{epoch * each if type(each) is int else shown(each)} steps", "steps", steps
         raise ValueError(
             f"has been trained for {taken}, more than {name}={limit}; {name} includes those before the resumption"
         )
     names = {field.name for field in dataclasses.fields(History)}
     if not {"elbo", "seconds"} <= saved.keys() <= names:
         raise _damaged(f"history must have {', '.join(sorted(names))}", sorted(map(shown, saved)))
-    for name in ("elbo", "seconds"):
-        values = saved[name]
-        if type(values) is not list or len(values) != epoch or not all(map(_is_finite, values)):
-            raise _damaged(f"history.{name} must be {epoch} finite numbers, one for each epoch", values)
     history = History(**saved)
-    if type(history.warmup_steps) is not int or history.warmup_steps < 0:
-        raise _damaged("history.warmup_steps must be a whole number", history.warmup_steps)
-    for name in ("steps_per_epoch", "steps"):
-        if type(value := getattr(history, name)) is not int or value < 0:
+    _check_measures(history, epoch, 0 if state["settings"].get("validation") is None else epoch)
+    for name in ("warmup_steps", "steps_per_epoch", "steps"):
+        if not _is_count(value := getattr(history, name)):
             raise _damaged(f"history.{name} must be a whole number", value)
     if 0 < history.steps < epoch * history.steps_per_epoch and (epoch < epochs or (steps or 0) > history.steps):
         raise ValueError(
@@ -78,7 +81,16 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> tupl
         type(summary) is dict and all(type(name) is str and _is_finite(value) for name, value in summary.items())
     ):
         raise _damaged("history.summary must be finite numbers by name, or None", summary)
-    return epoch, history
+    return history
+
+
+def _check_measures(history: History, epochs: int, validated: int) -> None:
+    """Check the lists of measures, of as many entries as there are epochs, or epochs with validation."""
+    lengths = {"elbo": epochs, "seconds": epochs, "validation": validated, "used_latents": validated}
+    for name, length in (lengths | {"expected_l0": validated}).items():
+        values, is_valid = getattr(history, name), _is_count if name == "used_latents" else _is_finite
+        if type(values) is not list or len(values) != length or not all(map(is_valid, values)):
+            raise _damaged(f"history.{name} must be {length} finite numbers, one for each epoch", values)
 
 
 class Saved(NamedTuple):
@@ -110,10 +122,18 @@ def saved_choices(path: Path) -> Saved:
     return Saved(warmup, share, epoch, steps, lr if type(lr) is float and lr > 0 else 0.0)
 
 
-def check_arguments(saved: object, own: object) -> None:
-    """Check that the model of the saved run has the arguments of this one, if both are known."""
+def check_arguments(saved: object, own: dict[str, Any]) -> None:
+    """Check that a model that differs from that of the saved run has its arguments, if both are known.
+
+    Args:
+        saved: settings of the saved run.
+        own: settings of this run.
+    """
     before = saved.get("arguments") if isinstance(saved, dict) else None
-    if isinstance(before, dict) and isinstance(own, dict) and (changed := _changes(before, own)):
+    if not isinstance(before, dict) or not isinstance(saved, dict) or _same(saved.get("model"), own["model"]):
+        return
+    # Files of earlier versions lack some.
+    if changed := _changes(before, {name: value for name, value in own["arguments"].items() if name in before}):
         raise ValueError(
             f"is of a model with {changed}; build the model with the same arguments, or train anew into another file"
         )
@@ -121,7 +141,8 @@ def check_arguments(saved: object, own: object) -> None:
 
 def check_settings(saved: dict[str, Any], own: dict[str, Any], checkpoint_format: int) -> None:
     """Check that the saved run has the settings of this run."""
-    before = {name: own.get(name) for name in ("lr_schedule", "arguments")} | _ADDED_SETTINGS | saved
+    own = {name: value for name, value in own.items() if name != "arguments"}  # see `check_arguments`
+    before = {"lr_schedule": own.get("lr_schedule")} | _ADDED_SETTINGS | saved
     if checkpoint_format == 1 and _gates_apart(str(before.get("model"))) == _gates_apart(own["model"]):
         before["model"] = own["model"]  # format 1 describes gates in another place
     if changed := _changes(before, own):
@@ -183,22 +204,24 @@ def _check_planned(name: str, before: Tensor, now: Tensor) -> None:
 
 
 def check_optimizer(
-    state: dict[str, Any], optimizer: torch.optim.Optimizer, names: Sequence[str], group: dict[str, Any] | None
-) -> dict[int, dict[str, Tensor]]:
-    """Check Adam's state, parameter by parameter, and return copies of it.
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, names: Sequence[str], groups: list[dict[str, Any]] | None
+) -> dict[int, dict[str, Any]]:
+    """Check the optimiser's state, parameter by parameter, and return copies of it.
 
     Args:
         state: the checkpoint.
-        optimizer: Adam of this run.
+        optimizer: the optimiser of this run.
         names: names of its parameters, in order.
-        group: settings of Adam after the epochs of the checkpoint; None if unknown.
+        groups: its options after the epochs of the checkpoint; None if unknown.
     """
     saved = state["optimizer"]
-    groups, moments = saved.get("param_groups"), saved.get("state")
-    if type(groups) is not list or len(groups) != 1 or type(groups[0]) is not dict or type(moments) is not dict:
-        raise _damaged("optimizer must have a state and one group of parameters", saved)
-    if group is not None:
-        _check_group(groups[0], group | {"params": list(range(len(names)))})
+    before, moments, own = saved.get("param_groups"), saved.get("state"), optimizer.state_dict()["param_groups"]
+    is_list = type(before) is list and all(type(group) is dict for group in before)
+    if not is_list or len(before) != len(own) or type(moments) is not dict:
+        number = "one group" if len(own) == 1 else f"{len(own)} groups"
+        raise _damaged(f"optimizer must have a state and {number} of parameters", saved)
+    for one, group, now in zip(before, groups or [], own, strict=False):
+        _check_group(one, group | {"params": now["params"]})
     # Files of earlier versions do not name the parameters without moments.
     idle = state.get("idle", [name for number, name in enumerate(names) if number not in moments])
     if type(idle) is not list or not all(isinstance(name, str) and name in names for name in idle):
@@ -206,8 +229,10 @@ def check_optimizer(
     known = {number for number, name in enumerate(names) if name not in idle}
     if moments.keys() != known:
         raise _damaged(f"optimizer.state must have an entry for each of {len(known)} trained parameters", moments)
-    parameters = optimizer.param_groups[0]["params"]
-    return {number: _moments(moments[number], parameters[number], names[number]) for number in sorted(known)}
+    owners = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    is_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    check = _moments if is_adam else _check_others
+    return {number: check(moments[number], *owners[number], names[number]) for number in sorted(known)}
 
 
 def _check_group(saved: dict[str, Any], own: dict[str, Any]) -> None:
@@ -219,13 +244,15 @@ def _check_group(saved: dict[str, Any], own: dict[str, Any]) -> None:
         if not _same(saved.get(name), now):
             raise ValueError(
                 f"is of a run whose optimiser had {name}={shown(saved.get(name))} after as many epochs (now "
-                f"{shown(now)}); resume with the same lr and lr_schedule, or train anew into another file"
+                f"{shown(now)}); resume with the same lr, lr_schedule and optimizer, or train anew into another file"
             )
 
 
-def _moments(saved: object, parameter: Tensor, name: str) -> dict[str, Tensor]:
-    what = f"optimizer.state of {shortened(name)} must have step, exp_avg and exp_avg_sq"
-    if type(saved) is not dict or saved.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+def _moments(saved: object, parameter: Tensor, group: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """Check the state of a parameter under Adam or AdamW, and return a copy of it."""
+    names = ["step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * group["amsgrad"]]
+    what = f"optimizer.state of {shortened(name)} must have {', '.join(names)}"
+    if type(saved) is not dict or saved.keys() != {*names}:
         raise _damaged(what, sorted(map(shown, saved)) if type(saved) is dict else saved)
     for key, value in saved.items():
         shape, dtype = (parameter.shape, parameter.dtype) if key != "step" else ((), torch.float32)
@@ -235,9 +262,27 @@ def _moments(saved: object, parameter: Tensor, name: str) -> dict[str, Tensor]:
             raise _damaged(f"{what}, {key} finite", value)
     if saved["step"] < 1 or saved["step"] != saved["step"].round():
         raise _damaged(f"{what}, step a whole number of at least 1", float(saved["step"]))
-    if (saved["exp_avg_sq"] < 0).any():
-        raise _damaged(f"{what}, exp_avg_sq not negative", float(saved["exp_avg_sq"].min()))
+    for key in names[2:]:
+        if (saved[key] < 0).any():
+            raise _damaged(f"{what}, {key} not negative", float(saved[key].min()))
     return {key: value.detach().clone() for key, value in saved.items()}  # tensors of a file may share memory
+
+
+def _check_others(saved: object, parameter: Tensor, group: dict[str, Any], name: str) -> dict[str, Any]:
+    """Check the state of a parameter under an optimiser whose entries are not known, and return a copy of it."""
+    what = f"optimizer.state of {shortened(name)} must be finite numbers and tensors by name"
+    if type(saved) is not dict or not all(isinstance(key, str) for key in saved):
+        raise _damaged(what, saved)
+    for key, value in saved.items():
+        if value is None or type(value) in (bool, int) or _is_finite(value):
+            continue
+        # A tensor is of the parameter's shape, or a number, or has one number for a row or column as Adafactor's.
+        shape = parameter.shape[: value.ndim] if is_plain(value) and value.ndim <= parameter.ndim else None
+        if shape is None or not all(size in (1, own) for size, own in zip(value.shape, shape, strict=True)):
+            raise _damaged(f"{what}, {shortened(key)} like a tensor of shape {tuple(parameter.shape)}", value)
+        if not torch.isfinite(value).all():
+            raise _damaged(f"{what}, {shortened(key)} finite", value)
+    return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in saved.items()}
 
 
 def check_random_state(
@@ -278,6 +323,10 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else type(value).__name__
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _is_finite(value: object) -> bool:
     return type(value) is float and math.isfinite(value)
 
@@ -286,12 +335,19 @@ def _same(saved: Any, own: object) -> bool:
     """Return True if the value `saved` of a file equals `own`. Types come first, because `saved` may be huge."""
     if isinstance(own, float):
         number = type(saved) is float or (type(saved) is int and saved.bit_length() < 64)
-        return number and (saved == own or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12))
+        return number and (
+            saved == own
+            or (math.isnan(saved) and math.isnan(own))
+            or math.isclose(saved, own, rel_tol=1e-6, abs_tol=1e-12)
+        )
     if isinstance(own, (list, tuple)):
         return type(saved) in (list, tuple) and len(saved) == len(own) and all(map(_same, saved, own))
     if isinstance(own, Mapping):
         return isinstance(saved, dict) and saved.keys() == own.keys() and all(_same(saved[k], own[k]) for k in own)
-    return type(saved) is type(own) and (isinstance(own, Tensor) or saved == own)
+    if isinstance(own, Tensor):
+        is_like = isinstance(saved, Tensor) and is_plain(saved) and saved.shape == own.shape
+        return is_like and torch.allclose(saved.to(own), own, rtol=1e-6, atol=1e-12)
+    return type(saved) is type(own) and saved == own
 
 
 def _change(name: str, before: object, now: object) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
+import json
 import secrets
 import time
 import warnings
@@ -17,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro._seeding import manual_seed
+from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches, checksum
 from vsc_pyro.training.checkpoints import check_weights, is_plain, load_checkpoint, load_weights, save_checkpoint
@@ -33,14 +36,21 @@ from vsc_pyro.training.resumption import (
     check_structure,
     plain,
 )
+from vsc_pyro.training.saving import described
 from vsc_pyro.training.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
+from vsc_pyro.training.validation import Validation, bounds_after_warmup, record
 
 # Losses stay on the device. Reading them this often is cheap, and stops a diverged run early.
 _STEPS_BETWEEN_READS = 50
 
 
 class Run:
-    """The state that changes in the course of a run: model, optimiser, scheduler, batches and history."""
+    """The state that changes in the course of a run: model, optimiser, scheduler, batches and history.
+
+    Attributes:
+        has_stepped: True after the first step in this process.
+        best: the weights of the best validation bound, if the run keeps them.
+    """
 
     def __init__(
         self,
@@ -56,10 +66,16 @@ class Run:
         self.schedule = schedule
         self.schedules = schedules
         self.batches = batches
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.settings: dict[str, Any] = {
             **settings,
+            "trained": [names[id(p)] for group in optimizer.param_groups for p in group["params"]],
+            "optimizer": type(optimizer).__name__,
             "lr_schedule": None if schedule is None else type(schedule).__name__,
         }
+        self.has_stepped = False
+        self.best: dict[str, Any] | None = None
+        self._last: dict[str, Any] | None = None  # the weights of the last epoch, once the best ones are back
         self.history = History()
         self._planned: dict[str, Tensor] = {}
         self._finite = {name: torch.isfinite(b) for name, b in model.named_buffers() if is_plain(b)}
@@ -76,6 +92,7 @@ class Run:
             # Pyro's checks wait for the device several times a step, so only the first step of a run is checked.
             with pyro.validation_enabled(not self.history and step == 1):
                 loss = take_step(source)
+            self.has_stepped = True
             losses.add(torch.as_tensor(loss, device=device), len(source))
             if step % _STEPS_BETWEEN_READS == 0:
                 # Several processes must stop at the same step, so they wait for the losses.
@@ -84,6 +101,23 @@ class Run:
         self._stop_if_weights_not_finite()
         self.history.elbo.append(-losses.mean())
         self.history.seconds.append(time.perf_counter() - start)
+
+    def validate(self, validation: Validation) -> None:
+        """Measure the model on validation data, and keep its weights if they are the best of a run that keeps them."""
+        record(self.history, validation.measure(self.model))
+        if self.settings["keeps_best"] and self.history.best_epoch == len(self.history):
+            self.best = copy.deepcopy(self.model.state_dict())
+
+    def step_lr(self) -> None:
+        """Advance the lr_schedule by the last epoch."""
+        step_lr(self.schedule, bounds_after_warmup(self.history)[-1:])
+
+    def return_to_best(self) -> None:
+        """Return the model, with its scheduled settings, to the epoch of the best validation bound, if it is kept."""
+        if self.best is not None and (epoch := self.history.best_epoch) is not None:
+            self._last = copy.deepcopy(self.model.state_dict())
+            load_weights(self.model, {"model": self.best})
+            set_values(self.model, self.schedules, min(epoch * self.history.steps_per_epoch, self.history.steps) - 1)
 
     def _sources(self, device: torch.device, limit: int | None) -> Iterator[Tensor]:
         """Yield the next epoch's entries of `Batches.sources`, the same in all processes."""
@@ -102,7 +136,10 @@ class Run:
         for values, num_data, offset in arrived:
             self._stop_if_not_finite(values, offset)
             bar.update(len(values))
-            bar.set_postfix(objective=f"{-float(values.sum()) / num_data:.2f}", refresh=False)
+            shown = {"objective": f"{-float(values.sum()) / num_data:.2f}"}
+            if self.history.validation:
+                shown["validation"] = f"{self.history.validation[-1]:.2f}"
+            bar.set_postfix(shown, refresh=False)
 
     def _stop_if_not_finite(self, losses: Tensor, offset: int) -> None:
         finite = torch.isfinite(losses)
@@ -124,7 +161,7 @@ class Run:
 
     def foresee(self, epochs: int) -> None:
         """Compute the values of all schedules over a run that is saved or resumed."""
-        rehearsal = rehearse_lr(self.schedule, self.optimizer, epochs)
+        rehearsal = rehearse_lr(self.schedule, self.optimizer, [None] * epochs)
         rates = None if self.schedule is None or rehearsal is None else rehearsal.rates
         self._planned = planned(rates, self.schedules, epochs, self.batches.num_steps)
 
@@ -158,12 +195,15 @@ class Run:
     def _save(self, path: Path) -> None:
         device = self.model.reference.device
         optimizer = self.optimizer.state_dict()
+        last = self._last or self.model.state_dict()
         save_checkpoint(
             path,
             {
-                "model": self.model.state_dict(),
+                "model": self.best or last,
+                "last": last if self.best else None,
+                **self._description(),
                 "optimizer": {"state": optimizer["state"], "param_groups": plain(optimizer["param_groups"])},
-                # Adam has no state for parameters without a gradient.
+                # An optimiser has no state for parameters without a gradient.
                 "idle": [n for i, n in enumerate(self.settings["trained"]) if i not in optimizer["state"]],
                 "schedule": None if self.schedule is None else plain(self.schedule.state_dict()),
                 "planned": self._planned,
@@ -179,30 +219,44 @@ class Run:
             },
         )
 
+    def _description(self) -> dict[str, Any]:
+        """Return what `vsc_pyro.load` builds the model from; nothing for a model that cannot be described."""
+        try:
+            with networks_in(self.model, "float32"):  # the precision is part of the run
+                config, tensors = described(self.model)
+        except ValueError:
+            return {}
+        return {"config": json.dumps(config), **tensors}
+
     def restore(self, path: Path, device: torch.device, epochs: int, steps: int | None) -> None:
         """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""
         self._written = _identity(path)
         state = load_checkpoint(path)
         try:
-            check_arguments(state.get("settings"), self.settings["arguments"])
+            check_arguments(state.get("settings"), self.settings)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} {error}") from error
         check_weights(self.model, state, path)
+        last = state if state.get("last") is None else {"model": state["last"]}
+        check_weights(self.model, last, path)
         try:
-            check_structure(state, self.schedule is not None)
-            epoch, history = check_history(state, epochs, steps)
+            check_structure(state, self.schedule is not None, self.settings["keeps_best"])
+            history = check_history(state, epochs, steps)
             check_settings(state["settings"], self.settings, state["format"])
-            rehearsal = rehearse_lr(self.schedule, self.optimizer, epoch)
-            group, scheduler = (None, {}) if rehearsal is None else (rehearsal.group, rehearsal.scheduler)
+            bounds = bounds_after_warmup(history)
+            rehearsal = rehearse_lr(self.schedule, self.optimizer, bounds)
+            groups, scheduler = (None, {}) if rehearsal is None else (rehearsal.groups, rehearsal.scheduler)
             check_schedules_alike(state, self._planned, scheduler)
-            moments = check_optimizer(state, self.optimizer, self.settings["trained"], group)
+            moments = check_optimizer(state, self.optimizer, self.settings["trained"], groups)
             rng = check_random_state(state["rng"], device, self.batches.generators)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} {error}") from error
-        load_weights(self.model, state, path)
-        step_lr(self.schedule, epoch)
+        load_weights(self.model, last, path)
+        step_lr(self.schedule, bounds)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.history = history
+        if self.settings["keeps_best"]:
+            self.best = dict(state["model"])
         self._restore_random_state(rng, device)
 
     def _restore_random_state(self, rng: dict[str, Any], device: torch.device) -> None:

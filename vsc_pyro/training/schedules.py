@@ -17,13 +17,13 @@ import functools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._scalars import ScalarModule
@@ -215,51 +215,54 @@ def unchanged_if_refused(model: VAE, schedules: Mapping[str, Schedule]) -> Itera
 
 
 class Rehearsal(NamedTuple):
-    """An `lr_schedule` followed over some epochs: the learning rate of each, then the states of Adam and scheduler."""
+    """An `lr_schedule` followed over some epochs.
 
-    rates: list[float]
-    group: dict[str, Any]
+    Attributes:
+        rates: learning rate of each group of parameters, for each epoch.
+        groups: the options of each group after these epochs.
+        scheduler: the state of the scheduler after these epochs.
+    """
+
+    rates: list[list[float]]
+    groups: list[dict[str, Any]]
     scheduler: dict[str, Any]
 
 
-def rehearse_lr(schedule: LRScheduler | None, optimizer: torch.optim.Optimizer, epochs: int) -> Rehearsal | None:
-    """Follow a copy of the scheduler `schedule` over `epochs` epochs, with an optimiser of a single number.
+def rehearse_lr(
+    schedule: LRScheduler | None, optimizer: torch.optim.Optimizer, bounds: Sequence[float | None]
+) -> Rehearsal | None:
+    """Follow a copy of the scheduler `schedule`, with an optimiser of a single number for each group.
 
     Neither `schedule` nor `optimizer` takes a step. Return None, with a warning, if the rates cannot be foreseen.
 
+    Args:
+        bounds: one for each epoch, see `step_lr`.
+
     Raises:
-        ValueError: a scheduler that fails before the end, or that changes the groups of Adam.
+        ValueError: a scheduler that fails before the end.
     """
-    _check_one_group(optimizer)
 
     def rehearse() -> Rehearsal:
-        trial = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **optimizer.defaults)
+        groups = [
+            {"params": [torch.zeros(1, requires_grad=True)]}
+            | {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+        trial = torch.optim.Optimizer(groups, optimizer.defaults)
         copied = _copied(schedule, {id(optimizer): trial})
-        trial.param_groups[0] |= {key: v for key, v in optimizer.param_groups[0].items() if key != "params"}
         rates = []
-        for _ in range(epochs):
-            rates.append(float(trial.param_groups[0]["lr"]))
+        for bound in bounds:
+            rates.append([float(group["lr"]) for group in trial.param_groups])
             try:
-                step_lr(copied)
+                step_lr(copied, [bound])
             except Exception as error:
                 raise ValueError(
-                    f"lr_schedule cannot last for epochs={epochs}, after {len(rates)} it fails ({error}); make it "
+                    f"lr_schedule cannot last for epochs={len(bounds)}, after {len(rates)} it fails ({error}); make it "
                     "longer"
                 ) from error
-            _check_one_group(trial)
-        return Rehearsal(rates, trial.state_dict()["param_groups"][0], copied.state_dict() if copied else {})
+        return Rehearsal(rates, trial.state_dict()["param_groups"], copied.state_dict() if copied else {})
 
     return _foreseen("lr_schedule", rehearse, lambda rehearsal: rehearsal.rates)
-
-
-def _check_one_group(optimizer: torch.optim.Optimizer) -> None:
-    groups = optimizer.param_groups
-    if len(groups) != 1 or groups[0]["amsgrad"] != optimizer.defaults["amsgrad"]:
-        got = f"{len(groups)} groups" if len(groups) != 1 else f"amsgrad={groups[0]['amsgrad']}"
-        raise ValueError(
-            "with checkpoint=, lr_schedule must leave Adam one group of parameters and its amsgrad, got "
-            f"{got}, and such a run could not be resumed; change rates and momenta only, or train without checkpoint="
-        )
 
 
 class _NotCopiedError(Exception):
@@ -298,29 +301,54 @@ def _foreseen(name: str, rehearse: Callable[[], T], values: Callable[[T], Any] =
     return None
 
 
-def step_lr(schedule: LRScheduler | None, times: int = 1) -> None:
-    """Advance `schedule` by `times` epochs."""
+def check_plateau(schedule: LRScheduler | None, is_validated: bool) -> None:
+    """Raise `ValueError` if `schedule` is a `ReduceLROnPlateau` that cannot step by a validation bound."""
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return
+    if not is_validated:
+        raise ValueError(
+            "lr_schedule returns a ReduceLROnPlateau, which steps by the validation bound, and there is none; pass "
+            "validation=0.1 or data"
+        )
+    if schedule.mode != "max" or schedule.threshold_mode != "abs":
+        raise ValueError(
+            "lr_schedule must return a ReduceLROnPlateau with mode='max' and threshold_mode='abs', because a bound "
+            f"rises and may be negative, got mode={schedule.mode!r} and threshold_mode={schedule.threshold_mode!r}"
+        )
+
+
+def step_lr(schedule: LRScheduler | None, bounds: Sequence[float | None]) -> None:
+    """Advance `schedule` by an epoch for each of `bounds`.
+
+    Args:
+        bounds: validation bounds, by which a `ReduceLROnPlateau` steps; it ignores an epoch of None.
+    """
     with warnings.catch_warnings():
         # torch warns if the optimiser has not taken a step between two steps of the scheduler.
         warnings.filterwarnings("ignore", r"(Detected call of `lr_scheduler|Seems like `optimizer).step\(\)` ")
-        for _ in range(times):
-            if schedule is not None:
+        for bound in bounds:
+            if isinstance(schedule, ReduceLROnPlateau):
+                if bound is not None:
+                    schedule.step(bound)
+            elif schedule is not None:
                 schedule.step()
 
 
-def planned(rates: list[float] | None, schedules: Mapping[str, Schedule], epochs: int, steps: int) -> dict[str, Tensor]:
+def planned(
+    rates: list[list[float]] | None, schedules: Mapping[str, Schedule], epochs: int, steps: int
+) -> dict[str, Tensor]:
     """Return the values that all schedules take over a run of `epochs` epochs of `steps` steps.
 
     Args:
-        rates: learning rate of each epoch, or None.
+        rates: learning rates of each epoch, or None.
         schedules: those of `vsc_pyro.fit`.
 
     Returns:
-        Tensors (float64) by name: ``"lr_schedule"`` of shape ``(epochs, 1)``, and ``"schedules['beta']"`` of shape
-        ``(epochs, 2)``, the values at the first and the last step of each epoch. Schedules that cannot be foreseen are
-        left out.
+        Tensors (float64) by name: ``"lr_schedule"`` of shape ``(epochs, groups)``, and ``"schedules['beta']"`` of
+        shape ``(epochs, 2)``, the values at the first and the last step of each epoch. Schedules that cannot be
+        foreseen are left out.
     """
-    rows = {} if rates is None else {"lr_schedule": [[rate] for rate in rates]}
+    rows = {} if rates is None else {"lr_schedule": rates}
     ends = [(epoch * steps, (epoch + 1) * steps - 1) for epoch in range(epochs)]
 
     def rehearse(name: str, schedule: Schedule) -> list[list[float]]:

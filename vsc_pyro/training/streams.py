@@ -55,10 +55,12 @@ class StreamBatches(ReadBatches):
     def __init__(self, stream: Iterable[Any], steps: int, seed: int, start: int = 0, steps_per_epoch: int = 0) -> None:
         super().__init__()
         self.num_steps = steps_per_epoch or -(-steps // _PARTS)
-        self.batch_size = getattr(stream, "batch_size", None)
+        self.batch_size, self._stream_seed = getattr(stream, "batch_size", None), getattr(stream, "seed", None)
         self.smallest = None
         self._steps = steps
-        restarts = not isinstance(stream, Iterator)
+        self._seed = seed
+        jumps = hasattr(stream, "start_at")
+        restarts = jumps or not isinstance(stream, Iterator)
         if start and not restarts:
             warnings.warn(
                 f"data is an iterator, which cannot start anew: the resumed run goes on after {start} steps with the "
@@ -66,9 +68,7 @@ class StreamBatches(ReadBatches):
                 "object whose __iter__ is a generator, to repeat them",
                 stacklevel=6,
             )
-        entropy = [seed, 0 if restarts else start, _STREAM]
-        self._random = torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        batches = self._drawn(_passes(stream, start if restarts else 0))
+        batches = self._drawn(_passes(stream, start if jumps else 0), 0 if restarts and not jumps else start, start)
         wanted = max(1, steps - start)
         first = first_data(self._held(itertools.islice(batches, wanted), start))
         if not first:
@@ -87,28 +87,29 @@ class StreamBatches(ReadBatches):
                 self._check_kind(x)
             yield x.clone()
 
-    def _drawn(self, batches: Iterator[object]) -> Iterator[object]:
-        """Yield `batches`, drawn with random numbers of their own."""
-        while True:
-            with self._drawing():
+    def _drawn(self, batches: Iterator[object], first: int, start: int) -> Iterator[object]:
+        """Yield `batches`, numbered from `first`, from number `start` on, each drawn with its own random numbers."""
+        for number in itertools.count(first):
+            with self._drawing(number):
                 batch = next(batches, _END)
-                if batch is not _END:
+                if batch is not _END and number >= start:
                     batch = _as_tensor(batch)
             if batch is _END:
                 return
-            yield batch
+            if number >= start:
+                yield batch
 
     @contextlib.contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Within the context: the stream's random numbers, and modes of torch that the stream may leave on.
+    def _drawing(self, number: int) -> Iterator[None]:
+        """Within the context: the random numbers of a batch, and modes of torch that the stream may leave on.
 
         A generator that yields within ``torch.no_grad()`` leaves that mode on; leaving the context ends it. When such a
         generator is deleted, at any time, torch returns to the mode that it began in: so it begins with gradients.
         """
         with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
-            torch.set_rng_state(self._random.get_state())
+            entropy = np.random.SeedSequence([self._seed, number, _STREAM]).generate_state(1)
+            torch.default_generator.manual_seed(int(entropy[0]))
             yield
-            self._random.set_state(torch.get_rng_state())
 
     def sources(self, number: int, limit: int | None = None) -> Generator[Tensor, None, None]:
         before, count = number * self.num_steps, 0
@@ -126,22 +127,18 @@ class StreamBatches(ReadBatches):
         )
 
     def describe(self) -> str:
-        return f"a stream of data of shape {tuple(self.sample.shape[1:])}"
+        seed = f", seed {self._stream_seed}" if isinstance(self._stream_seed, int) else ""
+        return f"a stream of data of shape {tuple(self.sample.shape[1:])}{seed}"
 
 
 def _passes(stream: Any, start: int) -> Iterator[object]:
-    """Yield the batches of `stream` from number `start` on, again and again if it can start anew."""
-    current, skipped = iter(stream), start
-    if start and hasattr(stream, "start_at"):
-        current, skipped = stream.start_at(start), 0
+    """Yield the batches of `stream`, again and again if it can start anew; from number `start` on, if not 0."""
+    current = stream.start_at(start) if start else iter(stream)
     while True:
         is_empty = True
         for batch in current:
             is_empty = False
-            if skipped:
-                skipped -= 1
-            else:
-                yield batch
+            yield batch
         if is_empty or isinstance(stream, Iterator):
             return
         current = iter(stream)
@@ -152,7 +149,8 @@ def _as_tensor(batch: object) -> object:
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
-    return as_numbers(x) if hasattr(x, "__array__") else x
+    # A frame's columns are contiguous, and the products of such a layout are rounded differently.
+    return as_numbers(x).contiguous() if hasattr(x, "__array__") else x
 
 
 def is_stream(data: object, steps: int | None) -> bool:

@@ -18,7 +18,8 @@ with their densities at 0, since a normal likelihood keeps the family. A weight 
 multiplies :math:`\sigma^2` in these formulas.
 
 All latents move at once, a share of the way, because several that explain the same part of a datum would all take it.
-A datum that would be reconstructed far worse than before, and than by a code of zeros, goes less of the way.
+A datum that would be reconstructed far worse than before, and than by a code of zeros, goes less of the way. How far
+is computed as if its mean moved in a straight line, and gradients hold that share fixed.
 
 References
     J. M. Dickey (1971), The weighted likelihood ratio, linear hypotheses on normal location parameters.
@@ -227,20 +228,24 @@ class Optimum:
         return self._centred - self._product(mean, self._dictionary)
 
     def _kept(self, residual: Tensor, moved: Tensor) -> Tensor:
-        """Return the share of a move of the residual, shape ``(B, 1)``, that keeps the squared error in its bound.
+        """Return the share of a straight move of the residual, shape ``(B, 1)``, that keeps the error in its bound.
 
-        The bound of a datum is the larger one of its errors before the move and of a code of zeros, plus D, the error
-        that noise makes. Latents that move together may overshoot it by orders of magnitude, if many are on and explain
-        the same part of the datum.
+        The bound of a datum's squared error is the larger one of those before the move and of a code of zeros, plus D,
+        the error that noise makes. Latents that move together may overshoot it by orders of magnitude, if many are on
+        and explain the same part of the datum.
         """
-        wide = torch.promote_types(residual.dtype, torch.float32)  # squares of float16 overflow
-        start, end, zeros = ((r * self._precision.sqrt()).to(wide) for r in (residual, moved, self._centred))
+        wide = torch.promote_types(residual.dtype, torch.float32)
+        given = [(r * self._precision.sqrt()).to(wide) for r in (residual, moved, self._centred)]
+        unit = torch.stack([r.abs().amax(-1, keepdim=True) for r in given]).amax(0)  # squares of squares overflow
+        start, end, zeros = (r / unit for r in given)
         before, after, of_zeros = (r.square().sum(-1, keepdim=True) for r in (start, end, zeros))
-        allowed = torch.maximum(of_zeros - before, torch.zeros_like(before)) + start.shape[-1]
+        noise = start.shape[-1] / unit.square()
+        allowed = torch.maximum(of_zeros - before, torch.zeros_like(before)) + noise
         change = end - start
         squares, slope = change.square().sum(-1, keepdim=True), (start * change).sum(-1, keepdim=True)
         largest = ((slope.square() + squares * allowed).sqrt() - slope) / squares
-        return torch.where(after > before + allowed, largest.nan_to_num(0.0), torch.ones_like(largest)).to(residual)
+        exceeds = after > before + allowed
+        return torch.where(exceeds, largest.nan_to_num(0.0).clamp(0, 1), torch.ones_like(largest)).to(residual)
 
 
 def _between(start: Parameters, end: Parameters, share: Tensor, scale_share: Tensor) -> Parameters:

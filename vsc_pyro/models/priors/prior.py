@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
+from vsc_pyro._recorded import Recorded
 from vsc_pyro._seeding import seeded
 from vsc_pyro.models.modes import in_mode, on_copies
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vsc_pyro.models.vae import VAE
 
 
-class Prior(nn.Module):
+class Prior(Recorded):
     """Base class of the priors. A subclass defines `forward`; the other methods have defaults.
 
     Attributes:

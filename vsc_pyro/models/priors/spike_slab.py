@@ -151,12 +151,13 @@ class SpikeSlabPrior(Prior):
                 f"inclusion={inclusion!r} and expected_active={expected_active!r} both set how many latents are on; "
                 "pass one of the two"
             )
-        number = positive_float("expected_active", expected_active)
-        if number >= self.latent_dim:
+        share = positive_float("expected_active", expected_active) / self.latent_dim
+        if not 0 < torch.tensor(share) < 1:  # in the model's precision
             raise ValueError(
-                f"expected_active must be below the number of latents, {self.latent_dim}, got {expected_active!r}"
+                f"expected_active must be below the number of latents, {self.latent_dim}, and above 0 by more than "
+                f"rounding, got {expected_active!r}"
             )
-        return number / self.latent_dim
+        return share
 
     def _checked_logits(self, inclusion: float | Tensor) -> Tensor:
         alpha = self._one_or_each("inclusion", inclusion, "learn_inclusion", self.learn_inclusion)

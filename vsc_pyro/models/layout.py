@@ -1,0 +1,28 @@
+"""The layout of a model: its modules, the shapes of its tensors, and its settings, as text to be compared."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+def layout(model: nn.Module) -> dict[str, str]:
+    """Return every module's class, and the shape, type and kind of every tensor, by name."""
+    build = {name: f"a {type(module).__name__}" for name, module in model.named_modules()}
+    for name, parameter in model.named_parameters():
+        kind = "a parameter" if parameter.requires_grad else "a parameter that is not trained"
+        build[name] = f"{kind} of shape {tuple(parameter.shape)} and type {parameter.dtype}"
+    for name, buffer in model.named_buffers():
+        build[name] = f"a buffer of shape {tuple(buffer.shape)} and type {buffer.dtype}"
+    return build
+
+
+def public_attributes(model: nn.Module) -> dict[str, str]:
+    """Return as text every module's public attributes that are neither tensors nor modules, by name."""
+    return {
+        f"{prefix}.{attribute}".removeprefix("."): re.sub(" at 0x[0-9a-f]+", "", repr(value))
+        for prefix, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if not attribute.startswith("_")
+    }
