@@ -24,7 +24,8 @@ import pyro
 import pytest
 import torch
 from conftest import assert_mean_equals
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
+from sklearn.datasets import load_sample_images
 
 import vsc_pyro as vsc
 from vsc_pyro.objectives import AnalyticELBO
@@ -683,6 +684,19 @@ def test_gate_gradients_variance_by_the_kernel_is_that_of_the_weights(monkeypatc
     torch.manual_seed(7)
     (gradient,) = targets(model, x)["weights"].of(estimated(model, x, ESTIMATORS["concrete t=.5"], 1))
     torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in model.encoder.parameters()]))
+
+
+def test_picture_folder(tmp_path):
+    for name, photograph in zip("ab", load_sample_images().images, strict=True):
+        for number, columns in enumerate(np.split(photograph, 4, axis=1)):
+            imsave(tmp_path / f"{name}{number}.png", columns)
+    small = "--size 8 --latent-dim 4 --epochs 2 --device cpu --quiet --output".split()
+    result = run("picture_folder.py", tmp_path, *small, tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "1 data, binarisation: none" in result.stdout
+    assert vsc.load(tmp_path / "run/model").decoder.dictionary.shape == (4, 3, 8, 8)
+    assert imread(tmp_path / "run/traversals.png").std() > 0.02
+    assert "pass --overwrite to replace it" in run("picture_folder.py", tmp_path, *small, tmp_path / "run").stderr
 
 
 def test_sparse_dictionary(tmp_path, request):
