@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from vsc_pyro._arguments import choice, positive_float, positive_int
-from vsc_pyro._devices import resolve_device
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import LinearNormal, noise_scale
@@ -50,9 +49,9 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     (``objective="exact"``). `transform` returns posterior means and `predict_inclusion` the probabilities
     :math:`\gamma` that latents are on.
 
-    Training runs in float32 and everything after it in the type of the training data, float32 or float64. The global
-    random states of torch and NumPy do not change. On one machine, equal data and equal integers `random_state` give
-    equal codes to the last bit, if the number of threads is equal too.
+    Training runs in float32 and everything after it in the type of the training data, float32 or float64. With an
+    integer `random_state`, global random states do not change, and equal data give codes that are equal to the last
+    bit, on one machine with the same number of threads.
 
     Args:
         n_components: number of latents J; None for the number of features.
@@ -74,7 +73,7 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         learning_rate: of Adam.
         device: ``"auto"``: the GPU, else the CPU. Or any torch device.
         random_state: seed of initial weights, training, `sample`, and `score_samples` where it draws codes: an
-            integer, a `numpy.random.RandomState`, or None for other random numbers in each call.
+            integer, a `numpy.random.RandomState`, or None for NumPy's global one.
         verbose: True shows a progress bar.
 
     Attributes:
@@ -142,8 +141,8 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def fit(self, X: ArrayLike, y: Any = None) -> SpikeSlabCoder:  # noqa: N803 scikit-learn's name
         """Build a model and train it on X, shape ``(n_samples, n_features)``; y is ignored."""
         data = validate_data(self, X, dtype=_TYPES)
-        self._build()
-        return self._train(data, epochs=self.max_iter)
+        epochs = None if self.max_iter is None else positive_int("max_iter", self.max_iter)
+        return self._train(self._new_model(), data, epochs=epochs)
 
     def partial_fit(self, X: ArrayLike, y: Any = None) -> SpikeSlabCoder:  # noqa: N803
         """Train for one more epoch, on X of shape ``(n_samples, n_features)``; the first call builds the model.
@@ -153,21 +152,19 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         is_first = not hasattr(self, "model_")
         data = validate_data(self, X, dtype=_TYPES, reset=is_first)
-        if is_first:
-            self._build()
-        return self._train(data, epochs=1, cooldown=0.0)
+        model, before = (self._new_model(), 0) if is_first else (self.model_, self.n_iter_)
+        return self._train(model, data, before, epochs=1, cooldown=0.0)
 
-    def _build(self) -> None:
+    def _new_model(self) -> VAE:
         threshold, features = self.threshold, self.n_features_in_
         if threshold is not None and not (isinstance(threshold, numbers.Real) and 0 <= threshold < 1):
             raise ValueError(f"threshold must be None or a probability from 0 to below 1, got {threshold!r}")
         latents = features if self.n_components is None else positive_int("n_components", self.n_components)
-        random = check_random_state(self.random_state)
-        with seeded(random.randint(_SEEDS), torch.device("cpu")):
+        self._random = check_random_state(self.random_state)
+        with seeded(self._random.randint(_SEEDS), torch.device("cpu")):
             encoder = SpikeSlabEncoder(features, latents, self.encoder_hidden, slab=self.slab)
             prior = SpikeSlabPrior(latents, self.inclusion, slab=self.slab, expected_active=self.expected_active)
-            model = VAE(encoder, self._new_decoder(latents, features), prior)
-        self.model_, self.n_iter_, self._random = model, 0, random
+            return VAE(encoder, self._new_decoder(latents, features), prior)
 
     def _new_decoder(self, latents: int, features: int) -> nn.Module:
         decoder, noise, options = self.decoder, self.noise, {}
@@ -183,22 +180,25 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             raise ValueError(f"hidden={self.hidden!r} is for a named decoder, got a function; let it build the layers")
         return decoder(latents, features)
 
-    def _train(self, data: NDArray, epochs: int | None, **options: Any) -> SpikeSlabCoder:
+    def _train(self, model: VAE, data: NDArray, before: int = 0, **options: Any) -> SpikeSlabCoder:
+        """Train a model of `before` epochs; `options` are those of `vsc_pyro.fit`."""
         history = fit(
-            self.model_.float(),
+            model.float(),
             as_numbers(data),
-            epochs=epochs,
             batch_size=self.batch_size,
-            lr=self.learning_rate,
+            lr=positive_float("learning_rate", self.learning_rate),
             device=self.device,
             seed=self._random.randint(_SEEDS),
             progress=bool(self.verbose),
             **options,
         )
         # In float32 a code would depend, in its last digits, on the data beside it.
-        self.model_.to(as_numbers(data[:0]).dtype)
-        self.n_iter_ += len(history)
+        self.model_ = model.to(as_numbers(data[:0]).dtype)
+        self.n_iter_ = before + len(history)
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
 
     def transform(self, X: ArrayLike) -> NDArray:  # noqa: N803
         """Return the codes of X, shape ``(n_samples, n_components)``: posterior means, or as `threshold` says."""
