@@ -60,7 +60,7 @@ def contestants(args):
 def denoised(pipe, noisy):
     codes, model = pipe.transform(noisy), pipe["code"]
     # FactorAnalysis has no inverse_transform.
-    decoded = codes @ model.components_ if isinstance(model, FactorAnalysis) else model.inverse_transform(codes)
+    decoded = model.inverse_transform(codes) if hasattr(model, "inverse_transform") else codes @ model.components_
     return pipe["scale"].inverse_transform(decoded)
 
 

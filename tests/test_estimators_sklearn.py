@@ -118,6 +118,17 @@ def test_other_decoders(decoder, x):
     assert not hasattr(coder, "noise_variance_")
 
 
+def test_a_decoder_of_images_takes_rows(coder, x):
+    images = trained(x, decoder=lambda latents, _: vsc.NormalDecoder(latents, (1, 8, 8), ()))
+    for method in "transform", "score_samples":
+        np.testing.assert_array_equal(getattr(images, method)(x), getattr(coder, method)(x))
+    for method in "sample", "inverse_transform":
+        argument = 3 if method == "sample" else coder.transform(x)
+        np.testing.assert_array_equal(getattr(images, method)(argument), getattr(coder, method)(argument))
+    for name in "components_", "noise_variance_":
+        np.testing.assert_array_equal(getattr(images, name), getattr(coder, name))
+
+
 def test_noise_is_kept_learned_or_the_librarys_choice():
     data = load_breast_cancer().data
     assert trained(data, noise=2.5).noise_variance_ == pytest.approx(np.full(30, 6.25))

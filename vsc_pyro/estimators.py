@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro._seeding import seeded
@@ -33,7 +33,7 @@ _DECODERS = {
     "bernoulli": BernoulliDecoder,
     "continuous-bernoulli": ContinuousBernoulliDecoder,
 }
-_TYPES = (np.float64, np.float32)
+_TYPES: Any = (np.float64, np.float32)
 _ROWS_AT_ONCE = 1000
 _SEEDS = 2**31 - 1
 
@@ -102,6 +102,8 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     """
 
     model_: VAE
+    n_iter_: int
+    n_features_in_: int
 
     def __init__(
         self,
@@ -140,7 +142,7 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def fit(self, X: ArrayLike, y: Any = None) -> SpikeSlabCoder:  # noqa: N803 scikit-learn's name
         """Build a model and train it on X, shape ``(n_samples, n_features)``; y is ignored."""
-        data = validate_data(self, X, dtype=_TYPES)
+        data = self._checked(X, reset=True)
         epochs = None if self.max_iter is None else positive_int("max_iter", self.max_iter)
         return self._train(self._new_model(), data, epochs=epochs)
 
@@ -151,7 +153,7 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         decoder.
         """
         is_first = not hasattr(self, "model_")
-        data = validate_data(self, X, dtype=_TYPES, reset=is_first)
+        data = self._checked(X, reset=is_first)
         model, before = (self._new_model(), 0) if is_first else (self.model_, self.n_iter_)
         return self._train(model, data, before, epochs=1, cooldown=0.0)
 
@@ -219,13 +221,13 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ValueError: codes of another number of latents.
         """
         check_is_fitted(self)
-        z = check_array(X, dtype=_TYPES)
+        z: NDArray = check_array(X, dtype=_TYPES)
         if z.shape[1] != self._n_features_out:
             raise ValueError(f"X must be codes of {self._n_features_out} latents, got {z.shape[1]}; see transform")
         with self.model_.evaluating():
             batches = as_numbers(z).split(_ROWS_AT_ONCE)
             means = [self.model_.decoder(batch.to(self.model_.reference)).mean for batch in batches]
-        return _as_array(torch.cat(means), z)
+        return _as_array(torch.cat(means).flatten(1), z)
 
     def score_samples(self, X: ArrayLike) -> NDArray:  # noqa: N803
         """Return the evidence lower bound of each datum, in nats, with hard spikes, shape ``(n_samples,)``.
@@ -234,19 +236,18 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         drawn codes.
         """
         data = self._checked(X)
+        if not isinstance(self._likelihood_at_zero(), LinearNormal):
+            return _as_array(bounds(self.model_, data, seed=self._seed()).elbo, data)
         with self.model_.evaluating():
             parts = [self._closed_bounds(x.to(self.model_.reference)) for x in as_numbers(data).split(_ROWS_AT_ONCE)]
-        if not any(part is None for part in parts):
-            return _as_array(torch.cat(parts), data)
-        return _as_array(bounds(self.model_, data, seed=self._seed()).elbo, data)
+        return _as_array(torch.cat(parts), data)
 
-    def _closed_bounds(self, x: Tensor) -> Tensor | None:
-        """Return the bounds of data ``(B, n_features)``, or None if they have no closed form."""
+    def _closed_bounds(self, x: Tensor) -> Tensor:
+        """Return the bounds of data ``(B, n_features)`` under a linear normal decoder."""
         posterior = self.model_.encoder(x)
         likelihood = self.model_.decoder(posterior.mean)
-        if not isinstance(likelihood, LinearNormal):
-            return None
         divergence = kl_divergence(posterior, self.model_.prior(x).expand(posterior.batch_shape))
+        x = x.reshape(len(x), *likelihood.event_shape)
         return likelihood.expected_log_prob(x, posterior.variance) - divergence
 
     def score(self, X: ArrayLike, y: Any = None) -> float:  # noqa: N803
@@ -262,34 +263,39 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         model, n_samples = self.model_, positive_int("n_samples", n_samples)
         with model.evaluating(), seeded(self._seed(), model.reference.device):
             z = model.prior(model.reference.new_zeros(1, self.n_features_in_)).sample((n_samples,))
-            return model.decoder(z).sample().cpu().numpy()
+            return model.decoder(z).sample().flatten(1).cpu().numpy()
 
     @property
     def components_(self) -> NDArray:
-        """The atoms of a linear decoder, shape ``(n_components, n_features)``."""
+        """The atoms of a linear decoder, shape ``(n_components, n_features)``, in units of the data or of logits."""
         check_is_fitted(self)
         decoder = self.model_.decoder
         if not getattr(decoder, "is_linear", False):
             raise AttributeError("components_ are the atoms of a linear decoder, and this one has hidden layers")
-        return decoder.dictionary.detach().cpu().numpy().copy()
+        return decoder.dictionary.detach().flatten(1).cpu().numpy().copy()
 
     @property
     def noise_variance_(self) -> NDArray:
         """The variance of a normal decoder's noise, shape ``(n_features,)``."""
         check_is_fitted(self)
-        with self.model_.evaluating():
-            scale = noise_scale(self.model_.decoder(self.model_.reference.new_zeros(1, self._n_features_out)))
+        scale = noise_scale(self._likelihood_at_zero())
         if scale is None:
-            raise AttributeError("noise_variance_ is that of decoder='normal', and this decoder has no scale")
-        return scale.square().expand(1, self.n_features_in_)[0].cpu().numpy()
+            raise AttributeError("noise_variance_ is that of a normal decoder, and this decoder has no scale")
+        return scale.square().flatten().cpu().numpy()
+
+    def _likelihood_at_zero(self) -> Distribution:
+        with self.model_.evaluating():
+            return self.model_.decoder(self.model_.reference.new_zeros(1, self._n_features_out))
 
     @property
     def _n_features_out(self) -> int:
         return self.model_.prior.latent_dim
 
-    def _checked(self, data: ArrayLike) -> NDArray:
-        check_is_fitted(self)
-        return validate_data(self, data, dtype=_TYPES, reset=False)
+    def _checked(self, data: Any, reset: bool = False) -> NDArray:
+        """Return data as an array, and with `reset` set the number and names of features."""
+        if not reset:
+            check_is_fitted(self)
+        return cast("NDArray", validate_data(self, data, dtype=_TYPES, reset=reset))
 
     def _seed(self) -> int:
         return check_random_state(self.random_state).randint(_SEEDS)
