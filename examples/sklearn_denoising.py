@@ -45,15 +45,15 @@ def contestants(args):
     dictionary = MiniBatchDictionaryLearning(
         max_iter=50, batch_size=100, fit_algorithm="cd", transform_algorithm="lasso_cd", **seed
     )
-    coder = SpikeSlabCoder(noise="learned", learning_rate=3e-3, max_iter=args.max_iter, device=args.device, **seed)
+    coder = SpikeSlabCoder(noise="learned", learning_rate=3e-3, device=args.device, **seed)
     return [
         (PCA(**seed), few),
         (FactorAnalysis(**seed), few),
         (FastICA(whiten="unit-variance", max_iter=500, **seed), few),
         (NMF(max_iter=1000, **seed), few),
         (MiniBatchSparsePCA(**seed), few | {"alpha": [0.1, 0.3, 1.0]}),
-        (dictionary, many | {"alpha": [0.2, 0.3, 0.5, 1.0, 2.0]}),
-        (coder, many | {"inclusion": [0.1, 0.3, 0.5], "slab": ["normal", "truncated-normal"]}),
+        (dictionary, many | {"alpha": [0.1, 0.2, 0.3, 0.5, 1.0]}),
+        (coder, many | {"inclusion": [0.1, 0.3, 0.5, 0.7], "max_iter": args.epochs}),
     ]
 
 
@@ -112,7 +112,7 @@ def drawing(results):
         for name, found in scores.items():
             axes.scatter(found["active"], found["squared error"], s=14, label=name)
         axes.set(xlabel="active codes of an image", ylabel="squared error", title=f"{data}: all settings, validation")
-        axes.set(xscale="log", ylim=(None, 2 * min(row["squared error"] for row in rows)))
+        axes.set(xscale="log", xlim=(1, None), ylim=(None, 2 * min(row["squared error"] for row in rows)))
         axes.legend(fontsize=7)
         for axes, (name, x) in zip(right.subplots(len(shown), 1), shown.items(), strict=True):
             side = int(x.shape[1] ** 0.5)
@@ -138,9 +138,9 @@ def main(argv=None):
     add = parser.add_argument
     add("--data-root", type=path, metavar="FOLDER", help="folder that holds olivetti.npz; default: digits only")
     add("--noise", type=positive, default=0.25, help="standard deviation of the noise; grey levels are in [0, 1]")
-    add("--few", type=whole, nargs="+", default=[8, 12, 16, 24, 32, 48], help="numbers of dense components")
-    add("--many", type=whole, nargs="+", default=[16, 32, 64], help="numbers of sparse components")
-    add("--max-iter", type=whole, help="epochs of the coder; default: 50, or more if they make fewer than 2,000 steps")
+    add("--few", type=whole, nargs="+", default=[8, 12, 16, 24, 32, 48, 64], help="numbers of dense components")
+    add("--many", type=whole, nargs="+", default=[16, 32, 64, 128], help="numbers of sparse components")
+    add("--epochs", type=whole, nargs="+", default=[50, 100, 300], help="numbers of epochs of the coder")
     add("--num-images", type=whole, help="take the first images only")
     add_output(parser, "runs/sklearn_denoising")
     args = parser.parse_args(argv)

@@ -429,7 +429,7 @@ def test_sklearn_denoising(tmp_path):
     faces = np.repeat(np.arange(10), 8)
     drawn = np.random.default_rng(0).integers(0, 255, (80, 64, 64)) // 2 + 8 * faces[:, None, None]
     np.savez(tmp_path / "olivetti.npz", images=drawn.astype(np.uint8), target=faces)
-    small = "--few 4 --many 6 --max-iter 2 --num-images 100 --device cpu --quiet".split()
+    small = "--few 4 --many 6 --epochs 2 --num-images 100 --device cpu --quiet".split()
     result = run("sklearn_denoising.py", *small, "--data-root", tmp_path, "--output", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "run" / "results.json").read_text())
