@@ -130,7 +130,7 @@ def test_a_decoder_of_images_takes_rows(coder, x):
 
 
 def test_noise_is_kept_learned_or_the_librarys_choice():
-    data = load_breast_cancer().data
+    data = load_breast_cancer().data[:150]
     assert trained(data, noise=2.5).noise_variance_ == pytest.approx(np.full(30, 6.25))
     fixed = trained(data, n_components=30).noise_variance_
     assert fixed == pytest.approx(np.full(30, 0.4**2 * data.var(0).mean()))
