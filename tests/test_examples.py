@@ -433,6 +433,30 @@ def test_sparse_patches(tmp_path):
 
 
 @pytest.mark.slow
+def test_sklearn_denoising(tmp_path):
+    faces = np.repeat(np.arange(10), 8)
+    drawn = np.random.default_rng(0).integers(0, 255, (80, 64, 64)) // 2 + 8 * faces[:, None, None]
+    np.savez(tmp_path / "olivetti.npz", images=drawn.astype(np.uint8), target=faces)
+    small = "--few 4 --many 6 --epochs 2 --num-images 100 --device cpu --quiet".split()
+    result = run("sklearn_denoising.py", *small, "--data-root", tmp_path, "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert imread(tmp_path / "run" / "denoising.png").std() > 0.02
+    rows = {(row["data"], row["contestant"]): row for row in found["rows"]}
+    assert len(rows) == 16
+    for (data, contestant), row in rows.items():
+        assert f"| {data} | {contestant} | {row['settings']} | {row['PSNR']:.4g} |" in result.stdout
+        pixels = {"digits": 64, "faces": 1024}[data]
+        assert row["PSNR"] == pytest.approx(-10 * np.log10(row["squared error"] / pixels))
+        assert 0 <= row["active"] <= 6
+        errors = found["validation"][data][contestant.partition(",")[0]]["squared error"]
+        settings = found["validation"][data][contestant.partition(",")[0]]["settings"][int(np.argmin(errors))]
+        assert row["settings"] == ", ".join(f"{key.removeprefix('code__')}={v}" for key, v in settings.items())
+    refused = call("sklearn_denoising.py", "--output", tmp_path / "run")
+    assert "exists; pass --overwrite to replace it" in refused.stderr
+
+
+@pytest.mark.slow
 def test_exact_inference(tmp_path):
     data = "--datasets linear-5x5 --num-data 500 --latent-dim 4 --steps 150 --device cpu --quiet".split()
     small = "--refine-steps 100 --num-test 30 --num-simulated 60".split()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     *("_pyro_internals", "_arguments", "_files", "_seeding", "_recorded", "_scalars", "_devices"),
     *("gates", "datasets", "distributions", "models", "objectives", "training", "acceleration", "inference"),
-    *("evaluation", "sae", "arviz_bridge", "plots", "pages"),
+    *("evaluation", "sae", "arviz_bridge", "plots", "pages", "estimators"),
 ]
 # A run takes its steps by what is built on `training`, and says what `evaluation` finds.
 UPWARDS = {("training.fit", "acceleration"), ("training.loop", "acceleration")}

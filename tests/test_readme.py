@@ -128,6 +128,16 @@ def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
     assert all(text in printed for text in ("evidence", "calibration error", "tensor("))
 
 
+def test_the_estimator_is_used_as_shown(capsys):
+    program = "".join(blocks("docs/sklearn.md"))
+    names = run(smaller(program, {"max_iter=100,": "max_iter=2,", "[4, 8, 16]": "[4, 8]", "cv=3": "cv=2"}), {})
+    assert names["codes"].shape == names["inclusion"].shape == names["frame"].shape == (450, 32)
+    assert list(names["frame"])[:2] == ["spikeslabcoder0", "spikeslabcoder1"]
+    assert names["denoised"].shape == (450, 64)
+    assert ((names["inclusion"] > 0.5) == (names["frame"].to_numpy() != 0)).all()
+    assert "code__expected_active" in capsys.readouterr().out
+
+
 def test_the_schedules_that_are_shown_are_some(digits):
     page = (ROOT / "docs" / "choosing" / "index.md").read_text()
     (row,) = re.findall(r"^\| `schedules=` \|.*$", page, flags=re.MULTILINE)

@@ -12,6 +12,8 @@
 torch.Size([3, 10])
 """
 
+from typing import TYPE_CHECKING, Any
+
 from vsc_pyro import datasets, gates, sae
 from vsc_pyro._recorded import register
 from vsc_pyro.acceleration import CompiledSVI
@@ -68,6 +70,9 @@ from vsc_pyro.training.saving import load, save
 from vsc_pyro.training.schedules import Ramp
 from vsc_pyro.training.svi import SVI
 
+if TYPE_CHECKING:
+    from vsc_pyro.estimators import SpikeSlabCoder
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -116,6 +121,7 @@ __all__ = [
     "Refinement",
     "SparseDictionary",
     "SpikeSlab",
+    "SpikeSlabCoder",
     "SpikeSlabEncoder",
     "SpikeSlabPrior",
     "ThresholdEncoder",
@@ -155,3 +161,12 @@ __all__ = [
     "schedules",
     "to_arviz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import scikit-learn with the first use of `SpikeSlabCoder`, not with the library."""
+    if name == "SpikeSlabCoder":
+        from vsc_pyro.estimators import SpikeSlabCoder
+
+        return SpikeSlabCoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
