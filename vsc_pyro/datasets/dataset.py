@@ -108,8 +108,8 @@ class Dataset:
             numbers = _as_floats(part, "context")
             if numbers.ndim not in (1, 2) or len(numbers) != len(self.images):
                 raise ValueError(
-                    f"context must have shape ({len(self.images)},) or ({len(self.images)}, C), one row for each datum, "
-                    f"got {tuple(numbers.shape)}"
+                    f"context must have shape (N,) or (N, C), a row for each of the {len(self.images)} data, got "
+                    f"{tuple(numbers.shape)}"
                 )
             columns.append(numbers.reshape(len(numbers), -1).to(self.images))
         return torch.cat(columns, 1)

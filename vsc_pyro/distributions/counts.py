@@ -132,7 +132,8 @@ class CountRows(TorchDistribution):
 
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            return self._rows(self._counts(self.context).expand(self.batch_shape + (self.num_counts,)).sample(sample_shape))
+            counts = self._counts(self.context).expand(torch.Size([*self.batch_shape, self.num_counts]))
+            return self._rows(counts.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -178,7 +178,7 @@ class CountTrunk(nn.Module):
         self.input_scale.copy_(scale / INPUT_DEVIATION)
 
     def _logarithms(self, rows: Tensor) -> Tensor:
-        counts = rows[:, : self.num_counts]
+        counts = rows[:, : self.num_counts].clamp(min=0)  # the likelihood refuses negative ones in words
         return (self.typical_sum * counts / counts.sum(1, keepdim=True).clamp(min=1)).log1p()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ The rate of gene d (of any value that is counted) in a datum of size s with cova
 
 .. math:: \mu_d = u\, s\, r\Big(f_d(z) + \sum_k a_{dk} c_k\Big), \qquad r(f) = e^{\min(f, 0)} + \max(f, 0),
 
-see `vsc_pyro.distributions.CountRows`. Below a share of 1 the link is the logarithm, so that with ``hidden=()`` a latent
-adds the same log fold changes to every datum, whatever the other latents and its depth. A softmax over genes, the other
-common link, lowers all genes when it raises one, and knows loadings only up to a constant.
+see `vsc_pyro.distributions.CountRows`. Below a share of 1 the link is the logarithm, so that with ``hidden=()`` a
+latent adds the same log fold changes to every datum, whatever the other latents and its depth. A softmax over genes,
+the other common link, lowers all genes when it raises one, and determines loadings only up to a constant.
 
 References
-    W. Townes, S. C. Hicks, M. J. Aryee, R. A. Irizarry (2019), Feature selection and dimension reduction for single-cell
-        RNA-Seq based on a multinomial model.
+    W. Townes, S. C. Hicks, M. J. Aryee, R. A. Irizarry (2019), Feature selection and dimension reduction for
+        single-cell RNA-Seq based on a multinomial model.
     R. Lopez, J. Regier, M. B. Cole, M. I. Jordan, N. Yosef (2018), Deep generative modeling for single-cell
         transcriptomics.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import (
@@ -73,7 +73,7 @@ class CountDecoder(PixelDecoder):
     def prepare(self, images: Tensor) -> None:
         """Start from the mean counts, and take the typical context, in the first call, if trainable.
 
-        The initial weights are scaled so that switching a latent on changes a typical datum by half a nat.
+        The initial weights are scaled so that switching a latent on changes a typical datum by about half a nat.
         """
         starts = self.is_fresh and self.own_layer.weight.requires_grad
         num_counts = self.output_shape[0]
@@ -123,8 +123,8 @@ class PoissonDecoder(CountDecoder):
 
     .. math:: \mu_d = u\, s\, r\Big(f_d(z) + \sum_k a_{dk} c_k\Big), \qquad r(f) = e^{\min(f, 0)} + \max(f, 0).
 
-    **Pass raw counts.** The network f returns the logarithm of the share of a gene in the counts; above a share of 1 the
-    link r is linear, so that no code overflows. With ``hidden=()``, `dictionary` holds the log fold changes of each
+    **Pass raw counts.** The network f returns the logarithm of the share of a gene in the counts; above a share of 1
+    the link r is linear, so that no code overflows. With ``hidden=()``, `dictionary` holds the log fold changes of each
     latent: one unit of :math:`z_j` multiplies the rate of gene d by :math:`\exp` of ``dictionary[j, d]``.
 
     **The size** s, the depth of a cell or the exposure of a datum, is the sum of its counts, or is given with it.
@@ -133,10 +133,11 @@ class PoissonDecoder(CountDecoder):
 
     .. math:: x = (n_1, \dots, n_D, [s,] c_1, \dots, c_K),
 
-    and the encoder's `input_shape` is the length of such a row; see `CountTrunk` for its network. All bounds are those of
-    :math:`\log p(n | s, c)`. Draws of the prior and figures of decoded codes have the typical context: the median
-    size and the mean covariates of the training data. Draws of the posterior and reconstructions have that of the datum.
-    u converts sizes to counts: the mean sum of counts over the mean size of the training data.
+    and the encoder's `input_shape` is the length of such a row; see `CountTrunk` for its network. Covariates multiply
+    rates, whatever the code. All bounds are those of :math:`\log p(n | s, c)`. Draws of the prior and figures of codes
+    have the typical context: the median size and the mean covariates of the training data. Predictions and
+    reconstructions of a datum have its own. R2 compares counts rescaled to the typical context. u converts sizes to
+    counts: the mean sum of counts over the mean size of the training data.
 
     Args:
         latent_dim: number of latents J.
@@ -147,8 +148,8 @@ class PoissonDecoder(CountDecoder):
         num_covariates: number K of columns behind the counts, and behind the size if it is given.
 
     Shapes:
-        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` ``(D + K,)``, or ``(D + 1 + K,)`` with
-        given sizes.
+        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` ``(D + K,)``, or ``(D + 1 + K,)``
+        with given sizes.
 
     Raises:
         ValueError: as `BernoulliDecoder`; an `output_shape` of several dimensions, an unknown `size` (the message lists
