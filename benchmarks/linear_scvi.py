@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--latent-dim", type=int, default=20)
+    parser.add_argument("--epochs", type=int, help="default: that of scvi-tools for so many cells")
     args = parser.parse_args(argv)
     file = np.load(args.data)
     for seed in args.seeds:
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         train, test = (anndata.AnnData(file["X"][part].astype(np.float32)) for part in rows)
         scvi.model.LinearSCVI.setup_anndata(train)
         model = scvi.model.LinearSCVI(train, n_latent=args.latent_dim, gene_likelihood="nb")
-        model.train(accelerator="cpu", train_size=1.0, enable_progress_bar=False)
+        model.train(args.epochs, accelerator="cpu", train_size=1.0, enable_progress_bar=False)
         codes = [model.get_latent_representation(part) for part in (train, test)]
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(codes[0], file["y"][rows[0]])
         bound = model.get_marginal_ll(test, n_mc_samples=100)

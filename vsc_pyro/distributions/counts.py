@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 from torch.types import _size
 
 from vsc_pyro.distributions.families import given
@@ -143,5 +143,5 @@ class CountRows(TorchDistribution):
 
 
 @given.register
-def _(likelihood: CountRows, x: Tensor) -> Distribution:
+def _(likelihood: CountRows, x: Tensor) -> CountRows:
     return likelihood.given(x.flatten(1))

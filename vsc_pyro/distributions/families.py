@@ -200,7 +200,7 @@ def noise_scale(distribution: Distribution) -> Tensor | None:
 
 
 @functools.singledispatch
-def given(likelihood: Distribution, x: Tensor) -> Distribution:
+def given(likelihood: Any, x: Tensor) -> Any:
     """Return the likelihood of data x ``(B, ...)`` under the context that x holds; most likelihoods have none.
 
     A context, such as the size of a cell, is a part of the datum that the likelihood is conditional on. The mean and

@@ -74,10 +74,11 @@ class Encoder(Prepared):
         """
         if not self.begins():
             return
-        if isinstance(self.network[0], CountTrunk):
-            self.network[0].prepare(images)
+        first = self.network[0]
+        if isinstance(first, CountTrunk):
+            first.prepare(images)
         # A user's trunk may expect raw data, such as counts, or may be pretrained on them.
-        elif isinstance(self.network[0], (nn.Flatten, ConvTrunk)):
+        elif isinstance(first, (nn.Flatten, ConvTrunk)):
             mean, scale = mean_and_scale(images)
             self.input_mean.copy_(mean.reshape(self.input_shape))
             self.input_scale.copy_(scale / INPUT_DEVIATION)
