@@ -43,6 +43,11 @@ def of_trunks():
     return vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(J))
 
 
+def of_counts(decoder):
+    encoder = vsc.SpikeSlabEncoder(SHAPE, J, trunk=vsc.CountTrunk(64, 10))
+    return vsc.VAE(encoder, decoder(J, 64, (8,)), vsc.SpikeSlabPrior(J))
+
+
 MODELS = {
     "NormalEncoder": of_encoder(normal),
     "LaplaceEncoder": of_encoder(lambda: vsc.LaplaceEncoder(SHAPE, J, (8,)), vsc.LaplacePrior),
@@ -58,6 +63,8 @@ MODELS = {
     "ContinuousBernoulliDecoder": of_decoder(lambda: vsc.ContinuousBernoulliDecoder(J, SHAPE, (8,))),
     "NormalDecoder": of_decoder(lambda: vsc.NormalDecoder(J, SHAPE, (8,))),
     "NormalDecoder, linear": of_decoder(lambda: vsc.NormalDecoder(J, SHAPE, (), variance="shared")),
+    "PoissonDecoder": lambda: of_counts(vsc.PoissonDecoder),
+    "NegativeBinomialDecoder": lambda: of_counts(vsc.NegativeBinomialDecoder),
     "NormalMixturePrior": of_prior(lambda: vsc.NormalMixturePrior(J)),
     "SpikeSlabPrior, learned": of_prior(lambda: vsc.SpikeSlabPrior(J, learn_inclusion=True), spike_slab),
     "SpikeSlabPrior, hyperprior": of_prior(
@@ -88,7 +95,7 @@ def test_every_part_has_a_row():
     parts = [name for name in vsc.__all__ if name.endswith(("Encoder", "Decoder", "Prior"))]
     models = {type(module).__name__ for make in MODELS.values() for module in make().modules()}
     assert set(parts) - models == {"Prior"}
-    assert {"ConvTrunk", "DeconvTrunk"} <= models
+    assert {"ConvTrunk", "CountTrunk", "DeconvTrunk"} <= models
 
 
 def test_joining_the_parts_draws_nothing():

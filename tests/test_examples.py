@@ -742,3 +742,25 @@ def test_sparse_dictionary(tmp_path, request):
         finished("own", *shards, "--steps", "30", "--resume")["num_data"] == 5 * 200
     )  # 20 batches, the fourth of each pass smaller
     assert "pass --resume to go on" in call("sparse_dictionary.py", *small, "--output", tmp_path / "own").stderr
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_counts(tmp_path):
+    """Real counts, the ink of digits, and simulated cells."""
+    digits = vsc.datasets.load("digits").train[:300]
+    counts = (16 * digits.images).round().flatten(1)
+    file = tmp_path / "digits.npz"
+    np.savez(file, X=counts.numpy(), y=digits.labels.numpy(), genes=[f"pixel {pixel}" for pixel in range(64)])
+    small = "--latent-dim 3 --epochs 4 --device cpu --quiet".split()
+    result = run("counts.py", *small, "--data", file, "--output", tmp_path / "real")
+    assert result.returncode == 0, result.stderr
+    assert all(f"{name}  types 0." in result.stdout for name in ("sparse", "dense ", "NMF   "))
+    assert "of cells: pixel" in result.stdout
+    for name in ("loadings", "inclusion"):
+        assert (tmp_path / f"real/{name}.png").is_file()
+    again = call("counts.py", *small, "--output", tmp_path / "real")
+    assert "exists; pass --overwrite" in again.stderr
+    cells, types, genes = importlib.import_module("counts").simulated(seed=0, num_cells=50)
+    assert cells.shape == (50, len(genes))
+    assert len(types) == 50
+    assert cells.sum(1).min() > 0

@@ -35,7 +35,14 @@ from vsc_pyro.inference.impute import Imputation, impute
 from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior
 from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
 from vsc_pyro.inference.refine import Refinement, refine
-from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, DictionaryDecoder, NormalDecoder
+from vsc_pyro.models.decoders import (
+    BernoulliDecoder,
+    ContinuousBernoulliDecoder,
+    DictionaryDecoder,
+    NegativeBinomialDecoder,
+    NormalDecoder,
+    PoissonDecoder,
+)
 from vsc_pyro.models.encoders import (
     CauchyEncoder,
     DeltaEncoder,
@@ -46,7 +53,7 @@ from vsc_pyro.models.encoders import (
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
-from vsc_pyro.models.networks import ConvTrunk, DeconvTrunk
+from vsc_pyro.models.networks import ConvTrunk, CountTrunk, DeconvTrunk
 from vsc_pyro.models.priors import (
     CauchyPrior,
     FlatPrior,
@@ -89,6 +96,7 @@ __all__ = [
     "CompiledSVI",
     "ContinuousBernoulliDecoder",
     "ConvTrunk",
+    "CountTrunk",
     "Dataset",
     "DeconvTrunk",
     "DeltaEncoder",
@@ -107,6 +115,7 @@ __all__ = [
     "JumpReLUEncoder",
     "LaplaceEncoder",
     "LaplacePrior",
+    "NegativeBinomialDecoder",
     "NestedELBO",
     "NonFiniteLossError",
     "NormalDecoder",
@@ -114,6 +123,7 @@ __all__ = [
     "NormalMixturePrior",
     "NormalPrior",
     "NothingExplainedWarning",
+    "PoissonDecoder",
     "Prior",
     "PseudoInputPrior",
     "Ramp",

@@ -43,7 +43,7 @@ from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.versions import from_datasets
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.datasets.labels import label_array
-from vsc_pyro.distributions import inclusion_logits, inclusion_of, is_point, is_proper, slab_of
+from vsc_pyro.distributions import given, inclusion_logits, inclusion_of, is_point, is_proper, slab_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.loaded import Loaded, as_readable
 
@@ -185,7 +185,7 @@ class _Draws:
             return
         likelihood = model.decoder(z)
         if self.predictive:
-            drawn = likelihood.sample().reshape(num, *x.shape)
+            drawn = given(likelihood, x).sample().reshape(num, *x.shape)
             yield "posterior_predictive", "x", (*of_draw, *self.pixels), drawn
         if self.log_likelihood:
             yield "log_likelihood", "x", of_draw, likelihood.log_prob(x.reshape(x.shape[:1] + likelihood.event_shape))

@@ -56,15 +56,24 @@ class Dataset:
         name: name in tables.
         factors: ground truth of synthetic data, or None.
 
+    Args:
+        context: numbers that are known of each datum, such as a size or the batch as zeros and a one; shape ``(N, C)``
+            or ``(N,)``, or a list of such arrays. They become the last columns of `images`, whose data are flattened,
+            so that a `DataLoader`, a split or a slice keeps them. What a decoder makes of them, it says, see
+            `vsc_pyro.PoissonDecoder`; an encoder and a prior see them as a part of x.
+
     Raises:
         ValueError: no datum, images that are not real numbers, labels that are not whole numbers or of another length,
             values outside [0, 1] under dynamic binarisation, or factors that do not fit the data or contradict
-            themselves.
+            themselves; a context of another length, or beside dynamic binarisation.
 
     >>> import vsc_pyro as vsc
     >>> data = vsc.Dataset(torch.rand(10, 64), labels=torch.arange(10), binarize="dynamic")
     >>> len(data[:4]), data.draw(slice(4)).unique()
     (4, tensor([0., 1.]))
+    >>> vsc.Dataset(torch.zeros(2, 3), context=[torch.tensor([10.0, 30.0]), torch.eye(2)]).images
+    tensor([[ 0.,  0.,  0., 10.,  1.,  0.],
+            [ 0.,  0.,  0., 30.,  0.,  1.]])
     """
 
     images: Tensor
@@ -72,8 +81,9 @@ class Dataset:
     binarize: str | None = None
     name: str = "data"
     factors: Factors | None = None
+    context: dataclasses.InitVar[Any] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, context: Any) -> None:
         check_binarize(self.binarize, BINARIZATIONS)
         object.__setattr__(self, "images", _as_floats(self.images, "images"))
         if self.images.ndim < 2 or self.images.numel() == 0:
@@ -81,12 +91,28 @@ class Dataset:
                 f"data must have shape (N, ...) with at least one datum of at least one value, "
                 f"got {tuple(self.images.shape)}"
             )
+        if context is not None:
+            object.__setattr__(self, "images", self._with_context(context))
         if self.labels is not None:
             object.__setattr__(self, "labels", as_labels(self.labels, len(self.images)))
         if self.binarize == "dynamic":
             self._check_grey_levels("dynamic")
         if self.factors is not None:
             _check_factors(self.factors, len(self.images))
+
+    def _with_context(self, context: Any) -> Tensor:
+        if self.binarize == "dynamic":
+            raise ValueError("context and binarize='dynamic' exclude each other; pass data that are binarised")
+        columns = [self.images.flatten(1)]
+        for part in context if isinstance(context, (list, tuple)) else [context]:
+            numbers = _as_floats(part, "context")
+            if numbers.ndim not in (1, 2) or len(numbers) != len(self.images):
+                raise ValueError(
+                    f"context must have shape (N,) or (N, C), a row for each of the {len(self.images)} data, got "
+                    f"{tuple(numbers.shape)}"
+                )
+            columns.append(numbers.reshape(len(numbers), -1).to(self.images))
+        return torch.cat(columns, 1)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -4,10 +4,12 @@ from vsc_pyro._pyro_internals import PARTICLES
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.atoms import is_atom_free, structure
+from vsc_pyro.distributions.counts import CountRows
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
 from vsc_pyro.distributions.families import (
     centre,
+    given,
     hard_code,
     has_mean,
     inclusion_logits,
@@ -35,6 +37,7 @@ __all__ = [
     "WITHOUT_SCORES",
     "AssignedMixture",
     "CentredScoreParts",
+    "CountRows",
     "IndependentSpikeSlab",
     "LinearNormal",
     "ShiftedNormalTails",
@@ -45,6 +48,7 @@ __all__ = [
     "centre",
     "get_slab",
     "get_threshold_gate",
+    "given",
     "hard_code",
     "has_mean",
     "held",

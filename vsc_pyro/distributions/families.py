@@ -199,6 +199,16 @@ def noise_scale(distribution: Distribution) -> Tensor | None:
     return getattr(distribution, "scale", None)
 
 
+@functools.singledispatch
+def given(likelihood: Any, x: Tensor) -> Any:
+    """Return the likelihood of data x ``(B, ...)`` under the context that x holds; most likelihoods have none.
+
+    A context, such as the size of a cell, is a part of the datum that the likelihood is conditional on. The mean and
+    the draws of the result have the context of x, and its densities are those of `likelihood`.
+    """
+    return likelihood
+
+
 @_by_family
 def scale_of(distribution: Distribution) -> Tensor:
     """Return the width of every coordinate: the parameter `scale`, 0 for a point, else the standard deviation.

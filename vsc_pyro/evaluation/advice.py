@@ -24,7 +24,7 @@ from torch.distributions import kl_divergence
 
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.evaluation.survey import Survey, as_share
+from vsc_pyro.evaluation.survey import Survey, as_share, comparable
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.loaded import Loaded
 
@@ -107,7 +107,8 @@ def principal_components(model: VAE, data: Dataset | Loaded, num: int, seed: int
     like = model.reference
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
     with torch.no_grad(), seeded(seed, like.device):
-        x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like).flatten(1)
+        x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like)
+        x = comparable(model, x).flatten(1)
         x = x - x.mean(0) if model.missing is None else (x - x.nanmean(0)).nan_to_num(0.0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
         shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])

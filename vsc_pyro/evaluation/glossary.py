@@ -22,7 +22,7 @@ WORDS: dict[str, str] = {
     "on at the same rate for every datum carries no information and is unused.",
     "R2": "Share of the data's squared deviation from their per-pixel mean that the decoded mean code explains: 1 for "
     "a perfect copy, 0 for the mean alone, below 0 for anything worse. The mean code is the posterior mean (for Cauchy "
-    "codes the median).",
+    "codes the median). Counts are rescaled to the typical size of a datum first.",
     "R2, hard code": "R2 of the hard code: a latent with `g_j` > 1/2 is at the centre of its slab, every other exactly "
     "0. A dense code or a point is its own hard code.",
     "entropy explained": "For Bernoulli data, 1 minus the cross-entropy of the decoded mean code over that of the "

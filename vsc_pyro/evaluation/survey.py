@@ -151,13 +151,14 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
             posterior = model.encoder(x)
             information.locate(posterior)
             usage = usage + inclusion_of(posterior).flatten(1).cpu().double().sum(0)
+            x = comparable(model, x)
             total = total + x.flatten(1).nan_to_num(0.0).cpu().double().sum(0)
             observed = observed + (~x.flatten(1).isnan()).cpu().double().sum(0)
         errors = _Errors(total / observed.clamp(min=1), observed / len(data))
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
             information.count(posterior)
-            errors.add(x, [model.decoder(code(posterior)) for code in (centre, hard_code)])
+            errors.add(comparable(model, x), [model.decoder(code(posterior)) for code in (centre, hard_code)])
         prior = inclusion_logits(getattr(model.prior, "marginal", model.prior)(x))
         prior_inclusion = math.nan if prior is None else float(prior.sigmoid().mean())
     return Survey(
@@ -168,6 +169,11 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
         has_atom=inclusion_logits(posterior) is not None,
         num_data=len(data),
     )
+
+
+def comparable(model: VAE, x: Tensor) -> Tensor:
+    """Return data ``(B, ...)`` under the context that decoded codes have; most decoders have none."""
+    return model.decoder.comparable(x) if hasattr(model.decoder, "comparable") else x
 
 
 def _rows_at_once(x: Tensor, posterior: Distribution) -> int:

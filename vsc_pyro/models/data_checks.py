@@ -142,9 +142,13 @@ def check_support(x: Tensor, likelihood: Distribution, like: Tensor) -> None:
     if not all(_ends_are_in_support(chunk, likelihood) or are_in_support(chunk, likelihood) for chunk in chunks):
         low, high = float(x.min()), float(x.max())
         raise ValueError(
-            f"{must_be_inside(likelihood)}, got values from {low:.4g} to {high:.4g}; "
-            "rescale them or use another decoder"
+            f"{must_be_inside(likelihood)}, got values from {low:.4g} to {high:.4g}; {remedy_of(likelihood)}"
         )
+
+
+def remedy_of(likelihood: Distribution) -> str:
+    """Return what to do about data outside the support."""
+    return getattr(_support(likelihood), "remedy", "rescale them or use another decoder")
 
 
 def _ends_are_in_support(x: Tensor, likelihood: Distribution) -> bool:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vsc_pyro._arguments import choice, positive_int, sizes
+from vsc_pyro._arguments import choice, natural_int, positive_int, sizes
 from vsc_pyro._recorded import Recorded
+from vsc_pyro.models.starting import INPUT_DEVIATION, mean_and_scale
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -117,6 +118,75 @@ class ConvTrunk(Recorded):
         if tuple(x.shape[1:]) not in (self.input_shape, (math.prod(self.input_shape),)):
             raise ValueError(f"x must be images of shape {self.input_shape}, flattened or not, got {tuple(x.shape)}")
         return self.layers(x.reshape(len(x), *self.input_shape))
+
+
+class CountTrunk(Recorded):
+    r"""Network from raw counts to features: an MLP of the standardised logarithms of normalised counts.
+
+    .. math:: y_d = \log\Big(1 + m \frac{n_d}{\sum_e n_e}\Big),
+
+    where m is the median sum of counts in the training data. A datum and the same at ten times the depth so have about
+    the same features. Covariates, the last columns of a row, enter the MLP beside y. Other columns, such as a given
+    size, are ignored. `vsc_pyro.fit` sets m, mean and scale, through the encoder's `prepare`.
+
+    Args:
+        num_counts: number of counts D, the first values of a row.
+        features: size of the output.
+        hidden: widths of the hidden layers before it.
+        activation: one of the names in `ACTIVATIONS`.
+        num_covariates: number K of covariates, the last values of a row.
+
+    Shapes:
+        ``(B, ...)``, rows of at least D + K values, ``-> (B, features)``
+
+    Raises:
+        ValueError: a size below 1 or an unknown activation.
+
+    >>> import vsc_pyro as vsc
+    >>> encoder = vsc.SpikeSlabEncoder(30, latent_dim=5, trunk=vsc.CountTrunk(30))
+    >>> encoder(torch.poisson(torch.full((2, 30), 3.0))).event_shape
+    torch.Size([5])
+    """
+
+    typical_sum: Tensor
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(
+        self,
+        num_counts: int,
+        features: int = 256,
+        hidden: int | Sequence[int] = (),
+        activation: str = "relu",
+        *,
+        num_covariates: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_counts = positive_int("num_counts", num_counts)
+        self.out_features = positive_int("features", features)
+        self.num_covariates = natural_int("num_covariates", num_covariates)
+        self.layers = MLP(self.num_counts + self.num_covariates, self.out_features, hidden, activation)
+        self.register_buffer("typical_sum", torch.ones(()))
+        self.register_buffer("input_mean", torch.zeros(self.num_counts))
+        self.register_buffer("input_scale", torch.ones(()))
+
+    @torch.no_grad()
+    def prepare(self, rows: Tensor) -> None:
+        """Take the median sum of counts, and mean and scale of the logarithms, from training data ``(N, ...)``."""
+        self.typical_sum.copy_(rows.flatten(1)[:, : self.num_counts].sum(1).median())
+        mean, scale = mean_and_scale(self._logarithms(rows.flatten(1)))
+        self.input_mean.copy_(mean)
+        self.input_scale.copy_(scale / INPUT_DEVIATION)
+
+    def _logarithms(self, rows: Tensor) -> Tensor:
+        counts = rows[:, : self.num_counts].clamp(min=0)  # the likelihood refuses negative ones in words
+        return (self.typical_sum * counts / counts.sum(1, keepdim=True).clamp(min=1)).log1p()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1)
+        inputs = (self._logarithms(rows) - self.input_mean) / self.input_scale
+        covariates = rows[:, rows.shape[1] - self.num_covariates :]
+        return self.layers(torch.cat([inputs, covariates], 1))
 
 
 class DeconvTrunk(Recorded):

@@ -35,7 +35,7 @@ from torch.distributions import Distribution, kl_divergence
 from vsc_pyro._arguments import positive_float, positive_int
 from vsc_pyro._scalars import ScalarModule, seven_digits
 from vsc_pyro._seeding import alone
-from vsc_pyro.distributions import has_mean, inclusion_logits
+from vsc_pyro.distributions import given, has_mean, inclusion_logits
 from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner, remedy_of_size
 from vsc_pyro.models.missing import Missing
 from vsc_pyro.models.modes import in_mode
@@ -188,7 +188,7 @@ class VAE(ScalarModule):
         with pyro.plate("data", x.shape[0], dim=-1):
             with self._weighed_by_beta():
                 z = pyro.sample("z", self.prior(x, **values))
-            likelihood = self.decoder(z)
+            likelihood = given(self.decoder(z), x)
             pyro.sample("x", likelihood, obs=as_events(x, likelihood))
         return z
 

@@ -19,6 +19,7 @@ from vsc_pyro.evaluation.bounds import bounds
 from vsc_pyro.evaluation.calibration import check_calibration
 from vsc_pyro.evaluation.codes import codes
 from vsc_pyro.evaluation.probes import auroc
+from vsc_pyro.evaluation.survey import comparable
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.inspection import BOUND_DRAWS, NUM_BOUNDED, NUM_EXPLAINED, NUM_IMPUTED, Subject
@@ -137,7 +138,8 @@ def features(document: Document, subject: Subject) -> None:
     x = subject.data[:_NUM_EXPLAINED_BY_FEATURE].draw(slice(None), generator)
     with model.evaluating():
         decoded = model.decoder(codes(model, x).hard.to(model.reference)).mean
-    truth, decoded = x.cpu().flatten(1), decoded.cpu().flatten(1)
+        truth = comparable(model, x.to(model.reference))
+    truth, decoded = truth.cpu().flatten(1), decoded.cpu().flatten(1)
     errors, spread = (truth - decoded).square().mean(0), truth.var(0, correction=0)
     share = 1 - errors / spread.clamp(min=1e-30)
     order = share.argsort(descending=True)

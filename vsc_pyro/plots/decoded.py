@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions import given
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Drawing, Style, as_pixels, drawing_of, show
@@ -72,7 +73,7 @@ def comparison(
 @seeded_evaluation
 def _reconstruct(model: VAE, data: Dataset, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
     x = data.draw(slice(num)).to(model.reference)
-    decoded = model.decoder(model.encoder(x).sample()).mean
+    decoded = given(model.decoder(model.encoder(x).sample()), x).mean
     return x.cpu(), decoded.reshape(x.shape).cpu()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import centre, hard_code, inclusion_of
+from vsc_pyro.distributions import centre, given, hard_code, inclusion_of
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Style, drawing_of
@@ -88,7 +88,7 @@ def traversals(
     values = (limit / 3 * torch.arange(-3.0, 4.0)).to(x)
     rows, names = [], []
     for place, (latent, code) in enumerate(zip(latents, hard_code(model.encoder(x)), strict=True)):
-        decoded = _decoded(model, code, latent, values).reshape(-1, *x.shape[1:])
+        decoded = _decoded(model, x[place : place + 1], code, latent, values).reshape(-1, *x.shape[1:])
         rows.append(torch.cat([x[place : place + 1], decoded]).cpu())
         names.append(f"latent {latent}\nmean P(on) {float(usage.inclusion[latent]):.2f}")
     columns = ["datum", "decoded", "off", *(f"z = {value:.3g}" for value in values.tolist())]
@@ -189,7 +189,7 @@ def conditional_samples(
 
 def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str, style: Style) -> Figure:
     posterior = model.encoder(x)
-    decoded = _decoded(model, hard_code(posterior)[0], latent, values).reshape(-1, *x.shape[1:])
+    decoded = _decoded(model, x, hard_code(posterior)[0], latent, values).reshape(-1, *x.shape[1:])
     drawing = drawing_of(x, **style)
     rows, titles = in_rows(decoded[2:], [f"z = {value:.2f}" for value in values.tolist()], drawing.per_row(_PER_ROW))
     names = ["", "spike on", *[""] * (len(rows) - 1)]
@@ -203,11 +203,11 @@ def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str, 
     )
 
 
-def _decoded(model: VAE, code: Tensor, latent: int, values: Tensor) -> Tensor:
+def _decoded(model: VAE, x: Tensor, code: Tensor, latent: int, values: Tensor) -> Tensor:
     """Decode the code unchanged, with the latent at zero, and with it at each of the values."""
     codes = code.repeat(2 + len(values), 1)
     codes[1:, latent] = torch.cat([values.new_zeros(1), values])
-    return model.decoder(codes).mean
+    return given(model.decoder(codes), x).mean
 
 
 @seeded_evaluation

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
-from vsc_pyro.distributions import centre, hard_code, inclusion_of, slab_of
+from vsc_pyro.distributions import centre, given, hard_code, inclusion_of, slab_of
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import BLUE, Drawing, Style, drawing_of
 from vsc_pyro.plots.inputs import quantiles, seeded_evaluation, some_data
@@ -137,7 +137,7 @@ def explanation(model: VAE, x: Tensor | np.ndarray, num: int = 12, *, seed: int 
     active = (inclusion > 0.5).nonzero().flatten()
     without = z.repeat(len(active), 1)
     without[torch.arange(len(active)), active] = 0
-    whole, *less = model.decoder(torch.cat([z[None], without])).mean.reshape(-1, *x.shape[1:])
+    whole, *less = given(model.decoder(torch.cat([z[None], without])), x).mean.reshape(-1, *x.shape[1:])
     added = torch.stack([whole - other for other in less]) if less else x.new_zeros(0, *x.shape[1:])
     order = added.flatten(1).norm(dim=1).argsort(descending=True)[:num]
     names = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vsc_pyro.datasets.numbers import as_numbers
-from vsc_pyro.models.data_checks import are_in_support, check_support, must_be_inside
+from vsc_pyro.models.data_checks import are_in_support, check_support, must_be_inside, remedy_of
 from vsc_pyro.models.priors import Prior
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class EpochChecks:
         are_inside = torch.stack(self._are_inside).tolist() if self._are_inside else []
         if not all(are_inside):
             with naming_batch(which(are_inside.index(False) + 1)):
-                raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; rescale them")
+                raise ValueError(f"{must_be_inside(self._likelihood)}, and finite; {remedy_of(self._likelihood)}")
 
     def check_range(self) -> None:
         """Tell the range of all data to priors that were initialised from the sample."""

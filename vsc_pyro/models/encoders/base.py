@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from vsc_pyro._arguments import choice, positive_int, shape, sizes
-from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk
+from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk, CountTrunk
 from vsc_pyro.models.precision import run_network
-from vsc_pyro.models.starting import Prepared, mean_and_scale
+from vsc_pyro.models.starting import INPUT_DEVIATION, Prepared, mean_and_scale
 
 # Keeps the log-density finite.
 _MIN_SCALE = 1e-4
-# Standard deviation of the networks' input. With a larger one, a network overfits small data sooner.
-_INPUT_DEVIATION = 0.3
 
 
 class Encoder(Prepared):
@@ -71,13 +69,19 @@ class Encoder(Prepared):
     def prepare(self, images: Tensor) -> None:
         """Standardise the input by training data, shape ``(N, *input_shape)``; only the first call has an effect.
 
-        A frozen or trained network keeps its input. So does a trunk of a class that this library does not define.
+        A frozen or trained network keeps its input. So does a trunk of a class that this library does not define. A
+        `CountTrunk` standardises its own input.
         """
+        if not self.begins():
+            return
+        first = self.network[0]
+        if isinstance(first, CountTrunk):
+            first.prepare(images)
         # A user's trunk may expect raw data, such as counts, or may be pretrained on them.
-        if self.begins() and isinstance(self.network[0], (nn.Flatten, ConvTrunk)):
+        elif isinstance(first, (nn.Flatten, ConvTrunk)):
             mean, scale = mean_and_scale(images)
             self.input_mean.copy_(mean.reshape(self.input_shape))
-            self.input_scale.copy_(scale / _INPUT_DEVIATION)
+            self.input_scale.copy_(scale / INPUT_DEVIATION)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         x = (x - self.input_mean.reshape(x.shape[1:])) / self.input_scale
