@@ -19,6 +19,7 @@ ROOMS = [
 UPWARDS = {("training.fit", "acceleration"), ("training.summary", "evaluation")}
 # Files that are tested with what uses them.
 INTERNAL = {"batch_checks", "contexts", "devices", "fit", "losses", "modes"} | {"plan", "run", "summary", "vsc"}
+INTERNAL |= {"variables"}
 
 
 def modules():

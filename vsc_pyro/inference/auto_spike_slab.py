@@ -7,8 +7,8 @@ for the elements :math:`\beta_j` of `SpikeSlab` sites and :math:`\theta_k` of al
 Normal distribution on the reals, a log-normal one on the positive numbers.
 
 **Correlated coefficients.** A factorised posterior cannot state "one of the two". Of two nearly collinear columns of a
-regression it switches one on and the other off, and where the fit starts decides which. Trust its inclusion
-probabilities for nearly orthogonal columns; for groups of correlated ones they are overconfident.
+regression, each in doubt, it is almost certain of one, and the start and the noise of the fit decide which. Trust its
+inclusion probabilities for nearly orthogonal columns; for correlated ones they are overconfident.
 
 References
     T. J. Mitchell, J. J. Beauchamp (1988), Bayesian variable selection in linear regression (spike and slab).
@@ -39,12 +39,14 @@ from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from pyro.infer.autoguide.guides import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
 from vsc_pyro._arguments import positive_float
 from vsc_pyro._pyro_internals import name_root
-from vsc_pyro.distributions import SpikeSlab
+from vsc_pyro.distributions import SpikeSlab, is_atom_free
+from vsc_pyro.distributions.atoms import is_continuous
 from vsc_pyro.distributions.infinite import unwrapped
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.param_store import name_in_store
@@ -56,10 +58,18 @@ class _Slabs(Messenger):
     """Replace latent `SpikeSlab` sites by their slabs, which have a bijection to unconstrained space."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        spike_slab = unwrapped(msg["fn"])
-        if isinstance(spike_slab, SpikeSlab) and not msg["is_observed"]:
-            msg["fn"] = Independent(spike_slab.slab, msg["fn"].event_dim)
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        prior = unwrapped(msg["fn"])
+        if isinstance(prior, SpikeSlab):
+            msg["fn"] = Independent(prior.slab, msg["fn"].event_dim)
             msg["infer"][_HAS_SPIKES] = True
+        elif is_continuous(prior) and not is_atom_free(prior):
+            name = msg["name"]
+            raise ValueError(
+                f"the site {name!r} has an atom and is no SpikeSlab, got {type(prior).__name__}; hide it, "
+                f"AutoSpikeSlab(pyro.poutine.block(model, hide=[{name!r}])), and guide it by hand"
+            )
 
 
 class AutoSpikeSlab(AutoNormal):
@@ -83,9 +93,9 @@ class AutoSpikeSlab(AutoNormal):
         create_plates: as in Pyro's automatic guides.
 
     Raises:
-        ValueError: an inclusion or scale out of range, an unknown gate; in the first call, a discrete site, or a model
-            without a latent `SpikeSlab` site.
-        NotImplementedError: in the first call, another site with an atom, such as a mixture of spike-and-slabs.
+        ValueError: an inclusion or scale out of range, an unknown gate; in the first call, a discrete site, another
+            site with an atom (a mixture of spike-and-slabs), or a model without a latent `SpikeSlab` site.
+        RuntimeError: a result asked for before the first call.
 
     Example:
         >>> import functools, pyro, pyro.distributions as dist, torch, vsc_pyro as vsc
@@ -201,7 +211,7 @@ class AutoSpikeSlab(AutoNormal):
 
 
 def _moved(loc: Tensor, scale: Tensor, support: constraints.Constraint, event_dim: int) -> TorchDistribution:
-    """Return a Normal distribution that `biject_to` moves to the support; a class with closed divergences if there is."""
+    """Return a Normal distribution that `biject_to` moves to the support, of a class that divergences know if any."""
     bounds = _of_scalars(support)
     if bounds is constraints.real:
         return Normal(loc, scale).to_event(event_dim)
