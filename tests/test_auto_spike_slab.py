@@ -58,7 +58,7 @@ def exact_loss(logits, loc, raw_scale, x, y):
     return 0.5 * squares.sum() / NOISE**2 + kl_divergence(posterior, prior).sum()
 
 
-def gradients(gate, elbo, runs=150):
+def gradients(gate, elbo, runs=100):
     """Gradients of several runs and the exact one, for all six parameters of a model of two coefficients."""
     x, y = torch.randn(8, 2), torch.randn(8)
     guide = vsc.AutoSpikeSlab(linear, gate=gate)
@@ -108,7 +108,7 @@ def test_orthogonal_columns_against_enumeration_of_12():
     y = response(x)
     truth = vsc.exact_posterior(decoder_of(x, 0.2), y.unsqueeze(0)).inclusion[0]
     assert ((truth > 0.1) & (truth < 0.9)).any()  # not all are certain
-    assert errors(trained(linear, x, y, steps=400), truth).max() < 0.05
+    assert errors(trained(linear, x, y, steps=300), truth).max() < 0.05
 
 
 @pytest.mark.slow
@@ -144,11 +144,11 @@ def test_diabetes_and_breast_cancer():
     x, y = (standardised(torch.tensor(part, dtype=torch.float32)) for part in (table.data, table.target))
     truth = vsc.exact_posterior(decoder_of(x, 0.2), y.unsqueeze(0)).inclusion[0]
     # The serum measurements are correlated, so probabilities differ by .3 (docs/results.md), but decisions do not.
-    assert torch.equal(trained(linear, x, y, steps=400).inclusion()["weights"] > 0.5, truth > 0.5)
+    assert torch.equal(trained(linear, x, y, steps=200, particles=8).inclusion()["weights"] > 0.5, truth > 0.5)
     table = load_breast_cancer()
     x = standardised(torch.tensor(table.data, dtype=torch.float32))[:100, [1, 9]]
     y = torch.tensor(table.target[:100], dtype=torch.float32)
-    assert errors(trained(logistic, x, y, steps=400), enumerated_logistic(x, y)).max() < 0.05
+    assert errors(trained(logistic, x, y, steps=300, particles=16), enumerated_logistic(x, y)).max() < 0.05
 
 
 # Structures -----------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ SPIKES = ["matrix", "scalar", "part.dotted", "positive", "inner"]
 def test_sites_of_all_shapes_and_supports(elbo):
     x = torch.randn(6)
     guide = vsc.AutoSpikeSlab(many_sites)
-    losses = steps(many_sites, guide, x, elbo=elbo, num=150)
+    losses = steps(many_sites, guide, x, elbo=elbo, num=80)
     assert sum(losses[-20:]) < sum(losses[:20])
     draws = guide(x)
     assert {name: tuple(value.shape) for name, value in draws.items()} == SHAPES
@@ -189,7 +189,8 @@ def test_sites_of_all_shapes_and_supports(elbo):
     assert list(guide.inclusion()) == SPIKES
     for name, probability in guide.inclusion().items():
         assert probability.shape == SHAPES[name]
-        assert (probability - (0.4 if name == "positive" else 0.3)).abs().max() < 0.3  # the data say nothing
+        # The data say nothing, so the prior is learnt.
+        assert (probability.mean() - (0.4 if name == "positive" else 0.3)).abs() < 0.1
     assert 2 < draws["interval"] < 5
     torch.testing.assert_close(draws["simplex"].sum(), torch.tensor(1.0))
     assert (draws["positive"] >= 0).all()
