@@ -20,6 +20,7 @@ import loading
 import measure
 import pytest
 import recipes
+import regression
 import scaling
 import step
 import torch
@@ -453,3 +454,11 @@ def test_rounds_take_every_contestant_in_turns():
     assert len(set(rounds)) > 3
     assert seconds == {name: [2.0] * 20 for name in "abc"}
     assert first.keys() == seconds.keys()
+
+
+def test_regression_compares_with_the_truth(capsys, monkeypatch):
+    monkeypatch.setattr(regression, "CELLS", ((12, 0.2, 0.0),))
+    regression.main(["--seeds", "1", "--steps", "200"])
+    _, _, row = capsys.readouterr().out.strip().splitlines()
+    columns, _, mean, *_ = (float(cell) for cell in row.strip("| ").split(" | "))
+    assert (columns, mean < 0.05) == (12, True)

@@ -697,3 +697,12 @@ def test_sparse_dictionary(tmp_path, request):
         finished("own", *shards, "--steps", "30", "--resume")["num_data"] == 5 * 200
     )  # 20 batches, the fourth of each pass smaller
     assert "pass --resume to go on" in call("sparse_dictionary.py", *small, "--output", tmp_path / "own").stderr
+
+
+@pytest.mark.slow
+def test_sparse_regression(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("sparse_regression.py")
+    assert result.returncode == 0, result.stderr
+    assert [f"weight {j:3d}: inclusion" in result.stdout for j in range(9)] == 8 * [True] + [False]
+    assert imread("sparse_regression.png").shape == (360, 960, 4)
