@@ -20,6 +20,7 @@ import loading
 import measure
 import pytest
 import recipes
+import regression
 import scaling
 import step
 import torch
@@ -461,3 +462,11 @@ def test_a_committed_record_has_results(path):
     assert record.keys() == RECORD
     assert record["results"]
     assert not record["arguments"].get("quick")
+
+
+def test_regression_compares_with_the_truth(capsys, monkeypatch):
+    monkeypatch.setattr(regression, "CELLS", ((12, 0.2, 0.0),))
+    regression.main(["--seeds", "1", "--steps", "200"])
+    _, _, row = capsys.readouterr().out.strip().splitlines()
+    columns, _, mean, *_ = (float(cell) for cell in row.strip("| ").split(" | "))
+    assert (columns, mean < 0.05) == (12, True)

@@ -254,14 +254,14 @@ def outcome(kind, elbo_name, gate, validation):
 
 # In the order of PROGRAMS. TraceMeanField_ELBO warns of an order that it cannot verify while Pyro validates, though the
 # gradient is right here.
-RELAXED = ("straight-through", "concrete", "shifted-sigmoid")
+RELAXED = ("straight-through", "reinmax", "concrete", "shifted-sigmoid")
 OUTCOMES = {
     "Trace": {RELAXED: "EEEEEE", ("score",): "EEWWEE", ("disarm",): "EEWWRE"},
     "TraceGraph": {RELAXED: "EEEEEE", ("score",): "EEEEEE", ("disarm",): "RRRRRR"},
     "TraceMeanField": {RELAXED: "EWEREE", ("score", "disarm"): "RRRRRR"},
     "TraceEnum": {RELAXED: "EEEEEE", ("score",): "EEEEEE", ("disarm",): "EEEERE"},
     "Renyi": {RELAXED: "WWWWWW", ("score", "disarm"): "RRRRRR"},
-    "RWS": {RELAXED[:2]: "EEEEEE", RELAXED[2:]: "RRRRRR", ("score", "disarm"): "EEEEEE"},
+    "RWS": {RELAXED[:3]: "EEEEEE", RELAXED[3:]: "RRRRRR", ("score", "disarm"): "EEEEEE"},
     "TailAdaptive": {RELAXED: "WWWWWW", ("score", "disarm"): "RRRRRR"},
     "JitTrace": {RELAXED: "EEEREE", ("score",): "EEWWEE", ("disarm",): "EEWWRE"},
     "ours, sampled": {RELAXED: "EEEEEE", ("score",): "EEEEEE", ("disarm",): "EEEERE"},

@@ -764,3 +764,12 @@ def test_counts(tmp_path):
     assert cells.shape == (50, len(genes))
     assert len(types) == 50
     assert cells.sum(1).min() > 0
+
+
+@pytest.mark.slow
+def test_sparse_regression(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("sparse_regression.py")
+    assert result.returncode == 0, result.stderr
+    assert [f"weight {j:3d}: inclusion" in result.stdout for j in range(9)] == 8 * [True] + [False]
+    assert imread("sparse_regression.png").shape == (360, 960, 4)

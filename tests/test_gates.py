@@ -2,11 +2,21 @@ import pytest
 import torch
 from conftest import assert_mean_equals
 
-from vsc_pyro.gates import GATES, BinaryConcrete, DisARM, Gate, ScoreFunction, ShiftedSigmoid, StraightThrough, get_gate
+from vsc_pyro.gates import (
+    GATES,
+    BinaryConcrete,
+    DisARM,
+    Gate,
+    ReinMax,
+    ScoreFunction,
+    ShiftedSigmoid,
+    StraightThrough,
+    get_gate,
+)
 
 LOGITS = torch.tensor([-4.0, -1.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 ALL = [StraightThrough(), BinaryConcrete(), BinaryConcrete(0.1), BinaryConcrete(hard=False), ShiftedSigmoid()]
-ALL += [ShiftedSigmoid(c=200, hard=True), DisARM(), ScoreFunction()]
+ALL += [ShiftedSigmoid(c=200, hard=True), DisARM(), ScoreFunction(), ReinMax()]
 
 
 @pytest.mark.parametrize("gate", ALL, ids=str)
@@ -39,6 +49,14 @@ def test_straight_through_has_the_derivative_of_the_probability():
     torch.testing.assert_close(logits.grad, gamma * (1 - gamma))
 
 
+def test_reinmax_is_unbiased_for_quadratic_functions():
+    logits = LOGITS.expand(100_000, -1).clone().requires_grad_()
+    factor = ReinMax().draw(logits).factor
+    (3 * factor.square() - 2 * factor).sum().backward()
+    gamma = LOGITS.sigmoid()
+    assert_mean_equals(logits.grad, gamma * (1 - gamma))  # f(1) - f(0) is 1
+
+
 @pytest.mark.parametrize("gate", ALL, ids=str)
 def test_gradients_are_finite_at_extreme_logits(gate):
     logits = torch.tensor([-1e3, -50.0, 50.0, 1e3]).expand(1000, -1).clone().requires_grad_()
@@ -68,10 +86,10 @@ def test_the_score_of_a_pair_is_that_of_the_paper():
 
 def test_names_and_objects():
     assert {name: type(get_gate(name)) for name in GATES} == GATES
-    assert {"straight-through", "concrete", "shifted-sigmoid", "score", "disarm"} <= set(GATES)
+    assert {"straight-through", "reinmax", "concrete", "shifted-sigmoid", "score", "disarm"} <= set(GATES)
     assert get_gate(gate := BinaryConcrete(0.3)) is gate
     assert gate.temperature == 0.3
-    with pytest.raises(ValueError, match=r"unknown gate 'hard'; known are 'concrete', 'disarm', 'score'"):
+    with pytest.raises(ValueError, match=r"unknown gate 'hard'; known are 'concrete', 'disarm', 'reinmax', 'score'"):
         get_gate("hard")
     with pytest.raises(ValueError, match=r"temperature must be a finite number above 0, got 0"):
         BinaryConcrete(temperature=0)

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta
-from torch.distributions import kl_divergence
+from torch.distributions import biject_to, kl_divergence
 
 from vsc_pyro.distributions import AssignedMixture, SpikeSlab, ThresholdedSpikeSlab, is_atom_free
 from vsc_pyro.objectives import AnalyticELBO, ImportanceWeightedELBO, TraceELBO
@@ -176,6 +176,11 @@ TAKEN = {
     "cauchy-student": (dist.Cauchy(number(0.0), 1.0), dist.StudentT(number(1.0))),
     "positive": (dist.LogNormal(number(0.0), 1.0), POSITIVE),
     "rescaled": (dist.TransformedDistribution(POSITIVE, dist.transforms.AffineTransform(0.0, 2.0)), POSITIVE),
+    # torch composes the bijection to an interval of several transforms, of which the last maps all reals to all reals.
+    "composed": (
+        dist.TransformedDistribution(NORMAL, biject_to(dist.constraints.interval(2.0, 5.0))),
+        dist.Uniform(number(2.0), 5.0),
+    ),
     "beta": (dist.Beta(number(1.0), number(2.0)), POSITIVE),
     "categories": (dist.Bernoulli(number(0.3)), dist.Poisson(number(1.0))),
     "inflated-counts": (dist.Poisson(number(1.0)), dist.ZeroInflatedPoisson(number(1.0), gate=number(0.3))),

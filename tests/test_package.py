@@ -20,7 +20,7 @@ UPWARDS = {("training.fit", "acceleration"), ("training.loop", "acceleration")}
 UPWARDS |= {("training.summary", "evaluation"), ("training.validation", "evaluation")}
 # Files that are tested with what uses them.
 INTERNAL = {"batch_checks", "contexts", "devices", "fit", "layout", "loop", "losses"}
-INTERNAL |= {"model_card", "modes", "plan", "run", "summary", "vsc"}
+INTERNAL |= {"model_card", "modes", "plan", "run", "summary", "variables", "vsc"}
 
 
 def modules():

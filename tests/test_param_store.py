@@ -39,7 +39,7 @@ def weights_of(vae):
 def new_process(monkeypatch):
     """Names are given as in a process that has given none."""
     monkeypatch.setattr(registration, "_names", weakref.WeakKeyDictionary())
-    monkeypatch.setattr(registration, "_numbers", itertools.count(1))
+    monkeypatch.setitem(registration._numbers, "vae", itertools.count(1))
 
 
 def test_parameters_are_those_of_the_module_itself(small_vae):

@@ -138,6 +138,18 @@ def test_the_estimator_is_used_as_shown(capsys):
     assert "code__expected_active" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_spikes_in_programs_of_ones_own_as_shown(capsys):
+    program = "".join(blocks("docs/programs.md"))
+    changes = {"steps=1000": "steps=600", "num_particles=20": "num_particles=8", "num_samples=200": "num_samples=5"}
+    names = run(smaller(program, changes), {})
+    assert (names["guide"].inclusion()["weights"] > 0.5).nonzero().flatten().tolist() == [0, 1, 2]
+    assert (names["cleaned"].inclusion()["outlier"] > 0.5).nonzero().flatten().tolist() == [0, 1, 2, 3]
+    loadings = (names["found"].inclusion()["loadings"] > 0.5).int()
+    assert sorted(loadings.tolist()) == sorted(torch.eye(3).int().repeat_interleave(4, 1).tolist())
+    assert "radius" in capsys.readouterr().out
+
+
 def test_the_schedules_that_are_shown_are_some(digits):
     page = (ROOT / "docs" / "choosing" / "index.md").read_text()
     (row,) = re.findall(r"^\| `schedules=` \|.*$", page, flags=re.MULTILINE)

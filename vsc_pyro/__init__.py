@@ -31,6 +31,7 @@ from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation, evaluate_dict
 from vsc_pyro.evaluation.evaluate import evaluate
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.probes import FactorAUROC, encode, factor_auroc, linear_probe
+from vsc_pyro.inference.auto_spike_slab import AutoSpikeSlab
 from vsc_pyro.inference.impute import Imputation, impute
 from vsc_pyro.inference.linear_exact import ExactPosterior, exact_posterior
 from vsc_pyro.inference.linear_gibbs import GibbsPosterior, gibbs_posterior
@@ -87,6 +88,7 @@ __all__ = [
     "VAE",
     "VSC",
     "AnalyticELBO",
+    "AutoSpikeSlab",
     "BernoulliDecoder",
     "Bounds",
     "Calibration",

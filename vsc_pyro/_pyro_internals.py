@@ -3,6 +3,8 @@
 Pyro tells a distribution neither which ELBO asks for its score nor whether a `TransformedDistribution` asks for its
 density. Both matter: some ELBOs would leave spikes untrained, and a transformation would multiply the mass of an atom
 by a Jacobian, all without a warning. No public hook of Pyro or torch tells, so this module reads the call stack.
+
+It also names automatic guides, whose names Pyro takes from their class.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import NamedTuple, cast
 
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
+from pyro.nn import PyroModule
 from pyro.poutine import runtime
 from pyro.poutine.trace_struct import Trace
 from torch.distributions import Distribution, TransformedDistribution
@@ -69,6 +72,15 @@ def transformation_around(distribution: Distribution) -> TransformedDistribution
             return None
         base = caller  # such as Independent, around it
     return None
+
+
+def name_root(module: PyroModule, name: str) -> None:
+    """Name a `PyroModule` whose base class chooses the name itself, before it has submodules.
+
+    Pyro gives every automatic guide of one class the same names in its parameter store, so that a second guide would
+    silently take the parameters of the first.
+    """
+    module._pyro_name = name
 
 
 def _samples(trace: Trace) -> set[str]:

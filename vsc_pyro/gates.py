@@ -12,6 +12,7 @@ differ in the derivative of the factor. They are small `torch.nn.Module`s, and e
 name                  factor, forward      derivative                                bias
 ====================  ===================  ========================================  ============================
 ``straight-through``  :math:`s`            derivative of :math:`\gamma`              likelihood
+``reinmax``           :math:`s`            derivative of :math:`\gamma`, weighted    likelihood, unless quadratic
 ``concrete``          :math:`s` (or soft)  derivative of the relaxed spike           likelihood
 ``shifted-sigmoid``   soft (or :math:`s`)  derivative of the relaxed spike           likelihood; the bound leaks
 ``score``             :math:`s`            none: an ELBO adds a score-function term  none
@@ -32,6 +33,7 @@ References
     Z. Dong, A. Mnih, G. Tucker (2020), DisARM: an antithetic gradient estimator for binary latent variables.
     M. Yin, N. Ho, B. Yan, X. Qian, M. Zhou (2020), Probabilistic best subset selection via gradient-based optimization
     (the same estimator, found independently).
+    L. Liu, C. Dong, X. Liu, B. Yu, J. Gao (2023), Bridging discrete and backpropagation: straight-through and beyond.
 """
 
 from __future__ import annotations
@@ -149,6 +151,24 @@ class StraightThrough(Gate):
         return SpikeDraw(hard, _with_gradient_of(hard, torch.sigmoid(logits)))
 
 
+class ReinMax(Gate):
+    r"""Exact spikes with a second-order accurate gradient: no bias for quadratic likelihoods (Liu et al., 2023).
+
+    The derivative with respect to the log-odds of :math:`E f(s)` is :math:`\gamma (1 - \gamma) (f(1) - f(0))`. The
+    trapezoidal rule replaces the difference by :math:`\tfrac12 (f'(0) + f'(1))`, of which a draw knows one term, so
+
+    .. math:: \frac{\gamma (1 - \gamma)}{2\, P(s)}\, f'(s)
+
+    is the estimate. The rule is exact if :math:`f` is at most quadratic in each spike, as the log-density of a linear
+    decoder or a linear regression with Gaussian noise is. Otherwise the bias is of third order.
+    """
+
+    def draw(self, logits: Tensor) -> SpikeDraw:
+        hard = (logits.detach() + _logistic_noise(logits) > 0).to(logits.dtype)
+        other = torch.sigmoid(torch.where(hard > 0, -logits, logits).detach())  # the probability of the other value
+        return SpikeDraw(hard, _with_gradient_of(hard, other / 2 * logits))
+
+
 class BinaryConcrete(_RelaxedGate):
     r"""Binary concrete spikes (Maddison et al., 2017).
 
@@ -239,6 +259,7 @@ class DisARM(ScoreFunction):
 
 GATES: dict[str, type[Gate]] = {
     "straight-through": StraightThrough,
+    "reinmax": ReinMax,
     "concrete": BinaryConcrete,
     "shifted-sigmoid": ShiftedSigmoid,
     "score": ScoreFunction,

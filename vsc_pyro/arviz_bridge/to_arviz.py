@@ -1,5 +1,7 @@
 r"""`to_arviz`: posterior, prior and predictions of a trained model as one ArviZ object.
 
+Any other Pyro program and its guide: see `vsc_pyro.arviz_bridge.programs`. The groups of a `VAE` are:
+
 =======================  ====================================================  ==========================
 group                    variables                                             dims before those of a datum
 =======================  ====================================================  ==========================
@@ -27,8 +29,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyro
@@ -40,7 +42,8 @@ from tqdm.auto import tqdm
 
 from vsc_pyro._arguments import natural_int, positive_float, positive_int
 from vsc_pyro._seeding import seeded
-from vsc_pyro.arviz_bridge.versions import from_datasets
+from vsc_pyro.arviz_bridge.programs import Program
+from vsc_pyro.arviz_bridge.variables import as_arviz, check_size, checked_coords, concatenated
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.datasets.labels import label_array
 from vsc_pyro.distributions import given, inclusion_logits, inclusion_of, is_point, is_proper, slab_of
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
     import arviz
     import xarray
 
-    _Variables = dict[tuple[str, str], xarray.Variable]  # by group and name
+    from vsc_pyro.arviz_bridge.variables import Variables
 
 _NUMBERS_AT_ONCE = 10_000_000  # elements of a chunk's largest tensor
 _PIXEL_DIMS = {1: ("pixel",), 2: ("height", "width"), 3: ("channel", "height", "width")}
@@ -59,10 +62,11 @@ _Named = tuple[str, str, tuple[str, ...], Tensor]  # group, name, dims without t
 
 
 def to_arviz(
-    model: VAE | Sequence[VAE],
-    data: Dataset | Tensor | np.ndarray | DataLoader,
+    model: VAE | Sequence[VAE] | Callable,
+    data: Dataset | Tensor | np.ndarray | DataLoader | Sequence[Any] | Mapping[str, Any] = (),
     num_samples: int = 500,
     *,
+    guide: Callable | None = None,
     labels: Sequence[Any] | np.ndarray | Tensor | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     predictive: bool = True,
@@ -74,7 +78,16 @@ def to_arviz(
 ) -> arviz.InferenceData | xarray.DataTree:
     r"""Return posterior, predictions and prior of a trained model for some data as an ArviZ object.
 
-    The module's docstring lists the groups. Draws have hard spikes. The models' modes and the caller's random state are
+    The module's docstring lists the groups of a `VAE`. With a `guide`, the model is any Pyro program:
+
+        inference = vsc.to_arviz(model, (x, y), guide=guide)
+
+    Each latent site has a variable in ``posterior`` and ``prior``, and a site with spikes also ``<site>_active``; each
+    observed site has one in ``observed_data``, ``posterior_predictive``, ``prior_predictive`` and ``log_likelihood``. A
+    guide such as `vsc_pyro.AutoSpikeSlab` adds ``constant_data.<site>_inclusion_prob``, exact. Dimensions are plates
+    by name, and ``<site>_dim_0`` and so on.
+
+    Draws have hard spikes. The models' modes and the caller's random state are
     restored. Save the result by its ``to_netcdf(path)`` and read it by ``arviz.from_netcdf(path)``.
 
     Draws are independent draws from the guide, not a Markov chain, so some functions of ArviZ do not apply:
@@ -92,10 +105,13 @@ def to_arviz(
 
     Args:
         model: a trained `VAE`, or several models of the same data, which become the chains of one object. Latents of
-            different models do not correspond, so average only quantities that do not depend on their order.
+            different models do not correspond, so average only quantities that do not depend on their order. With
+            `guide`, a Pyro program.
         data: the data to explain, shape ``(N, ...)``, such as a slice of a test set. A `Dataset` is binarised once, and
             its labels are kept. The data of a `DataLoader` become part of the result, which `max_gigabytes` limits.
+            With `guide`, the arguments of the programs: one, a tuple of several, or a mapping of names to them.
         num_samples: draws S of each code, and of the prior.
+        guide: the guide of a program, which draws all its latents; None for a `VAE`, which has its own.
         labels: numbers or strings, one for each datum, as a list or an array of any kind, stored as
             ``constant_data.label``; None for those of the data.
         coords: names for the entries of a dimension, such as ``{"datum": [...], "latent": [...]}``; numbers otherwise.
@@ -108,7 +124,8 @@ def to_arviz(
 
     Raises:
         ValueError: no model; models with different numbers of latents; data that do not fit; labels or coords of
-            another length or dimension; a result larger than `max_gigabytes` (the message names remedies).
+            another length or dimension; a result larger than `max_gigabytes` (the message names remedies); a program
+            whose guide leaves out a latent, or with a plate that draws a subsample.
 
     Example:
         >>> import torch, vsc_pyro as vsc
@@ -117,16 +134,22 @@ def to_arviz(
         >>> inference["posterior"]["active"].shape
         (1, 10, 3, 2)
     """
-    models = _models(model)
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     max_gigabytes = positive_float("max_gigabytes", max_gigabytes)
+    if guide is not None:
+        if isinstance(model, VAE) or labels is not None:
+            raise ValueError("guide and labels exclude each other, and a VAE has its own guide; leave guide out")
+        program = Program(cast("Callable", model), guide, data, predictive, prior, log_likelihood)
+        return program.to_arviz(num_samples, coords or {}, seed, max_gigabytes, progress)
+    models = _models(model)
     read = as_readable(data, seed, *models)
     prior = prior and all(_has_prior(one, read) for one in models)
     draws = _Draws(_pixel_dims(read), predictive, prior, log_likelihood, several=not isinstance(model, VAE))
     examples, numbers = zip(*(draws.example(one, read.images[:1], seed) for one in models), strict=True)
     sizes = _sizes(examples, {"chain": len(models), "draw": num_samples, "datum": len(read)})
-    names = {dim: np.arange(size) for dim, size in sizes.items()} | _checked_coords(coords or {}, sizes)
-    _check_size(examples[0], sizes, max_gigabytes)
+    names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords or {}, sizes)
+    asked = f"{num_samples} draws of {len(read)} data"
+    check_size(examples[0], sizes, max_gigabytes, asked, "a slice of the data such as data[:16], ")
     label = _checked_labels(read.labels if labels is None else labels, len(read))
     with seeded(seed, read.images.device):
         x = read.draw(slice(None))
@@ -136,8 +159,8 @@ def to_arviz(
             # Data are checked once. Pyro would check every draw, and wait for the device each time.
             with one.evaluating(), seeded(seed + 1 + chain, one.reference.device), pyro.validation_enabled(False):
                 chains.append(_chain(one, draws, x, num_samples, _NUMBERS_AT_ONCE // max(numbers), bar))
-    variables = _concatenated(chains, "chain") | label
-    return _as_arviz(variables, names, {"data": read.name, "binarize": str(read.binarize), "seed": seed})
+    variables = concatenated(chains, "chain") | label
+    return as_arviz(variables, names, {"data": read.name, "binarize": str(read.binarize), "seed": seed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +173,7 @@ class _Draws:
     log_likelihood: bool
     several: bool
 
-    def example(self, model: VAE, x: Tensor, seed: int) -> tuple[_Variables, int]:
+    def example(self, model: VAE, x: Tensor, seed: int) -> tuple[Variables, int]:
         """Return the variables of one datum and one draw, and the elements of the largest tensor behind them.
 
         The largest tensor holds the pixels, or the code for every component of a mixture prior.
@@ -162,7 +185,7 @@ class _Draws:
             variables = self.variables([*self.of_data(model, x, 1), *self.of_model(model, x, 1, 1)])
         return variables, max(x[0].numel(), math.prod(prior.event_shape) * components)
 
-    def variables(self, named: Iterable[_Named]) -> _Variables:
+    def variables(self, named: Iterable[_Named]) -> Variables:
         from xarray import Variable
 
         variables = {}
@@ -241,7 +264,7 @@ def _parameters(posterior: Distribution) -> Iterator[tuple[str, Tensor]]:
         yield f"slab_{name}", value.expand(shape)
 
 
-def _chain(model: VAE, draws: _Draws, x: Tensor, num_samples: int, draws_at_once: int, bar: tqdm) -> _Variables:
+def _chain(model: VAE, draws: _Draws, x: Tensor, num_samples: int, draws_at_once: int, bar: tqdm) -> Variables:
     """Return the variables of one model, drawn in chunks of `draws_at_once` draws of one datum, or all of several."""
 
     def parts(at_once: int) -> list[int]:
@@ -252,41 +275,12 @@ def _chain(model: VAE, draws: _Draws, x: Tensor, num_samples: int, draws_at_once
     of_data = []
     for rows in x.split(max(1, draws_at_once // num_samples)):
         chunks = [draws.variables(draws.of_data(model, rows, num)) for num in parts(draws_at_once)]
-        of_data.append(_concatenated(chunks, "draw"))
+        of_data.append(concatenated(chunks, "draw"))
         bar.update(len(rows))
-    return _concatenated(of_model, "draw") | _concatenated(of_data, "datum")
+    return concatenated(of_model, "draw") | concatenated(of_data, "datum")
 
 
-def _concatenated(parts: list[_Variables], dim: str) -> _Variables:
-    """Concatenate each variable along `dim`; a variable without it is equal in all parts.
-
-    The parts are emptied on the way, so that memory holds one variable twice, not all of them.
-    """
-    from xarray import Variable
-
-    joined = {}
-    for key in list(parts[0]):
-        values = [part.pop(key) for part in parts]
-        joined[key] = Variable.concat(values, dim) if dim in values[0].dims else values[0]
-    return joined
-
-
-def _as_arviz(
-    variables: _Variables, names: dict[Hashable, np.ndarray], attributes: dict[str, Any]
-) -> arviz.InferenceData | xarray.DataTree:
-    from xarray import Dataset
-
-    groups: dict[str, dict[str, xarray.Variable]] = {}
-    for (group, name), value in variables.items():
-        groups.setdefault(group, {})[name] = value
-    datasets = {}
-    for group, members in groups.items():
-        used = {dim: names[dim] for value in members.values() for dim in value.dims}
-        datasets[group] = Dataset(members, used, attributes)
-    return from_datasets(datasets)
-
-
-def _sizes(examples: Sequence[_Variables], sizes: dict[Hashable, int]) -> dict[Hashable, int]:
+def _sizes(examples: Sequence[Variables], sizes: dict[Hashable, int]) -> dict[Hashable, int]:
     """Return `sizes` with those of all other dimensions; raise `ValueError` if the models' variables differ."""
     first = {key: value.dims for key, value in examples[0].items()}
     for example in examples:
@@ -307,35 +301,7 @@ def _sizes(examples: Sequence[_Variables], sizes: dict[Hashable, int]) -> dict[H
     return sizes
 
 
-def _check_size(example: _Variables, sizes: dict[Hashable, int], max_gigabytes: float) -> None:
-    gigabytes = {
-        key: math.prod(sizes[dim] for dim in value.dims) * value.dtype.itemsize / 2**30
-        for key, value in example.items()
-    }
-    if sum(gigabytes.values()) > max_gigabytes:
-        (group, name), most = max(gigabytes.items(), key=lambda item: item[1])
-        raise ValueError(
-            f"{sizes['draw']} draws of {sizes['datum']} data would take {sum(gigabytes.values()):.3g} GiB "
-            f"({group}.{name} alone {most:.3g}), and max_gigabytes is {max_gigabytes:g}; pass a slice of the data such "
-            "as data[:16], fewer num_samples, predictive=False, or raise max_gigabytes"
-        )
-
-
-def _checked_coords(coords: Mapping[str, Sequence[Any]], sizes: dict[Hashable, int]) -> dict[Hashable, np.ndarray]:
-    arrays: dict[Hashable, np.ndarray] = {dim: np.asarray(names) for dim, names in coords.items()}
-    for dim, names in arrays.items():
-        if names.shape != (sizes.get(dim),):
-            known = ", ".join(f"{name} ({size})" for name, size in sizes.items())
-            raise ValueError(
-                f"coords[{dim!r}] must be a name for each entry, got shape {names.shape}; the dimensions and their "
-                f"sizes are {known}"
-            )
-        if len(set(names.tolist())) < len(names):
-            raise ValueError(f"coords[{dim!r}] must be different names, got {names.tolist()}")
-    return arrays
-
-
-def _checked_labels(labels: Any, num_data: int) -> _Variables:
+def _checked_labels(labels: Any, num_data: int) -> Variables:
     """Return the variable of the labels, if there are any."""
     if labels is None:
         return {}
@@ -349,12 +315,12 @@ def _pixel_dims(data: Dataset | Loaded) -> tuple[str, ...]:
     return _PIXEL_DIMS.get(num, tuple(f"pixel_dim_{i}" for i in range(num)))
 
 
-def _models(model: VAE | Sequence[VAE]) -> list[VAE]:
+def _models(model: Any) -> list[VAE]:
     models = list(model) if isinstance(model, Sequence) else [model]
     if not models:
         raise ValueError("model holds no model; pass a trained VAE, or several")
     if strange := [one for one in models if not isinstance(one, VAE)]:
-        raise ValueError(f"model must be a VAE or a sequence of them, got {strange[0]!r}")
+        raise ValueError(f"model must be a VAE or a sequence of them, got {strange[0]!r}; a Pyro program needs guide=")
     return models
 
 

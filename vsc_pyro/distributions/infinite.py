@@ -12,14 +12,21 @@ r"""`why_infinite`: detect divergences that are infinite or undefined, where an 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from pyro.distributions import MaskedDistribution, TorchDistribution, ZeroInflatedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution, constraints
+from torch.distributions import (
+    ComposeTransform,
+    Distribution,
+    Independent,
+    Transform,
+    TransformedDistribution,
+    constraints,
+)
 
 from vsc_pyro.distributions.atoms import is_atom_free, is_continuous, parts_of
 from vsc_pyro.distributions.draw_memory import LostDrawError, copy_of
@@ -194,12 +201,20 @@ def _exact_support(distribution: Distribution) -> constraints.Constraint | None:
             return distribution.support
         # torch returns the codomain of the last transform, which is too wide: all reals for a rescaled positive number.
         support = _exact_support(distribution.base_dist)
-        for transform in distribution.transforms:
+        for transform in _steps(distribution.transforms):
             support = transform.codomain if support is transform.domain and transform.bijective else None
         return support
     with contextlib.suppress(NotImplementedError):
         return distribution.support
     return None
+
+
+def _steps(transforms: Sequence[Transform]) -> Iterator[Transform]:
+    for transform in transforms:
+        if isinstance(transform, ComposeTransform):
+            yield from _steps(transform.parts)
+        else:
+            yield transform
 
 
 def _bounds(support: constraints.Constraint | None) -> tuple[Tensor | float, Tensor | float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import weakref
@@ -14,17 +15,17 @@ from torch import nn
 _is_registering = True
 # Weak keys, compared by identity: a copied or unpickled model is another module and gets another name.
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_numbers = itertools.count(1)
+_numbers: dict[str, Iterator[int]] = collections.defaultdict(lambda: itertools.count(1))
 
 
-def name_in_store(module: nn.Module) -> str:
-    """Return the name of `module` in Pyro's parameter store: ``"vae"``, and ``"vae_2"``, ``"vae_3"`` for later ones.
+def name_in_store(module: nn.Module, kind: str = "vae") -> str:
+    """Return the name of `module` in Pyro's parameter store: `kind`, and ``"vae_2"``, ``"vae_3"`` for later ones.
 
     The name is unique in the process, and the module keeps it for its lifetime, even if the store is cleared.
     """
     if module not in _names:
-        number = next(_numbers)
-        _names.setdefault(module, "vae" if number == 1 else f"vae_{number}")
+        number = next(_numbers[kind])
+        _names.setdefault(module, kind if number == 1 else f"{kind}_{number}")
     return _names[module]
 
 
