@@ -212,7 +212,7 @@ def test_recipes_do_what_they_say():
     each = recipes.kl_divergence(posterior.base_dist, prior.base_dist).mean(0)
     charged = free.charge(posterior, prior, divergence)
     torch.testing.assert_close(charged[0], each.clamp(min=0.05).sum())
-    assert charged.sum() >= divergence.sum()
+    assert charged.sum() >= divergence.sum() * (1 - 1e-6)  # rounding
     charges = [aggregate.charge(posterior, prior, divergence).mean() for _ in range(12)]
     assert charges[0] <= charges[5] <= charges[10]  # the divergence is convex
     torch.testing.assert_close(charges[10], divergence.mean())
@@ -466,7 +466,7 @@ def test_a_committed_record_has_results(path):
 
 def test_regression_compares_with_the_truth(capsys, monkeypatch):
     monkeypatch.setattr(regression, "CELLS", ((12, 0.2, 0.0),))
-    regression.main(["--seeds", "1", "--steps", "200"])
+    regression.main(["--seeds", "1", "--steps", "400"])
     _, _, row = capsys.readouterr().out.strip().splitlines()
     columns, _, mean, *_ = (float(cell) for cell in row.strip("| ").split(" | "))
     assert (columns, mean < 0.05) == (12, True)

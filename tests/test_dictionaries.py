@@ -139,7 +139,9 @@ def test_the_table_states_the_rules():
         for row, name, rule in zip(table[1:], ("expected L0", "hard L0", "dead latents"), rules, strict=False):
             assert row.startswith(name)
             assert rule in row
-    assert of_posterior[-2] == "fit and evaluate count latents by another rule: those that carry information are used"
+    assert (
+        of_posterior[-2] == "latents used: fit and evaluate count them, by another rule: those that carry information"
+    )
     assert "another rule" not in "".join(of_codes)
 
 

@@ -59,7 +59,7 @@ _NO_BINS = torch.empty(0)
 _PROBABILITIES = "sum of probabilities, all latents", "probability above 1/2", "probability never above 1/2"
 _CODES = "code not 0", "code not 0", "code always 0"
 _MANY = 0.25  # share of dead latents
-_USED = "fit and evaluate count latents by another rule: those that carry information are used"
+_USED = "latents used: fit and evaluate count them, by another rule: those that carry information"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
