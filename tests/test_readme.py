@@ -4,10 +4,13 @@ import functools
 import re
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions
 import pytest
 import torch
+from matplotlib.image import imsave
+from sklearn.datasets import load_sample_images, load_wine
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
@@ -126,6 +129,24 @@ def test_the_posterior_is_compared_with_the_truth_as_shown(capsys):
     run(smaller(program, {"epochs=10": "epochs=1", "images[:500]": "images[:50]"}), {"vsc": vsc})
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("evidence", "calibration error", "tensor("))
+
+
+@pytest.mark.slow
+def test_data_of_ones_own_as_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vsc, "fit", functools.partial(vsc.fit, progress=False))
+    np.save("table.npy", load_wine().data)
+    (tmp_path / "faces").mkdir()
+    for number, photograph in enumerate(load_sample_images().images):
+        imsave(tmp_path / f"faces/{number}.png", photograph)
+    table, pictures = blocks("docs/data.md")
+    names = run(smaller(table, {"epochs=2000": "epochs=200"}), {})
+    assert vsc.evaluate(names["again"], names["test"]).r2 == vsc.evaluate(names["model"], names["test"]).r2 > 0.3
+    names = run(smaller(pictures, {"vsc.fit(model, train)": "vsc.fit(model, train, epochs=2)"}), names)
+    assert names["model"].decoder.dictionary.shape == (64, 1, 32, 32)
+    figures = {"training.png", "loadings.png", "reconstructions.png", "traversals.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} == figures
+    assert capsys.readouterr().out.count("binarisation: none") == 2
 
 
 def test_the_estimator_is_used_as_shown(capsys):
