@@ -69,10 +69,10 @@ def images(
         >>> train.images.shape, len(test)
         (torch.Size([1, 3, 16, 24]), 1)
     """
-    height_width = sizes("size", size)
-    if len(height_width) > 2:
+    shape = sizes("size", size)
+    if len(shape) > 2 or not shape:
         raise ValueError(f"size must be the side of an image, or its height and width, got {size!r}")
-    shape = height_width[0], height_width[-1]
+    height, width = shape if len(shape) == 2 else shape * 2
     grey, seed = yes_or_no("grey", grey), natural_int("seed", seed)
     if isinstance(test_share, bool) or not isinstance(test_share, numbers.Real) or not 0 < test_share < 1:
         raise ValueError(f"test_share must be a number between 0 and 1, got {test_share!r}")
@@ -88,9 +88,9 @@ def images(
         )
     chosen = [paths[row] for row in order]
     labels = _labels(root, paths)
-    pixels = torch.empty(len(chosen), 1 if grey else 3, *shape)
+    pixels = torch.empty(len(chosen), 1 if grey else 3, height, width)
     for row, path in enumerate(tqdm(chosen, desc="pictures", unit="file", leave=False, disable=None)):
-        pixels[row] = _read(path, shape, grey)
+        pixels[row] = _read(path, (height, width), grey)
     split = np.split(np.arange(len(chosen)), [len(chosen) - num_test])
     return Split(
         *(Dataset(pixels[rows], None if labels is None else labels[order[rows]], name=root.name) for rows in split)
