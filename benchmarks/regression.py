@@ -4,8 +4,8 @@
 
 prints a table: the mean and the largest error over all coefficients and seeds, against enumeration for 12 columns and
 Gibbs sampling for 200, of 100 data each, with independent and with correlated columns. The factorised posterior that
-coordinate ascent reaches (P. Carbonetto, M. Stephens, 2012) shows the part of the error that is the family's and not the
-optimiser's.
+coordinate ascent reaches (P. Carbonetto, M. Stephens, 2012) shows the part of the error that is the family's and not
+the optimiser's.
 """
 
 import argparse

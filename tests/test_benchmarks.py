@@ -458,7 +458,7 @@ def test_rounds_take_every_contestant_in_turns():
 
 def test_regression_compares_with_the_truth(capsys, monkeypatch):
     monkeypatch.setattr(regression, "CELLS", ((12, 0.2, 0.0),))
-    regression.main(["--seeds", "1", "--steps", "200"])
+    regression.main(["--seeds", "1", "--steps", "500"])
     _, _, row = capsys.readouterr().out.strip().splitlines()
     columns, _, mean, *_ = (float(cell) for cell in row.strip("| ").split(" | "))
     assert (columns, mean < 0.05) == (12, True)
