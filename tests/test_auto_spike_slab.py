@@ -143,7 +143,7 @@ def test_diabetes_and_breast_cancer():
     table = load_diabetes()
     x, y = (standardised(torch.tensor(part, dtype=torch.float32)) for part in (table.data, table.target))
     truth = vsc.exact_posterior(decoder_of(x, 0.2), y.unsqueeze(0)).inclusion[0]
-    # The serum measurements are correlated, so probabilities differ by .3 (docs/results.md), but decisions do not.
+    # The serum measurements are correlated, so probabilities differ, but decisions do not.
     assert torch.equal(trained(linear, x, y, steps=400, particles=16).inclusion()["weights"] > 0.5, truth > 0.5)
     table = load_breast_cancer()
     x = standardised(torch.tensor(table.data, dtype=torch.float32))[:100, [1, 9]]
