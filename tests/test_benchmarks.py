@@ -466,7 +466,7 @@ def test_a_committed_record_has_results(path):
 
 def test_regression_compares_with_the_truth(capsys, monkeypatch):
     monkeypatch.setattr(regression, "CELLS", ((12, 0.2, 0.0),))
-    regression.main(["--seeds", "1", "--steps", "400"])
+    regression.main(["--seeds", "1", "--steps", "500"])
     _, _, row = capsys.readouterr().out.strip().splitlines()
     columns, _, mean, *_ = (float(cell) for cell in row.strip("| ").split(" | "))
     assert (columns, mean < 0.05) == (12, True)

@@ -73,7 +73,7 @@ def test_bad_arguments():
         vsc.NormalEncoder((1, 8, 8), 5, activation="relux", trunk=trunk)
     with pytest.raises(ValueError, match="input_shape must be a whole number of at least 1, got 0"):
         vsc.NormalEncoder((1, 0), 5)
-    with pytest.raises(ValueError, match="unknown gate 'hard'; known are 'concrete', 'disarm', 'score', 's"):
+    with pytest.raises(ValueError, match="unknown gate 'hard'; known are 'concrete', 'disarm', 'reinmax', 'score', 's"):
         vsc.SpikeSlabEncoder(64, 5, gate="hard")
 
 

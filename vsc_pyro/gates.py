@@ -166,7 +166,8 @@ class ReinMax(Gate):
     def draw(self, logits: Tensor) -> SpikeDraw:
         hard = (logits.detach() + _logistic_noise(logits) > 0).to(logits.dtype)
         other = torch.sigmoid(torch.where(hard > 0, -logits, logits).detach())  # the probability of the other value
-        return SpikeDraw(hard, _with_gradient_of(hard, other / 2 * logits))
+        # Clamped, because 0 times an infinite log-odds is no number; beyond 100 the derivative is negligible.
+        return SpikeDraw(hard, _with_gradient_of(hard, other / 2 * logits.clamp(-100, 100)))
 
 
 class BinaryConcrete(_RelaxedGate):

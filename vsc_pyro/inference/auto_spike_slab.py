@@ -23,7 +23,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -32,11 +32,11 @@ from pyro.distributions import (
     LogNormal,
     Normal,
     TorchDistribution,
-    TransformedDistribution,
+    TransformedDistribution,  # pyright: ignore[reportAttributeAccessIssue] as Pyro makes it when it is imported
     constraints,
 )
 from pyro.infer.autoguide import AutoNormal, init_to_feasible
-from pyro.infer.autoguide.guides import deep_setattr
+from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -179,7 +179,7 @@ class AutoSpikeSlab(AutoNormal):
             q = torch.as_tensor(quantiles).to(loc).reshape(-1, *(1 for _ in loc.shape))
             to_support, is_atom = biject_to(site["fn"].support), None
             if _has_spikes(site):
-                posterior = unwrapped(self._posterior(name, site))
+                posterior = cast("SpikeSlab", unwrapped(self._posterior(name, site)))
                 off = 1 - posterior.probs
                 below = (posterior.cdf(torch.zeros_like(loc)) - off).clamp(min=0)
                 is_atom = (q >= below) & (q <= below + off)
