@@ -80,11 +80,12 @@ def main(argv=None):
     print(f"NMF     types {nmf_accuracy(train, test, args):.3f}")
 
     # Changes are compared in standard deviations of a count; a large one of a rare gene rests on few counts.
-    inclusion, changes = vsc.codes(sparse, test).inclusion, sparse.decoder.dictionary.detach()
+    codes, changes = vsc.codes(sparse, test), sparse.decoder.dictionary.detach()
+    inclusion, sign = codes.inclusion, (codes.inclusion * codes.centre).sum(0).sign()  # of a latent is arbitrary
     deviation = sparse.decoder(torch.zeros(args.latent_dim)).mean.detach().sqrt()
     for factor in inclusion.mean(0).argsort(descending=True)[:5].tolist():
         strongest = (changes[factor] * deviation).abs().argsort(descending=True)[:8].tolist()
-        listed = ", ".join(f"{genes[gene]} {changes[factor, gene]:+.1f}" for gene in strongest)
+        listed = ", ".join(f"{genes[gene]} {sign[factor] * changes[factor, gene]:+.1f}" for gene in strongest)
         print(f"factor {factor}, in {inclusion[:, factor].mean():.0%} of cells: {listed}")
     write_figure(args.output / FIGURES[0], plots.loadings(sparse, names=genes, data=test), 150)
     write_figure(args.output / FIGURES[1], plots.inclusion_map(sparse, test), 150)

@@ -14,7 +14,11 @@ from common.running import run
 import vsc_pyro as vsc
 from vsc_pyro import plots
 
-FIGURES = {"reconstructions.png": plots.reconstructions, "traversals.png": plots.traversals}
+FIGURES = {
+    "reconstructions.png": plots.reconstructions,
+    "traversals.png": plots.traversals,
+    "loadings.png": lambda model, data: plots.loadings(model, data=data),
+}
 
 
 def main(argv=None):

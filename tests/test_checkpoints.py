@@ -27,7 +27,7 @@ def test_damaged_weights_are_noticed(tmp_path):
     start = whole.index(weights.numpy().tobytes())
     for position in range(start, start + 1200, 97):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
-        with pytest.raises(ValueError, match=r"c\.pt is truncated or corrupt; .*wrong checksum"):
+        with pytest.raises(ValueError, match=r"c\.pt is no checkpoint, or is truncated or corrupt; .*wrong checksum"):
             vsc.load_checkpoint(path)
 
 
@@ -37,7 +37,9 @@ def test_truncated(tmp_path, keep):
     vsc.save_checkpoint(path, {"model": {"w": torch.randn(1000)}})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match=r"c\.pt is truncated or corrupt; delete it and train again"):
+    with pytest.raises(
+        ValueError, match=r"c\.pt is no checkpoint, or is truncated or corrupt; if it was one, train again"
+    ):
         vsc.load_checkpoint(path)
 
 

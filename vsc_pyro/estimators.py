@@ -19,7 +19,7 @@ from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import LinearNormal, noise_scale
-from vsc_pyro.evaluation.bounds import bounds
+from vsc_pyro.evaluation.bounds import bounds, expected_log_likelihood
 from vsc_pyro.evaluation.codes import codes
 from vsc_pyro.evaluation.probes import encode
 from vsc_pyro.models.decoders import BernoulliDecoder, ContinuousBernoulliDecoder, NormalDecoder
@@ -245,10 +245,8 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _closed_bounds(self, x: Tensor) -> Tensor:
         """Return the bounds of data ``(B, n_features)`` under a linear normal decoder."""
         posterior = self.model_.encoder(x)
-        likelihood = self.model_.decoder(posterior.mean)
         divergence = kl_divergence(posterior, self.model_.prior(x).expand(posterior.batch_shape))
-        x = x.reshape(len(x), *likelihood.event_shape)
-        return likelihood.expected_log_prob(x, posterior.variance) - divergence
+        return cast("Tensor", expected_log_likelihood(self.model_, x)) - divergence
 
     def score(self, X: ArrayLike, y: Any = None) -> float:  # noqa: N803
         """Return the mean of `score_samples`; y is ignored."""

@@ -62,8 +62,9 @@ def as_labels(labels: Any, num_data: int) -> Tensor:
     """
     array = label_array(labels, num_data)
     if array.dtype.kind not in "biuf":
+        kind = "strings" if array.dtype.kind in "US" else array.dtype.name
         raise ValueError(
-            f"labels must be whole numbers, got {array.dtype.name} such as {array[0]!r}; pass "
+            f"labels must be whole numbers, got {kind} such as {array[0].item()!r}; pass "
             "numpy.unique(labels, return_inverse=True)[1], and the names to to_arviz(labels=)"
         )
     if array.dtype.kind == "f":

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import centre, inclusion_logits, is_point
+from vsc_pyro.distributions import LinearNormal, centre, has_mean, inclusion_logits, is_point
 from vsc_pyro.evaluation.codes import Encodable, drawn_batches, first_posterior
 from vsc_pyro.evaluation.importance import Weighing, are_worth_compiling, chunk_of, codes_of
 from vsc_pyro.evaluation.relaxation import GAP_DRAWS
@@ -191,6 +191,20 @@ def measured(
 
             weigh = Weighing(model, chunk, num_draws, name, bool(compile), after_chunk)
             return [measure(x.to(like), weigh) for x in drawn_batches(data, chunk.rows)]
+
+
+def expected_log_likelihood(model: VAE, x: Tensor) -> Tensor | None:
+    r"""Return :math:`E_q \log p(x|z)` of each datum in closed form, shape ``(B,)``; None if there is none.
+
+    There is one for a linear normal decoder without missing values, and codes with a mean and a variance.
+    """
+    posterior = model.encoder(x)
+    if model.missing is not None or not has_mean(posterior):
+        return None
+    likelihood = model.decoder(posterior.mean)
+    if not isinstance(likelihood, LinearNormal):
+        return None
+    return likelihood.expected_log_prob(x.reshape(len(x), *likelihood.event_shape), posterior.variance)
 
 
 def figures_of_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> Figures:

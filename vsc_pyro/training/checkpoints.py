@@ -73,7 +73,9 @@ def load_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
         ) from error
     except Exception as error:  # a damaged file can raise anything in the parser
         reason = shortened(str(error).partition("\n")[0])
-        raise ValueError(f"checkpoint {path} is truncated or corrupt; delete it and train again ({reason})") from error
+        raise ValueError(
+            f"{path} is no checkpoint, or is truncated or corrupt; if it was one, train again ({reason})"
+        ) from error
     if type(state) is not dict or type(state.get("format")) is not int or state["format"] not in _READABLE:
         raise ValueError(f"{path} is not a vsc_pyro checkpoint of format {FORMAT}; train again with this version")
     return state

@@ -13,7 +13,7 @@ class NonFiniteLossError(RuntimeError):
     """Training met a loss or a weight that is NaN or infinite."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class History:
     """The measurements of a run of `vsc_pyro.fit`.
 
@@ -62,6 +62,13 @@ class History:
 
     def __len__(self) -> int:
         return len(self.elbo)
+
+    def __repr__(self) -> str:
+        if not self.elbo:
+            return "History(no epoch)"
+        best = self.best_epoch
+        validation = "" if best is None else f", best validation {self.validation[best - 1]:.2f} in epoch {best}"
+        return f"History({len(self)} epochs in {sum(self.seconds):.0f} s, objective {self.elbo[-1]:.2f}{validation})"
 
     @property
     def best_epoch(self) -> int | None:

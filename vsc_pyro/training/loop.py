@@ -50,6 +50,8 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
                     history.compile_seconds = compiled_before + compiled.capture_seconds
                 stops = _end_epoch(plan, run)
             run.return_to_best()
+            if len(history) < plan.num_epochs and not hides:
+                bar.write(_told(plan, history), file=bar.fp)
             if len(history) > first_epoch:
                 history.summary = summarize(model, plan.batches, plan.seed, history.steps, bar)
                 _save(plan, run)
@@ -63,6 +65,14 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
 def _is_over(plan: Plan, history: History) -> bool:
     is_stopped = plan.patience is not None and is_exhausted(history, plan.patience)
     return is_stopped or len(history) >= plan.num_epochs
+
+
+def _told(plan: Plan, history: History) -> str:
+    """Return a line about a run that ended before its last epoch."""
+    line = f"fit: stopped after epoch {len(history)} of {plan.num_epochs}"
+    if plan.patience is None or (best := history.best_epoch) is None:
+        return line
+    return f"{line}, with the weights of epoch {best}, whose validation bound is {history.validation[best - 1]:.2f}"
 
 
 def _end_epoch(plan: Plan, run: Run) -> bool:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vsc_pyro._files import expanded, replacing_folder
 from vsc_pyro._recorded import Builder, Description
 from vsc_pyro._seeding import own_random_numbers
-from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.layout import layout, public_attributes
 from vsc_pyro.models.vae import VAE, check_is_vae
@@ -54,7 +54,7 @@ def save(
     model: VAE,
     directory: str | os.PathLike,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     evaluation: Evaluation | DictionaryEvaluation | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -67,7 +67,8 @@ def save(
     Args:
         model: a `VAE` of parts of this library, or of classes that `vsc_pyro.register` knows.
         directory: the folder, which is created; ``~`` is the home folder.
-        data: data set whose name, shape and binarisation the files state, usually that of training.
+        data: a `Dataset`, or what `as_dataset` takes; the files state its name, shape and binarisation. Usually that of
+            training.
         evaluation: result of `vsc_pyro.evaluate` or `vsc_pyro.evaluate_dictionary`, for the card. Without one the card
             says that the model has not been evaluated.
         overwrite: True replaces a model in `directory`.
@@ -93,8 +94,7 @@ def save(
         True
     """
     check_is_vae(model)
-    if not (data is None or isinstance(data, Dataset)):
-        raise ValueError(f"data must be a vsc_pyro.Dataset, got {type(data).__name__}; pass vsc_pyro.Dataset(data)")
+    data = None if data is None else as_dataset(data)
     if data is not None:
         model.check_parts(data.images[:1].to(model.reference))
     folder = Path(os.path.realpath(expanded(directory, "directory")))
@@ -151,6 +151,10 @@ def load(path: str | os.PathLike) -> VAE:
         'NormalPrior'
     """
     path = expanded(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"nothing at {path.absolute()}; model.save writes a folder, and fit(checkpoint=) a file to load"
+        )
     if not path.is_dir():
         state = load_checkpoint(path)
         if not isinstance(state.get("config"), str):

@@ -1,8 +1,8 @@
 """Validation: the bound on data that are not trained on, after each epoch, and early stopping by it.
 
 The bound is the `objective` of `vsc_pyro.evaluate`: the ELBO with hard spikes, at a weight of 1 of the KL divergence
-whatever beta and warm-up are. It takes one draw of each code, from the same random numbers in every epoch, so epochs
-differ by their weights alone.
+whatever beta and warm-up are. Its likelihood is in closed form for a linear normal decoder, and otherwise that of one
+draw of each code, from the same random numbers in every epoch, so epochs differ by their weights alone.
 
 References
     L. Prechelt (1998), Early stopping - but when?
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from vsc_pyro._seeding import own_random_numbers
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.evaluation.bounds import figures_of_batch, measured
+from vsc_pyro.evaluation.bounds import expected_log_likelihood, figures_of_batch, measured
 from vsc_pyro.evaluation.importance import Weighing
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
@@ -79,9 +79,9 @@ class Validation:
 
 def _of_batch(model: VAE, x: Tensor, weigh: Weighing) -> tuple[Tensor, Tensor, Tensor]:
     """Return the bound and the expected number of active latents of each datum, and True for latents that are on."""
-    figures = figures_of_batch(model, True, None, x, weigh)
-    bound, inclusion = figures.reconstruction.double() - figures.trained_kl.double(), figures.inclusion.double()
-    return bound, inclusion.sum(1), (inclusion > 0.5).any(0)
+    figures, closed = figures_of_batch(model, True, None, x, weigh), expected_log_likelihood(model, x)
+    likelihood, inclusion = figures.reconstruction if closed is None else closed, figures.inclusion.double()
+    return likelihood.double() - figures.trained_kl.double(), inclusion.sum(1), (inclusion > 0.5).any(0)
 
 
 def held_out(model: VAE, data: Any, validation: Any, steps: int | None, seed: int) -> tuple[Any, Validation | None]:
