@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vsc_pyro._files import expanded, replacing_folder
 from vsc_pyro._recorded import Builder, Description
 from vsc_pyro._seeding import own_random_numbers
-from vsc_pyro.datasets import Dataset, as_dataset
+from vsc_pyro.datasets import as_dataset
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.layout import layout, public_attributes
 from vsc_pyro.models.vae import VAE, check_is_vae
