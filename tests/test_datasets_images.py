@@ -81,6 +81,15 @@ def test_depth_transparency_and_orientation(tmp_path):
     assert read(picture, "turned", exif=exif)[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_linked_folders_are_followed(tmp_path, folder):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "here").symlink_to(folder / "china")
+    (tmp_path / "linked" / "there").symlink_to(folder / "flower")
+    (folder / "china" / "round").symlink_to(folder / "china")
+    train, test = vsc.datasets.images(tmp_path / "linked", 4)
+    assert sorted([*train.labels.tolist(), *test.labels.tolist()]) == [0, 0, 1, 1]
+
+
 def test_refusals(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"folder must be a folder of pictures, got .*missing, which is none"):
         vsc.datasets.images(tmp_path / "missing")

@@ -161,6 +161,26 @@ def test_bad_arguments_are_named(options, message, x):
         trained(x, **options)
 
 
+def test_a_refused_partial_fit_changes_nothing(x):
+    coder = trained(x, decoder="bernoulli", max_iter=1)
+    codes = coder.transform(x)
+    for change in {"learning_rate": -1}, {}:
+        with pytest.raises(ValueError, match=r"learning_rate must|data must lie in"):
+            copy.deepcopy(coder).set_params(**change).partial_fit(3 * x)
+        np.testing.assert_array_equal(coder.transform(x), codes)
+    with pytest.raises(ValueError, match="data must lie in the support"):
+        coder.partial_fit(3 * x)
+    np.testing.assert_array_equal(coder.transform(x), codes)
+
+
+def test_masks_are_refused_and_modes_of_torch_ignored(x):
+    with pytest.raises(ValueError, match="X holds .* values under a mask"):
+        trained(np.ma.masked_greater(x, 0.5))
+    with torch.inference_mode():
+        coder = trained(x, max_iter=1)
+    np.testing.assert_array_equal(coder.transform(x), trained(x, max_iter=1).transform(x))
+
+
 def test_codes_of_another_size_and_unfitted_estimators_are_refused(x):
     with pytest.raises(ValueError, match="X must be codes of 12 latents, got 64"):
         trained(x, max_iter=1).inverse_transform(x)

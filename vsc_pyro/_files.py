@@ -63,6 +63,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
             if path.exists():
+                shutil.copymode(path, temporary)
                 os.replace(path, old)
             try:
                 os.replace(temporary, path)

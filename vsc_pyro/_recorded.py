@@ -82,7 +82,8 @@ def _kept(value: Any) -> Any:
         return _kept(value.item())
     if isinstance(value, np.ndarray):
         with contextlib.suppress(TypeError, ValueError):  # strings, other byte orders
-            return torch.tensor(value)
+            torch.as_tensor(value)
+            return value.copy()
     if type(value) is list:
         return [_kept(each) for each in value]
     if type(value) in (tuple, torch.Size):
@@ -94,7 +95,11 @@ def _kept(value: Any) -> Any:
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the public attributes that are numbers, strings, None or tuples of these, but for the mode."""
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    public = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training"
+    }
     return {name: value for name, value in public.items() if _is_plain(value)}
 
 
@@ -214,9 +219,9 @@ class Description:
             return {"float": str(value)}  # JSON has no such numbers
         if type(value) in _PLAIN:
             return value
-        if isinstance(value, Tensor):
-            self.tensors[path] = value
-            return {"tensor": path}
+        if isinstance(value, (Tensor, np.ndarray)):
+            self.tensors[path] = torch.as_tensor(value)
+            return {"tensor" if isinstance(value, Tensor) else "array": path}
         if isinstance(value, nn.Module):
             return self.of(value, path)
         if isinstance(value, tuple):
@@ -322,6 +327,8 @@ class Builder:
             return float(content)
         if kind == "tensor" and isinstance(content, str) and content in self._tensors:
             return self._tensors[content]
+        if kind == "array" and isinstance(content, str) and content in self._tensors:
+            return self._tensors[content].numpy()
         if kind == "list" and type(content) is list:
             return [self._value(each, f"{path}.{at}") for at, each in enumerate(content)]
         if kind == "dict" and type(content) is dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro._seeding import seeded
-from vsc_pyro.datasets.numbers import as_numbers
+from vsc_pyro.datasets.numbers import as_array, as_numbers
 from vsc_pyro.distributions import LinearNormal, noise_scale
 from vsc_pyro.evaluation.bounds import bounds, expected_log_likelihood
 from vsc_pyro.evaluation.codes import codes
@@ -163,7 +164,7 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             raise ValueError(f"threshold must be None or a probability from 0 to below 1, got {threshold!r}")
         latents = features if self.n_components is None else positive_int("n_components", self.n_components)
         self._random = check_random_state(self.random_state)
-        with seeded(self._random.randint(_SEEDS), torch.device("cpu")):
+        with torch.inference_mode(False), seeded(self._random.randint(_SEEDS), torch.device("cpu")):
             encoder = SpikeSlabEncoder(features, latents, self.encoder_hidden, slab=self.slab)
             prior = SpikeSlabPrior(latents, self.inclusion, slab=self.slab, expected_active=self.expected_active)
             return VAE(encoder, self._new_decoder(latents, features), prior)
@@ -184,16 +185,21 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _train(self, model: VAE, data: NDArray, before: int = 0, **options: Any) -> SpikeSlabCoder:
         """Train a model of `before` epochs; `options` are those of `vsc_pyro.fit`."""
-        history = fit(
-            model.float(),
-            as_numbers(data),
-            batch_size=self.batch_size,
-            lr=positive_float("learning_rate", self.learning_rate),
-            device=self.device,
-            seed=self._random.randint(_SEEDS),
-            progress=bool(self.verbose),
-            **options,
-        )
+        dtype, weights = model.reference.dtype, copy.deepcopy(model.state_dict())
+        try:
+            history = fit(
+                model.float(),
+                as_numbers(data),
+                batch_size=self.batch_size,
+                lr=positive_float("learning_rate", self.learning_rate),
+                device=self.device,
+                seed=self._random.randint(_SEEDS),
+                progress=bool(self.verbose),
+                **options,
+            )
+        except Exception:
+            model.to(dtype).load_state_dict(weights)
+            raise
         # In float32 a code would depend, in its last digits, on the data beside it.
         self.model_ = model.to(as_numbers(data[:0]).dtype)
         self.n_iter_ = before + len(history)
@@ -293,6 +299,8 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Return data as an array, and with `reset` set the number and names of features."""
         if not reset:
             check_is_fitted(self)
+        if isinstance(data, np.ma.MaskedArray):
+            as_array(data, "X")  # which refuses values under the mask, where scikit-learn drops the mask
         return cast("NDArray", validate_data(self, data, dtype=_TYPES, reset=reset))
 
     def _seed(self) -> int:

@@ -164,8 +164,10 @@ def _variables(named: Iterable[_Named]) -> Variables:
 
     variables = {}
     for group, name, site, value in named:
-        event_dim = 0 if group == "log_likelihood" else site["fn"].event_dim
-        if group != "log_likelihood":
+        # The distribution of a deterministic site in a plate counts the plate twice.
+        is_as_drawn = group == "log_likelihood" or site["infer"].get("_deterministic")
+        event_dim = 0 if is_as_drawn else site["fn"].event_dim
+        if not is_as_drawn:
             value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
         dims, array = _dims(site, value.shape, event_dim), value.cpu().numpy()
         if group not in _EQUAL_IN_ALL_DRAWS:

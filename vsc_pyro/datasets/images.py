@@ -100,9 +100,14 @@ def images(
 def _pictures_in(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"folder must be a folder of pictures, got {root}, which is none")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    return sorted(visible, key=lambda path: path.relative_to(root).as_posix())
+    found, seen = [], {root.resolve()}
+    for folder, inner, names in os.walk(root, followlinks=True):
+        visible = (Path(folder, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if path.suffix.lower() in _SUFFIXES and path.is_file()]
+        links = {name: Path(folder, name).resolve() for name in inner if not name.startswith(".")}
+        inner[:] = [name for name, target in links.items() if target not in seen]  # links may lead round in a circle
+        seen.update(links.values())
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _labels(root: Path, paths: list[Path]) -> Tensor | None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, cast
@@ -124,7 +125,7 @@ class AutoSpikeSlab(AutoNormal):
         init_scale: float = 0.1,
         create_plates: Callable | None = None,
     ) -> None:
-        if not 0 < initial_inclusion < 1:
+        if not isinstance(initial_inclusion, numbers.Real) or not 0 < initial_inclusion < 1:
             raise ValueError(f"initial_inclusion must lie strictly between 0 and 1, got {initial_inclusion!r}")
         init_scale = positive_float("init_scale", init_scale)
         super().__init__(_Slabs()(model), init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
@@ -174,6 +175,8 @@ class AutoSpikeSlab(AutoNormal):
             the slab's share below zero and its share above.
         """
         found = {}
+        if not ((torch.as_tensor(quantiles) >= 0) & (torch.as_tensor(quantiles) <= 1)).all():
+            raise ValueError(f"quantiles must lie between 0 and 1, got {quantiles!r}")
         for name, site in self._sites():
             loc, scale = self._get_loc_and_scale(name)
             q = torch.as_tensor(quantiles).to(loc).reshape(-1, *(1 for _ in loc.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 from torch import nn
 
 
@@ -18,10 +19,15 @@ def layout(model: nn.Module) -> dict[str, str]:
     return build
 
 
+def plain_number(value: object) -> object:
+    """Return a number of NumPy as one of Python; anything else unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def public_attributes(model: nn.Module) -> dict[str, str]:
     """Return as text every module's public attributes that are neither tensors nor modules, by name."""
     return {
-        f"{prefix}.{attribute}".removeprefix("."): re.sub(" at 0x[0-9a-f]+", "", repr(value))
+        f"{prefix}.{attribute}".removeprefix("."): re.sub(" at 0x[0-9a-f]+", "", repr(plain_number(value)))
         for prefix, module in model.named_modules()
         for attribute, value in vars(module).items()
         if not attribute.startswith("_")

@@ -36,7 +36,7 @@ from vsc_pyro.training.resumption import (
     check_structure,
     plain,
 )
-from vsc_pyro.training.saving import described
+from vsc_pyro.training.saving import check_described, described
 from vsc_pyro.training.schedules import Schedule, planned, rehearse_lr, set_values, step_lr
 from vsc_pyro.training.validation import Validation, bounds_after_warmup, record
 
@@ -80,6 +80,7 @@ class Run:
         self._planned: dict[str, Tensor] = {}
         self._finite = {name: torch.isfinite(b) for name, b in model.named_buffers() if is_plain(b)}
         self._written: tuple[int, int] | None = None
+        self._is_described: bool | None = None  # None before the first checkpoint
 
     def epoch(self, take_step: Callable[[Tensor], Tensor | float], bar: tqdm, limit: int | None = None) -> None:
         """Take the steps of an epoch, at most `limit`; `take_step` takes one on an entry of `Batches.sources`."""
@@ -221,12 +222,19 @@ class Run:
 
     def _description(self) -> dict[str, Any]:
         """Return what `vsc_pyro.load` builds the model from; nothing for a model that cannot be described."""
+        if self._is_described is False:
+            return {}
         try:
             with networks_in(self.model, "float32"):  # the precision is part of the run
                 config, tensors = described(self.model)
+                text = json.dumps(config)
+                if self._is_described is None:
+                    check_described(self.model, text, {"model": self.model.state_dict(), **tensors})
         except ValueError:
+            self._is_described = False
             return {}
-        return {"config": json.dumps(config), **tensors}
+        self._is_described = True
+        return {"config": text, **tensors}
 
     def restore(self, path: Path, device: torch.device, epochs: int, steps: int | None) -> None:
         """Restore the run in that checkpoint. Nothing changes before all of it has been checked."""

@@ -8,21 +8,24 @@ weights.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsc_pyro._files import expanded, replacing_folder
 from vsc_pyro._recorded import Builder, Description
-from vsc_pyro._seeding import own_random_numbers
+from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import as_dataset
+from vsc_pyro.distributions import centre
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.layout import layout, public_attributes
 from vsc_pyro.models.vae import VAE, check_is_vae
@@ -48,6 +51,7 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Numbers that constructors may ask torch for: so many, and so many for each byte of tensors. They try decoders on 65
 # codes, and a number has two to eight bytes.
 _LEAST_NUMBERS, _NUMBERS_PER_BYTE = 2**24, 64
+_CPU, _BUILD_SEED = torch.device("cpu"), 2**31 - 3  # a seed that no caller has, whose numbers a part may keep
 
 
 def save(
@@ -97,7 +101,13 @@ def save(
     data = None if data is None else as_dataset(data)
     if data is not None:
         model.check_parts(data.images[:1].to(model.reference))
+    if evaluation is not None and not hasattr(evaluation, "as_dict"):
+        raise ValueError(
+            f"evaluation must be what evaluate or evaluate_dictionary returned, got a {type(evaluation).__name__}"
+        )
     folder = Path(os.path.realpath(expanded(directory, "directory")))
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(f"directory must be a folder of its own, got {folder}, which holds the working directory")
     _check_free(folder, overwrite)
     config, tensors = described(model)
     if data is not None:
@@ -109,13 +119,7 @@ def save(
         of: {name: tensor.detach().contiguous() for name, tensor in held.items()}
         for of, held in {"model": model.state_dict(), **tensors}.items()
     }
-    try:
-        _check_alike(model, _restored(_parsed(text, CONFIG), state, WEIGHTS))
-    except ValueError as error:
-        raise ValueError(
-            f"files would not describe this model, which may have been changed after it was built: {error}; build it "
-            "as it is, in a class of your own that vsc_pyro.register knows, or keep its weights by save_checkpoint"
-        ) from error
+    check_described(model, text, state)
     with replacing_folder(folder) as temporary:
         save_checkpoint(temporary / WEIGHTS, state)
         (temporary / CONFIG).write_text(text, encoding="utf-8")
@@ -200,6 +204,17 @@ def described(model: VAE) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]
     return config, {"arguments": description.tensors, "buffers": _settings(model)}
 
 
+def check_described(model: VAE, text: str, state: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a config and tensors build a model like this one, with equal outputs."""
+    try:
+        _check_alike(model, _restored(_parsed(text, CONFIG), state, WEIGHTS))
+    except ValueError as error:
+        raise ValueError(
+            f"files would not describe this model, which may have been changed after it was built: {error}; build it "
+            "as it is, in a class of your own that vsc_pyro.register knows, or keep its weights by save_checkpoint"
+        ) from error
+
+
 def _gates(model: VAE) -> dict[str, Gate]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Gate)}
 
@@ -234,6 +249,20 @@ def _check_alike(model: VAE, built: VAE) -> None:
             if own.get(name) != other.get(name):
                 here, there = (shortened(str(found.get(name, "absent"))) for found in (own, other))
                 raise ValueError(f"{name or 'the model'} is {here}, and its constructors make it {there}")
+    if model._datum_shape is not None and not all(map(torch.equal, _outputs(model), _outputs(built))):
+        raise ValueError("its posterior or its likelihood differs from that of the model that its constructors make")
+
+
+def _outputs(model: VAE) -> list[Tensor]:
+    """Return the centres of posterior and likelihood for a fixed datum, on the CPU."""
+    model = copy.deepcopy(model).to("cpu")
+    shape = cast("torch.Size", model._datum_shape)
+    x = torch.ones(1, *shape).to(model.reference)
+    with model.evaluating(), seeded(0, x.device), pyro.validation_enabled(False):
+        posterior = model.encoder(x)
+        z = centre(posterior)
+        likelihood = model.decoder(z)
+        return [z.nan_to_num(), likelihood.sample().nan_to_num()]
 
 
 def _text(file: Path) -> str:
@@ -286,7 +315,7 @@ def _restored(config: dict[str, Any], state: dict[str, Any], name: str) -> VAE:
     held = [tensor.untyped_storage() for tensors in (weights, arguments, settings) for tensor in tensors.values()]
     num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
     most = _LEAST_NUMBERS + _NUMBERS_PER_BYTE * num_bytes
-    with own_random_numbers(), torch.inference_mode(False), torch.device("cpu"), warnings.catch_warnings():
+    with seeded(_BUILD_SEED, _CPU), torch.inference_mode(False), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what constructors warn of has been said when the model was built
         with _Limit(most):
             model = _built(config, arguments)

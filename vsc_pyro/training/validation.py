@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from vsc_pyro._seeding import own_random_numbers
 from vsc_pyro.datasets import Dataset, as_dataset
@@ -104,6 +104,12 @@ def held_out(model: VAE, data: Any, validation: Any, steps: int | None, seed: in
         data = as_dataset(data)
         model.check_data(data.images)
         data, validation = _split(data, float(validation), seed)
+    sampler = getattr(validation, "sampler", None)
+    if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
+        raise ValueError(
+            f"validation must be a DataLoader that does not shuffle, got one with a {type(sampler).__name__}; bounds "
+            "of epochs are compared on the same draws; pass shuffle=False"
+        )
     try:
         return data, Validation(as_readable(validation, seed, model), seed)
     except ValueError as error:

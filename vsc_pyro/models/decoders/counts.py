@@ -84,7 +84,7 @@ class CountDecoder(PixelDecoder):
             size, covariates = context_of(rows, num_counts, self.size_is_given).double().tensor_split([1], 1)
             total = counts.double().sum(1).mean()
             with torch.no_grad():
-                self.unit.copy_(total / size.mean())
+                self.unit.copy_(total.clamp(min=0.5 / len(rows)) / size.mean())
                 self.typical.copy_(torch.cat([size.median()[None], covariates.mean(0)]))
                 self.own_layer.weight.mul_((num_counts / total.clamp(min=1)).sqrt())
 
