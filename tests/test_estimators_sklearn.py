@@ -174,7 +174,7 @@ def test_a_refused_partial_fit_changes_nothing(x):
 
 
 def test_masks_are_refused_and_modes_of_torch_ignored(x):
-    with pytest.raises(ValueError, match="X holds .* values under a mask"):
+    with pytest.raises(ValueError, match=r"X holds .* values under a mask"):
         trained(np.ma.masked_greater(x, 0.5))
     with torch.inference_mode():
         coder = trained(x, max_iter=1)

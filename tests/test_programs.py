@@ -117,6 +117,19 @@ def test_seeded_and_leaves_the_callers_state():
     assert "log_likelihood" not in groups(again)
 
 
+def test_a_deterministic_site_has_its_plates_once():
+    def program(x):
+        weight = pyro.sample("weight", vsc.SpikeSlab(pyro.distributions.Normal(0.0, 1.0), probs=0.5))
+        with pyro.plate("rows", 4), pyro.plate("columns", 3):
+            mean = pyro.deterministic("mean", weight * x)
+            pyro.sample("y", pyro.distributions.Normal(mean, 1.0), obs=torch.zeros(3, 4))
+
+    guide = vsc.AutoSpikeSlab(program)
+    inference = vsc.to_arviz(program, torch.ones(3, 4), guide=guide, num_samples=5)
+    assert inference["posterior"]["mean"].dims == ("chain", "draw", "columns", "rows")
+    assert inference["posterior"]["mean"].shape == (1, 5, 3, 4)
+
+
 def test_plates_in_any_place_masks_and_guides_of_other_kinds():
     seen = torch.tensor([True, False, True, True])
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from problems.pairs import ADMISSIBLE, SHAPE, J, build, covering
@@ -381,3 +382,37 @@ def test_weights_that_do_not_fit_are_refused(kept, change, message):
     vsc.save_checkpoint(kept / "weights.pt", state)
     with pytest.raises(ValueError, match=message):
         vsc.load(kept)
+
+
+def test_a_checkpoint_of_a_model_that_was_changed_does_not_describe_it(small_vae, tmp_path, digits):
+    changed, hooked = small_vae(), small_vae()
+    changed.decoder.network[1] = torch.nn.Tanh()
+    for name, model in {"changed": changed, "hooked": hooked}.items():
+        if model is hooked:
+            vsc.fit(model, digits.train[:50], epochs=1, progress=False)
+            model.encoder.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+        path = tmp_path / f"{name}.pt"
+        vsc.fit(model, digits.train[:50], epochs=1, progress=False, checkpoint=path)
+        with pytest.raises(ValueError, match="does not describe its model"):
+            vsc.load(path)
+        with pytest.raises(ValueError, match="files would not describe this model"):
+            model.save(tmp_path / name)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    decoder = vsc.NormalDecoder(4, np.array([1, 4, 4]), hidden=np.array([8]), scale=np.float32(0.2), variance="fixed")
+    prior = vsc.SpikeSlabPrior(4, np.float64(0.3), learn_inclusion=np.bool_(True), slab=np.str_("normal"))
+    model = vsc.VAE(vsc.SpikeSlabEncoder((1, 4, 4), 4, hidden=np.int64(8)), decoder, prior)
+    again = vsc.load(model.save(tmp_path / "kept"))
+    assert torch.equal(again.decoder(torch.ones(1, 4)).mean, model.decoder(torch.ones(1, 4)).mean)
+
+
+def test_folders_keep_their_mode_and_the_working_directory_stays(small_vae, tmp_path, monkeypatch):
+    (tmp_path / "private").mkdir(0o700)
+    assert small_vae().save(tmp_path / "private").stat().st_mode & 0o777 == 0o700
+    monkeypatch.chdir(tmp_path / "private")
+    for directory in (".", "", tmp_path):
+        with pytest.raises(ValueError, match=r"directory must be a folder of its own, got .* the working directory"):
+            small_vae().save(directory, overwrite=True)
+    with pytest.raises(ValueError, match="evaluation must be what evaluate or evaluate_dictionary returned, got a str"):
+        small_vae().save(tmp_path / "other", evaluation="good")

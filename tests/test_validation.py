@@ -48,6 +48,12 @@ def test_validation_changes_no_weight(small_vae, digits, loads):
     assert (plain.validation, plain.best_epoch) == ([], None)
 
 
+def test_a_loader_that_shuffles_is_refused(small_vae, digits):
+    loader = DataLoader(digits.test[:40], 20, shuffle=True)
+    with pytest.raises(ValueError, match=r"validation must be a DataLoader that does not shuffle, got .*RandomSampler"):
+        vsc.fit(small_vae(), digits.train[:50], epochs=1, validation=loader, progress=False)
+
+
 def test_a_share_is_split_off_by_the_seed(digits):
     data = vsc.Dataset(torch.arange(50.0)[:, None], labels=torch.arange(50))
     train, held_out = _split(data, 0.1, 0)
