@@ -48,10 +48,10 @@ def bool_or_auto(name: str, value: bool | str) -> bool | str:
 
 
 def one_of(name: str, value: T, known: Collection[T]) -> T:
-    """Return `value`, which is one of the few `known` values, or raise a `ValueError` that lists them."""
+    """Return the one of the few `known` values that equals `value`, or raise a `ValueError` that lists them."""
     if not _is_among(value, known):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    return value
+    return next(one for one in known if one == value)
 
 
 def _is_among(value: object, known: Collection[object]) -> bool:
