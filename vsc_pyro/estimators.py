@@ -299,7 +299,7 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Return data as an array, and with `reset` set the number and names of features."""
         if not reset:
             check_is_fitted(self)
-        if isinstance(data, np.ma.MaskedArray):
+        if np.ma.is_masked(data):
             as_array(data, "X")  # which refuses values under the mask, where scikit-learn drops the mask
         return cast("NDArray", validate_data(self, data, dtype=_TYPES, reset=reset))
 
