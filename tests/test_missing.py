@@ -295,3 +295,21 @@ def test_the_distribution_of_observed_values():
     assert torch.equal(p.expand((3, 2)).log_prob(x), p.log_prob(x).expand(3, 2))
     assert torch.equal(centre(p), values.mean)
     assert torch.distributions.kl_divergence(p, p).tolist() == [0.0, 0.0]
+
+
+def test_a_trunk_may_see_which_values_are_missing(tmp_path):
+    torch.manual_seed(0)
+    sign = torch.randn(400, 1).sign()
+    x, _ = punched(sign + 0.1 * torch.randn(400, 6))
+    encoder = vsc.NormalEncoder(6, 1, trunk=vsc.MaskTrunk(6, 16))
+    model = vsc.VAE(encoder, vsc.NormalDecoder(1, 6, hidden=()), vsc.NormalPrior(1), missing=True)
+    vsc.fit(model, x, epochs=60, lr=1e-2, device="cpu", progress=False)
+    assert vsc.evaluate(model, x, num_draws=5).r2 > 0.9
+    with torch.no_grad():
+        codes, filled = (model.encoder(data).mean for data in (x, model.missing.filled(x)))
+        assert model.encoder(torch.full((1, 6), NAN)).mean.isfinite().all()
+    changed, punctured = (codes != filled).flatten(), x.isnan().any(1)
+    assert torch.equal(changed, punctured)
+    again = vsc.load(model.save(tmp_path / "kept"))
+    assert torch.equal(again.encoder(x).mean, model.encoder(x).mean)
+    assert vsc.impute(model, x[:3], num_samples=2, num_steps=2).samples.isfinite().all()

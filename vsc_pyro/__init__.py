@@ -54,7 +54,7 @@ from vsc_pyro.models.encoders import (
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
-from vsc_pyro.models.networks import ConvTrunk, CountTrunk, DeconvTrunk
+from vsc_pyro.models.networks import ConvTrunk, CountTrunk, DeconvTrunk, MaskTrunk
 from vsc_pyro.models.priors import (
     CauchyPrior,
     FlatPrior,
@@ -117,6 +117,7 @@ __all__ = [
     "JumpReLUEncoder",
     "LaplaceEncoder",
     "LaplacePrior",
+    "MaskTrunk",
     "NegativeBinomialDecoder",
     "NestedELBO",
     "NonFiniteLossError",

@@ -1,4 +1,4 @@
-"""Missing values, NaN in the data: encoders and priors see the mean, and likelihoods leave them out."""
+"""Missing values, NaN in the data: encoders and priors see the mean or a mask, and likelihoods leave them out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Missing(nn.Module):
             part.register_forward_pre_hook(self._before_part)
         decoder.register_forward_hook(self._after_decoder)
 
-    def _before_part(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _before_part(self, part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if getattr(part, "takes_missing", False):
+            return inputs
         x, *others = inputs
         return (self.filled(x), *others)
 

@@ -189,6 +189,46 @@ class CountTrunk(Recorded):
         return self.layers(torch.cat([inputs, covariates], 1))
 
 
+class MaskTrunk(Recorded):
+    """Network from data with missing values, NaN, and the mask of the observed ones to features: an MLP of both.
+
+    As the trunk of an encoder in a `vsc_pyro.VAE` with ``missing=True``, it sees which values are missing, where other
+    encoders only see the training mean in their place. Take it where the pattern itself says something of a datum.
+
+    Args:
+        num_values: number D of values of a datum.
+        features: size of the output.
+        hidden: widths of the hidden layers before it.
+        activation: one of the names in `ACTIVATIONS`.
+
+    Shapes:
+        ``(B, ...)`` of D values, standardised by the encoder, ``-> (B, features)``
+
+    Raises:
+        ValueError: a size below 1 or an unknown activation.
+
+    >>> import torch, vsc_pyro as vsc
+    >>> encoder = vsc.SpikeSlabEncoder(6, latent_dim=2, trunk=vsc.MaskTrunk(6, features=16))
+    >>> model = vsc.VAE(encoder, vsc.NormalDecoder(2, 6), vsc.SpikeSlabPrior(2), missing=True)
+    >>> x = torch.tensor([[1.0, float("nan"), 0.0, 0.0, 2.0, 0.0]])
+    >>> model.encoder(x).mean.isfinite().all().item()
+    True
+    """
+
+    takes_missing = True
+
+    def __init__(
+        self, num_values: int, features: int = 256, hidden: int | Sequence[int] = (), activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        self.out_features = positive_int("features", features)
+        self.layers = MLP(2 * positive_int("num_values", num_values), self.out_features, hidden, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.layers(torch.cat([x.nan_to_num(0.0), (~x.isnan()).to(x)], 1))
+
+
 class DeconvTrunk(Recorded):
     """Convolutional network from features to images: each transposed convolution of stride 2 doubles height and width.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from vsc_pyro._arguments import choice, positive_int, shape, sizes
-from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk, CountTrunk
+from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk, CountTrunk, MaskTrunk
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import INPUT_DEVIATION, Prepared, mean_and_scale
 
@@ -78,10 +78,15 @@ class Encoder(Prepared):
         if isinstance(first, CountTrunk):
             first.prepare(images)
         # A user's trunk may expect raw data, such as counts, or may be pretrained on them.
-        elif isinstance(first, (nn.Flatten, ConvTrunk)):
+        elif isinstance(first, (nn.Flatten, ConvTrunk, MaskTrunk)):
             mean, scale = mean_and_scale(images)
             self.input_mean.copy_(mean.reshape(self.input_shape))
             self.input_scale.copy_(scale / INPUT_DEVIATION)
+
+    @property
+    def takes_missing(self) -> bool:
+        """True if the network reads missing values, NaN, itself."""
+        return getattr(self.network[0], "takes_missing", False)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         x = (x - self.input_mean.reshape(x.shape[1:])) / self.input_scale
