@@ -66,9 +66,13 @@ def test_other_files(tmp_path):
         vsc.load_checkpoint(tmp_path / "c.pt")
 
 
-def test_weights_of_another_architecture(small_vae):
+def test_weights_of_another_architecture(small_vae, tmp_path):
     state = {"model": small_vae(latent_dim=8).state_dict()}
     vsc.load_weights(small_vae(latent_dim=8, seed=1), state)
+    vsc.save_checkpoint(tmp_path / "c.pt", state)
+    other = small_vae(latent_dim=8, seed=1)
+    vsc.load_weights(other, tmp_path / "c.pt")
+    assert all(torch.equal(weight, state["model"][name]) for name, weight in other.state_dict().items())
     with pytest.raises(
         ValueError, match=r"of another architecture: decoder\.network\.0\.weight is \(32, 8\) there and"
     ):

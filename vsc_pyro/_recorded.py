@@ -79,7 +79,7 @@ def _kept(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.generic):
-        return _kept(value.item())
+        return _kept(plain_number(value))
     if isinstance(value, np.ndarray):
         with contextlib.suppress(TypeError, ValueError):  # strings, other byte orders
             torch.as_tensor(value)
@@ -93,10 +93,15 @@ def _kept(value: Any) -> Any:
     return _Unknown(type(value).__name__)
 
 
+def plain_number(value: Any) -> Any:
+    """Return a number of NumPy as one of Python; anything else unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the public attributes that are numbers, strings, None or tuples of these, but for the mode."""
     public = {
-        name: value.item() if isinstance(value, np.generic) else value
+        name: plain_number(value)
         for name, value in vars(module).items()
         if not name.startswith("_") and name != "training"
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 from torch import nn
+
+from vsc_pyro._recorded import plain_number
 
 
 def layout(model: nn.Module) -> dict[str, str]:
@@ -17,11 +18,6 @@ def layout(model: nn.Module) -> dict[str, str]:
     for name, buffer in model.named_buffers():
         build[name] = f"a buffer of shape {tuple(buffer.shape)} and type {buffer.dtype}"
     return build
-
-
-def plain_number(value: object) -> object:
-    """Return a number of NumPy as one of Python; anything else unchanged."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def public_attributes(model: nn.Module) -> dict[str, str]:
