@@ -146,10 +146,10 @@ def fit(
 
     Args:
         validation: data that are not trained on: a share of `data` in (0, 1), drawn by `seed`, for data in memory; or
-            data in memory or a `DataLoader` that does not shuffle. After each epoch (of a stream: each hundredth of the
-            run) `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at a
-            weight of 1 of the KL divergence whatever `beta` and `warmup` are. It changes no random number of the run,
-            whose weights are those of a run without validation.
+            data in memory or a `DataLoader` (see below). After each epoch (of a stream: each hundredth of the run)
+            `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at a weight of
+            1 of the KL divergence whatever `beta` and `warmup` are. It changes no random number of the run, whose
+            weights are those of a run without validation.
         patience: number of epochs in a row without a better validation bound after which the run ends (Prechelt, 1998).
             Epochs of the warm-up do not count; those of other `schedules` do. The model ends with the weights of
             `History.best_epoch`, also if the run reaches its last epoch. A checkpoint holds these as the model's
@@ -211,6 +211,12 @@ def fit(
     loader's own generator is restored. A resumed run continues with the next epoch. It differs from an uninterrupted
     run only by state that stays in the loader: random numbers of NumPy and Python in the main process,
     ``persistent_workers``, and a sampler's random numbers outside its attribute `generator`.
+
+    **DataLoader of validation data.** Batches are those of a loader to train on, and labels are ignored. It is read
+    once before training and once an epoch, with random numbers of torch and of its own generators that depend on `seed`
+    alone, so it may shuffle, draw a sample or have an `IterableDataset` without length: every pass reads the same data
+    in the same order. A loader whose second pass begins with other data is refused. Resumption compares a checksum of
+    the data in their order.
 
     **Stream.** Any other iterable is a stream of batches, in the form of a loader's, without length: ``steps=`` says
     how many are drawn, and no more are. An epoch is a hundredth of the run, see `History.steps_per_epoch`. N is the
