@@ -144,7 +144,9 @@ def test_the_recipe_for_tensorboard(names):
     assert [event.value for event in events] == pytest.approx(found["history"].validation)
 
 
-def test_the_recipe_for_weights_and_biases(names):
+def test_the_recipe_for_weights_and_biases(names, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # which needs the network
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     wandb = pytest.importorskip("wandb")
     found = recipe("wandb.init", names | {"wandb": wandb})
     found["run"].log({}, step=3)  # the next step sends the last one
