@@ -95,7 +95,7 @@ def held_out(model: VAE, data: Any, validation: Any, steps: int | None, seed: in
     if validation is None:
         return data, None
     if isinstance(validation, numbers.Real):
-        if isinstance(validation, bool) or not 0 < validation < 1:
+        if isinstance(validation, bool) or not 0 < float(validation) < 1:
             raise ValueError(f"validation must be data, or a share of data above 0 and below 1, got {validation!r}")
         if isinstance(data, DataLoader) or is_stream(data, steps):
             raise ValueError(
