@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import vsc_pyro as vsc
-from vsc_pyro._arguments import bool_or_auto, choice, natural_int, positive_float, positive_int, sizes
+from vsc_pyro._arguments import bool_or_auto, choice, natural_int, positive_float, positive_int, sizes, takes
 
 
 def test_good_values_pass_through():
@@ -32,10 +32,26 @@ def test_natural_int_refuses(value):
         natural_int("n", value)
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "3", None])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "3", None, True])
 def test_positive_float_refuses(value):
     with pytest.raises(ValueError, match="x must be a finite number above 0, got "):
         positive_float("x", value)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: x, False),
+        (lambda x, y: x, True),
+        (lambda *each: each, True),
+        (lambda x, y, *, z: x, False),
+        (dict, True),  # no signature
+        (vsc.Ramp(0, 1, length=2), False),
+        (3, False),
+    ],
+)
+def test_a_function_takes_two_arguments(function, expected):
+    assert takes(function, 2) is expected
 
 
 def test_choice_lists_what_is_known():

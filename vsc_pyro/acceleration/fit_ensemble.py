@@ -108,7 +108,7 @@ def fit_ensemble(
     """
     models, epochs = list(models), None if epochs is None else positive_int("epochs", epochs)
     seeds = _one_for_each(seeds, len(models))
-    lr = checked_lr(lr)
+    lr, schedules = checked_lr(lr), with_warmup(schedules, 0)
     device, compile = resolve_device(device), bool_or_auto("compile", compile)
     _check_place(data, device, compile)
     check_built_alike(models)
