@@ -28,6 +28,7 @@ from torch.distributions import Distribution
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of, is_bernoulli, noise_scale
+from vsc_pyro.distributions.families import values_of
 from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.evaluation.information import Information, is_informative
 from vsc_pyro.models.data_checks import as_events
@@ -158,7 +159,8 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
             information.count(posterior)
-            errors.add(comparable(model, x), [model.decoder(code(posterior)) for code in (centre, hard_code)])
+            likelihoods = [values_of(model.decoder(code(posterior))) for code in (centre, hard_code)]
+            errors.add(comparable(model, x), likelihoods)
         prior = inclusion_logits(getattr(model.prior, "marginal", model.prior)(x))
         prior_inclusion = math.nan if prior is None else float(prior.sigmoid().mean())
     return Survey(
@@ -172,7 +174,7 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
 
 
 def comparable(model: VAE, x: Tensor) -> Tensor:
-    """Return data ``(B, ...)`` under the context that decoded codes have; most decoders have none."""
+    """Return data ``(B, ...)``, or their values ``(B, D)`` in the context that decoded codes have; most have none."""
     return model.decoder.comparable(x) if hasattr(model.decoder, "comparable") else x
 
 

@@ -15,6 +15,7 @@ from vsc_pyro.arviz_bridge import predictive_checks
 from vsc_pyro.arviz_bridge.to_arviz import to_arviz
 from vsc_pyro.arviz_bridge.versions import compare_models, plot_statistics
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions.families import values_of
 from vsc_pyro.evaluation.bounds import bounds
 from vsc_pyro.evaluation.calibration import check_calibration
 from vsc_pyro.evaluation.codes import codes
@@ -137,7 +138,7 @@ def features(document: Document, subject: Subject) -> None:
     generator = torch.Generator().manual_seed(subject.seed)
     x = subject.data[:_NUM_EXPLAINED_BY_FEATURE].draw(slice(None), generator)
     with model.evaluating():
-        decoded = model.decoder(codes(model, x).hard.to(model.reference)).mean
+        decoded = values_of(model.decoder(codes(model, x).hard.to(model.reference))).mean
         truth = comparable(model, x.to(model.reference))
     truth, decoded = truth.cpu().flatten(1), decoded.cpu().flatten(1)
     errors, spread = (truth - decoded).square().mean(0), truth.var(0, correction=0)
