@@ -206,8 +206,9 @@ def test_a_code_of_nothing_explains_nothing(kind, counts):
     model.decoder.own_layer.weight.data.zero_()
     # The mean of ratios differs from the ratio of means, so that the decoded mean is not quite that of the data.
     assert abs(survey(model, data).r2) < 0.02
-    rescaled, raw = comparable(model, data.images), data.images[:, :64]
+    (rescaled, rows), raw = comparable(model, data.images), data.images[:, :64]
     torch.testing.assert_close(rescaled.sum(1), raw.sum(1).median().expand(500))
+    assert torch.equal(rows[:, 64:], rows[:1, 64:].expand(500, -1))
     size = raw.sum(1, keepdim=True) / raw.sum()
     assert float((raw - size * raw.sum(0)).square().sum()) < 0.8 * float((raw - raw.mean(0)).square().sum())
 

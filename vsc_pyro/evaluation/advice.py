@@ -110,7 +110,7 @@ def principal_components(model: VAE, data: Dataset | Loaded, num: int, seed: int
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
     with torch.no_grad(), seeded(seed, like.device):
         x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like)
-        x = comparable(model, x).flatten(1)
+        x = comparable(model, x)[0].flatten(1)
         x = x - x.mean(0) if model.missing is None else (x - x.nanmean(0)).nan_to_num(0.0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
         shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])

@@ -187,13 +187,13 @@ class PixelDecoder(Prepared):
         """Return the network's outputs, ``(*, J) -> (*, *output_shape)``."""
         return run_network(self.network, z, self.network_precision).flatten(z.ndim - 1).unflatten(-1, self.output_shape)
 
-    def comparable(self, x: Tensor) -> Tensor:
-        """Return data ``(B, ...)``, or their values ``(B, D)`` if they have a context, as decoded codes have them.
+    def comparable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values of data ``(B, ...)``, and rows that hold them in the context in which they are decoded.
 
-        Measures of what the codes explain, such as R2, compare the two. A likelihood whose values can be shifted
-        removes from them what the context explains.
+        Measures of what codes explain, such as R2, compare values with the means of codes in the context of the rows.
+        It is the typical one if values can be moved there, so that the effect of the context is left out.
         """
-        return x if self.typical is None else self._parted(x)[0]
+        return (x, x) if self.typical is None else (self._parted(x)[0], x)
 
     def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent | ContextRows:
         outputs = self.pixels(z)

@@ -33,7 +33,7 @@ class BernoulliDecoder(PixelDecoder):
         trunk: replaces the MLP; a module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``.
         num_covariates: number K of columns behind the values of a row, whose effects are added to the logits, see
             `NormalDecoder`; then `output_shape` is the number D of values. Zeros and ones cannot be rescaled, so R2 and
-            the share of cross-entropy count as unexplained what the context explains.
+            the share of cross-entropy include what the covariates explain.
 
     Shapes:
         z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`, or ``(D + K,)``. Data

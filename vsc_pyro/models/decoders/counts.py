@@ -98,12 +98,14 @@ class CountDecoder(PixelDecoder):
         """Return the distribution of single counts with these means, before an inflation of zeros."""
         raise NotImplementedError
 
-    def comparable(self, x: Tensor) -> Tensor:
+    def comparable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         counts, context = self._parted(x)
-        counts = counts * (self.typical[0] / context[:, :1])
         if self.effects is not None:
             counts = counts * ((self.typical[1:] - context[:, 1:]) @ self.effects.T).exp()
-        return counts
+        size = context[:, :1] if self.size_is_given else counts.sum(1, keepdim=True)
+        counts = counts * (self.typical[0] / size)
+        stored = self.typical[int(not self.size_is_given) :]
+        return counts, torch.cat([counts, stored.expand(len(x), -1)], 1)
 
     def forward(self, z: Float[Tensor, "*draws latents"]) -> CountRows:
         return CountRows(self.pixels(z), self.typical, self.count, self.effects, self.unit, self.size_is_given)

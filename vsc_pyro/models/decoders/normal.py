@@ -166,11 +166,12 @@ class NormalDecoder(PixelDecoder):
         """The effects a of covariates in units of the data, shape ``(D, K)``; None without covariates."""
         return None if self.effect_weight is None else self._in_units(self.effect_weight)
 
-    def comparable(self, x: Tensor) -> Tensor:
+    def comparable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.typical is None:
-            return x
+            return x, x
         values, context = self._parted(x)
-        return values + (self.typical - context) @ cast("Tensor", self.effects).T
+        values = values + (self.typical - context) @ cast("Tensor", self.effects).T
+        return values, torch.cat([values, self.typical.expand_as(context)], 1)
 
     def pixels(self, z: Tensor) -> Tensor:
         return self._in_units(super().pixels(z))
