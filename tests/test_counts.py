@@ -271,6 +271,7 @@ def test_bad_arguments():
             cls(3, 7, size="median")
         with pytest.raises(ValueError, match="num_covariates must be a whole number of at least 0"):
             cls(3, 7, num_covariates=-1)
+        assert len(cls(3, 7, num_covariates=np.int64(2)).typical) == 3
         with pytest.raises(ValueError, match=r"output_shape must be a number of counts, got \(2, 3\)"):
             cls(3, (2, 3))
     with pytest.raises(ValueError, match="unknown dispersion 'cell'; known are 'gene', 'shared'"):

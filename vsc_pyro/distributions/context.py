@@ -11,7 +11,7 @@ The density is that of the values given the context.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -41,6 +41,15 @@ class Rows(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"rows of {self.num_values} values ({self.values}) with a finite context"
+
+
+class _OfObserved(NamedTuple):
+    """A family of the values that are observed, see `Observed`."""
+
+    family: Callable[[Tensor], Any]
+
+    def __call__(self, parameters: Tensor) -> Observed:
+        return Observed(self.family(parameters), validate_args=False)
 
 
 class ContextRows(TorchDistribution):
@@ -88,7 +97,7 @@ class ContextRows(TorchDistribution):
         num_stored = self._stored.shape[-1]
         super().__init__(batch_shape, torch.Size([self.num_values + num_stored]), validate_args=validate_args)
 
-    def _changed(self, validate_args: bool | None = None, **parts: Any) -> Self:
+    def _changed(self, validate_args: bool | None = None, **parts: Any) -> ContextRows:
         parts = {"outputs": self.outputs, "context": self.context, **self.parts, **parts}
         return type(self)(**parts, validate_args=validate_args)
 
@@ -109,22 +118,20 @@ class ContextRows(TorchDistribution):
         """Return the context of rows ``(*, D + K)``, in the form of `context`."""
         return rows[..., self.num_values :]
 
-    def given(self, rows: Tensor) -> Self:
+    def given(self, rows: Tensor) -> ContextRows:
         """Return the distribution whose draws have the context of `rows`, shape ``(*, D + K)``."""
         return self._changed(context=self.context_of(rows))
 
-    def observed(self) -> Self:
+    def observed(self) -> ContextRows:
         """Return the distribution of rows some of whose values are missing, NaN; see `Observed`."""
-        if isinstance(self.values, Observed):
-            return self
         family = self.parts["family"]
-        return self._changed(family=lambda parameters: Observed(family(parameters), validate_args=False))
+        return self if isinstance(family, _OfObserved) else self._changed(family=_OfObserved(family))
 
     def without_effects(self, rows: Tensor) -> Tensor:
         """Return the values of `rows` ``(*, D + K)`` minus the effects of their context, shape ``(*, D)``."""
         return rows[..., : self.num_values] - self.context_of(rows) @ self.parts["effects"].T
 
-    def expand(self, batch_shape: _size, _instance: ContextRows | None = None) -> Self:
+    def expand(self, batch_shape: _size, _instance: ContextRows | None = None) -> ContextRows:
         return self._changed(validate_args=False, outputs=self.outputs.expand(*batch_shape, self.num_values))
 
     def values_at(self, context: Tensor) -> Any:
@@ -172,7 +179,7 @@ def _(likelihood: ContextRows) -> ContextRows:
 @as_linear.register
 def _(likelihood: ContextRows) -> tuple[LinearNormal, Callable[[Tensor], Tensor]] | None:
     linear = likelihood.parts.get("linear")
-    if linear is None or isinstance(likelihood.values, Observed):
+    if linear is None or isinstance(likelihood.parts["family"], _OfObserved):
         return None
     return linear, likelihood.without_effects
 

@@ -14,7 +14,7 @@ exponential there, and a large code cannot overflow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class CountRows(ContextRows):
     def context_of(self, rows: Tensor) -> Tensor:
         return context_of(rows, self.num_values, self.parts["size_is_given"])
 
-    def observed(self) -> Self:
+    def observed(self) -> ContextRows:
         if not self.parts["size_is_given"]:
             raise ValueError(
                 "the size of a row, the sum of its counts, is not known if counts may be missing; build the decoder "

@@ -48,23 +48,22 @@ class NothingExplainedWarning(UserWarning):
 def advise(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0) -> tuple[str, ...]:
     """Return the problems of a model with remedies, a line each, the most serious first.
 
-        The caller's random state and the model's mode are restored.
+    The caller's random state and the model's mode are restored.
 
-        Args:
-            model: the model of the survey.
-            data: the data of the survey.
-            seen: the result of `vsc_pyro.evaluation.survey.survey`.
-            seed: of random draws.
+    Args:
+        model: the model of the survey.
+        data: the data of the survey.
+        seen: the result of `vsc_pyro.evaluation.survey.survey`.
+        seed: of random draws.
 
-        Example:
-            >>> import torch, vsc_pyro as vsc
-            >>> from vsc_pyro.evaluation.advice import advise
-            >>> from vsc_pyro.distributions.families import values_of
-    from vsc_pyro.evaluation.survey import survey
-            >>> model = vsc.VAE(vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.SpikeSlabPrior(2))
-            >>> data = vsc.Dataset(100 + torch.randn(50, 4))
-            >>> any("subtract it" in line for line in advise(model, data, survey(model, data)))
-            True
+    Example:
+        >>> import torch, vsc_pyro as vsc
+        >>> from vsc_pyro.evaluation.advice import advise
+        >>> from vsc_pyro.evaluation.survey import survey
+        >>> model = vsc.VAE(vsc.SpikeSlabEncoder(4, 2), vsc.NormalDecoder(2, 4), vsc.SpikeSlabPrior(2))
+        >>> data = vsc.Dataset(100 + torch.randn(50, 4))
+        >>> any("subtract it" in line for line in advise(model, data, survey(model, data)))
+        True
     """
     first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen)
     all_on = _all_on(seen)

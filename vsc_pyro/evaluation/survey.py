@@ -159,8 +159,8 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
             information.count(posterior)
-            values, rows = comparable(model, x)
-            errors.add(values, [decoded(model, code(posterior), rows) for code in (centre, hard_code)])
+            values, whole = comparable(model, x)
+            errors.add(values, [decoded(model, code(posterior), whole) for code in (centre, hard_code)])
         prior = inclusion_logits(getattr(model.prior, "marginal", model.prior)(x))
         prior_inclusion = math.nan if prior is None else float(prior.sigmoid().mean())
     return Survey(

@@ -29,7 +29,7 @@ from pyro.distributions import (
 )
 from torch import Tensor, nn
 
-from vsc_pyro._arguments import choice, yes_or_no
+from vsc_pyro._arguments import choice, natural_int, yes_or_no
 from vsc_pyro.distributions import CountRows
 from vsc_pyro.distributions.counts import context_of
 from vsc_pyro.models.decoders.base import PixelDecoder
@@ -60,6 +60,7 @@ class CountDecoder(PixelDecoder):
         size: str = "row sum",
         num_covariates: int = 0,
     ) -> None:
+        num_covariates = natural_int("num_covariates", num_covariates)
         super().__init__(latent_dim, output_shape, hidden, activation, trunk, num_covariates=num_covariates)
         if len(self.output_shape) > 1:
             raise ValueError(f"output_shape must be a number of counts, got {self.output_shape}; flatten the data")
