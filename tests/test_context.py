@@ -140,7 +140,7 @@ def test_bounds_of_the_true_posterior_are_the_evidence_without_the_effect():
 
 
 def test_training_finds_the_effect_and_codes_do_not_know_the_batch():
-    num = 1500
+    num = 1000
     train, atoms, _ = factors_and_batches(num, 0)
     test, _, truth = factors_and_batches(num, 1)
     correlations = []
