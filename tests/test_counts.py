@@ -188,8 +188,6 @@ def test_all_paths_on_real_counts(kind, counts, tmp_path):
         plots.receptive_fields(model, num=3),
     ]
     assert all(isinstance(figure, Figure) for figure in figures)
-    with pytest.raises(ValueError, match="independent given a code"):
-        vsc.impute(model, some, torch.arange(some.shape[1]) > 3)
     vsc.save_checkpoint(tmp_path / "model.pt", {"model": model.state_dict()})
     other = model_of(kind)
     vsc.load_weights(other, vsc.load_checkpoint(tmp_path / "model.pt"))
@@ -208,9 +206,9 @@ def test_a_code_of_nothing_explains_nothing(kind, counts):
     model.decoder.own_layer.weight.data.zero_()
     # The mean of ratios differs from the ratio of means, so that the decoded mean is not quite that of the data.
     assert abs(survey(model, data).r2) < 0.02
-    rescaled, raw = comparable(model, data.images), data.images[:, :64]
-    torch.testing.assert_close(rescaled[:, :64].sum(1), raw.sum(1).median().expand(500))
-    assert torch.equal(rescaled[:, 64:], rescaled[:1, 64:].expand(500, -1))
+    (rescaled, rows), raw = comparable(model, data.images), data.images[:, :64]
+    torch.testing.assert_close(rescaled.sum(1), raw.sum(1).median().expand(500))
+    assert torch.equal(rows[:, 64:], rows[:1, 64:].expand(500, -1))
     size = raw.sum(1, keepdim=True) / raw.sum()
     assert float((raw - size * raw.sum(0)).square().sum()) < 0.8 * float((raw - raw.mean(0)).square().sum())
 
@@ -257,8 +255,10 @@ def test_bad_counts_and_contexts_are_refused(counts):
     needy = model_of("poisson, given size")
     with pytest.raises(ValueError, match="sizes above 0 behind the counts"):
         vsc.evaluate(needy, vsc.Dataset(x, context=torch.zeros(20)))
-    with pytest.raises(ValueError, match="values must be independent given a code"):
-        vsc.VAE(needy.encoder, needy.decoder, needy.prior, missing=True)
+    with pytest.raises(ValueError, match=r"the size of a row, .* build the decoder with size='given'"):
+        vsc.VAE(model.encoder, model.decoder, model.prior, missing=True)
+    with pytest.raises(ValueError, match=r"the size of a row, .* build the decoder with size='given'"):
+        vsc.impute(model_of("poisson"), x, torch.arange(64) > 3)
     with pytest.raises(ValueError, match=r"context must have shape .* each of the 20 data, got \(19,\)"):
         vsc.Dataset(x, context=torch.ones(19))
     with pytest.raises(ValueError, match="exclude each other"):
@@ -271,6 +271,7 @@ def test_bad_arguments():
             cls(3, 7, size="median")
         with pytest.raises(ValueError, match="num_covariates must be a whole number of at least 0"):
             cls(3, 7, num_covariates=-1)
+        assert len(cls(3, 7, num_covariates=np.int64(2)).typical) == 3
         with pytest.raises(ValueError, match=r"output_shape must be a number of counts, got \(2, 3\)"):
             cls(3, (2, 3))
     with pytest.raises(ValueError, match="unknown dispersion 'cell'; known are 'gene', 'shared'"):

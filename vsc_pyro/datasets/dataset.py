@@ -60,7 +60,7 @@ class Dataset:
         context: numbers that are known of each datum, such as a size or the batch as zeros and a one; shape ``(N, C)``
             or ``(N,)``, or a list of such arrays. They become the last columns of `images`, whose data are flattened,
             so that a `DataLoader`, a split or a slice keeps them. What a decoder makes of them, it says, see
-            `vsc_pyro.PoissonDecoder`; an encoder and a prior see them as a part of x.
+            `vsc_pyro.NormalDecoder` and `vsc_pyro.PoissonDecoder`; an encoder and a prior see them as a part of x.
 
     Raises:
         ValueError: no datum, images that are not real numbers, labels that are not whole numbers or of another length,

@@ -4,6 +4,7 @@ from vsc_pyro._pyro_internals import PARTICLES
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.atoms import is_atom_free, structure
+from vsc_pyro.distributions.context import ContextRows
 from vsc_pyro.distributions.counts import CountRows
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
@@ -37,6 +38,7 @@ __all__ = [
     "WITHOUT_SCORES",
     "AssignedMixture",
     "CentredScoreParts",
+    "ContextRows",
     "CountRows",
     "IndependentSpikeSlab",
     "LinearNormal",

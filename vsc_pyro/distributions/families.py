@@ -209,6 +209,12 @@ def given(likelihood: Any, x: Tensor) -> Any:
     return likelihood
 
 
+@functools.singledispatch
+def values_of(likelihood: Any) -> Any:
+    """Return the likelihood of the values of a datum alone, in the context of its draws; most have no context."""
+    return likelihood
+
+
 @_by_family
 def scale_of(distribution: Distribution) -> Tensor:
     """Return the width of every coordinate: the parameter `scale`, 0 for a point, else the standard deviation.

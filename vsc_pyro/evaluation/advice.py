@@ -24,6 +24,7 @@ from torch.distributions import kl_divergence
 
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions.families import values_of
 from vsc_pyro.evaluation.survey import Survey, as_share, comparable
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.loaded import Loaded
@@ -108,7 +109,7 @@ def principal_components(model: VAE, data: Dataset | Loaded, num: int, seed: int
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
     with torch.no_grad(), seeded(seed, like.device):
         x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like)
-        x = comparable(model, x).flatten(1)
+        x = comparable(model, x)[0].flatten(1)
         x = x - x.mean(0) if model.missing is None else (x - x.nanmean(0)).nan_to_num(0.0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
         shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])
@@ -151,7 +152,7 @@ def _jump(model: VAE, data: Dataset | Loaded, latents: Tensor) -> float:
         on = off.clone()
         on[torch.arange(len(latents)), latents] = 1.0
         try:
-            moved = kl_divergence(*(model.decoder(code.reshape(-1, *shape)) for code in (off, on)))
+            moved = kl_divergence(*(values_of(model.decoder(code.reshape(-1, *shape))) for code in (off, on)))
         except NotImplementedError:
             return 0.0
     return float(moved.median())

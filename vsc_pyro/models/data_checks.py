@@ -140,7 +140,7 @@ def check_support(x: Tensor, likelihood: Distribution, like: Tensor) -> None:
     """
     chunks = (chunk.to(like) for chunk in x.split(_ROWS_AT_ONCE))
     if not all(_ends_are_in_support(chunk, likelihood) or are_in_support(chunk, likelihood) for chunk in chunks):
-        low, high = float(x.min()), float(x.max())
+        low, high = torch.where(x.isnan(), 0.0, x).aminmax()
         raise ValueError(
             f"{must_be_inside(likelihood)}, got values from {low:.4g} to {high:.4g}; {remedy_of(likelihood)}"
         )

@@ -60,7 +60,7 @@ class VAE(ScalarModule):
             ``vae.beta = 4.0`` changes it, and a schedule may start it at 0.
         missing: True takes NaN in data as missing values. The likelihood leaves them out, so that bounds are those of
             the observed values; encoder and prior see the mean of the training data in their place. Values must be
-            independent given a code. `impute` draws missing values.
+            independent given a code, and the context of a row is never missing. `impute` draws missing values.
         num_data: number N of training data. Latent variables common to all data are scaled by B / N in a batch of B
             data; None for N = B. `vsc_pyro.fit` sets it.
 
