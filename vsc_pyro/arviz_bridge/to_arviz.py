@@ -151,8 +151,8 @@ def to_arviz(
     names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords or {}, sizes)
     asked = f"{num_samples} draws of {len(read)} data"
     check_size(examples[0], sizes, max_gigabytes, asked, "a slice of the data such as data[:16], ")
-    if labels is None and read.labels is not None:
-        labels = read.labels if read.class_names is None else list(map(read.class_name, read.labels.tolist()))
+    if labels is None and isinstance(read, Dataset) and read.labels is not None:
+        labels = [read.class_name(label) for label in read.labels.tolist()]
     label = _checked_labels(labels, len(read))
     with seeded(seed, read.images.device):
         x = read.draw(slice(None))

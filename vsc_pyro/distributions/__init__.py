@@ -8,7 +8,9 @@ from vsc_pyro.distributions.counts import CountRows
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
 from vsc_pyro.distributions.families import (
+    Contrast,
     centre,
+    contrast,
     given,
     hard_code,
     has_mean,
@@ -37,6 +39,7 @@ __all__ = [
     "WITHOUT_SCORES",
     "AssignedMixture",
     "CentredScoreParts",
+    "Contrast",
     "CountRows",
     "IndependentSpikeSlab",
     "LinearNormal",
@@ -46,6 +49,7 @@ __all__ = [
     "ThresholdedSpikeSlab",
     "TruncatedNormal",
     "centre",
+    "contrast",
     "get_slab",
     "get_threshold_gate",
     "given",

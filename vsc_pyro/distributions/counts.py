@@ -20,9 +20,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import pad
 from torch.types import _size
 
-from vsc_pyro.distributions.families import given
+from vsc_pyro.distributions.families import Contrast, contrast, given
 
 # Keeps the rate of a gene with a very negative output from rounding to 0, where the log-density has no gradient.
 _LEAST_SHARE = 1e-8
@@ -112,6 +113,22 @@ class CountRows(TorchDistribution):
         """Return the distribution whose draws have the context of `rows`, shape ``(*, D + ...)``."""
         return CountRows(self.outputs, context_of(rows, self.num_counts, self._parts[-1]), *self._parts)
 
+    def exceeding(self, other: CountRows) -> Contrast:
+        r"""Return the changes of the rates from `other` in standard deviations of a count, see `contrast`.
+
+        .. math:: 2 (\mu - \mu') / (\sigma + \sigma')
+
+        Among Poisson counts this is :math:`2 (\sqrt\mu - \sqrt{\mu'})`. It is a log fold change shrunk by the noise
+        of the count: the same fold change is worth less in a gene with few counts or overdispersed ones. The context of
+        a row does not change.
+        """
+        ours, theirs = self._counts(self.context), other._counts(other.context)
+        changes = 2 * (ours.mean - theirs.mean) / (ours.stddev + theirs.stddev)
+        stored = (0, self.event_shape[0] - self.num_counts)
+        return Contrast(
+            pad(changes, stored), "in standard deviations of a count", pad(ours.mean / theirs.mean, stored, value=1.0)
+        )
+
     def expand(self, batch_shape: _size, _instance: CountRows | None = None) -> CountRows:
         outputs = self.outputs.expand(*batch_shape, self.num_counts)
         return CountRows(outputs, self.context, *self._parts, validate_args=False)
@@ -145,3 +162,8 @@ class CountRows(TorchDistribution):
 @given.register
 def _(likelihood: CountRows, x: Tensor) -> CountRows:
     return likelihood.given(x.flatten(1))
+
+
+@contrast.register
+def _(likelihood: CountRows, other: CountRows) -> Contrast:
+    return likelihood.exceeding(other)

@@ -260,5 +260,5 @@ def _scatter_classes(axes: Axes, points: Tensor, data: Dataset) -> None:
     for label in labels.unique().tolist():  # in a loop of its own, so that names are above all points
         x, y = points[labels == label].mean(0).tolist()
         name = axes.text(x, y, str(data.class_name(label)), ha="center", va="center")
-        size = 13 if data.class_names is None else 9
+        size = 13 if data.class_names is None else 8
         name.set(fontsize=size, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])
