@@ -156,10 +156,11 @@ def _list_features(drawing: Drawing, found: Contrast, labels: list[str], num_fea
         strongest = effect.abs().argsort(descending=True, stable=True)[:num].tolist()
         values = effect[strongest].tolist()
         axes.barh(range(num), values, 0.75, color=[BLUE if value >= 0 else ORANGE for value in values])
-        factors = (
-            [""] * num if found.ratios is None else [f" \u00d7{factor:.3g}" for factor in found.ratios[row, strongest]]
-        )
-        axes.set_yticks(range(num), [names[i] + factor for i, factor in zip(strongest, factors, strict=True)])
+        listed = [names[feature] for feature in strongest]
+        if found.ratios is not None:
+            factors = found.ratios[row, strongest].tolist()
+            listed = [f"{name} \u00d7{factor:.3g}" for name, factor in zip(listed, factors, strict=True)]
+        axes.set_yticks(range(num), listed)
         axes.axvline(0, color="0.6", linewidth=0.6)
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
