@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.distributions import given
+from vsc_pyro.distributions import contrast, given
 from vsc_pyro.evaluation.matching import match
 from vsc_pyro.evaluation.probes import auroc
 from vsc_pyro.evaluation.survey import comparable, survey
@@ -241,6 +241,37 @@ def test_sparse_factors_and_batches_are_recovered():
     assert best.min() > 0.5 + Z_BOUND * error
     learnt = (decoder.effects[:, 1] - decoder.effects[:, 0]).detach().numpy()
     assert np.corrcoef(learnt, effects)[0, 1] > Z_BOUND / np.sqrt(genes)
+
+
+def test_loadings_rank_changes_by_the_noise_of_a_count():
+    """Rates and their changes by hand: an abundant gene, a marker, and one so rare that its ratio means nothing."""
+    rates = torch.tensor([400.0, 40.0, 2.0, 0.01, 557.99])
+    factors = torch.tensor([[1.05, 1.0, 6.0, 20.0, 1.0], [1.0, 0.25, 1.1, 1.0, 1.0]])
+    decoder = vsc.PoissonDecoder(2, 5, hidden=(), num_covariates=1)
+    with torch.no_grad():
+        decoder.own_layer.weight.copy_(factors.log().T)
+        decoder.own_layer.bias.copy_((rates / rates.sum()).log())
+        decoder.typical[0] = rates.sum()
+    encoder = vsc.SpikeSlabEncoder(6, 2, trunk=vsc.CountTrunk(5, num_covariates=1))
+    names = ["abundant", "lost", "marker", "rare", "constant", "batch"]
+    figure = plots.loadings(vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(2)), names, num_features=2)
+    expected = 2 * ((rates * factors).sqrt() - rates.sqrt())  # of Poisson counts
+    listed = {0: ["marker \u00d76", "abundant \u00d71.05"], 1: ["lost \u00d70.25", "marker \u00d71.1"]}
+    assert [int(axes.get_title().split()[1]) for axes in figure.axes] == [1, 0]  # by the norm of the loadings
+    for axes in figure.axes:
+        latent = int(axes.get_title().split()[1])
+        assert [text.get_text() for text in axes.get_yticklabels()] == listed[latent]
+        drawn = torch.tensor([bar.get_width() for bar in axes.patches])
+        strongest = expected[latent].abs().argsort(descending=True, stable=True)[:2]
+        torch.testing.assert_close(drawn.float(), expected[latent, strongest], atol=1e-3, rtol=1e-3)
+    assert "in standard deviations of a count" in figure.get_supxlabel()
+    noisy = vsc.NegativeBinomialDecoder(2, 5, hidden=(), zero_inflated=True, num_covariates=1)
+    noisy.load_state_dict(decoder.state_dict(), strict=False)
+    found = contrast(noisy(torch.tensor([[1.0, 0.0]])), noisy(torch.zeros(1, 2)))
+    # Their noise grows as the mean, so an abundant gene counts less.
+    assert found.values.shape == (1, 6)
+    assert 0 < found.values[0, 0] < expected[0, 0] / 5
+    torch.testing.assert_close(found.ratios[0, :5], factors[0], rtol=1e-3, atol=0)
 
 
 def test_bad_counts_and_contexts_are_refused(counts):

@@ -6,9 +6,11 @@ import pytest
 import scipy.sparse
 import torch
 import xarray
+from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import vsc_pyro as vsc
+from vsc_pyro import plots
 from vsc_pyro.datasets import as_dataset
 
 X = torch.rand(60, 16, generator=torch.Generator().manual_seed(0))
@@ -199,25 +201,67 @@ BAD_LABELS = {
     "column": (CLASSES[:, None], r"labels must have shape \(60,\), one for each datum, got \(60, 1\)"),
     "one-hot": (np.eye(3)[CLASSES], r"labels must have shape \(60,\), one for each datum, got \(60, 3\)"),
     "one": (torch.tensor(3), r"labels must have shape \(60,\), one for each datum, got \(\)"),
-    "strings": (NAMES, "labels must be whole numbers, got str.* such as .*'a'.*return_inverse=True"),
-    "array of strings": (np.array(NAMES), "labels must be whole numbers, got str"),
-    "Categorical of strings": (pd.Categorical(NAMES), "labels must be whole numbers, got str"),
     "fractions": (N[:, 0], r"labels must be whole numbers, got 0\.\d+"),
     "fractions in a tensor": (X[:, 0], r"labels must be whole numbers, got 0\.\d+"),
     "missing": (np.where(CLASSES, CLASSES, np.nan), "labels must be whole numbers, got nan"),
     "huge": ([2**70, *CLASSES[1:].tolist()], "labels must be .* numbers of at most 64 bits"),
     "of no type": ([2**63 + 1, *CLASSES[1:].tolist()], "labels must be .* numbers of at most 64 bits"),
-    "None": ([None, *CLASSES[1:]], "labels must be all numbers or all strings"),
-    "NA": (pd.Series([pd.NA, *CLASSES[1:]], dtype="Int64"), "labels must be"),
+    "None": ([None, *CLASSES[1:]], "labels must be all numbers or all strings.* with none missing.* got such as None"),
+    "NA": (pd.Series([pd.NA, *CLASSES[1:]], dtype="Int64"), "labels must be whole numbers, got nan"),
+    "NaN among names": ([np.nan, *NAMES[1:]], "labels must be .* with none missing.* got such as nan, 'ä'; leave"),
+    "names without one": (pd.Categorical([None, *NAMES[1:]]), "labels must be .* with none missing.* nan, 'ä'"),
     "mixed": (["a", *CLASSES[1:].tolist()], "labels must be all numbers or all strings"),
+    "dates": (np.full(60, "2026-01-01", "datetime64[D]"), "labels must be whole numbers or strings, got datetime64"),
     "masked": (np.ma.masked_equal(CLASSES, 2), "labels holds 20 values under a mask"),
-    "complex": (CLASSES * 1j, "labels must be whole numbers, got complex128"),
+    "complex": (CLASSES * 1j, "labels must be whole numbers or strings, got complex128"),
     "large": (np.full(60, 2**64 - 1, "uint64"), r"labels must be whole numbers below 2\^63"),
     "dict": ({0: 1}, "labels must be .* got a dict"),
     "generator": ((i for i in range(60)), "labels must be .* got a generator"),
     "string": ("abc", "labels must be .* got a str"),
     "sparse": (scipy.sparse.csr_matrix(CLASSES), "labels must be dense, got a csr_matrix"),
 }
+
+
+NAMED = {
+    **{kind.__name__: kind for kind in (list, tuple, np.array, pd.Categorical, pd.Series, pd.Index, xarray.DataArray)},
+    "objects": lambda names: np.array(names, object),
+    "strings of pandas": lambda names: pd.Series(names, dtype="string"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_names_as_labels_are_numbered(kind):
+    shuffled = ["ä", "b", "a"] * 20
+    data = vsc.Dataset(X, NAMED[kind](shuffled))
+    assert data.class_names == ("a", "b", "ä")
+    assert data.labels.dtype == torch.int64
+    for part in (data, data[[2, 0, 1]], data[10:20], data.to(X.double()), train_test_split(data, random_state=0)[0]):
+        assert part.class_names == data.class_names
+    assert [data.class_name(label) for label in data.labels.tolist()] == shuffled
+    assert [data.class_name(int(label)) for _, label in (data[2], data[0])] == ["a", "ä"]
+    # An order of one's own, as two sets with different classes need it.
+    other = vsc.Dataset(X[:2], NAMED[kind](["b", "ä"]), class_names=["ä", "x", "b"])
+    assert (other.labels.tolist(), other.class_names) == ([2, 0], ("ä", "x", "b"))
+    numbered = vsc.Dataset(X[:2], labels=[2, 0], class_names=pd.Index(["ä", "x", "b"]))
+    assert [numbered.class_name(label) for label in numbered.labels.tolist()] == ["b", "ä"]
+
+
+BAD_NAMES = {
+    "labels outside": (NAMES, ["a", "b"], "labels must be among class_names, 'a', 'b', got 'ä'"),
+    "numbers outside": (CLASSES, ["a", "b"], r"numbers of the 2 class_names from 0 on, got 0 to 2"),
+    "below": (CLASSES - 1, ["a", "b", "c"], r"numbers of the 3 class_names from 0 on, got -1 to 1"),
+    "one text": (CLASSES, "abc", "class_names must be different strings, one for each class, got 'abc'"),
+    "twice": (CLASSES, ["a", "b", "a"], "class_names must be different strings"),
+    "no strings": (CLASSES, [0, 1, 2], "class_names must be different strings"),
+    "no labels": (None, ["a"], "class_names are the names of labels, and labels is None"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_NAMES)
+def test_other_names_of_classes_are_refused(kind):
+    labels, names, message = BAD_NAMES[kind]
+    with pytest.raises(ValueError, match=message):
+        vsc.Dataset(X, labels, class_names=names)
 
 
 @pytest.mark.parametrize("kind", BAD_LABELS)
@@ -234,6 +278,31 @@ def test_names_are_kept_where_they_can_be(kind, tmp_path):
     assert inference["constant_data"]["label"].values.tolist() == NAMES[:6]
     inference["constant_data"]["label"].to_netcdf(tmp_path / "labels.nc")
     assert xarray.load_dataarray(tmp_path / "labels.nc").values.tolist() == NAMES[:6]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_all_that_shows_classes_shows_their_names(tmp_path, digits):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    data = vsc.Dataset(digits.test.images.flatten(1)[:60], digits.test.labels[:60], class_names=names)
+    model = vsc.VAE(
+        vsc.SpikeSlabEncoder(64, 4, hidden=(8,)), vsc.NormalDecoder(4, 64, hidden=()), vsc.SpikeSlabPrior(4, 0.3)
+    )
+    for by in ("class", "datum"):
+        ticks = plots.inclusion_map(model, data, by=by).axes[0].get_yticklabels()
+        assert [text.get_text() for text in ticks] == names
+    with pytest.raises(ValueError, match="num_classes=11 rows are more than 10 classes"):
+        plots.inclusion_map(model, data, num_classes=11)
+    axes = plots.embedding(model, data).axes[0]
+    assert [text.get_text() for text in axes.texts] == names
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    assert '"labels": ["zero", ' in vsc.explore(model, data, tmp_path / "explore.html").read_text()
+    assert "<td>seven</td>" in vsc.feature_pages(model, data, tmp_path / "features.html", features=[0]).read_text()
+    stored = vsc.to_arviz(model, data, 2)["constant_data"]["label"].values
+    assert stored.tolist() == [names[label] for label in data.labels.tolist()]
+    renamed = vsc.Dataset(data.images, data.labels, class_names=names[::-1])
+    with pytest.raises(ValueError, match="train and test must number classes alike, got class_names"):
+        vsc.linear_probe(model, data, renamed, num_labels=60)
+    assert vsc.linear_probe(model, data, data, num_labels=60) > 0.1
 
 
 def test_a_missing_name_is_refused():

@@ -108,7 +108,8 @@ def to_arviz(
             different models do not correspond, so average only quantities that do not depend on their order. With
             `guide`, a Pyro program.
         data: the data to explain, shape ``(N, ...)``, such as a slice of a test set. A `Dataset` is binarised once, and
-            its labels are kept. The data of a `DataLoader` become part of the result, which `max_gigabytes` limits.
+            its labels are kept, or their names. The data of a `DataLoader` become part of the result, which
+            `max_gigabytes` limits.
             With `guide`, the arguments of the programs: one, a tuple of several, or a mapping of names to them.
         num_samples: draws S of each code, and of the prior.
         guide: the guide of a program, which draws all its latents; None for a `VAE`, which has its own.
@@ -150,7 +151,9 @@ def to_arviz(
     names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords or {}, sizes)
     asked = f"{num_samples} draws of {len(read)} data"
     check_size(examples[0], sizes, max_gigabytes, asked, "a slice of the data such as data[:16], ")
-    label = _checked_labels(read.labels if labels is None else labels, len(read))
+    if labels is None and isinstance(read, Dataset) and read.labels is not None:
+        labels = [read.class_name(label) for label in read.labels.tolist()]
+    label = _checked_labels(labels, len(read))
     with seeded(seed, read.images.device):
         x = read.draw(slice(None))
     chains = []

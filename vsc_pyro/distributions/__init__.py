@@ -9,7 +9,9 @@ from vsc_pyro.distributions.counts import CountRows
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
 from vsc_pyro.distributions.families import (
+    Contrast,
     centre,
+    contrast,
     given,
     hard_code,
     has_mean,
@@ -39,6 +41,7 @@ __all__ = [
     "AssignedMixture",
     "CentredScoreParts",
     "ContextRows",
+    "Contrast",
     "CountRows",
     "IndependentSpikeSlab",
     "LinearNormal",
@@ -48,6 +51,7 @@ __all__ = [
     "ThresholdedSpikeSlab",
     "TruncatedNormal",
     "centre",
+    "contrast",
     "get_slab",
     "get_threshold_gate",
     "given",

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import pad
 
 from vsc_pyro.distributions.context import ContextRows, Rows
+from vsc_pyro.distributions.families import Contrast, contrast
 
 # Keeps the rate of a gene with a very negative output from rounding to 0, where the log-density has no gradient.
 _LEAST_SHARE = 1e-8
@@ -90,6 +92,22 @@ class CountRows(ContextRows):
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleMethodOverride] as torch declares it
         return WholeCounts(self.values.support, self.num_values, self.parts["size_is_given"])
 
+    def exceeding(self, other: CountRows) -> Contrast:
+        r"""Return the changes of the rates from `other` in standard deviations of a count, see `contrast`.
+
+        .. math:: 2 (\mu - \mu') / (\sigma + \sigma')
+
+        Among Poisson counts this is :math:`2 (\sqrt\mu - \sqrt{\mu'})`. It is a log fold change shrunk by the noise
+        of the count: the same fold change is worth less in a gene with few counts or overdispersed ones. The context of
+        a row does not change.
+        """
+        ours, theirs = self.values, other.values
+        changes = 2 * (ours.mean - theirs.mean) / (ours.stddev + theirs.stddev)
+        stored = (0, self.event_shape[0] - self.num_values)
+        return Contrast(
+            pad(changes, stored), "in standard deviations of a count", pad(ours.mean / theirs.mean, stored, value=1.0)
+        )
+
     @property
     def _stored(self) -> Tensor:
         return self.context if self.parts["size_is_given"] else self.context[..., 1:]
@@ -112,3 +130,8 @@ class CountRows(ContextRows):
             outputs = outputs + covariates @ effects.T
         share = outputs.clamp(max=0).exp() + outputs.clamp(min=0)
         return self.parts["family"](self.parts["unit"] * size * (share + _LEAST_SHARE))
+
+
+@contrast.register
+def _(likelihood: CountRows, other: CountRows) -> Contrast:
+    return likelihood.exceeding(other)
