@@ -28,7 +28,7 @@ def _int_from(least: int, name: str, value: object) -> int:
 
 def positive_float(name: str, value: object) -> float:
     """Return `value` as a finite `float` above 0, or raise a `ValueError` that names the argument `name`."""
-    if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
     return float(value)
 
@@ -60,7 +60,8 @@ def _is_among(value: object, known: Collection[object]) -> bool:
 
 def sizes(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
     """Return `value`, one size or several, as a tuple of integers of at least 1."""
-    return tuple(positive_int(name, size) for size in (value if isinstance(value, Iterable) else (value,)))
+    several = isinstance(value, Iterable) and getattr(value, "ndim", 1)  # an array of no dimension is one number
+    return tuple(positive_int(name, size) for size in (value if several else (value,)))
 
 
 def shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:

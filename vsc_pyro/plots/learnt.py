@@ -112,8 +112,8 @@ def training_curve(history: History) -> Figure:
     >>> plots.training_curve(history).axes[0].get_xlabel()
     'epoch'
     """
-    if not len(history):
-        raise ValueError("history holds no epoch; pass what fit returned")
+    if not isinstance(history, History) or not len(history):
+        raise ValueError(f"history must be what fit returned, of at least one epoch, got {history!r}")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     curves = {"training objective": (history.elbo, BLUE)}
