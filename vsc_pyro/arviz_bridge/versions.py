@@ -30,8 +30,8 @@ def from_datasets(datasets: Mapping[str, xarray.Dataset]) -> arviz.InferenceData
 
 def group_names(inference: Any) -> list[str]:
     """Return the names of the groups of an object made by `from_datasets`."""
-    if hasattr(inference, "children"):
-        return list(inference.children)
+    if isinstance(children := getattr(inference, "children", None), Mapping):
+        return list(children)
     if not hasattr(inference, "groups"):
         raise ValueError(f"inference must be what to_arviz returned, got a {type(inference).__name__}")
     return inference.groups()

@@ -34,8 +34,17 @@ from torch.distributions import Distribution, kl_divergence
 from vsc_pyro._arguments import positive_float, positive_int, yes_or_no
 from vsc_pyro._scalars import ScalarModule, seven_digits
 from vsc_pyro._seeding import alone
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import given, has_mean, inclusion_logits
-from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner, remedy_of_size
+from vsc_pyro.models.data_checks import (
+    as_events,
+    check_finite,
+    check_layout,
+    check_support,
+    in_memory,
+    inner,
+    remedy_of_size,
+)
 from vsc_pyro.models.missing import Missing
 from vsc_pyro.models.modes import in_mode, without_autocast
 from vsc_pyro.models.param_store import name_in_store, register
@@ -266,12 +275,14 @@ class VAE(ScalarModule):
 
         return save(self, directory, **options)
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, images: Dataset | Tensor | np.ndarray) -> None:
         """Show training data, shape ``(N, ...)``, to the parts that initialise themselves from data.
 
         It calls `prepare` of encoder, decoder and prior, and of every `vsc_pyro.Prior` within them. A method of that
         name of any other module is not called. A second call has no effect on the parts of this library.
         """
+        images = in_memory(images).images.to(self.reference)
+        self.check_data(images)
         parts = (self.encoder, self.decoder, self.prior)
         spread = images
         if self.missing is not None:

@@ -216,9 +216,9 @@ def check_described(model: VAE, text: str, state: dict[str, Any]) -> None:
         _check_alike(model, _restored(_parsed(text, CONFIG), state, WEIGHTS))
     except ValueError as error:
         raise ValueError(
-            f"files would not describe this model, which may have been changed after it was built: {error}; delete an "
-            "attribute that no constructor sets, or build the model as it is, in a class of your own that "
-            "vsc_pyro.register knows, or keep its weights by save_checkpoint"
+            f"files would not describe this model, which may have been changed after it was built: {error}; build it "
+            "as it is, in a class of your own that vsc_pyro.register knows, delete an attribute that no constructor "
+            "sets, or keep the weights by save_checkpoint"
         ) from error
 
 
