@@ -151,19 +151,18 @@ class Coder:
 
     def _posterior_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         posterior: Any = (self._posterior or self._model.encoder)(x)
-        is_pair = all(isinstance(getattr(posterior, name, None), Tensor) for name in ("inclusion", "mean"))
-        if not is_pair and not isinstance(posterior, Distribution):
+        if all(isinstance(getattr(posterior, name, None), Tensor) for name in ("inclusion", "mean")):
+            inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
+            inclusion = self._checked(inclusion, mean, len(x))
+            hard = torch.where(inclusion > 0.5, mean / inclusion, 0)
+        elif isinstance(posterior, Distribution):
+            inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
+            inclusion = self._checked(inclusion, mean, len(x))
+        else:
             raise ValueError(
                 "posterior must return a distribution, or an object with tensors inclusion and mean, got "
                 f"{type(posterior).__name__}"
             )
-        if is_pair:
-            inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
-            inclusion = self._checked(inclusion, mean, len(x))
-            hard = torch.where(inclusion > 0.5, mean / inclusion, 0)
-        else:
-            inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
-            inclusion = self._checked(inclusion, mean, len(x))
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
         return inclusion, mean, decoded.flatten(1), hard_decoded.flatten(1)
 
