@@ -80,8 +80,9 @@ class VAE(ScalarModule):
             of steps.
 
     Raises:
-        ValueError: a part that is no module; parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
-            the prior is infinite. Checked at construction if the encoder has an `input_shape`.
+        ValueError: a part that is no module, or parts that do not fit: codes or data of different shapes, or a
+            posterior whose KL divergence from the prior is infinite. Checked at construction if the encoder has an
+            `input_shape`.
 
     **Initial weights** come from torch's random numbers. Call ``torch.manual_seed(0)`` before you build the parts for
     the same weights in every run; the `seed` of `fit` does not affect them.
