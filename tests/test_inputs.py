@@ -7,7 +7,7 @@ import scipy.sparse
 import torch
 import xarray
 from sklearn.model_selection import train_test_split
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
@@ -69,6 +69,8 @@ ARRAYS = {
     "list of tensors": (list(X), X),
     "list of columns' rows": ([row for _, row in pd.DataFrame(N).iterrows()], X),
     "with a gradient": (X.clone().requires_grad_(), X),
+    "with a history": (X.clone().requires_grad_() * 1, X),
+    "nullable": (pd.DataFrame(N).astype("Float32"), X),
 }
 
 
@@ -100,6 +102,15 @@ def test_frames_may_come_in_a_stream():
 REFUSED = {
     "csr_matrix": (scipy.sparse.csr_matrix(N), r"data must be dense, got a csr_matrix.* pass data\.toarray\(\)"),
     "coo_array": (scipy.sparse.coo_array(N), r"data must be dense, got a coo_array.* pass data\.toarray\(\)"),
+    "nested tensor": (
+        torch.nested.nested_tensor(list(X), layout=torch.jagged),
+        "data must be dense, got a nested tensor",
+    ),
+    "tensor without memory": (X.to("meta"), "data must hold numbers, got a tensor on the device meta"),
+    "missing numbers": (
+        pd.DataFrame({"a": pd.array([1, None] * 30), "b": True}),
+        r"holds <NA> \(astype\(float\) makes NaN of it",
+    ),
     "sparse tensor": (X.to_sparse(), r"data must be dense, got a tensor of layout .*to_dense\(\)"),
     "masked": (np.ma.masked_where(N > 0.9, N), r"data holds \d+ values under a mask, which are missing; remove"),
     "list of masked": (list(np.ma.masked_where(N > 0.9, N)), r"values under a mask, which are missing; remove"),
@@ -157,6 +168,24 @@ def test_values_that_are_no_numbers_are_found_in_arrays_of_all_kinds(place, valu
         data[place] = value
         with pytest.raises(ValueError, match=f"data holds 1 NaN or infinite .* in datum {place[0]}"):
             trained(kind(data))
+
+
+LOST = {
+    "offset": X.double() + 1e9,
+    "tiny": X.double() * 1e-50,
+    "times in seconds": torch.arange(960).reshape(60, 16) // 320 + 1_700_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_differences_that_the_models_type_does_not_resolve_are_refused(kind):
+    for train in (trained, lambda data: vsc.fit_ensemble([built(), built()], data, epochs=1, device="cpu")):
+        with pytest.raises(ValueError, match=r"data vary from .* torch\.float32, does not resolve .*subtract the mean"):
+            train(LOST[kind])
+    model = built().double()
+    vsc.fit(model, (LOST[kind] - LOST[kind][0]) if kind == "tiny" else LOST[kind], epochs=1, progress=False)
+    trained(X.double() + 1e3)
+    trained(torch.full((60, 16), 1e9, dtype=torch.float64))
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
@@ -322,6 +351,56 @@ def test_a_loader_of_data_trains_as_data_do():
     assert torch.equal(x, X[:20])
     assert labels.tolist() == CLASSES[:20].tolist()
     assert torch.equal(torch.stack([x for x, _ in data]), X)
+
+
+@pytest.mark.parametrize(
+    "collate", [np.stack, lambda rows: pd.DataFrame(np.stack(rows)), lambda rows: (np.stack(rows), 1)]
+)
+def test_batches_may_be_arrays(collate):
+    loader = DataLoader(list(N), batch_size=20, collate_fn=collate)
+    assert trained(loader) == trained(DataLoader(X, batch_size=20))
+    assert torch.equal(vsc.encode(built(), loader), vsc.encode(built(), X))
+
+
+class Once(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter([self.rows.pop() for _ in range(min(60, len(self.rows)))])
+
+
+@pytest.mark.parametrize("num", [60, 100])
+@pytest.mark.parametrize(
+    "use", [vsc.evaluate, vsc.bounds, vsc.refine, lambda model, data: vsc.to_arviz(model, data, 2)]
+)
+def test_a_loader_that_ends_for_good_is_refused(num, use):
+    rows = list(X.repeat(2, 1)[:num])
+    with pytest.raises(ValueError, match=r"a DataLoader that yields the same data in every pass, got one of 60 data"):
+        use(built(), DataLoader(Once(rows), batch_size=20))
+
+
+def test_autocast_of_the_caller_changes_no_result():
+    model = built()
+    uses = [
+        lambda: vsc.evaluate(model, X, num_draws=2).elbo,
+        lambda: vsc.encode(model, X).sum().item(),
+        lambda: vsc.refine(model, X[:5], steps=2).gain.sum().item(),
+        lambda: vsc.impute(model, X[:5], np.arange(16) < 8, num_samples=2, num_steps=2).mean.sum().item(),
+    ]
+    expected = [use() for use in uses]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [use() for use in uses] == expected
+
+
+def test_data_are_prepared_as_they_are_trained_on():
+    expected, model = built(), built()
+    expected.prepare(X)
+    model.prepare(pd.DataFrame(N))
+    assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
+    for data in (X[:, :3], X.to_sparse(), None, X * torch.nan):
+        with pytest.raises(ValueError, match="data"):
+            built().prepare(data)
 
 
 def test_a_loader_draws_grey_levels_afresh():

@@ -87,7 +87,9 @@ def takes(function: object, number: int) -> bool:
 
 def sizes(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
     """Return `value`, one size or several, as a tuple of integers of at least 1."""
-    return tuple(positive_int(name, size) for size in (value if isinstance(value, Iterable) else (value,)))
+    if not isinstance(value, Iterable) or not getattr(value, "ndim", 1):  # an array of no dimension is one number
+        return (positive_int(name, value),)
+    return tuple(positive_int(name, size) for size in value)
 
 
 def shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:

@@ -303,6 +303,8 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             check_is_fitted(self)
         if np.ma.is_masked(data):
             as_array(data, "X")  # which refuses values under the mask, where scikit-learn drops the mask
+        if isinstance(data, Tensor):
+            data = as_numbers(data, "X").detach().cpu()
         return cast("NDArray", validate_data(self, data, dtype=_TYPES, reset=reset))
 
     def _seed(self) -> int:

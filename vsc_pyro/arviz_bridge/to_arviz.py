@@ -40,7 +40,7 @@ from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro._arguments import natural_int, positive_float, positive_int
+from vsc_pyro._arguments import natural_int, positive_float, positive_int, yes_or_no
 from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.programs import Program
 from vsc_pyro.arviz_bridge.variables import as_arviz, check_size, checked_coords, concatenated
@@ -137,18 +137,21 @@ def to_arviz(
     """
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     max_gigabytes = positive_float("max_gigabytes", max_gigabytes)
+    predictive, prior = yes_or_no("predictive", predictive), yes_or_no("prior", prior)
+    log_likelihood = yes_or_no("log_likelihood", log_likelihood)
+    coords = {} if coords is None else coords
     if guide is not None:
         if isinstance(model, VAE) or labels is not None:
             raise ValueError("guide and labels exclude each other, and a VAE has its own guide; leave guide out")
         program = Program(cast("Callable", model), guide, data, predictive, prior, log_likelihood)
-        return program.to_arviz(num_samples, coords or {}, seed, max_gigabytes, progress)
+        return program.to_arviz(num_samples, coords, seed, max_gigabytes, progress)
     models = _models(model)
     read = as_readable(data, seed, *models)
     prior = prior and all(_has_prior(one, read) for one in models)
     draws = _Draws(_pixel_dims(read), predictive, prior, log_likelihood, several=not isinstance(model, VAE))
     examples, numbers = zip(*(draws.example(one, read.images[:1], seed) for one in models), strict=True)
     sizes = _sizes(examples, {"chain": len(models), "draw": num_samples, "datum": len(read)})
-    names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords or {}, sizes)
+    names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords, sizes)
     asked = f"{num_samples} draws of {len(read)} data"
     check_size(examples[0], sizes, max_gigabytes, asked, "a slice of the data such as data[:16], ")
     if labels is None and isinstance(read, Dataset) and read.labels is not None:

@@ -248,8 +248,13 @@ def as_dataset(data: Any) -> Dataset:
 
 
 def _as_floats(data: Any, name: str) -> Tensor:
-    images = as_numbers(data, name)
-    return images if images.is_floating_point() else images.to(torch.get_default_dtype())
+    images = as_numbers(data, name).detach()
+    if images.is_floating_point():
+        return images
+    floats = images.to(torch.get_default_dtype())
+    # float32 rounds whole numbers beyond 2^24, such as times in seconds.
+    is_exact = images.element_size() < 4 or torch.equal(floats.double(), images.double())
+    return floats if is_exact else images.double()
 
 
 def check_binarize(binarize: str | None, known: tuple[str | None, ...]) -> None:

@@ -102,6 +102,23 @@ def check_finite(x: Tensor, dtype: torch.dtype, allow_nan: bool = False, remedy:
         )
 
 
+def check_resolved(x: Tensor, dtype: torch.dtype) -> None:
+    """Raise `ValueError` if a value varies over data ``(N, ...)``, but by less than `dtype` resolves at its size."""
+    if x.dtype.itemsize <= dtype.itemsize or len(x) == 0:
+        return
+    least, most = x.flatten(1).aminmax(dim=0)
+    kind = torch.finfo(dtype)
+    spacing = torch.maximum(least.abs(), most.abs()).mul(kind.eps).clamp(min=kind.tiny)
+    lost = (most > least) & (most - least < spacing)
+    if lost.any():
+        at = int(lost.nonzero()[0, 0])
+        raise ValueError(
+            f"data vary from {float(least[at])!r} to {float(most[at])!r} in value {at} of a datum, which the model's "
+            f"type, {dtype}, does not resolve ({int(lost.sum())} of {len(lost)} values are such); subtract the mean "
+            "and divide by the standard deviation first, or call model.double()"
+        )
+
+
 def check_figure(name: str, values: Tensor, first: int = 0) -> None:
     """Raise `ValueError` if any of `values`, shape ``(N, ...)``, is not finite; the message names the first such datum.
 

@@ -18,7 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from vsc_pyro._arguments import positive_int
 from vsc_pyro._seeding import generators_seeded, seeded
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.models.data_checks import inner
+from vsc_pyro.models.data_checks import check_resolved, inner
 from vsc_pyro.training.batch_checks import EpochChecks, data_of, naming_batch
 from vsc_pyro.training.parallel import num_processes
 
@@ -123,6 +123,10 @@ class MemoryBatches(Batches):
     @property
     def sample(self) -> Tensor:
         return self.data.images
+
+    def check(self, model: VAE) -> None:
+        super().check(model)
+        check_resolved(self.sample, model.reference.dtype)
 
     def to(self, like: Tensor) -> None:
         self.data = self.data.to(like)

@@ -79,16 +79,29 @@ class Loaded:
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield the data in order, `size` at a time, whatever the sizes of the loader's batches."""
         held: list[Tensor] = []
+        count = 0
         for batch in self._read():
             held.append(data_of(batch))
+            count += len(held[-1])
+            if count > len(self):
+                raise self._changed()
             if sum(map(len, held)) >= size:
                 *full, rest = torch.cat(held).split(size)
                 if len(rest) == size:
                     full, rest = [*full, rest], rest[:0]
                 yield from full
                 held = [rest] if len(rest) else []
+        if count < len(self):
+            raise self._changed()
         if held:
             yield torch.cat(held)
+
+    def _changed(self) -> ValueError:
+        return ValueError(
+            f"data must be a DataLoader that yields the same data in every pass, got one of {len(self)} data in the "
+            "first pass and another number in a later one; let its dataset start anew in each iteration, or pass "
+            "torch.cat of its batches"
+        )
 
     def draw(self, indices: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
         """Return some of the data in memory, in order; shape ``(B, ...)``."""
