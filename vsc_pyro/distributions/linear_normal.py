@@ -136,7 +136,7 @@ class LinearNormal(Independent):
         """
         atoms, mean = self.dictionary.flatten(1), self.bias.flatten()
         charged = variance * self.sharpness
-        passed_on, results = torch.zeros(()).to(charged), []
+        passed_on, results = charged.new_zeros(()), []
         for begin, end in itertools.pairwise((0, *prefixes)):
             mean = mean + self.product(self.code[..., begin:end], atoms[begin:end])
             passed_on = passed_on + charged[..., begin:end].sum(-1)

@@ -140,7 +140,7 @@ class Patterns:
         num = len(logits)
         latents = torch.arange(num, device=gram.device)
         self.on = (torch.arange(2**num, device=gram.device).unsqueeze(1) >> latents & 1).to(gram)
-        identity = torch.eye(num).to(gram)
+        identity = torch.eye(num, device=gram.device).to(gram)
         # In units of the slabs' scales. A latent that is off has a row and column of the identity, which leaves the
         # determinant and the other latents as they are.
         gram = gram * scale.unsqueeze(1) * scale
@@ -165,9 +165,9 @@ class Patterns:
     def sample(self, weights: Tensor, projection: Tensor, num_draws: int) -> Tensor:
         """Draw z with exact zeros from torch's random state, shape ``(*, num_draws, J)``."""
         cumulative = weights.cumsum(-1)
-        uniform = torch.rand(*weights.shape[:-1], num_draws).to(weights) * cumulative[..., -1:]
+        uniform = torch.rand(*weights.shape[:-1], num_draws, device=weights.device).to(weights) * cumulative[..., -1:]
         chosen = torch.searchsorted(cumulative, uniform, right=True).clamp(max=weights.shape[-1] - 1)
-        noise = torch.randn(*chosen.shape, projection.shape[-1], 1).to(weights)
+        noise = torch.randn(*chosen.shape, projection.shape[-1], 1, device=weights.device).to(weights)
         around = self.covariance[chosen] @ projection[..., None, :, None]
         return (around + self._root[chosen] @ noise).squeeze(-1)
 

@@ -60,8 +60,8 @@ class GibbsPosterior:
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Choose kept draws at random from torch's random state, shape `sample_shape + (B, J)`."""
         kept = self.draws.flatten(0, 1)
-        chosen = torch.randint(len(kept), (torch.Size(sample_shape).numel(), *self.inclusion.shape[:1], 1))
-        index = chosen.to(kept.device).expand(-1, -1, kept.shape[-1])
+        shape = (torch.Size(sample_shape).numel(), *self.inclusion.shape[:1], 1)
+        index = torch.randint(len(kept), shape, device=kept.device).expand(-1, -1, kept.shape[-1])
         return kept.gather(0, index).reshape(*sample_shape, *self.inclusion.shape)
 
 
@@ -145,9 +145,9 @@ def _checked(start: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _from_prior(statistics: LinearGaussian, chains: int) -> Tensor:
-    shape = (chains, *statistics.projection.shape)
-    on = torch.rand(shape).to(statistics.gram) < statistics.logits.sigmoid()
-    return on * (statistics.slab_loc + statistics.slab_scale * torch.randn(shape).to(statistics.gram))
+    shape, gram = (chains, *statistics.projection.shape), statistics.gram
+    on = torch.rand(shape, device=gram.device).to(gram) < statistics.logits.sigmoid()
+    return on * (statistics.slab_loc + statistics.slab_scale * torch.randn(shape, device=gram.device).to(gram))
 
 
 def _run(
@@ -185,7 +185,7 @@ def _sweep(statistics: LinearGaussian, z: Tensor, block_size: int) -> tuple[Tens
     gram = statistics.gram
     inclusion, expected = torch.empty_like(z), torch.empty_like(z)
     unexplained = statistics.projection - z @ gram
-    for block in torch.randperm(gram.shape[0]).to(gram.device).split(block_size):
+    for block in torch.randperm(gram.shape[0], device=gram.device).split(block_size):
         before = z[..., block]
         patterns = statistics.patterns(block)
         projection = unexplained[..., block] + before @ gram[block][:, block]

@@ -93,7 +93,7 @@ class NestedELBO(ExactELBO):
             kl = kl_divergence(posterior, prior)
         except NotImplementedError:
             return self._open_term(model_trace, name, guide_sites)
-        prefixes = torch.tensor(self._all_prefixes(kl.shape[-1]), device=kl.device)
-        share = (torch.arange(kl.shape[-1], device=kl.device) < prefixes.unsqueeze(1)).to(kl).mean(0)
+        latents = torch.arange(kl.shape[-1], device=kl.device)
+        share = torch.stack([latents < num for num in self._all_prefixes(len(latents))]).to(kl).mean(0)
         term = -scale_and_mask((kl * share).sum(-1), guide_site["scale"], guide_site["mask"])
         return Term(term, term, exact_kl=True)
