@@ -120,6 +120,7 @@ def test_a_resumed_run_goes_on_with_the_next_epoch_as_if_never_interrupted(small
     grey = digits.train.images[:230]
     loaders = [*generators_of_all_kinds(grey), DataLoader(Noisy(grey), 50, shuffle=True)]
     loaders.append(DataLoader(Noisy(grey), 50, shuffle=True, num_workers=1))
+    loaders.append(shuffled(grey[:200], generator=torch.Generator()))  # whose sampler does not end with the last batch
     for number, loader in enumerate(loaders):
         checkpoint = tmp_path / f"{number}.pt"
         whole = fitted(small_vae, loader, epochs=4)

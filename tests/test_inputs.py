@@ -186,6 +186,10 @@ def test_differences_that_the_models_type_does_not_resolve_are_refused(kind):
     vsc.fit(model, (LOST[kind] - LOST[kind][0]) if kind == "tiny" else LOST[kind], epochs=1, progress=False)
     trained(X.double() + 1e3)
     trained(torch.full((60, 16), 1e9, dtype=torch.float64))
+    shares = X.double().exp()
+    rounded = (shares / shares.sum(1, keepdim=True)).sum(1, keepdim=True)  # a constant 1 with rounding errors
+    assert len(rounded.unique()) > 1
+    trained(torch.cat([X.double()[:, 1:], rounded], 1))
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
@@ -279,9 +283,12 @@ BAD_NAMES = {
     "labels outside": (NAMES, ["a", "b"], "labels must be among class_names, 'a', 'b', got 'ä'"),
     "numbers outside": (CLASSES, ["a", "b"], r"numbers of the 2 class_names from 0 on, got 0 to 2"),
     "below": (CLASSES - 1, ["a", "b", "c"], r"numbers of the 3 class_names from 0 on, got -1 to 1"),
-    "one text": (CLASSES, "abc", "class_names must be different strings, one for each class, got 'abc'"),
+    "one text": (CLASSES, "abc", "class_names must be different strings in order, one for each class, got 'abc'"),
     "twice": (CLASSES, ["a", "b", "a"], "class_names must be different strings"),
     "no strings": (CLASSES, [0, 1, 2], "class_names must be different strings"),
+    "no order": (CLASSES, {"a", "b", "c"}, "class_names must be different strings in order"),
+    "a map": (CLASSES, {"a": 2, "b": 0, "c": 1}, "class_names must be different strings in order"),
+    "a number": (CLASSES, 3, "class_names must be different strings in order, .* got 3"),
     "no labels": (None, ["a"], "class_names are the names of labels, and labels is None"),
 }
 

@@ -103,6 +103,19 @@ def test_every_pass_reads_the_same_data(model):
         assert_same(vsc.evaluate(model, loader, num_draws=2, seed=3), vsc.evaluate(model, first, num_draws=2, seed=3))
 
 
+def test_passes_do_not_disturb_each_other_and_one_may_end_early(model):
+    generator = torch.Generator()
+    loaded = Loaded(DataLoader(Noisy(), 10, shuffle=True, generator=generator), 0, model)
+    expected, before = list(loaded.batches(10)), (generator.get_state(), torch.get_rng_state())
+    first, second = (loaded.batches(10) for _ in range(2))
+    for one, other, datum in zip(first, second, expected, strict=True):
+        assert torch.equal(one, datum)
+        assert torch.equal(other, datum)
+    begun = loaded.batches(10)
+    next(begun)
+    assert all(map(torch.equal, before, (generator.get_state(), torch.get_rng_state())))
+
+
 def test_batches_have_the_size_asked_for():
     data = Loaded(DataLoader(X, 9), 0)
     assert [len(x) for x in data.batches(20)] == [20, 20, 20, 10]

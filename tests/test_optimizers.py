@@ -351,6 +351,33 @@ def test_a_functions_optimiser_is_taken(small_vae, digits):
     assert not torch.equal(ends[0], ends[2])
 
 
+class ByIdentity(torch.optim.Optimizer):
+    """An optimiser of a third party, whose state a copy cannot find."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        self.rates = {id(parameter): lr for parameter in parameters}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter -= self.rates[id(parameter)] * parameter.grad
+
+
+@pytest.mark.parametrize("cls", [ByIdentity, torch.optim.SGD])
+def test_a_trial_step_is_not_seen_by_hooks_and_needs_no_copy_that_works(small_vae, digits, cls):
+    steps = []
+
+    def make(parameters):
+        optimizer = cls(parameters, lr=1e-3)
+        optimizer.register_step_post_hook(lambda *_: steps.append(parameters[0].detach().clone()))
+        return optimizer
+
+    model = fitted(small_vae, digits, optimizer=make, batch_size=50)
+    assert len(steps) == 4
+    assert torch.equal(steps[-1], next(model.parameters()))
+
+
 @pytest.mark.parametrize("norm", [0.5, 1e6])
 def test_gradients_are_scaled_to_a_joint_norm(small_vae, digits, norm):
     settings = {"optimizer": functools.partial(torch.optim.SGD, lr=1e-3), "epochs": 1, "batch_size": 100}

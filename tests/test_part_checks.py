@@ -32,6 +32,11 @@ def test_a_decoder_may_take_codes_of_any_batch_shape():
     assert vsc.evaluate(model, torch.rand(4, 6), num_draws=3).elbo < 0
 
 
+def only_rows(z):
+    assert z.ndim == 2, "rows alone"
+    return z
+
+
 BAD = {
     "too many event dimensions": (lambda layer, z: normal(layer(z), 2), r"let \.to_event\(\) take those of one datum"),
     "no batch": (lambda layer, z: normal(torch.zeros(6)), r"batch_shape \(1,\) for z .* got batch_shape \(\)"),
@@ -39,6 +44,10 @@ BAD = {
     "no draws": (
         lambda layer, z: normal(layer(z.view(1, 3))),
         r"the decoder must take codes of shape \(\*, J\), .* and refuses \(2, 1, 3\)",
+    ),
+    "an assertion": (
+        lambda layer, z: normal(layer(only_rows(z))),
+        r"the decoder must take codes of shape \(\*, J\), .* and refuses \(2, 1, 3\) \(rows alone",
     ),
     "no distribution": (lambda layer, z: layer(z), "the decoder must return a Pyro distribution, got torch.Tensor"),
 }

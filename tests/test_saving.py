@@ -449,6 +449,24 @@ def test_sparse_arguments_and_extra_state_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@vsc.register
+class Naming(Holding):
+    """It makes names as pandas does, and dates."""
+
+    def __init__(self, held):
+        super().__init__(held)
+        self.names = np.array([f"feature {number}" for number in range(6)], dtype=object)
+        self.day = np.array(["1914-02-02"], "datetime64[D]")
+
+
+def test_arrays_of_objects_and_dates_are_compared_by_value(tmp_path):
+    model = holding(1, Naming)
+    assert vsc.load(model.save(tmp_path / "a")).encoder.network[0].names[5] == "feature 5"
+    model.encoder.network[0].names[5] = "feature 6"
+    with pytest.raises(ValueError, match=r"names is .*'feature 6'\], and its constructors make it"):
+        model.save(tmp_path / "b")
+
+
 @pytest.mark.parametrize("held", [torch.arange(4000.0), np.arange(4000)])
 def test_no_change_of_an_attribute_is_too_small_or_too_far_inside_to_be_seen(held, tmp_path):
     model = holding(held)

@@ -89,14 +89,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def generators_seeded(generators: Sequence[torch.Generator], seed: int) -> Iterator[None]:
     """Seed these generators in the block, and restore their states after it."""
-    before = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
+    with generators_restored(generators):
+        for generator in generators:
+            generator.manual_seed(seed)
         yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
+
+
+@contextlib.contextmanager
+def generators_restored(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Restore the states of these generators after the block."""
+    with alone():
+        before = [generator.get_state() for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
 
 
 @contextlib.contextmanager

@@ -251,10 +251,12 @@ def _as_floats(data: Any, name: str) -> Tensor:
     images = as_numbers(data, name).detach()
     if images.is_floating_point():
         return images
-    floats = images.to(torch.get_default_dtype())
+    dtype = torch.get_default_dtype()
     # float32 rounds whole numbers beyond 2^24, such as times in seconds.
-    is_exact = images.element_size() < 4 or torch.equal(floats.double(), images.double())
-    return floats if is_exact else images.double()
+    if images.element_size() > 2 and images.numel():
+        largest = torch.stack(images.aminmax()).double().abs().max()
+        dtype = dtype if largest <= 2 / torch.finfo(dtype).eps else torch.float64
+    return images.to(dtype)
 
 
 def check_binarize(binarize: str | None, known: tuple[str | None, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -81,9 +81,10 @@ def as_labels(labels: Any, num_data: int, class_names: Any = None) -> tuple[Tens
 
 
 def _names(class_names: Any) -> tuple[str, ...]:
-    names = () if isinstance(class_names, str) else tuple(class_names)
+    has_order = isinstance(class_names, Iterable) and not isinstance(class_names, (str, Set, Mapping))
+    names = tuple(class_names) if has_order else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"class_names must be different strings, one for each class, got {class_names!r}")
+        raise ValueError(f"class_names must be different strings in order, one for each class, got {class_names!r}")
     return tuple(map(str, names))
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from vsc_pyro.datasets import Dataset, as_dataset
 
 _ROWS_AT_ONCE = 4096
+_ROUNDINGS = 1000  # units in the last place that sums and quotients may be wrong by
 _INTERVALS = (
     constraints.interval,
     constraints.half_open_interval,
@@ -103,13 +104,16 @@ def check_finite(x: Tensor, dtype: torch.dtype, allow_nan: bool = False, remedy:
 
 
 def check_resolved(x: Tensor, dtype: torch.dtype) -> None:
-    """Raise `ValueError` if a value varies over data ``(N, ...)``, but by less than `dtype` resolves at its size."""
+    """Raise `ValueError` if a value varies over data ``(N, ...)``, but by less than `dtype` resolves at its size.
+
+    Rounding errors of a constant in the data's own type do not count.
+    """
     if x.dtype.itemsize <= dtype.itemsize or len(x) == 0:
         return
     least, most = x.flatten(1).aminmax(dim=0)
-    kind = torch.finfo(dtype)
-    spacing = torch.maximum(least.abs(), most.abs()).mul(kind.eps).clamp(min=kind.tiny)
-    lost = (most > least) & (most - least < spacing)
+    kind, size = torch.finfo(dtype), torch.maximum(least.abs(), most.abs())
+    spacing, rounding = size.mul(kind.eps).clamp(min=kind.tiny), size * (_ROUNDINGS * torch.finfo(x.dtype).eps)
+    lost = (most - least > rounding) & (most - least < spacing)
     if lost.any():
         at = int(lost.nonzero()[0, 0])
         raise ValueError(

@@ -39,7 +39,9 @@ def _text(value: object) -> str:
         value = tuple(value)
     text = repr(plain_number(value))
     if isinstance(value, (Tensor, np.ndarray)):  # their text leaves out digits, and the middle of long ones
-        with contextlib.suppress(TypeError, RuntimeError):  # sparse, on another device, objects
-            values = np.ascontiguousarray(value.detach() if isinstance(value, Tensor) else value)
-            text += f" of checksum {zlib.crc32(values.data.cast('B')):08x}"
+        with contextlib.suppress(TypeError, RuntimeError):  # sparse, on another device
+            values = np.asarray(value.detach() if isinstance(value, Tensor) else value)
+            if values.dtype.hasobject:  # whose bytes are addresses
+                return repr(values.tolist())
+            text += f" of checksum {zlib.crc32(values.tobytes()):08x}"
     return text

@@ -37,7 +37,7 @@ def check_takes_draws(decoder: nn.Module, z: Tensor) -> None:
     """Raise `ValueError` unless a decoder takes several draws of each code, z of shape ``(K, B, J)``."""
     try:
         likelihood = decoder(z)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except Exception as error:
         raise ValueError(
             f"the decoder must take codes of shape (*, J), such as several draws of each, and refuses "
             f"{tuple(z.shape)} ({error}); flatten the leading dimensions before its network, and unflatten them after"

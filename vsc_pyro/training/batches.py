@@ -287,7 +287,8 @@ class LoaderBatches(ReadBatches):
             if hasattr(sampler, "set_epoch"):  # torch's DistributedSampler has this method
                 sampler.set_epoch(number)
         count = 0
-        batches = itertools.islice(self.loader, limit)
+        # A sampler may draw random numbers when it ends, so a whole epoch ends it in the last one of a run, too.
+        batches = itertools.islice(self.loader, None if limit is None or limit >= self.num_steps else limit)
         for x in self._read(batches, lambda batch: f"{batch} of epoch {number + 1} of the DataLoader"):
             count += 1
             yield x

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vsc_pyro._seeding import generators_seeded
+from vsc_pyro._seeding import generators_restored, generators_seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE, check_is_vae
@@ -112,17 +112,19 @@ class Loaded:
 
     def _read(self) -> Generator[Any, None, None]:
         """Yield the batches, read with random numbers of their own."""
-        state = torch.Generator().manual_seed(self._seed).get_state()
+        generators = [torch.default_generator, *generators_of(self._loader)]
+        with generators_seeded(generators, self._seed):
+            states = [generator.get_state() for generator in generators]
         batches, batch = None, None
-        with generators_seeded(generators_of(self._loader), self._seed):
-            while batch is not _END:
-                with torch.random.fork_rng([]):
-                    torch.set_rng_state(state)
-                    batches = iter(self._loader) if batches is None else batches
-                    batch = next(batches, _END)
-                    state = torch.get_rng_state()
-                if batch is not _END:
-                    yield batch
+        while batch is not _END:
+            with generators_restored(generators):  # between batches too: another pass may begin, or this one not end
+                for generator, state in zip(generators, states, strict=True):
+                    generator.set_state(state)
+                batches = iter(self._loader) if batches is None else batches
+                batch = next(batches, _END)
+                states = [generator.get_state() for generator in generators]
+            if batch is not _END:
+                yield batch
 
 
 def as_readable(data: Any, seed: int, *models: VAE) -> Dataset | Loaded:

@@ -61,10 +61,11 @@ def make_optimizer(
 
 
 def _check_step(optimizer: Optimizer) -> None:
-    """Raise `ValueError` if a copy of the optimiser cannot take a step by gradients of 1."""
+    """Raise `ValueError` if a copy of the optimiser, without its hooks, cannot take a step by gradients of 1."""
     trial = object.__new__(type(optimizer))
+    hooks = {"_optimizer_step_pre_hooks": {}, "_optimizer_step_post_hooks": {}}
     try:
-        vars(trial).update(copy.deepcopy(vars(optimizer)))
+        vars(trial).update(copy.deepcopy(vars(optimizer) | hooks))
     except Exception:  # an object of the caller's that is not copied may work
         return
     parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
@@ -75,6 +76,8 @@ def _check_step(optimizer: Optimizer) -> None:
             trial.step()
         if not all(torch.isfinite(parameter).all() for parameter in parameters):
             raise FloatingPointError("parameters become NaN or infinite")
+    except (AttributeError, LookupError):  # what the copy lacks, such as slots or state by id, the original may have
+        return
     except Exception as error:
         raise ValueError(
             f"optimizer must step by dense gradients alone, and a step of {type(optimizer).__name__} by gradients of 1 "
