@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from vsc_pyro import plots
 from vsc_pyro._files import replacing
+from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation
 
 Cells = Sequence[Mapping[str, Any]]
 _BINS = ("bin_count", "bin_inclusion", "bin_frequency")
@@ -95,10 +98,11 @@ def _reliability(cells: Cells) -> dict[str, Any]:
     return {method: _summed(own) for method, own in tests.items()}
 
 
-def _summed(tests: Cells) -> SimpleNamespace:
+def _summed(tests: Cells) -> DictionaryEvaluation:
     # In the file, the means of an empty bin are None.
     counts, *means = (torch.tensor(np.array([test[name] for test in tests], float)) for name in _BINS)
     count = counts.sum(0)
     inclusion, frequency = ((counts * mean).nansum(0) / count for mean in means)
     ece = float((count * (inclusion - frequency).abs()).nansum() / count.sum())
-    return SimpleNamespace(ece=ece, bin_count=count, bin_inclusion=inclusion, bin_frequency=frequency)
+    others: Any = {field.name: math.nan for field in fields(DictionaryEvaluation) if field.default is MISSING}
+    return DictionaryEvaluation(**others, ece=ece, bin_count=count, bin_inclusion=inclusion, bin_frequency=frequency)

@@ -93,8 +93,12 @@ def test_codes_of_posteriors_without_a_mean_or_without_a_width(distribution, sca
 
 
 def test_codes_of_two_dimensions_are_flattened():
-    model = told(lambda x: dist.Normal(x.unflatten(1, (2, 3)), 1.0).to_event(1), 6)
-    x = torch.randn(5, 6)
+    class Flat(Lines):
+        def forward(self, z):
+            return super().forward(z.flatten(-2))
+
+    posterior = Told(lambda x: dist.Normal(x.unflatten(1, (2, 3)), 1.0).to_event(1))
+    model, x = vsc.VAE(posterior, Flat(6), posterior), torch.randn(5, 6)
     assert torch.equal(encode(model, x), x)
 
 

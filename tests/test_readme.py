@@ -139,8 +139,9 @@ def test_data_of_ones_own_as_shown(tmp_path, monkeypatch, capsys):
     (tmp_path / "faces").mkdir()
     for number, photograph in enumerate(load_sample_images().images):
         imsave(tmp_path / f"faces/{number}.png", photograph)
-    table, pictures = blocks("docs/data.md")
+    table, covariates, pictures = blocks("docs/data.md")
     names = run(smaller(table, {"epochs=2000": "epochs=200"}), {})
+    run(covariates, names | {"batch": torch.arange(178) % 2})
     assert vsc.evaluate(names["again"], names["test"]).r2 == vsc.evaluate(names["model"], names["test"]).r2 > 0.3
     names = run(smaller(pictures, {"vsc.fit(model, train)": "vsc.fit(model, train, epochs=2)"}), {})
     assert names["model"].decoder.dictionary.shape == (64, 1, 32, 32)
