@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from vsc_pyro.acceleration.products import with_fast_products
 from vsc_pyro.acceleration.recorder import NotCapturedError, first_line
 
 
@@ -31,7 +32,8 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
             # Inductor urges to allow TF32; that is the caller's choice.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             examples: list[Any] = list(inputs)
-            return cast(Any, torch._inductor.compile(graph, examples, options={"fallback_random": True}))
+            products = with_fast_products(graph)
+            return cast(Any, torch._inductor.compile(products, examples, options={"fallback_random": True}))
     except Exception as error:
         raise NotCapturedError(
             f"inductor did not compile it ({first_line(error)}); on a CPU it needs a C++ compiler, such as g++; "
