@@ -51,6 +51,7 @@ def with_fast_products(graph: GraphModule) -> GraphModule:
                 product = graph.graph.call_function(
                     torch.ops.vsc_pyro.product.default, (a, b, bias[0] if bias else None)
                 )
+            product.meta = node.meta
             node.replace_all_uses_with(product)
             graph.graph.erase_node(node)
     graph.recompile()
