@@ -2,10 +2,11 @@
 
     python examples/counts.py --data cells.npz
 
-The file holds arrays X (raw counts of cells by genes), y (types, as numbers) and genes (names). Without --data, cells
-are simulated from six sparse factors. The script prints, on a held-out quarter of the cells, the accuracy with which a
-logistic regression on the codes finds the type, and the bound on the log-probability of a cell, beside those of a
-dense VAE and of non-negative matrix factorisation; then the genes of the most used factors. It writes two figures.
+The file holds arrays X (raw counts of cells by genes), y (types, names or numbers), genes (names) and perhaps labels
+(names of numbered types). Without --data, cells are simulated from six sparse factors. The script prints, on a held-out
+quarter of the cells, the accuracy with which a logistic regression on the codes finds the type, and the bound on the
+log-probability of a cell, beside those of a dense VAE and of non-negative matrix factorisation; then the genes of the
+most used factors. It writes two figures.
 """
 
 import numpy as np
@@ -22,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
+from vsc_pyro.distributions import contrast
 
 FIGURES = "loadings.png", "inclusion.png"
 
@@ -34,7 +36,12 @@ def simulated(seed, num_cells=800, num_genes=200, num_factors=6):
     changes = random.normal(1, 0.2, (num_factors, num_genes)) * (random.random((num_factors, num_genes)) < 0.1)
     share = random.dirichlet(np.ones(num_genes)) * np.exp(on * random.gamma(8, 1 / 8, on.shape) @ changes)
     counts = random.poisson(10 ** random.uniform(2, 3, (num_cells, 1)) * share)
-    return counts, types, [f"gene {gene}" for gene in range(num_genes)]
+    return vsc.Dataset(counts, [f"type {number}" for number in types]), [f"gene {gene}" for gene in range(num_genes)]
+
+
+def read(path):
+    file = np.load(path)
+    return vsc.Dataset(file["X"], file["y"], class_names=file.get("labels")), file["genes"].tolist()
 
 
 def fitted(encoder, decoder, prior, train, args):
@@ -64,10 +71,8 @@ def main(argv=None):
     add_output(parser, "runs/counts")
     args = parser.parse_args(argv)
     refuse_to_replace(args, *FIGURES)
-    file = None if args.data is None else np.load(args.data)
-    counts, types, genes = simulated(args.seed) if file is None else (file["X"], file["y"], file["genes"].tolist())
-    rows = train_test_split(np.arange(len(types)), test_size=0.25, stratify=types, random_state=args.seed)
-    train, test = (vsc.Dataset(counts[part], types[part]) for part in rows)
+    cells, genes = simulated(args.seed) if args.data is None else read(args.data)
+    train, test = train_test_split(cells, test_size=0.25, stratify=cells.labels, random_state=args.seed)
 
     parts = vsc.SpikeSlabEncoder, vsc.NegativeBinomialDecoder, vsc.SpikeSlabPrior
     sparse = fitted(*parts, train, args)
@@ -79,12 +84,11 @@ def main(argv=None):
         print(f"{name:6}  types {accuracy:.3f}  bound {result.iwae:.1f} nats  {used}")
     print(f"NMF     types {nmf_accuracy(train, test, args):.3f}")
 
-    # Changes are compared in standard deviations of a count; a large one of a rare gene rests on few counts.
     codes, changes = vsc.codes(sparse, test), sparse.decoder.dictionary.detach()
     inclusion, sign = codes.inclusion, (codes.inclusion * codes.centre).sum(0).sign()  # of a latent is arbitrary
-    deviation = sparse.decoder(torch.zeros(args.latent_dim)).mean.detach().sqrt()
+    effects = contrast(sparse.decoder(torch.diag(sign)), sparse.decoder(torch.zeros(args.latent_dim))).values.detach()
     for factor in inclusion.mean(0).argsort(descending=True)[:5].tolist():
-        strongest = (changes[factor] * deviation).abs().argsort(descending=True)[:8].tolist()
+        strongest = effects[factor].abs().argsort(descending=True)[:8].tolist()  # beside the noise of a count
         listed = ", ".join(f"{genes[gene]} {sign[factor] * changes[factor, gene]:+.1f}" for gene in strongest)
         print(f"factor {factor}, in {inclusion[:, factor].mean():.0%} of cells: {listed}")
     write_figure(args.output / FIGURES[0], plots.loadings(sparse, names=genes, data=test), 150)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 import vsc_pyro as vsc
 from vsc_pyro.evaluation.advice import advise, nothing_explained, principal_components
 from vsc_pyro.evaluation.survey import survey
+from vsc_pyro.training.history import last_runs
 
 
 def low_rank(num, pixels, rank, deviation):
@@ -161,6 +162,43 @@ def test_bernoulli_data_and_loaders(digits):
         vsc.NothingExplainedWarning, match=r"after 400 steps the code explains nothing.*weight of the KL diverg"
     ):
         vsc.fit(model, loader, epochs=20, lr=1e-5, progress=False)
+
+
+def test_a_model_that_was_trained_too_briefly_is_to_be_trained_on(digits):
+    torch.manual_seed(0)
+    model = vsc.VAE(vsc.SpikeSlabEncoder(64, 10, (32,)), vsc.BernoulliDecoder(10, 64, (32,)), vsc.SpikeSlabPrior(10))
+    data = vsc.Dataset(digits.train.images.flatten(1), binarize="dynamic")
+    unknown, *_ = advise(model, data, survey(model, data))
+    assert re.search(r"unused; raise the weight of the KL .*inclusion, or train for longer$", unknown)
+    vsc.fit(model, data, epochs=3, progress=False, device="cpu")
+    with pytest.warns(vsc.NothingExplainedWarning, match=r"train for longer; if that does not help, raise the weight"):
+        first, *_ = vsc.evaluate(model, data, num_draws=2).advice
+    assert re.search(r"unused; .*; train for longer; if that does not help, raise the weight of the KL", first)
+
+
+@pytest.mark.parametrize(
+    ("curve", "line"),
+    [
+        (lambda t: t, "the bound still rose by 10 nats in the last 10 of 100 epochs; train for longer"),
+        (lambda t: -50 * (-t / 100).exp(), "the bound still rose by .* of 100 epochs; train for longer"),
+        (lambda t: -50 * (-t / 10).exp(), None),
+        (lambda t: -t, None),
+        (lambda t: torch.randn(100, generator=torch.Generator().manual_seed(0)), None),
+        (lambda t: 1000 * (t > 9), None),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_bound_that_rises_to_the_end(seen, curve, line, warmup):
+    model, data, result = seen
+    bound = torch.cat([torch.linspace(1e4, 0, warmup), curve(torch.arange(100.0))])  # it falls in the warm-up
+    history = vsc.History(bound.tolist(), steps=5000, steps_per_epoch=10, warmup_steps=10 * warmup)
+    before, last_runs[model] = last_runs[model], history
+    lines = advise(model, data, result)
+    last_runs[model] = before
+    if line is None:
+        assert lines == ()
+    else:
+        assert re.fullmatch(line.replace("of 100", f"of {100 + warmup}"), *lines)
 
 
 def test_the_callers_random_state_and_mode_are_left(small_vae, digits):

@@ -70,6 +70,8 @@ def test_a_callback_ends_the_run_and_resume_continues_it(small_vae, digits, tmp_
     ("callbacks", "message"),
     [
         (print, "callbacks must be a list of functions of .history, model., got <built-in function print>; pass"),
+        (None, "callbacks must be a list of functions of .history, model., got None; pass \\[\\] for none"),
+        ([lambda history: None], "callbacks must hold functions of .history, model., got <function"),
         ([3], "callbacks must hold functions of .history, model., got 3"),
         ([lambda history, model: 17], "must return True to stop the run, or False or None, got 17 from <function"),
     ],
@@ -142,7 +144,9 @@ def test_the_recipe_for_tensorboard(names):
     assert [event.value for event in events] == pytest.approx(found["history"].validation)
 
 
-def test_the_recipe_for_weights_and_biases(names):
+def test_the_recipe_for_weights_and_biases(names, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # which needs the network
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     wandb = pytest.importorskip("wandb")
     found = recipe("wandb.init", names | {"wandb": wandb})
     found["run"].log({}, step=3)  # the next step sends the last one

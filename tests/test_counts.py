@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
 from vsc_pyro import plots
-from vsc_pyro.distributions import given
+from vsc_pyro.distributions import contrast, given
 from vsc_pyro.evaluation.matching import match
 from vsc_pyro.evaluation.probes import auroc
 from vsc_pyro.evaluation.survey import comparable, survey
@@ -188,8 +188,6 @@ def test_all_paths_on_real_counts(kind, counts, tmp_path):
         plots.receptive_fields(model, num=3),
     ]
     assert all(isinstance(figure, Figure) for figure in figures)
-    with pytest.raises(ValueError, match="independent given a code"):
-        vsc.impute(model, some, torch.arange(some.shape[1]) > 3)
     vsc.save_checkpoint(tmp_path / "model.pt", {"model": model.state_dict()})
     other = model_of(kind)
     vsc.load_weights(other, vsc.load_checkpoint(tmp_path / "model.pt"))
@@ -208,9 +206,9 @@ def test_a_code_of_nothing_explains_nothing(kind, counts):
     model.decoder.own_layer.weight.data.zero_()
     # The mean of ratios differs from the ratio of means, so that the decoded mean is not quite that of the data.
     assert abs(survey(model, data).r2) < 0.02
-    rescaled, raw = comparable(model, data.images), data.images[:, :64]
-    torch.testing.assert_close(rescaled[:, :64].sum(1), raw.sum(1).median().expand(500))
-    assert torch.equal(rescaled[:, 64:], rescaled[:1, 64:].expand(500, -1))
+    (rescaled, rows), raw = comparable(model, data.images), data.images[:, :64]
+    torch.testing.assert_close(rescaled.sum(1), raw.sum(1).median().expand(500))
+    assert torch.equal(rows[:, 64:], rows[:1, 64:].expand(500, -1))
     size = raw.sum(1, keepdim=True) / raw.sum()
     assert float((raw - size * raw.sum(0)).square().sum()) < 0.8 * float((raw - raw.mean(0)).square().sum())
 
@@ -245,6 +243,37 @@ def test_sparse_factors_and_batches_are_recovered():
     assert np.corrcoef(learnt, effects)[0, 1] > Z_BOUND / np.sqrt(genes)
 
 
+def test_loadings_rank_changes_by_the_noise_of_a_count():
+    """Rates and their changes by hand: an abundant gene, a marker, and one so rare that its ratio means nothing."""
+    rates = torch.tensor([400.0, 40.0, 2.0, 0.01, 557.99])
+    factors = torch.tensor([[1.05, 1.0, 6.0, 20.0, 1.0], [1.0, 0.25, 1.1, 1.0, 1.0]])
+    decoder = vsc.PoissonDecoder(2, 5, hidden=(), num_covariates=1)
+    with torch.no_grad():
+        decoder.own_layer.weight.copy_(factors.log().T)
+        decoder.own_layer.bias.copy_((rates / rates.sum()).log())
+        decoder.typical[0] = rates.sum()
+    encoder = vsc.SpikeSlabEncoder(6, 2, trunk=vsc.CountTrunk(5, num_covariates=1))
+    names = ["abundant", "lost", "marker", "rare", "constant", "batch"]
+    figure = plots.loadings(vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(2)), names, num_features=2)
+    expected = 2 * ((rates * factors).sqrt() - rates.sqrt())  # of Poisson counts
+    listed = {0: ["marker \u00d76", "abundant \u00d71.05"], 1: ["lost \u00d70.25", "marker \u00d71.1"]}
+    assert [int(axes.get_title().split()[1]) for axes in figure.axes] == [1, 0]  # by the norm of the loadings
+    for axes in figure.axes:
+        latent = int(axes.get_title().split()[1])
+        assert [text.get_text() for text in axes.get_yticklabels()] == listed[latent]
+        drawn = torch.tensor([bar.get_width() for bar in axes.patches])
+        strongest = expected[latent].abs().argsort(descending=True, stable=True)[:2]
+        torch.testing.assert_close(drawn.float(), expected[latent, strongest], atol=1e-3, rtol=1e-3)
+    assert "in standard deviations of a count" in figure.get_supxlabel()
+    noisy = vsc.NegativeBinomialDecoder(2, 5, hidden=(), zero_inflated=True, num_covariates=1)
+    noisy.load_state_dict(decoder.state_dict(), strict=False)
+    found = contrast(noisy(torch.tensor([[1.0, 0.0]])), noisy(torch.zeros(1, 2)))
+    # Their noise grows as the mean, so an abundant gene counts less.
+    assert found.values.shape == (1, 6)
+    assert 0 < found.values[0, 0] < expected[0, 0] / 5
+    torch.testing.assert_close(found.ratios[0, :5], factors[0], rtol=1e-3, atol=0)
+
+
 def test_bad_counts_and_contexts_are_refused(counts):
     model, x = model_of("poisson"), counts[0].images[:20]
     for bad in (x.log1p(), -x, torch.cat([x, torch.zeros(1, 64)])):
@@ -257,8 +286,10 @@ def test_bad_counts_and_contexts_are_refused(counts):
     needy = model_of("poisson, given size")
     with pytest.raises(ValueError, match="sizes above 0 behind the counts"):
         vsc.evaluate(needy, vsc.Dataset(x, context=torch.zeros(20)))
-    with pytest.raises(ValueError, match="values must be independent given a code"):
-        vsc.VAE(needy.encoder, needy.decoder, needy.prior, missing=True)
+    with pytest.raises(ValueError, match=r"the size of a row, .* build the decoder with size='given'"):
+        vsc.VAE(model.encoder, model.decoder, model.prior, missing=True)
+    with pytest.raises(ValueError, match=r"the size of a row, .* build the decoder with size='given'"):
+        vsc.impute(model_of("poisson"), x, torch.arange(64) > 3)
     with pytest.raises(ValueError, match=r"context must have shape .* each of the 20 data, got \(19,\)"):
         vsc.Dataset(x, context=torch.ones(19))
     with pytest.raises(ValueError, match="exclude each other"):
@@ -271,6 +302,7 @@ def test_bad_arguments():
             cls(3, 7, size="median")
         with pytest.raises(ValueError, match="num_covariates must be a whole number of at least 0"):
             cls(3, 7, num_covariates=-1)
+        assert len(cls(3, 7, num_covariates=np.int64(2)).typical) == 3
         with pytest.raises(ValueError, match=r"output_shape must be a number of counts, got \(2, 3\)"):
             cls(3, (2, 3))
     with pytest.raises(ValueError, match="unknown dispersion 'cell'; known are 'gene', 'shared'"):

@@ -31,6 +31,7 @@ def test_real_files_on_a_root_that_is_read_only(mnist_root, name, ink):
     assert (train.images.shape, test.images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
     assert train.images.mean() == pytest.approx(ink, abs=1e-4)  # the published mean intensity
     assert (train.name, train.binarize) == (name, "dynamic")
+    assert (test.class_names or [None])[-1] == ("Ankle boot" if name == "fashion-mnist" else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -25,6 +25,7 @@ def test_pictures_are_split_and_labelled_by_folder(folder):
     assert train.shape == (3, 3, 32, 24)
     assert test.shape == (1, 3, 32, 24)
     assert sorted([*train.labels.tolist(), *test.labels.tolist()]) == [0, 0, 1, 1]
+    assert train.class_names == test.class_names == ("china", "flower")
     again = vsc.datasets.images(str(folder), size=(32, 24), test_share=0.25)
     assert torch.equal(train.images, again.train.images)
     others = [vsc.datasets.images(folder, 4, test_share=0.25, seed=seed).test.images for seed in range(10)]

@@ -58,6 +58,7 @@ def test_cifar_whole_images_are_those_of_the_files(cifar):
     images, labels = grey_images(cifar, "data_batch_2")
     assert torch.allclose(train.images[8:16, 0], images, atol=1e-6)
     assert torch.equal(train.labels[8:16], labels)
+    assert train.class_names == tuple("abcdefghij")
     images, labels = grey_images(cifar, "test_batch")
     assert torch.allclose(test.images[:, 0], images, atol=1e-6)
     assert torch.equal(test.labels, labels)

@@ -239,7 +239,7 @@ def test_refuses_models_without_the_densities_it_needs():
         vsc.VAE(vsc.DeltaEncoder(64, 5), decoder, vsc.LaplacePrior(5)).impute(x, mask)
     with pytest.raises(ValueError, match="the prior has no finite mass"):
         vsc.VAE(JointNormal(), decoder, vsc.FlatPrior(5)).impute(x, mask)
-    with pytest.raises(ValueError, match=r"pixels must be independent given a code, .* got MultivariateNormal"):
+    with pytest.raises(ValueError, match=r"values must be independent given a code, .* got MultivariateNormal"):
         vsc.VAE(vsc.NormalEncoder(64, 5), Spherical(), vsc.NormalPrior(5)).impute(x, mask)
 
 

@@ -6,9 +6,11 @@ import pytest
 import scipy.sparse
 import torch
 import xarray
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 
 import vsc_pyro as vsc
+from vsc_pyro import plots
 from vsc_pyro.datasets import as_dataset
 
 X = torch.rand(60, 16, generator=torch.Generator().manual_seed(0))
@@ -67,6 +69,8 @@ ARRAYS = {
     "list of tensors": (list(X), X),
     "list of columns' rows": ([row for _, row in pd.DataFrame(N).iterrows()], X),
     "with a gradient": (X.clone().requires_grad_(), X),
+    "with a history": (X.clone().requires_grad_() * 1, X),
+    "nullable": (pd.DataFrame(N).astype("Float32"), X),
 }
 
 
@@ -98,6 +102,15 @@ def test_frames_may_come_in_a_stream():
 REFUSED = {
     "csr_matrix": (scipy.sparse.csr_matrix(N), r"data must be dense, got a csr_matrix.* pass data\.toarray\(\)"),
     "coo_array": (scipy.sparse.coo_array(N), r"data must be dense, got a coo_array.* pass data\.toarray\(\)"),
+    "nested tensor": (
+        torch.nested.nested_tensor(list(X), layout=torch.jagged),
+        "data must be dense, got a nested tensor",
+    ),
+    "tensor without memory": (X.to("meta"), "data must hold numbers, got a tensor on the device meta"),
+    "missing numbers": (
+        pd.DataFrame({"a": pd.array([1, None] * 30), "b": True}),
+        r"holds <NA> \(astype\(float\) makes NaN of it",
+    ),
     "sparse tensor": (X.to_sparse(), r"data must be dense, got a tensor of layout .*to_dense\(\)"),
     "masked": (np.ma.masked_where(N > 0.9, N), r"data holds \d+ values under a mask, which are missing; remove"),
     "list of masked": (list(np.ma.masked_where(N > 0.9, N)), r"values under a mask, which are missing; remove"),
@@ -157,6 +170,24 @@ def test_values_that_are_no_numbers_are_found_in_arrays_of_all_kinds(place, valu
             trained(kind(data))
 
 
+LOST = {
+    "offset": X.double() + 1e9,
+    "tiny": X.double() * 1e-50,
+    "times in seconds": torch.arange(960).reshape(60, 16) // 320 + 1_700_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_differences_that_the_models_type_does_not_resolve_are_refused(kind):
+    for train in (trained, lambda data: vsc.fit_ensemble([built(), built()], data, epochs=1, device="cpu")):
+        with pytest.raises(ValueError, match=r"data vary from .* torch\.float32, does not resolve .*subtract the mean"):
+            train(LOST[kind])
+    model = built().double()
+    vsc.fit(model, (LOST[kind] - LOST[kind][0]) if kind == "tiny" else LOST[kind], epochs=1, progress=False)
+    trained(X.double() + 1e3)
+    trained(torch.full((60, 16), 1e9, dtype=torch.float64))
+
+
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 LABELS = {
@@ -199,25 +230,67 @@ BAD_LABELS = {
     "column": (CLASSES[:, None], r"labels must have shape \(60,\), one for each datum, got \(60, 1\)"),
     "one-hot": (np.eye(3)[CLASSES], r"labels must have shape \(60,\), one for each datum, got \(60, 3\)"),
     "one": (torch.tensor(3), r"labels must have shape \(60,\), one for each datum, got \(\)"),
-    "strings": (NAMES, "labels must be whole numbers, got str.* such as .*'a'.*return_inverse=True"),
-    "array of strings": (np.array(NAMES), "labels must be whole numbers, got str"),
-    "Categorical of strings": (pd.Categorical(NAMES), "labels must be whole numbers, got str"),
     "fractions": (N[:, 0], r"labels must be whole numbers, got 0\.\d+"),
     "fractions in a tensor": (X[:, 0], r"labels must be whole numbers, got 0\.\d+"),
     "missing": (np.where(CLASSES, CLASSES, np.nan), "labels must be whole numbers, got nan"),
     "huge": ([2**70, *CLASSES[1:].tolist()], "labels must be .* numbers of at most 64 bits"),
     "of no type": ([2**63 + 1, *CLASSES[1:].tolist()], "labels must be .* numbers of at most 64 bits"),
-    "None": ([None, *CLASSES[1:]], "labels must be all numbers or all strings"),
-    "NA": (pd.Series([pd.NA, *CLASSES[1:]], dtype="Int64"), "labels must be"),
+    "None": ([None, *CLASSES[1:]], "labels must be all numbers or all strings.* with none missing.* got such as None"),
+    "NA": (pd.Series([pd.NA, *CLASSES[1:]], dtype="Int64"), "labels must be whole numbers, got nan"),
+    "NaN among names": ([np.nan, *NAMES[1:]], "labels must be .* with none missing.* got such as nan, 'ä'; leave"),
+    "names without one": (pd.Categorical([None, *NAMES[1:]]), "labels must be .* with none missing.* nan, 'ä'"),
     "mixed": (["a", *CLASSES[1:].tolist()], "labels must be all numbers or all strings"),
+    "dates": (np.full(60, "2026-01-01", "datetime64[D]"), "labels must be whole numbers or strings, got datetime64"),
     "masked": (np.ma.masked_equal(CLASSES, 2), "labels holds 20 values under a mask"),
-    "complex": (CLASSES * 1j, "labels must be whole numbers, got complex128"),
+    "complex": (CLASSES * 1j, "labels must be whole numbers or strings, got complex128"),
     "large": (np.full(60, 2**64 - 1, "uint64"), r"labels must be whole numbers below 2\^63"),
     "dict": ({0: 1}, "labels must be .* got a dict"),
     "generator": ((i for i in range(60)), "labels must be .* got a generator"),
     "string": ("abc", "labels must be .* got a str"),
     "sparse": (scipy.sparse.csr_matrix(CLASSES), "labels must be dense, got a csr_matrix"),
 }
+
+
+NAMED = {
+    **{kind.__name__: kind for kind in (list, tuple, np.array, pd.Categorical, pd.Series, pd.Index, xarray.DataArray)},
+    "objects": lambda names: np.array(names, object),
+    "strings of pandas": lambda names: pd.Series(names, dtype="string"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_names_as_labels_are_numbered(kind):
+    shuffled = ["ä", "b", "a"] * 20
+    data = vsc.Dataset(X, NAMED[kind](shuffled))
+    assert data.class_names == ("a", "b", "ä")
+    assert data.labels.dtype == torch.int64
+    for part in (data, data[[2, 0, 1]], data[10:20], data.to(X.double()), train_test_split(data, random_state=0)[0]):
+        assert part.class_names == data.class_names
+    assert [data.class_name(label) for label in data.labels.tolist()] == shuffled
+    assert [data.class_name(int(label)) for _, label in (data[2], data[0])] == ["a", "ä"]
+    # An order of one's own, as two sets with different classes need it.
+    other = vsc.Dataset(X[:2], NAMED[kind](["b", "ä"]), class_names=["ä", "x", "b"])
+    assert (other.labels.tolist(), other.class_names) == ([2, 0], ("ä", "x", "b"))
+    numbered = vsc.Dataset(X[:2], labels=[2, 0], class_names=pd.Index(["ä", "x", "b"]))
+    assert [numbered.class_name(label) for label in numbered.labels.tolist()] == ["b", "ä"]
+
+
+BAD_NAMES = {
+    "labels outside": (NAMES, ["a", "b"], "labels must be among class_names, 'a', 'b', got 'ä'"),
+    "numbers outside": (CLASSES, ["a", "b"], r"numbers of the 2 class_names from 0 on, got 0 to 2"),
+    "below": (CLASSES - 1, ["a", "b", "c"], r"numbers of the 3 class_names from 0 on, got -1 to 1"),
+    "one text": (CLASSES, "abc", "class_names must be different strings, one for each class, got 'abc'"),
+    "twice": (CLASSES, ["a", "b", "a"], "class_names must be different strings"),
+    "no strings": (CLASSES, [0, 1, 2], "class_names must be different strings"),
+    "no labels": (None, ["a"], "class_names are the names of labels, and labels is None"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_NAMES)
+def test_other_names_of_classes_are_refused(kind):
+    labels, names, message = BAD_NAMES[kind]
+    with pytest.raises(ValueError, match=message):
+        vsc.Dataset(X, labels, class_names=names)
 
 
 @pytest.mark.parametrize("kind", BAD_LABELS)
@@ -234,6 +307,31 @@ def test_names_are_kept_where_they_can_be(kind, tmp_path):
     assert inference["constant_data"]["label"].values.tolist() == NAMES[:6]
     inference["constant_data"]["label"].to_netcdf(tmp_path / "labels.nc")
     assert xarray.load_dataarray(tmp_path / "labels.nc").values.tolist() == NAMES[:6]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_all_that_shows_classes_shows_their_names(tmp_path, digits):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    data = vsc.Dataset(digits.test.images.flatten(1)[:60], digits.test.labels[:60], class_names=names)
+    model = vsc.VAE(
+        vsc.SpikeSlabEncoder(64, 4, hidden=(8,)), vsc.NormalDecoder(4, 64, hidden=()), vsc.SpikeSlabPrior(4, 0.3)
+    )
+    for by in ("class", "datum"):
+        ticks = plots.inclusion_map(model, data, by=by).axes[0].get_yticklabels()
+        assert [text.get_text() for text in ticks] == names
+    with pytest.raises(ValueError, match="num_classes=11 rows are more than 10 classes"):
+        plots.inclusion_map(model, data, num_classes=11)
+    axes = plots.embedding(model, data).axes[0]
+    assert [text.get_text() for text in axes.texts] == names
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    assert '"labels": ["zero", ' in vsc.explore(model, data, tmp_path / "explore.html").read_text()
+    assert "<td>seven</td>" in vsc.feature_pages(model, data, tmp_path / "features.html", features=[0]).read_text()
+    stored = vsc.to_arviz(model, data, 2)["constant_data"]["label"].values
+    assert stored.tolist() == [names[label] for label in data.labels.tolist()]
+    renamed = vsc.Dataset(data.images, data.labels, class_names=names[::-1])
+    with pytest.raises(ValueError, match="train and test must number classes alike, got class_names"):
+        vsc.linear_probe(model, data, renamed, num_labels=60)
+    assert vsc.linear_probe(model, data, data, num_labels=60) > 0.1
 
 
 def test_a_missing_name_is_refused():
@@ -253,6 +351,56 @@ def test_a_loader_of_data_trains_as_data_do():
     assert torch.equal(x, X[:20])
     assert labels.tolist() == CLASSES[:20].tolist()
     assert torch.equal(torch.stack([x for x, _ in data]), X)
+
+
+@pytest.mark.parametrize(
+    "collate", [np.stack, lambda rows: pd.DataFrame(np.stack(rows)), lambda rows: (np.stack(rows), 1)]
+)
+def test_batches_may_be_arrays(collate):
+    loader = DataLoader(list(N), batch_size=20, collate_fn=collate)
+    assert trained(loader) == trained(DataLoader(X, batch_size=20))
+    assert torch.equal(vsc.encode(built(), loader), vsc.encode(built(), X))
+
+
+class Once(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter([self.rows.pop() for _ in range(min(60, len(self.rows)))])
+
+
+@pytest.mark.parametrize("num", [60, 100])
+@pytest.mark.parametrize(
+    "use", [vsc.evaluate, vsc.bounds, vsc.refine, lambda model, data: vsc.to_arviz(model, data, 2)]
+)
+def test_a_loader_that_ends_for_good_is_refused(num, use):
+    rows = list(X.repeat(2, 1)[:num])
+    with pytest.raises(ValueError, match=r"a DataLoader that yields the same data in every pass, got one of 60 data"):
+        use(built(), DataLoader(Once(rows), batch_size=20))
+
+
+def test_autocast_of_the_caller_changes_no_result():
+    model = built()
+    uses = [
+        lambda: vsc.evaluate(model, X, num_draws=2).elbo,
+        lambda: vsc.encode(model, X).sum().item(),
+        lambda: vsc.refine(model, X[:5], steps=2).gain.sum().item(),
+        lambda: vsc.impute(model, X[:5], np.arange(16) < 8, num_samples=2, num_steps=2).mean.sum().item(),
+    ]
+    expected = [use() for use in uses]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [use() for use in uses] == expected
+
+
+def test_data_are_prepared_as_they_are_trained_on():
+    expected, model = built(), built()
+    expected.prepare(X)
+    model.prepare(pd.DataFrame(N))
+    assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
+    for data in (X[:, :3], X.to_sparse(), None, X * torch.nan):
+        with pytest.raises(ValueError, match="data"):
+            built().prepare(data)
 
 
 def test_a_loader_draws_grey_levels_afresh():

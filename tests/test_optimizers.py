@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -330,6 +331,10 @@ class Stepping(torch.optim.Optimizer):
         raise NotImplementedError
 
 
+def of_another(optimizer):
+    return torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), 2)
+
+
 def fitted(small_vae, digits, **settings):
     model = small_vae()
     vsc.fit(model, digits.train[:100], device="cpu", progress=False, cooldown=0, **({"epochs": 2} | settings))
@@ -366,16 +371,33 @@ def test_gradients_are_scaled_to_a_joint_norm(small_vae, digits, norm):
         ({"optimizer": torch.optim.SGD, "lr": 0.1}, r"lr=0\.1 is an option of Adam; with optimizer=, let"),
         ({"optimizer": torch.optim.SGD, "weight_decay": 0.1}, r"weight_decay=0\.1 is an option of Adam"),
         ({"optimizer": "sgd"}, r"optimizer must be a function from a list of parameters .* got 'sgd'"),
-        ({"optimizer": lambda p: Stepping(p, {})}, "the step of Stepping needs loss; take"),
+        ({"optimizer": lambda: None}, r"optimizer must be a function from a list of parameters .* got <function"),
+        ({"optimizer": lambda p: Stepping(p, {"lr": 0.1})}, "by dense gradients alone, .* argument: 'loss'"),
+        ({"optimizer": lambda p: Stepping(p, {})}, "must have a learning rate lr, .* and Stepping has None"),
         ({"optimizer": list}, "to a torch optimiser, .* and it returned list"),
-        ({"optimizer": torch.optim.LBFGS}, "by the gradients alone, and the step of LBFGS needs closure"),
+        ({"optimizer": torch.optim.LBFGS}, "a step of LBFGS .* argument: 'closure'"),
+        ({"optimizer": torch.optim.SparseAdam}, "a step of SparseAdam .* does not support dense gradients"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=math.nan)}, "a step of SGD .* become NaN or infinite"),
         ({"optimizer": lambda p: torch.optim.SGD(p[1:])}, "must hold the 8 parameters that it gets .* got 7"),
+        ({"optimizer": lambda p: torch.optim.SGD([nn.Parameter(p[0])])}, "parameters that it gets .* got 1"),
         ({"clip_norm": 0}, "clip_norm must be a finite number above 0, got 0"),
-        ({"weight_decay": -1.0}, r"weight_decay must be a finite number above 0, got -1\.0"),
+        ({"clip_norm": True}, "clip_norm must be a finite number above 0, got True"),
+        ({"lr": True}, "lr must be a finite number above 0, got True"),
+        ({"weight_decay": -1.0}, r"weight_decay must be a finite number of at least 0, got -1\.0"),
+        ({"weight_decay": math.nan}, "weight_decay must be a finite number of at least 0, got nan"),
+        ({"weight_decay": False}, "weight_decay must be a finite number of at least 0, got False"),
+        ({"lr_schedule": "cosine"}, "lr_schedule must be a function from the optimiser .* got 'cosine'"),
+        ({"lr_schedule": lambda optimizer: None}, "torch scheduler of it, .* and it returned NoneType"),
+        ({"lr_schedule": of_another}, "torch scheduler of it, .* and it returned StepLR of another optimiser"),
+        ({"schedules": 3}, "schedules must map dotted names of settings .* got 3"),
+        ({"schedules": {"beta": lambda: 1.0}}, r"schedules\['beta'\] must be a function of the step"),
+        ({"progress": "no"}, "progress must be True or False, got 'no'"),
+        ({"resume": "no"}, "resume must be True or False, got 'no'"),
+        ({"device": "meta"}, "device 'meta' is not available"),
     ],
 )
-def test_what_is_no_optimiser_of_the_parameters(small_vae, digits, settings, message):
+def test_what_cannot_update_parameters_is_refused_before_training(small_vae, digits, settings, message):
     model, before = small_vae(), small_vae().state_dict()
     with pytest.raises(ValueError, match=message):
-        vsc.fit(model, digits.train[:100], epochs=1, device="cpu", progress=False, **settings)
+        vsc.fit(model, digits.train[:100], epochs=1, **({"device": "cpu", "progress": False} | settings))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -168,7 +168,7 @@ def test_traversals_of_codes_without_a_mean(digits):
             return vsc.SpikeSlab(dist.Cauchy(x.flatten(1)[:, 20:24], 0.1), probs=0.9).to_event(1)
 
     grey = vsc.Dataset(digits.test.images)
-    model = vsc.VAE(Cauchy(), vsc.BernoulliDecoder(4, (1, 8, 8)), Cauchy())
+    model = vsc.VAE(Cauchy(), vsc.BernoulliDecoder(4, (1, 8, 8), activation="tanh"), Cauchy())
     figure = plots.traversals(model, grey, num=1)
     latent = int(figure.axes[0].texts[0].get_text().split()[1])
     pixels_read = digits.test.images.flatten(1)[:, 20:24]

@@ -142,7 +142,7 @@ def test_data_of_ones_own_as_shown(tmp_path, monkeypatch, capsys):
     table, pictures = blocks("docs/data.md")
     names = run(smaller(table, {"epochs=2000": "epochs=200"}), {})
     assert vsc.evaluate(names["again"], names["test"]).r2 == vsc.evaluate(names["model"], names["test"]).r2 > 0.3
-    names = run(smaller(pictures, {"vsc.fit(model, train)": "vsc.fit(model, train, epochs=2)"}), names)
+    names = run(smaller(pictures, {"vsc.fit(model, train)": "vsc.fit(model, train, epochs=2)"}), {})
     assert names["model"].decoder.dictionary.shape == (64, 1, 32, 32)
     figures = {"training.png", "loadings.png", "reconstructions.png", "traversals.png", "parts.png"}
     assert {file.name for file in tmp_path.glob("*.png")} == figures

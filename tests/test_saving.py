@@ -416,3 +416,47 @@ def test_folders_keep_their_mode_and_the_working_directory_stays(small_vae, tmp_
             small_vae().save(directory, overwrite=True)
     with pytest.raises(ValueError, match="evaluation must be what evaluate or evaluate_dictionary returned, got a str"):
         small_vae().save(tmp_path / "other", evaluation="good")
+
+
+@vsc.register
+class Holding(torch.nn.Module):
+    def __init__(self, held, out_features=4):
+        super().__init__()
+        self.map, self.held, self.out_features = torch.nn.Linear(6, out_features), held, out_features
+
+    def forward(self, x):
+        return self.map(x)
+
+
+@vsc.register
+class WithState(Holding):
+    def get_extra_state(self):
+        return {"count": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def holding(held, cls=Holding):
+    return vsc.VAE(vsc.NormalEncoder(6, 2, trunk=cls(held)), vsc.NormalDecoder(2, 6), vsc.NormalPrior(2))
+
+
+def test_sparse_arguments_and_extra_state_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"trunk\.held is a tensor .*sparse.*, and files hold dense tensors"):
+        holding(torch.eye(3).to_sparse()).save(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"_extra_state is \{'count': 3\}, and files hold dense tensors"):
+        holding(1, WithState).save(tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("held", [torch.arange(4000.0), np.arange(4000)])
+def test_no_change_of_an_attribute_is_too_small_or_too_far_inside_to_be_seen(held, tmp_path):
+    model = holding(held)
+    model.save(tmp_path / "a")
+    model.encoder.network[0].held[2000] += 1
+    with pytest.raises(ValueError, match=r"changed after it was built: .*held is .* delete an attribute"):
+        model.save(tmp_path / "b")
+
+
+def test_a_shape_of_a_tensor_is_a_tuple_of_sizes(tmp_path):
+    assert vsc.load(holding(torch.ones(2, 3).shape).save(tmp_path / "a")).encoder.network[0].held == (2, 3)

@@ -3,10 +3,11 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, StackDataset, WeightedRandomSampler
 
 import vsc_pyro as vsc
 from vsc_pyro.acceleration import CompiledSVI
@@ -48,10 +49,73 @@ def test_validation_changes_no_weight(small_vae, digits, loads):
     assert (plain.validation, plain.best_epoch) == ([], None)
 
 
-def test_a_loader_that_shuffles_is_refused(small_vae, digits):
-    loader = DataLoader(digits.test[:40], 20, shuffle=True)
-    with pytest.raises(ValueError, match=r"validation must be a DataLoader that does not shuffle, got .*RandomSampler"):
-        vsc.fit(small_vae(), digits.train[:50], epochs=1, validation=loader, progress=False)
+def own():
+    return torch.Generator().manual_seed(7)
+
+
+LOADERS = {
+    "in order": lambda x: DataLoader(x, 20),
+    "with labels": lambda x: DataLoader(StackDataset(x, torch.arange(len(x))), 20),
+    "shuffled": lambda x: DataLoader(x, 20, shuffle=True),
+    "shuffled by its own generator": lambda x: DataLoader(x, 20, shuffle=True, generator=own()),
+    "a new sample": lambda x: DataLoader(x, 20, sampler=RandomSampler(x, num_samples=30, generator=own())),
+    "weighted": lambda x: DataLoader(x, 20, sampler=WeightedRandomSampler([0.1] * len(x), 30)),
+}
+
+CHANGED = r"run with validation=.*checksum \w{8} \(now .*checksum \w{8}\)"
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_every_pass_of_a_loader_is_the_same_and_a_run_resumes_exactly(small_vae, digits, tmp_path, kind):
+    data, held_out, load, path = digits.train[:100], digits.test.images[:50].round(), LOADERS[kind], tmp_path / "c.pt"
+    models, settings = [small_vae(), small_vae(seed=1)], {"cooldown": 0} | QUIET
+    loader = load(held_out)
+    history = vsc.fit(models[0], data, epochs=4, validation=loader, **settings)
+    if loader.generator is not None:
+        assert torch.equal(loader.generator.get_state(), own().get_state())
+    vsc.fit(small_vae(), data, epochs=2, validation=load(held_out), checkpoint=path, **settings)
+    going_on = functools.partial(vsc.fit, data=data, epochs=4, checkpoint=path, resume=True, **settings)
+    with pytest.raises(ValueError, match=CHANGED):
+        going_on(small_vae(), validation=load(held_out.flip(0)))
+    assert going_on(models[1], validation=load(held_out)).validation == history.validation
+    assert same(*models)
+
+
+def test_the_checksum_is_that_of_all_data_whatever_the_batches(small_vae, digits, tmp_path):
+    data, held_out, path = digits.train[:100], digits.test.images[:50].round(), tmp_path / "c.pt"
+    vsc.fit(small_vae(), data, epochs=1, validation=DataLoader(held_out, 20), checkpoint=path, **QUIET)
+    settings = {"checkpoint": path, "resume": True} | QUIET
+    other = torch.cat([held_out[:-1], 1 - held_out[-1:]])
+    with pytest.raises(ValueError, match=CHANGED):
+        vsc.fit(small_vae(), data, epochs=2, validation=DataLoader(other, 20), **settings)
+    assert len(vsc.fit(small_vae(), data, epochs=2, validation=DataLoader(held_out, 7), **settings)) == 2
+
+
+class Once(IterableDataset):
+    """A stream that does not start anew."""
+
+    def __init__(self, x):
+        self.rows = iter(x)
+
+    def __iter__(self):
+        return self.rows
+
+
+def with_noise(rows):
+    return torch.stack(rows) * torch.from_numpy(np.random.rand(len(rows), 1, 1, 1)).float()  # noqa: NPY002 the user's
+
+
+@pytest.mark.parametrize(
+    "load",
+    [lambda x: DataLoader(x, 20, collate_fn=with_noise), lambda x: DataLoader(Once(x), 20)],
+    ids=["noise", "once"],
+)
+def test_a_loader_of_other_data_in_every_pass_is_refused(small_vae, digits, load):
+    model, before = small_vae(), small_vae()
+    loader = load(digits.test.images[:50].round())
+    with pytest.raises(ValueError, match=r"validation: data must be a DataLoader that yields the same data in every"):
+        vsc.fit(model, digits.train[:50], epochs=1, validation=loader, **QUIET)
+    assert same(model, before)
 
 
 def test_a_share_is_split_off_by_the_seed(digits):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -28,9 +29,20 @@ def _int_from(least: int, name: str, value: object) -> int:
 
 def positive_float(name: str, value: object) -> float:
     """Return `value` as a finite `float` above 0, or raise a `ValueError` that names the argument `name`."""
-    if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
+    if not _is_real(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
     return float(value)
+
+
+def float_from_zero(name: str, value: object) -> float:
+    """Return `value` as a finite `float` of at least 0, or raise a `ValueError` that names the argument `name`."""
+    if not _is_real(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return float(value)
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def yes_or_no(name: str, value: object) -> bool:
@@ -58,9 +70,26 @@ def _is_among(value: object, known: Collection[object]) -> bool:
     return not getattr(value, "ndim", 0) and value in known  # an array compares element by element
 
 
+def takes(function: object, number: int) -> bool:
+    """Return True for a function of `number` positional arguments, and for one whose signature is not known."""
+    if not callable(function):
+        return False
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a function in C may have none
+        return True
+    try:
+        signature.bind(*range(number))
+    except TypeError:
+        return False
+    return True
+
+
 def sizes(name: str, value: int | Iterable[int]) -> tuple[int, ...]:
     """Return `value`, one size or several, as a tuple of integers of at least 1."""
-    return tuple(positive_int(name, size) for size in (value if isinstance(value, Iterable) else (value,)))
+    if not isinstance(value, Iterable) or not getattr(value, "ndim", 1):  # an array of no dimension is one number
+        return (positive_int(name, value),)
+    return tuple(positive_int(name, size) for size in value)
 
 
 def shape(name: str, value: int | Iterable[int]) -> tuple[int, ...]:

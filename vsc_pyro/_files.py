@@ -97,7 +97,7 @@ def destination(path: str | os.PathLike, name: str = "path") -> Path:
     Raises:
         ValueError: `path` is a folder, a device, a pipe or a socket, or not the name of a file; the message calls the
             argument `name`.
-        OSError: the file is write-protected, or symbolic links form a circle.
+        OSError: the file is write-protected, a folder of its path is a file, or symbolic links form a circle.
     """
     given = expanded(path, name)
     path = Path(os.path.realpath(given))
@@ -107,6 +107,9 @@ def destination(path: str | os.PathLike, name: str = "path") -> Path:
         raise ValueError(f"{name} must be a file, got the folder {given}; add a name such as checkpoint.pt")
     if path.exists() and not path.is_file():
         raise ValueError(f"{name} must be a regular file, got the device, pipe or socket {given}; take another name")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{name} {given} would lie in {folder}, which is a file; take another name")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name} {given} is write-protected; take another name, or allow writing to it")
     return path

@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -84,6 +84,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with alone(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         manual_seed(seed, device)
         yield
+
+
+@contextlib.contextmanager
+def generators_seeded(generators: Sequence[torch.Generator], seed: int) -> Iterator[None]:
+    """Seed these generators in the block, and restore their states after it."""
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 @contextlib.contextmanager

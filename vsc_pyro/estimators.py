@@ -69,7 +69,9 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             times the standard deviation of the training data, see `NormalDecoder`.
         threshold: None to let `transform` return posterior means. A probability in [0, 1), such as .5, for sparse codes
             with exact zeros: the centre of the slab where :math:`\gamma` exceeds it, 0 elsewhere.
-        max_iter: epochs of `fit`; None for 50, or more if 50 make fewer than 2,000 steps.
+        max_iter: epochs of `fit`, which takes them all; None for 50, or more if 50 make fewer than 2,000 steps. The
+            bound rises ever more slowly and reaches no plateau by which a `ConvergenceWarning` could be judged: compare
+            the `score` of held-out data for larger numbers.
         batch_size: data per step.
         learning_rate: of Adam.
         device: ``"auto"``: the GPU, else the CPU. Or any torch device.
@@ -301,6 +303,8 @@ class SpikeSlabCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             check_is_fitted(self)
         if np.ma.is_masked(data):
             as_array(data, "X")  # which refuses values under the mask, where scikit-learn drops the mask
+        if isinstance(data, Tensor):
+            data = as_numbers(data, "X").detach().cpu()
         return cast("NDArray", validate_data(self, data, dtype=_TYPES, reset=reset))
 
     def _seed(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -28,8 +28,9 @@ from vsc_pyro.acceleration.ensemble import Ensemble
 from vsc_pyro.acceleration.same_build import check_built_alike
 from vsc_pyro.datasets import Dataset, as_dataset
 from vsc_pyro.gates import Gate
+from vsc_pyro.models.data_checks import check_resolved
 from vsc_pyro.models.encoders import gate_of
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.contexts import private_state
@@ -106,16 +107,20 @@ def fit_ensemble(
         >>> [len(history) for history in histories]
         [1, 1]
     """
+    if isinstance(models, (VAE, str)) or not isinstance(models, Iterable):
+        raise ValueError(f"models must be a list of VAEs, got a {type(models).__name__}")
     models, epochs = list(models), None if epochs is None else positive_int("epochs", epochs)
     seeds = _one_for_each(seeds, len(models))
-    lr = checked_lr(lr)
+    lr, schedules = checked_lr(lr), with_warmup(schedules, 0)
     device, compile = resolve_device(device), bool_or_auto("compile", compile)
     _check_place(data, device, compile)
-    check_built_alike(models)
     for model in models:
+        check_is_vae(model)
         check_can_train(model)
+    check_built_alike(models)
     data = as_dataset(data)
     models[0].check_data(data.images)
+    check_resolved(data.images, models[0].reference.dtype)
     loss = _objective_of_all(models, objective, data)
     warn_of_prior(models[0])
     data = data.to(models[0].reference.to(device))  # once for all models
@@ -238,6 +243,8 @@ class _Before:
 def _one_for_each(seeds: Sequence[int] | None, num_models: int) -> list[int]:
     if not num_models:
         raise ValueError("models must hold at least one model, got none")
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds must be one for each of the {num_models} models, got {seeds!r}")
     seeds = list(range(num_models)) if seeds is None else [natural_int("seeds", seed) for seed in seeds]
     if len(seeds) != num_models:
         raise ValueError(f"seeds must be one for each of the {num_models} models, got {len(seeds)}")

@@ -179,6 +179,8 @@ def predictive_check(
     if statistics is None:
         statistics = STATISTICS if len(pixels) > 1 else VECTOR_STATISTICS
     found: dict[str, dict[str, xarray.DataArray]] = {"posterior_predictive": {}, "observed_data": {}}
+    if not isinstance(statistics, Mapping):
+        raise ValueError(f"statistics must map names to functions, {{'mean': ...}}, got {statistics!r}")
     for name, statistic in statistics.items():
         for place, x in (("posterior_predictive", drawn), ("observed_data", observed)):
             outer = x.isel(dict.fromkeys(pixels, 0), drop=True)

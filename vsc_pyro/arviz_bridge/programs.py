@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.variables import as_arviz, check_size, checked_coords, concatenated
 from vsc_pyro.distributions import inclusion_logits, is_proper
+from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives.elbo import Site, sample_sites
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class Program:
     def __init__(
         self, model: Callable, guide: Callable, data: Any, predictive: bool, prior: bool, log_likelihood: bool
     ) -> None:
+        for name, program in {"model": model, "guide": guide}.items():
+            if not callable(program) or isinstance(program, (type, VAE)):
+                raise ValueError(
+                    f"{name} must be a Pyro program, a function of the data or a guide that is built, such as "
+                    f"vsc_pyro.AutoSpikeSlab(model), got {program!r}"
+                )
         self.model, self.guide = model, guide
         self.keywords = dict(data) if isinstance(data, Mapping) else {}
         several = tuple(data) if isinstance(data, (tuple, list)) else (data,)

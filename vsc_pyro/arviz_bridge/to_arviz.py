@@ -40,7 +40,7 @@ from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vsc_pyro._arguments import natural_int, positive_float, positive_int
+from vsc_pyro._arguments import natural_int, positive_float, positive_int, yes_or_no
 from vsc_pyro._seeding import seeded
 from vsc_pyro.arviz_bridge.programs import Program
 from vsc_pyro.arviz_bridge.variables import as_arviz, check_size, checked_coords, concatenated
@@ -108,7 +108,8 @@ def to_arviz(
             different models do not correspond, so average only quantities that do not depend on their order. With
             `guide`, a Pyro program.
         data: the data to explain, shape ``(N, ...)``, such as a slice of a test set. A `Dataset` is binarised once, and
-            its labels are kept. The data of a `DataLoader` become part of the result, which `max_gigabytes` limits.
+            its labels are kept, or their names. The data of a `DataLoader` become part of the result, which
+            `max_gigabytes` limits.
             With `guide`, the arguments of the programs: one, a tuple of several, or a mapping of names to them.
         num_samples: draws S of each code, and of the prior.
         guide: the guide of a program, which draws all its latents; None for a `VAE`, which has its own.
@@ -136,21 +137,26 @@ def to_arviz(
     """
     num_samples, seed = positive_int("num_samples", num_samples), natural_int("seed", seed)
     max_gigabytes = positive_float("max_gigabytes", max_gigabytes)
+    predictive, prior = yes_or_no("predictive", predictive), yes_or_no("prior", prior)
+    log_likelihood = yes_or_no("log_likelihood", log_likelihood)
+    coords = {} if coords is None else coords
     if guide is not None:
         if isinstance(model, VAE) or labels is not None:
             raise ValueError("guide and labels exclude each other, and a VAE has its own guide; leave guide out")
         program = Program(cast("Callable", model), guide, data, predictive, prior, log_likelihood)
-        return program.to_arviz(num_samples, coords or {}, seed, max_gigabytes, progress)
+        return program.to_arviz(num_samples, coords, seed, max_gigabytes, progress)
     models = _models(model)
     read = as_readable(data, seed, *models)
     prior = prior and all(_has_prior(one, read) for one in models)
     draws = _Draws(_pixel_dims(read), predictive, prior, log_likelihood, several=not isinstance(model, VAE))
     examples, numbers = zip(*(draws.example(one, read.images[:1], seed) for one in models), strict=True)
     sizes = _sizes(examples, {"chain": len(models), "draw": num_samples, "datum": len(read)})
-    names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords or {}, sizes)
+    names = {dim: np.arange(size) for dim, size in sizes.items()} | checked_coords(coords, sizes)
     asked = f"{num_samples} draws of {len(read)} data"
     check_size(examples[0], sizes, max_gigabytes, asked, "a slice of the data such as data[:16], ")
-    label = _checked_labels(read.labels if labels is None else labels, len(read))
+    if labels is None and isinstance(read, Dataset) and read.labels is not None:
+        labels = [read.class_name(label) for label in read.labels.tolist()]
+    label = _checked_labels(labels, len(read))
     with seeded(seed, read.images.device):
         x = read.draw(slice(None))
     chains = []

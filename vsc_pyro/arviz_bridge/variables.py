@@ -64,6 +64,8 @@ def check_size(example: Variables, sizes: dict[Hashable, int], max_gigabytes: fl
 
 def checked_coords(coords: Mapping[str, Sequence[Any]], sizes: dict[Hashable, int]) -> dict[Hashable, np.ndarray]:
     """Return the names as arrays, or raise a ValueError for an unknown dimension, a wrong number, or duplicates."""
+    if not isinstance(coords, Mapping):
+        raise ValueError(f"coords must map dimensions to names, {{'latent': [...]}}, got {coords!r}")
     arrays: dict[Hashable, np.ndarray] = {dim: np.asarray(names) for dim, names in coords.items()}
     for dim, names in arrays.items():
         if names.shape != (sizes.get(dim),):

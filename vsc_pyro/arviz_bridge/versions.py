@@ -30,7 +30,11 @@ def from_datasets(datasets: Mapping[str, xarray.Dataset]) -> arviz.InferenceData
 
 def group_names(inference: Any) -> list[str]:
     """Return the names of the groups of an object made by `from_datasets`."""
-    return list(inference.children) if hasattr(inference, "children") else inference.groups()
+    if isinstance(children := getattr(inference, "children", None), Mapping):
+        return list(children)
+    if not hasattr(inference, "groups"):
+        raise ValueError(f"inference must be what to_arviz returned, got a {type(inference).__name__}")
+    return inference.groups()
 
 
 def elpd_data(pointwise: xarray.DataArray, num_samples: int) -> arviz.ELPDData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple, overload
 
@@ -50,8 +51,10 @@ class Dataset:
     Attributes:
         images: float tensor of shape ``(N, ...)``; for images ``(N, channels, height, width)``. Other numbers, such as
             those of an array or data frame, are converted, see `as_dataset`.
-        labels: integer tensor of shape ``(N,)``, or None. Whole numbers of any list, array, pandas Series or
-            Categorical are converted.
+        labels: integer tensor of shape ``(N,)``, or None. Whole numbers or strings of any list, array, pandas Series or
+            Categorical are converted, strings to their places in `class_names`.
+        class_names: names of the classes 0, 1, ..., which figures and pages show; None if classes have only numbers.
+            Labels that are strings have their sorted names. To number several sets alike, pass the names of all.
         binarize: what a model sees of the images: ``"dynamic"`` (fresh draws), ``"static"`` (already drawn) or None.
         name: name in tables.
         factors: ground truth of synthetic data, or None.
@@ -60,17 +63,21 @@ class Dataset:
         context: numbers that are known of each datum, such as a size or the batch as zeros and a one; shape ``(N, C)``
             or ``(N,)``, or a list of such arrays. They become the last columns of `images`, whose data are flattened,
             so that a `DataLoader`, a split or a slice keeps them. What a decoder makes of them, it says, see
-            `vsc_pyro.PoissonDecoder`; an encoder and a prior see them as a part of x.
+            `vsc_pyro.NormalDecoder` and `vsc_pyro.PoissonDecoder`; an encoder and a prior see them as a part of x.
 
     Raises:
-        ValueError: no datum, images that are not real numbers, labels that are not whole numbers or of another length,
-            values outside [0, 1] under dynamic binarisation, or factors that do not fit the data or contradict
-            themselves; a context of another length, or beside dynamic binarisation.
+        ValueError: no datum, images that are not real numbers, labels that are neither whole numbers nor strings, or
+            missing, of another length or not of `class_names`; values outside [0, 1] under dynamic binarisation, or
+            factors that do not fit the data or contradict themselves; a context of another length, or beside dynamic
+            binarisation.
 
     >>> import vsc_pyro as vsc
     >>> data = vsc.Dataset(torch.rand(10, 64), labels=torch.arange(10), binarize="dynamic")
     >>> len(data[:4]), data.draw(slice(4)).unique()
     (4, tensor([0., 1.]))
+    >>> cells = vsc.Dataset(torch.rand(3, 5), labels=["T", "B", "T"])
+    >>> cells.labels, cells.class_names
+    (tensor([1, 0, 1]), ('B', 'T'))
     >>> vsc.Dataset(torch.zeros(2, 3), context=[torch.tensor([10.0, 30.0]), torch.eye(2)]).images
     tensor([[ 0.,  0.,  0., 10.,  1.,  0.],
             [ 0.,  0.,  0., 30.,  0.,  1.]])
@@ -78,6 +85,7 @@ class Dataset:
 
     images: Tensor
     labels: Tensor | None = None
+    class_names: Sequence[str] | None = dataclasses.field(default=None, kw_only=True)
     binarize: str | None = None
     name: str = "data"
     factors: Factors | None = None
@@ -94,7 +102,11 @@ class Dataset:
         if context is not None:
             object.__setattr__(self, "images", self._with_context(context))
         if self.labels is not None:
-            object.__setattr__(self, "labels", as_labels(self.labels, len(self.images)))
+            labels, names = as_labels(self.labels, len(self.images), self.class_names)
+            object.__setattr__(self, "labels", labels)
+            object.__setattr__(self, "class_names", names)
+        elif self.class_names is not None:
+            raise ValueError("class_names are the names of labels, and labels is None; pass both or neither")
         if self.binarize == "dynamic":
             self._check_grey_levels("dynamic")
         if self.factors is not None:
@@ -121,6 +133,10 @@ class Dataset:
     def shape(self) -> torch.Size:
         """Shape of the images, ``(N, ...)``."""
         return self.images.shape
+
+    def class_name(self, label: int) -> int | str:
+        """Return the name of a label, or the label itself if classes have no names."""
+        return label if self.class_names is None else self.class_names[label]
 
     @overload
     def __getitem__(self, rows: int) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -232,8 +248,13 @@ def as_dataset(data: Any) -> Dataset:
 
 
 def _as_floats(data: Any, name: str) -> Tensor:
-    images = as_numbers(data, name)
-    return images if images.is_floating_point() else images.to(torch.get_default_dtype())
+    images = as_numbers(data, name).detach()
+    if images.is_floating_point():
+        return images
+    floats = images.to(torch.get_default_dtype())
+    # float32 rounds whole numbers beyond 2^24, such as times in seconds.
+    is_exact = images.element_size() < 4 or torch.equal(floats.double(), images.double())
+    return floats if is_exact else images.double()
 
 
 def check_binarize(binarize: str | None, known: tuple[str | None, ...]) -> None:

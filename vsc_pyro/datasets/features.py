@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-from vsc_pyro._arguments import choice, natural_int, positive_float, positive_int
+from vsc_pyro._arguments import choice, float_from_zero, natural_int, positive_float, positive_int
 from vsc_pyro._devices import resolve_device
 from vsc_pyro.datasets.dataset import Dataset, Factors
 from vsc_pyro.datasets.firing import STRUCTURES, Structure
@@ -179,9 +177,7 @@ def features(
     num, dim = positive_int("num_features", num_features), positive_int("dim", dim)
     batch_size, seed = positive_int("batch_size", batch_size), natural_int("seed", seed)
     expected, max_rate = positive_float("expected_active", expected_active), positive_float("max_rate", max_rate)
-    for name, value in (("noise", noise), ("exponent", exponent)):
-        if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    noise, exponent = float_from_zero("noise", noise), float_from_zero("exponent", exponent)
     if max_rate > 1:
         raise ValueError(f"max_rate is a probability of at most 1, got {max_rate!r}")
     build, device = choice("structure", structure, STRUCTURES), resolve_device(device)

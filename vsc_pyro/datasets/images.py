@@ -6,7 +6,7 @@ import numbers
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,8 +49,8 @@ def images(
 
     Shapes:
         Images are ``(N, 3, height, width)``, or ``(N, 1, height, width)`` with `grey`; N pictures of 64x64 in colour
-        take 49 kB each. If every picture lies in a subfolder, the labels number the subfolders from 0 in alphabetical
-        order; otherwise there are none.
+        take 49 kB each. If every picture lies in a subfolder, the subfolders are the classes; otherwise there are no
+        labels.
 
     Raises:
         ValueError: an argument out of range.
@@ -87,14 +87,12 @@ def images(
             f"limit={limit} and test_share={test_share}; files of pictures end in {', '.join(_SUFFIXES)}"
         )
     chosen = [paths[row] for row in order]
-    labels = _labels(root, paths)
+    labels: Any = _labels(root, paths)
     pixels = torch.empty(len(chosen), 1 if grey else 3, height, width)
     for row, path in enumerate(tqdm(chosen, desc="pictures", unit="file", leave=False, disable=None)):
         pixels[row] = _read(path, (height, width), grey)
-    split = np.split(np.arange(len(chosen)), [len(chosen) - num_test])
-    return Split(
-        *(Dataset(pixels[rows], None if labels is None else labels[order[rows]], name=root.name) for rows in split)
-    )
+    data = Dataset(pixels, None if labels is None else labels[order], name=root.name)
+    return Split(data[:-num_test], data[-num_test:])
 
 
 def _pictures_in(root: Path) -> list[Path]:
@@ -110,12 +108,12 @@ def _pictures_in(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _labels(root: Path, paths: list[Path]) -> Tensor | None:
-    """Return the number of each picture's subfolder, or None if a picture lies in none."""
+def _labels(root: Path, paths: list[Path]) -> np.ndarray | None:
+    """Return the name of each picture's subfolder, or None if a picture lies in none."""
     inner = [path.relative_to(root).parts for path in paths]
     if any(len(parts) == 1 for parts in inner):
         return None
-    return torch.from_numpy(np.unique([parts[0] for parts in inner], return_inverse=True)[1])
+    return np.array([parts[0] for parts in inner])
 
 
 def _read(path: Path, shape: tuple[int, int], grey: bool) -> Tensor:

@@ -47,25 +47,59 @@ def label_array(labels: Any, num_data: int) -> np.ndarray:
             array = array if whole and np.array(values).dtype.kind == "f" else np.array(values)
             break
     if array.dtype == object:
+        examples = {type(value).__name__: value for value in values}
         raise ValueError(
-            f"labels must be all numbers or all strings, to be kept in a file, and numbers of at most 64 bits, got "
-            f"{values}"
+            "labels must be all numbers or all strings, to be kept in a file, with none missing, numbers of at most 64 "
+            f"bits, got such as {', '.join(map(repr, examples.values()))}; leave data without a label out"
         )
     return array
 
 
-def as_labels(labels: Any, num_data: int) -> Tensor:
-    """Return labels as a tensor of whole numbers, shape ``(N,)``, on the device of a tensor; a tensor of them itself.
+def as_labels(labels: Any, num_data: int, class_names: Any = None) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Return labels as a tensor of whole numbers, shape ``(N,)``, and the names of classes.
+
+    Args:
+        labels: numbers, which remain on the device of a tensor; or strings, which become their places in `class_names`.
+        num_data: number of data, N.
+        class_names: names of the classes 0, 1, ...; None for the sorted strings, and for no names of numbers.
 
     Raises:
-        ValueError: as `label_array`, or labels that are not whole numbers.
+        ValueError: as `label_array`; labels that are neither whole numbers nor strings, or not of the named classes;
+            names that are no strings, or not different.
     """
+    names = None if class_names is None else _names(class_names)
     array = label_array(labels, num_data)
-    if array.dtype.kind not in "biuf":
-        kind = "strings" if array.dtype.kind in "US" else array.dtype.name
+    if array.dtype.kind in "US":
+        return _numbered(array.astype(str), names)
+    numbers = _whole_numbers(labels, array)
+    if names is not None and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(names):
         raise ValueError(
-            f"labels must be whole numbers, got {kind} such as {array[0].item()!r}; pass "
-            "numpy.unique(labels, return_inverse=True)[1], and the names to to_arviz(labels=)"
+            f"labels must be numbers of the {len(names)} class_names from 0 on, got {int(numbers.min())} to "
+            f"{int(numbers.max())}"
+        )
+    return numbers, names
+
+
+def _names(class_names: Any) -> tuple[str, ...]:
+    names = () if isinstance(class_names, str) else tuple(class_names)
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"class_names must be different strings, one for each class, got {class_names!r}")
+    return tuple(map(str, names))
+
+
+def _numbered(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...]]:
+    found, places = np.unique(labels, return_inverse=True)
+    names = tuple(found.tolist()) if names is None else names
+    if unknown := sorted(set(found.tolist()) - set(names)):
+        raise ValueError(f"labels must be among class_names, {', '.join(map(repr, names))}, got {unknown[0]!r}")
+    return torch.tensor([names.index(name) for name in found.tolist()])[torch.from_numpy(places)], names
+
+
+def _whole_numbers(labels: Any, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"labels must be whole numbers or strings, got {array.dtype.name} such as {array[0].item()!r}; pass the "
+            "names of the classes"
         )
     if array.dtype.kind == "f":
         whole = np.isfinite(array) & (array == np.round(array))

@@ -37,7 +37,10 @@ def as_numbers(data: Any, name: str = "data") -> Tensor:
     elif isinstance(data, Tensor):
         x = data
         if x.layout != torch.strided or x.is_nested:
-            raise ValueError(f"{name} must be dense, got a tensor of layout {x.layout}; pass a padded or x.to_dense()")
+            kind = "nested tensor" if x.is_nested else f"tensor of layout {x.layout}"
+            raise ValueError(f"{name} must be dense, got a {kind}; pass a padded one or x.to_dense()")
+        if x.is_meta:
+            raise ValueError(f"{name} must hold numbers, got a tensor on the device meta, which has none")
     else:
         x = _of_array(as_array(data, name), data, name)
     if x.is_complex() or x.is_quantized:
@@ -86,7 +89,8 @@ def _of_objects(array: np.ndarray, data: Any, name: str) -> np.ndarray:
     """Return the numbers of a frame whose columns differ in type, such as bool and float."""
     strange = next((value for value in array.flat if not isinstance(value, (numbers.Real, np.bool_))), None)
     if strange is not None or None in array:
-        raise _other(name, f"a {type(data).__name__} that holds {strange!r}")
+        remedy = " (astype(float) makes NaN of it)" if repr(strange) in ("None", "<NA>") else ""
+        raise _other(name, f"a {type(data).__name__} that holds {strange!r}{remedy}")
     return array.astype(float)
 
 

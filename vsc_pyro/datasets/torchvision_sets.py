@@ -42,12 +42,12 @@ def mnist(root: str | os.PathLike | None = None, download: bool = True) -> Split
 
 
 def fashion_mnist(root: str | os.PathLike | None = None, download: bool = True) -> Split:
-    """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017): ten kinds of clothes, in numbers and sizes of `mnist`."""
-    return _idx_files("FashionMNIST", "fashion-mnist", root, download)
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017): ten named kinds of clothes, in numbers and sizes of `mnist`."""
+    return _idx_files("FashionMNIST", "fashion-mnist", root, download, is_named=True)
 
 
 def cifar10_grey(root: str | os.PathLike | None = None, size: int = 16, seed: int = 0, download: bool = True) -> Split:
-    """Grey crops of CIFAR-10 (Krizhevsky, 2009): 50,000 to train on, 10,000 to test, labels 0 to 9.
+    """Grey crops of CIFAR-10 (Krizhevsky, 2009): 50,000 to train on, 10,000 to test, ten classes.
 
     Each image of 32x32 pixels yields one crop, at a uniformly drawn position. Grey is 0.299 red + 0.587 green + 0.114
     blue. Usual sizes for sparse codes are 12 and 16.
@@ -118,7 +118,9 @@ def celeba(
     return Split(*(_faces(cls, root, folder, part, size, crop, limit) for part, limit in limits.items()))
 
 
-def _idx_files(class_name: str, name: str, root: str | os.PathLike | None, download: bool) -> Split:
+def _idx_files(
+    class_name: str, name: str, root: str | os.PathLike | None, download: bool, is_named: bool = False
+) -> Split:
     cls, root = _torchvision_class(class_name), _folder(root)
     folder = root / class_name / "raw"
     _fetch(cls, root, folder, [Path(resource).stem for resource, _ in cls.resources], download, "the four files")
@@ -131,7 +133,9 @@ def _idx_files(class_name: str, name: str, root: str | os.PathLike | None, downl
         labels = read_label_file(str(folder / f"{kind}-labels-idx1-ubyte"))
         if len(images) != len(labels) or images.shape[1:] != (28, 28):
             raise ValueError(f"{tuple(images.shape)} images and {len(labels)} labels")
-        return Dataset(images.unsqueeze(1).to(torch.float32) / 255, _of_ten_classes(labels), name=name)
+        names = cls.classes if is_named else None
+        images = images.unsqueeze(1).to(torch.float32) / 255
+        return Dataset(images, _of_ten_classes(labels), name=name, class_names=names)
 
     return Split(*(_intact(lambda k=kind: read(k), class_name, f"{folder / kind}-*") for kind in ("train", "t10k")))
 
@@ -143,17 +147,17 @@ def _of_ten_classes(labels: Tensor) -> Tensor:
 
 
 def _grey_crops(cls: type, root: Path, folder: Path, train: bool, size: int, random: np.random.Generator) -> Dataset:
-    def read() -> tuple[np.ndarray, Tensor]:
+    def read() -> tuple[np.ndarray, Tensor, list[str]]:
         part = cls(root, train=train, download=False)
-        return part.data, _of_ten_classes(torch.tensor(part.targets))
+        return part.data, _of_ten_classes(torch.tensor(part.targets)), part.classes
 
-    data, labels = _intact(read, "CIFAR10", str(folder))
+    data, labels, names = _intact(read, "CIFAR10", str(folder))
     windows = np.lib.stride_tricks.sliding_window_view(data, (size, size), axis=(1, 2))
     rows, columns = random.integers(windows.shape[1], size=(2, len(windows)))
     crops = windows[np.arange(len(windows)), rows, columns]  # (N, 3, size, size), still bytes
     grey = np.einsum("nchw,c->nhw", crops, np.array([0.299, 0.587, 0.114])) / 255
     images = torch.tensor(grey, dtype=torch.float32).clamp(0, 1).unsqueeze(1)
-    return Dataset(images, labels, name="cifar10-grey")
+    return Dataset(images, labels, name="cifar10-grey", class_names=names)
 
 
 def _faces(cls: type, root: Path, folder: Path, part: str, size: int, crop: int, limit: int | None) -> Dataset:

@@ -4,11 +4,14 @@ from vsc_pyro._pyro_internals import PARTICLES
 from vsc_pyro.distributions import divergences  # noqa: F401  (registers the divergences)
 from vsc_pyro.distributions.assigned_mixture import AssignedMixture
 from vsc_pyro.distributions.atoms import is_atom_free, structure
+from vsc_pyro.distributions.context import ContextRows
 from vsc_pyro.distributions.counts import CountRows
 from vsc_pyro.distributions.draws import CentredScoreParts
 from vsc_pyro.distributions.estimators import WITHOUT_SCORES
 from vsc_pyro.distributions.families import (
+    Contrast,
     centre,
+    contrast,
     given,
     hard_code,
     has_mean,
@@ -37,6 +40,8 @@ __all__ = [
     "WITHOUT_SCORES",
     "AssignedMixture",
     "CentredScoreParts",
+    "ContextRows",
+    "Contrast",
     "CountRows",
     "IndependentSpikeSlab",
     "LinearNormal",
@@ -46,6 +51,7 @@ __all__ = [
     "ThresholdedSpikeSlab",
     "TruncatedNormal",
     "centre",
+    "contrast",
     "get_slab",
     "get_threshold_gate",
     "given",

@@ -14,42 +14,37 @@ exponential there, and a large code cannot overflow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.types import _size
+from torch.nn.functional import pad
 
-from vsc_pyro.distributions.families import given
+from vsc_pyro.distributions.context import ContextRows, Rows
+from vsc_pyro.distributions.families import Contrast, contrast
 
 # Keeps the rate of a gene with a very negative output from rounding to 0, where the log-density has no gradient.
 _LEAST_SHARE = 1e-8
 
 
-class WholeCounts(constraints.Constraint):
+class WholeCounts(Rows):
     """Rows of whole numbers of at least 0, with a size above 0 and finite covariates."""
 
-    is_discrete = True
-    event_dim = 1
     remedy = (
         "pass raw counts, not logarithms or normalised values, without rows of zeros, and sizes above 0 behind the "
-        "counts if the decoder's size is 'given'"
+        "counts if the decoder's size is 'given'; size and covariates are never missing"
     )
 
-    def __init__(self, num_counts: int, size_is_given: bool) -> None:
-        self._num_counts = num_counts
+    def __init__(self, counts: constraints.Constraint, num_counts: int, size_is_given: bool) -> None:
+        super().__init__(counts, num_counts)
         self._size_is_given = size_is_given
 
     def check(self, value: Tensor) -> Tensor:
-        counts = value[..., : self._num_counts]
-        context = context_of(value, self._num_counts, self._size_is_given)
-        are_whole = ((counts >= 0) & (counts == counts.floor())).all(-1)
-        return are_whole & (context[..., 0] > 0) & context.isfinite().all(-1)
+        return super().check(value) & (context_of(value, self.num_values, self._size_is_given)[..., 0] > 0)
 
     def __repr__(self) -> str:
-        return f"rows of {self._num_counts} counts (whole numbers of at least 0) of a size above 0"
+        return f"rows of {self.num_values} counts (whole numbers of at least 0) of a size above 0"
 
 
 def context_of(rows: Tensor, num_counts: int, size_is_given: bool) -> Tensor:
@@ -58,11 +53,10 @@ def context_of(rows: Tensor, num_counts: int, size_is_given: bool) -> Tensor:
     return stored if size_is_given else torch.cat([counts.sum(-1, keepdim=True), stored], -1)
 
 
-class CountRows(TorchDistribution):
+class CountRows(ContextRows):
     r"""Independent counts given the size and the covariates of their row; see the module's docstring.
 
-    `log_prob` takes the context from the row. `mean` and `sample` return rows with the context `context`, and those of
-    ``given(distribution, x)`` rows with the context of the data x.
+    It behaves as `ContextRows`, with the size in front of the covariates.
 
     Args:
         outputs: f, shape ``(*, D)``.
@@ -81,8 +75,6 @@ class CountRows(TorchDistribution):
         (tensor([2., 2., 2.]), tensor([[10., 10., 10.]]))
     """
 
-    arg_constraints: ClassVar[Any] = {}
-
     def __init__(
         self,
         outputs: Tensor,
@@ -93,55 +85,53 @@ class CountRows(TorchDistribution):
         size_is_given: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        self.outputs = outputs
-        self.context = context
-        self._parts: Any = (family, effects, unit, size_is_given)
-        batch_shape = torch.broadcast_shapes(outputs.shape[:-1], context.shape[:-1])
-        num_stored = context.shape[-1] - (not size_is_given)
-        super().__init__(batch_shape, torch.Size([outputs.shape[-1] + num_stored]), validate_args=validate_args)
-
-    @property
-    def num_counts(self) -> int:
-        return self.outputs.shape[-1]
+        parts = {"family": family, "effects": effects, "unit": unit, "size_is_given": size_is_given}
+        self._start(parts, outputs, context, validate_args)
 
     @property
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleMethodOverride] as torch declares it
-        return WholeCounts(self.num_counts, self._parts[-1])
+        return WholeCounts(self.values.support, self.num_values, self.parts["size_is_given"])
 
-    def given(self, rows: Tensor) -> CountRows:
-        """Return the distribution whose draws have the context of `rows`, shape ``(*, D + ...)``."""
-        return CountRows(self.outputs, context_of(rows, self.num_counts, self._parts[-1]), *self._parts)
+    def exceeding(self, other: CountRows) -> Contrast:
+        r"""Return the changes of the rates from `other` in standard deviations of a count, see `contrast`.
 
-    def expand(self, batch_shape: _size, _instance: CountRows | None = None) -> CountRows:
-        outputs = self.outputs.expand(*batch_shape, self.num_counts)
-        return CountRows(outputs, self.context, *self._parts, validate_args=False)
+        .. math:: 2 (\mu - \mu') / (\sigma + \sigma')
 
-    def _counts(self, context: Tensor) -> Any:
-        family, effects, unit, _ = self._parts
-        outputs = self.outputs if effects is None else self.outputs + context[..., 1:] @ effects.T
-        share = outputs.clamp(max=0).exp() + outputs.clamp(min=0)
-        return family(unit * context[..., :1] * (share + _LEAST_SHARE))
-
-    def _rows(self, counts: Tensor) -> Tensor:
-        stored = self.context if self._parts[-1] else self.context[..., 1:]
-        return torch.cat([counts, stored.expand(*counts.shape[:-1], stored.shape[-1])], -1)
+        Among Poisson counts this is :math:`2 (\sqrt\mu - \sqrt{\mu'})`. It is a log fold change shrunk by the noise
+        of the count: the same fold change is worth less in a gene with few counts or overdispersed ones. The context of
+        a row does not change.
+        """
+        ours, theirs = self.values, other.values
+        changes = 2 * (ours.mean - theirs.mean) / (ours.stddev + theirs.stddev)
+        stored = (0, self.event_shape[0] - self.num_values)
+        return Contrast(
+            pad(changes, stored), "in standard deviations of a count", pad(ours.mean / theirs.mean, stored, value=1.0)
+        )
 
     @property
-    def mean(self) -> Tensor:
-        return self._rows(self._counts(self.context).mean)
+    def _stored(self) -> Tensor:
+        return self.context if self.parts["size_is_given"] else self.context[..., 1:]
 
-    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:
-        with torch.no_grad():
-            counts = self._counts(self.context).expand(torch.Size([*self.batch_shape, self.num_counts]))
-            return self._rows(counts.sample(sample_shape))
+    def context_of(self, rows: Tensor) -> Tensor:
+        return context_of(rows, self.num_values, self.parts["size_is_given"])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        context = context_of(value, self.num_counts, self._parts[-1])
-        return self._counts(context).log_prob(value[..., : self.num_counts]).sum(-1)
+    def observed(self) -> ContextRows:
+        if not self.parts["size_is_given"]:
+            raise ValueError(
+                "the size of a row, the sum of its counts, is not known if counts may be missing; build the decoder "
+                "with size='given' and pass the sizes, Dataset(..., context=sizes)"
+            )
+        return super().observed()
+
+    def values_at(self, context: Tensor) -> Any:
+        size, covariates = context.tensor_split([1], -1)
+        outputs, effects = self.outputs, self.parts["effects"]
+        if effects is not None:
+            outputs = outputs + covariates @ effects.T
+        share = outputs.clamp(max=0).exp() + outputs.clamp(min=0)
+        return self.parts["family"](self.parts["unit"] * size * (share + _LEAST_SHARE))
 
 
-@given.register
-def _(likelihood: CountRows, x: Tensor) -> CountRows:
-    return likelihood.given(x.flatten(1))
+@contrast.register
+def _(likelihood: CountRows, other: CountRows) -> Contrast:
+    return likelihood.exceeding(other)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from pyro.distributions import (
@@ -207,6 +207,35 @@ def given(likelihood: Any, x: Tensor) -> Any:
     the draws of the result have the context of x, and its densities are those of `likelihood`.
     """
     return likelihood
+
+
+@functools.singledispatch
+def values_of(likelihood: Any) -> Any:
+    """Return the likelihood of the values of a datum alone, in the context of its draws; most have no context."""
+    return likelihood
+
+
+class Contrast(NamedTuple):
+    """The difference between two likelihoods.
+
+    Attributes:
+        values: the change of each value of a datum, shape ``(*, D)``.
+        unit: of the changes, in words.
+        ratios: by what factor each mean differs, for likelihoods of rates; else None.
+    """
+
+    values: Tensor
+    unit: str = "in the units of the data"
+    ratios: Tensor | None = None
+
+
+@functools.singledispatch
+def contrast(likelihood: Any, other: Any) -> Contrast:
+    """Return by how much a likelihood exceeds another of its family, so that the values of a datum can be compared.
+
+    By default, the change of the mean.
+    """
+    return Contrast(likelihood.mean - other.mean)
 
 
 @_by_family

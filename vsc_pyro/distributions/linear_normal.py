@@ -13,10 +13,11 @@ References
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from pyro.distributions import Independent, Normal
@@ -141,3 +142,18 @@ class LinearNormal(Independent):
             passed_on = passed_on + charged[..., begin:end].sum(-1)
             results.append(self._log_prob_at(mean.unflatten(-1, self.event_shape), value) - 0.5 * passed_on)
         return torch.stack(results)
+
+
+@functools.singledispatch
+def as_linear(likelihood: Any) -> tuple[LinearNormal, Callable[[Tensor], Tensor]] | None:
+    """Return the `LinearNormal` that a likelihood is, and a function from data to its data; None if it is none.
+
+    The function takes data of shape ``(*, *event_shape)``, whose density under `likelihood` is that of its results
+    under the `LinearNormal`: a likelihood with a context subtracts the effects of the context from the values.
+    """
+    return None
+
+
+@as_linear.register
+def _(likelihood: LinearNormal) -> tuple[LinearNormal, Callable[[Tensor], Tensor]]:
+    return likelihood, lambda x: x

@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, cast
 
 import torch
@@ -94,11 +95,12 @@ class Observed(TorchDistribution):
         return zero if support is constraints.real or support.is_discrete else biject_to(support)(zero)
 
 
+@functools.singledispatch
 def observed_only(likelihood: Distribution) -> TorchDistribution:
     """Return a likelihood of independent values as that of those observed.
 
     Raises:
-        ValueError: values that are not independent given the code.
+        ValueError: values that are not independent given the code, or a size that is the sum of counts.
     """
     values, ndims = likelihood, 0
     while isinstance(values, Independent):

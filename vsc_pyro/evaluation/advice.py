@@ -8,6 +8,11 @@ of the data. The first components of pure noise also explain a share of the data
 compared with the share after each pixel is shuffled among the data (J. L. Horn, 1965), which destroys all structure
 that several pixels have in common.
 
+A model that has not been trained for long enough has the symptoms of wrong settings. So the advice is to train for
+longer before settings are changed, if its last run of `fit` was short or the bound still rose at its end: so fast in
+the last tenth that at this rate as many epochs again would gain a fifth of what the run has gained. Only faults that no
+training mends come first: the noise's scale and the decoder's start.
+
 References
     J. L. Horn (1965), A rationale and test for the number of factors in factor analysis.
 """
@@ -24,8 +29,10 @@ from torch.distributions import kl_divergence
 
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.distributions.families import values_of
 from vsc_pyro.evaluation.survey import Survey, as_share, comparable
 from vsc_pyro.models.vae import VAE
+from vsc_pyro.training.history import History, last_runs
 from vsc_pyro.training.loaded import Loaded
 
 NOTHING = 0.05  # a code with a smaller R2 explains nothing
@@ -36,6 +43,8 @@ _WRONG = 1.4  # factor: a noise scale wrong by it has half, or twice, the right 
 _UNLIKE = 4.0  # factor by which the prior's and the posterior's numbers of latents may differ
 _OFF_CENTRE, _DOMINANT = 10.0, 0.5
 _JUMP, _LATENTS = 5.0, 32
+_FEW_STEPS = 1000
+_LAST, _GAIN = 0.1, 0.2
 _WARM_UP = "raise the weight of the KL divergence gradually (fit(..., warmup=0.2))"
 _SMALLER_SCALE = "try NormalDecoder(scale='data') or a smaller number"
 
@@ -64,7 +73,7 @@ def advise(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0) -
         >>> any("subtract it" in line for line in advise(model, data, survey(model, data)))
         True
     """
-    first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen)
+    first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen) or _rising(model)
     all_on = _all_on(seen)
     lines = [
         first,
@@ -108,7 +117,7 @@ def principal_components(model: VAE, data: Dataset | Loaded, num: int, seed: int
     rows = torch.linspace(0, len(data) - 1, min(len(data), _DATA)).long()
     with torch.no_grad(), seeded(seed, like.device):
         x = data.draw(rows, torch.Generator(data.images.device).manual_seed(seed)).to(like)
-        x = comparable(model, x).flatten(1)
+        x = comparable(model, x)[0].flatten(1)
         x = x - x.mean(0) if model.missing is None else (x - x.nanmean(0)).nan_to_num(0.0)
         x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
         shuffled = torch.tensor([_explained(x.gather(0, torch.rand_like(x).argsort(0)), num) for _ in range(_SHUFFLES)])
@@ -139,8 +148,33 @@ def _remedy(model: VAE, data: Dataset | Loaded, seen: Survey) -> str:
             f"{factor:.1g}"
         )
     if model.beta > 1:
-        return f"lower beta, {model.beta:g}, the weight of the KL divergence"
-    return f"{_WARM_UP}, raise the encoder's initial_inclusion, or train for longer"
+        settings = f"lower beta, {model.beta:g}, the weight of the KL divergence"
+    else:
+        settings = f"{_WARM_UP} or raise the encoder's initial_inclusion"
+    if too_short := _rising(model) or _short(model):
+        return f"{too_short}; if that does not help, {settings}"
+    return f"{settings}, or train for longer"
+
+
+def _short(model: VAE) -> str | None:
+    steps = last_runs.get(model, History()).steps
+    return f"the last run had only {steps} steps; train for longer" if 0 < steps < _FEW_STEPS else None
+
+
+def _rising(model: VAE) -> str | None:
+    """Return a line if the bound rose until the end of the last run of `fit`."""
+    history = last_runs.get(model, History())
+    warmup = math.ceil(history.warmup_steps / max(history.steps_per_epoch, 1))
+    bound = torch.tensor(history.validation or history.elbo, dtype=torch.float64)[warmup:]
+    if len(bound) < 2:
+        return None
+    last = max(1, round(_LAST * len(bound)))
+    rise = float(bound[-last:].mean() - bound[-2 * last : -last].mean())
+    bends = bound[len(bound) // 2 :].diff(n=2)  # which a steady rise leaves at 0; of variance 6 for noise of variance 1
+    noise = float(bends.square().mean().div(6).nan_to_num().mul(2 / last).sqrt())
+    if rise <= max(_DEVIATIONS * noise, _GAIN * last / len(bound) * float(bound.max() - bound.min())):
+        return None
+    return f"the bound still rose by {rise:.2g} nats in the last {last} of {len(history)} epochs; train for longer"
 
 
 def _jump(model: VAE, data: Dataset | Loaded, latents: Tensor) -> float:
@@ -151,7 +185,7 @@ def _jump(model: VAE, data: Dataset | Loaded, latents: Tensor) -> float:
         on = off.clone()
         on[torch.arange(len(latents)), latents] = 1.0
         try:
-            moved = kl_divergence(*(model.decoder(code.reshape(-1, *shape)) for code in (off, on)))
+            moved = kl_divergence(*(values_of(model.decoder(code.reshape(-1, *shape))) for code in (off, on)))
         except NotImplementedError:
             return 0.0
     return float(moved.median())

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 from vsc_pyro._arguments import bool_or_auto, natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.distributions import LinearNormal, centre, has_mean, inclusion_logits, is_point
+from vsc_pyro.distributions import centre, has_mean, inclusion_logits, is_point
+from vsc_pyro.distributions.linear_normal import as_linear
 from vsc_pyro.evaluation.codes import Encodable, drawn_batches, first_posterior
 from vsc_pyro.evaluation.importance import Weighing, are_worth_compiling, chunk_of, codes_of
 from vsc_pyro.evaluation.relaxation import GAP_DRAWS
@@ -202,9 +203,11 @@ def expected_log_likelihood(model: VAE, x: Tensor) -> Tensor | None:
     if model.missing is not None or not has_mean(posterior):
         return None
     likelihood = model.decoder(posterior.mean)
-    if not isinstance(likelihood, LinearNormal):
+    found = as_linear(likelihood)
+    if found is None:
         return None
-    return likelihood.expected_log_prob(x.reshape(len(x), *likelihood.event_shape), posterior.variance)
+    linear, values = found
+    return linear.expected_log_prob(values(x.reshape(len(x), *likelihood.event_shape)), posterior.variance)
 
 
 def figures_of_batch(model: VAE, is_bound: bool, missing: str | None, x: Tensor, weigh: Weighing) -> Figures:

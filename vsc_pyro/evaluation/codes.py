@@ -102,7 +102,7 @@ def codes(model: VAE, data: Encodable, *, threshold: float = 0.5, seed: int = 0,
             tensors, or tuples that begin with one. Codes are in the order of the data; those of a loader are in its
             order, so build it with ``shuffle=False``.
         threshold: the hard code has a latent on if its inclusion exceeds this; from 0 to below 1.
-        seed: of dynamic binarisation, and of a loader that shuffles with torch's global generator.
+        seed: of dynamic binarisation, and of a loader that shuffles.
         format: ``"tensors"`` for a `Codes`; ``"csr"`` for the hard code alone as a `scipy.sparse.csr_array` of shape
             ``(N, J)``, built without a dense array of that shape.
 

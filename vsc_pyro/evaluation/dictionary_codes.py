@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vsc_pyro.datasets import Dataset
+from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of
 from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.models.data_checks import check_figure
@@ -71,9 +73,10 @@ class Coder:
             model.check_data(data.images)
             self.is_probabilistic = posterior is not None or _has_spikes(model, data.images[:1])
             self._code, self._like, atoms = self._posterior_code, model.reference, _dictionary(model)
-        elif hasattr(model, "W_dec"):
+        elif all(hasattr(model, name) for name in ("encode", "decode", "W_dec")):
             code = self._codes_of_inclusion if self.is_probabilistic else self._deterministic_code
-            self._code, self._like, atoms = code, model.W_dec, model.W_dec
+            atoms = as_numbers(model.W_dec, "W_dec")
+            self._code, self._like = code, atoms
         else:
             raise ValueError(
                 f"model must be a VAE with a linear decoder or an object with encode, decode and W_dec, got "
@@ -81,10 +84,13 @@ class Coder:
             )
         if posterior is not None and not self._is_vae:
             raise ValueError("posterior is for a VAE; a model with W_dec has codes of its own, so omit it")
+        if posterior is not None and not callable(posterior):
+            raise ValueError(f"posterior must be a function from data to their posterior, got {posterior!r}")
         if atoms.ndim != 2 or atoms.shape[1] != size:
             raise ValueError(
                 f"the model has a dictionary of shape {tuple(atoms.shape)}, and a datum has {size} values; the "
-                "dictionary must have one row of that many values for each latent"
+                "dictionary must have one row of that many values for each latent (data with a context, their size or "
+                "covariates, have more: vsc_pyro.evaluate takes them)"
             )
         self.atoms = atoms.detach().float().cpu()
 
@@ -144,14 +150,19 @@ class Coder:
             yield
 
     def _posterior_code(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        posterior = (self._posterior or self._model.encoder)(x)
-        if hasattr(posterior, "inclusion"):
+        posterior: Any = (self._posterior or self._model.encoder)(x)
+        if all(isinstance(getattr(posterior, name, None), Tensor) for name in ("inclusion", "mean")):
             inclusion, mean = posterior.inclusion.to(x), posterior.mean.to(x)
             inclusion = self._checked(inclusion, mean, len(x))
             hard = torch.where(inclusion > 0.5, mean / inclusion, 0)
-        else:
+        elif isinstance(posterior, Distribution):
             inclusion, mean, hard = inclusion_of(posterior), centre(posterior), hard_code(posterior)
             inclusion = self._checked(inclusion, mean, len(x))
+        else:
+            raise ValueError(
+                "posterior must return a distribution, or an object with tensors inclusion and mean, got "
+                f"{type(posterior).__name__}"
+            )
         decoded, hard_decoded = (centre(self._model.decoder(code)) for code in (mean, hard))
         return inclusion, mean, decoded.flatten(1), hard_decoded.flatten(1)
 

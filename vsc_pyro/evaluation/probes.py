@@ -66,7 +66,7 @@ def linear_probe(
 
     Args:
         model: a `VAE`.
-        train, test: data sets with labels.
+        train, test: data sets with labels, numbered alike.
         num_labels: number of labelled training data, drawn without replacement.
         standardize: give each latent mean 0 and variance 1 over those training data (a latent that never varies is only
             shifted). The classifier has one L2 penalty for all latents, so without this a latent of small scale counts
@@ -74,7 +74,8 @@ def linear_probe(
         seed: of the choice of training data and of dynamic binarisation.
 
     Raises:
-        ValueError: data without labels, fewer data than `num_labels`, or labels of only one class.
+        ValueError: data without labels, data sets whose classes have different names, fewer data than `num_labels`, or
+            labels of only one class.
 
     Example:
         >>> import torch, vsc_pyro as vsc
@@ -90,14 +91,19 @@ def linear_probe(
 
     num_labels, seed = positive_int("num_labels", num_labels), natural_int("seed", seed)
     train_labels, test_labels = _labels("train", train), _labels("test", test)
+    if None not in (train.class_names, test.class_names) and train.class_names != test.class_names:
+        raise ValueError(
+            f"train and test must number classes alike, got class_names {train.class_names} and {test.class_names}; "
+            "split one Dataset, or pass the same class_names to both"
+        )
     if num_labels > len(train):
         raise ValueError(f"num_labels must be at most the {len(train)} training data, got {num_labels}")
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:num_labels]
     labels = train_labels[rows.numpy()]
     if len(np.unique(labels)) < 2:
         raise ValueError(
-            f"the num_labels={num_labels} training data drawn by seed={seed} are all of class {labels[0]}; "
-            "a classifier needs two classes, so draw more"
+            f"the num_labels={num_labels} training data drawn by seed={seed} are all of class "
+            f"{train.class_name(labels[0])}; a classifier needs two classes, so draw more"
         )
     labelled = Dataset(train.images[rows], binarize=train.binarize)
     # Far above the iterations that convergence takes.

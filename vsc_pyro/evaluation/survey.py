@@ -28,6 +28,7 @@ from torch.distributions import Distribution
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, hard_code, inclusion_logits, inclusion_of, is_bernoulli, noise_scale
+from vsc_pyro.distributions.families import given, values_of
 from vsc_pyro.evaluation.codes import drawn_batches
 from vsc_pyro.evaluation.information import Information, is_informative
 from vsc_pyro.models.data_checks import as_events
@@ -151,14 +152,15 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
             posterior = model.encoder(x)
             information.locate(posterior)
             usage = usage + inclusion_of(posterior).flatten(1).cpu().double().sum(0)
-            x = comparable(model, x)
+            x, _ = comparable(model, x)
             total = total + x.flatten(1).nan_to_num(0.0).cpu().double().sum(0)
             observed = observed + (~x.flatten(1).isnan()).cpu().double().sum(0)
         errors = _Errors(total / observed.clamp(min=1), observed / len(data))
         for x in _batches(data, rows, seed, like):
             posterior = model.encoder(x)
             information.count(posterior)
-            errors.add(comparable(model, x), [model.decoder(code(posterior)) for code in (centre, hard_code)])
+            values, whole = comparable(model, x)
+            errors.add(values, [decoded(model, code(posterior), whole) for code in (centre, hard_code)])
         prior = inclusion_logits(getattr(model.prior, "marginal", model.prior)(x))
         prior_inclusion = math.nan if prior is None else float(prior.sigmoid().mean())
     return Survey(
@@ -171,9 +173,14 @@ def survey(model: VAE, data: Dataset | Loaded, *, seed: int = 0) -> Survey:
     )
 
 
-def comparable(model: VAE, x: Tensor) -> Tensor:
-    """Return data ``(B, ...)`` under the context that decoded codes have; most decoders have none."""
-    return model.decoder.comparable(x) if hasattr(model.decoder, "comparable") else x
+def comparable(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values of data ``(B, ...)``, and rows of these values and a context; most data have no context."""
+    return model.decoder.comparable(x) if hasattr(model.decoder, "comparable") else (x, x)
+
+
+def decoded(model: VAE, code: Tensor, rows: Tensor) -> Distribution:
+    """Return the likelihood of values alone, given codes ``(B, J)``, in the context of `rows`; see `comparable`."""
+    return values_of(given(model.decoder(code), rows))
 
 
 def _rows_at_once(x: Tensor, posterior: Distribution) -> int:

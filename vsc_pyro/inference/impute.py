@@ -40,8 +40,9 @@ from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro._seeding import seeded
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.datasets.numbers import as_numbers
-from vsc_pyro.distributions import centre, is_point
-from vsc_pyro.models.data_checks import check_figure, in_memory
+from vsc_pyro.distributions import centre, given, is_point
+from vsc_pyro.distributions.observed import observed_only
+from vsc_pyro.models.data_checks import check_figure, check_support, in_memory
 from vsc_pyro.models.vae import VAE, check_is_vae
 
 _ROWS_AT_ONCE = 10_000  # chains in a batch: 30 MB for 784 pixels in float32
@@ -124,7 +125,7 @@ def impute(
     mask = _checked_mask(~x.isnan() if mask is None else mask, x)
     with model.evaluating(), seeded(seed, x.device), pyro.validation_enabled(False):
         x = _without_missing(model, x, mask)
-        prior = _checked_prior(model, x)
+        prior = _checked_prior(model, x, mask)
         chains = torch.arange(len(x) * num_samples, device=x.device).split(_ROWS_AT_ONCE)
         steps = num_pseudo_steps + num_steps
         mean, parts = torch.zeros_like(x), []
@@ -151,7 +152,7 @@ def _run(
 ) -> tuple[Tensor, ...]:
     """Run a chain for each row of x; return its last mean, draw and code, and counts of accepted and proposed codes."""
     z = prior.expand(x.shape[:1]).sample()
-    likelihood = model.decoder(z)
+    likelihood = given(model.decoder(z), x)
     accepted, proposed = x.new_zeros(2, len(x))
     for step in range(num_pseudo_steps + num_steps):
         x = torch.where(mask, x, likelihood.sample().reshape(x.shape))
@@ -163,7 +164,7 @@ def _run(
             redrawn = _redrawn(posterior, z)
             proposal = torch.where(redrawn, proposal, z)
             log_ratio = (
-                _log_likelihood_ratio(model.decoder(proposal), likelihood, x)
+                _log_likelihood_ratio(given(model.decoder(proposal), x), likelihood, x)
                 + (prior.log_prob(proposal) - prior.log_prob(z))
                 + _log_proposal_ratio(posterior, z, proposal, redrawn)
             )
@@ -172,7 +173,7 @@ def _run(
             accepted += accept & moved
             proposed += moved
             z = torch.where(_unsqueeze_like(accept, z), proposal, z)
-        likelihood = model.decoder(z)
+        likelihood = given(model.decoder(z), x)
         bar.update()
     x = torch.where(mask, x, likelihood.sample().reshape(x.shape))
     return centre(likelihood).reshape(x.shape), x, z, accepted, proposed
@@ -198,7 +199,7 @@ def _log_proposal_ratio(posterior: Distribution, z: Tensor, proposal: Tensor, re
 
 def _log_likelihood_ratio(new: Distribution, old: Distribution, x: Tensor) -> Tensor:
     value = x.reshape(x.shape[:1] + new.event_shape)
-    return (_scalars(new).log_prob(value) - _scalars(old).log_prob(value)).flatten(1).sum(1)
+    return (_scalars(new).log_prob(value) - _scalars(old).log_prob(value)).reshape(len(x), -1).sum(1)
 
 
 def _scalars(distribution: Distribution) -> Distribution:
@@ -247,18 +248,14 @@ def _without_missing(model: VAE, x: Tensor, mask: Tensor) -> Tensor:
     return x
 
 
-def _checked_prior(model: VAE, x: Tensor) -> Distribution:
-    """Return the prior of a model whose posterior has a density and whose pixels are independent given a code."""
+def _checked_prior(model: VAE, x: Tensor, mask: Tensor) -> Distribution:
+    """Return the prior of a model whose posterior has a density, and check that missing pixels can be left out."""
     if is_point(model.encoder(x[:1])):
         raise ValueError(
             "the posterior must have a density for the acceptance of proposals, and "
             f"{type(model.encoder).__name__} gives points; take SpikeSlabEncoder, NormalEncoder or another"
         )
     prior = model.marginal_prior(x[:1])
-    likelihood = model.decoder(x.new_zeros(1, *prior.event_shape))
-    if _scalars(likelihood).event_shape:
-        raise ValueError(
-            "pixels must be independent given a code, so that missing ones can be drawn separately, got "
-            f"{type(likelihood).__name__}; let the decoder return a distribution of scalars with .to_event()"
-        )
+    likelihood = observed_only(model.decoder(x.new_zeros(1, *prior.event_shape)))
+    check_support(torch.where(mask, x, torch.nan), likelihood, x)
     return prior

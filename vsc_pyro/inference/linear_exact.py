@@ -33,8 +33,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import logsigmoid
 
-from vsc_pyro.distributions import LinearNormal, SpikeSlab
-from vsc_pyro.models.data_checks import in_memory
+from vsc_pyro.distributions import SpikeSlab
+from vsc_pyro.distributions.linear_normal import as_linear
+from vsc_pyro.models.data_checks import as_events, in_memory
 from vsc_pyro.models.vae import VAE, check_is_vae
 
 MAX_LATENTS = 12
@@ -86,19 +87,21 @@ def linear_gaussian(model: VAE, x: Tensor | np.ndarray) -> LinearGaussian:
                 "the exact posterior is that of whole data, got a model with missing=True; build it without, and pass "
                 "data without missing values"
             )
-        if not isinstance(likelihood, LinearNormal):
+        found = as_linear(likelihood)
+        if found is None:
             raise ValueError(
                 "only a linear decoder with Gaussian noise has an exact posterior, got "
                 f"{type(model.decoder).__name__}; build the model with NormalDecoder(..., hidden=())"
             )
         logits, loc, slab_scale = _normal_slabs(prior)
-        dictionary, bias = likelihood.dictionary.flatten(1).double(), likelihood.mean.flatten().double()
-        scale = likelihood.scale.expand(likelihood.event_shape).flatten().double()
+        linear, values = found
+        dictionary, bias = linear.dictionary.flatten(1).double(), linear.mean.flatten().double()
+        scale = linear.scale.expand(linear.event_shape).flatten().double()
         weighted = dictionary / scale
         constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
         projections, log_noises = [], []
         for rows in images.split(_ROWS_AT_ONCE):
-            residual = (rows.to(model.reference).flatten(1).double() - bias) / scale
+            residual = (values(as_events(rows.to(model.reference), likelihood)).flatten(1).double() - bias) / scale
             projections.append(residual @ weighted.T + loc / slab_scale**2)
             log_noises.append(-0.5 * residual.square().sum(1) - constant)
     gram = weighted @ weighted.T

@@ -41,8 +41,10 @@ from vsc_pyro.distributions import IndependentSpikeSlab
 from vsc_pyro.distributions.families import changed
 from vsc_pyro.gates import BinaryConcrete, Gate, get_gate
 from vsc_pyro.models.data_checks import check_figure
+from vsc_pyro.models.modes import without_autocast
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import OBJECTIVES, TraceELBO, get_objective
+from vsc_pyro.training.fit import check_can_train
 from vsc_pyro.training.loaded import Loaded, as_readable
 from vsc_pyro.training.svi import SVI
 
@@ -213,11 +215,13 @@ def refine(
         num_draws = 20 if choice("objective", objective, OBJECTIVES).draws_codes else 1
     loss = get_objective(objective, num_draws, (Gate() if gate is None else get_gate(gate)).draws_at_once)
     data = as_readable(x, seed, model)
+    check_can_train(model)
     decoder = copy.deepcopy(model.decoder).eval().requires_grad_(False)
     size = max(1, _ROWS_AT_ONCE // max(loss.num_particles, _BOUND_DRAWS))
     chunks = data.batches(size) if isinstance(data, Loaded) else data.images.split(size)
     parts, bounds = [], []
-    with tqdm(total=-(-len(data) // size) * steps, desc="refine", unit="step", disable=not progress) as bar:
+    bar = tqdm(total=-(-len(data) // size) * steps, desc="refine", unit="step", disable=not progress)
+    with bar, without_autocast(model.reference.device):
         for rows in chunks:
             rows = rows.to(model.reference, copy=True)  # tensors of inference mode take no part in a gradient
             with model.evaluating():

@@ -102,6 +102,23 @@ def check_finite(x: Tensor, dtype: torch.dtype, allow_nan: bool = False, remedy:
         )
 
 
+def check_resolved(x: Tensor, dtype: torch.dtype) -> None:
+    """Raise `ValueError` if a value varies over data ``(N, ...)``, but by less than `dtype` resolves at its size."""
+    if x.dtype.itemsize <= dtype.itemsize or len(x) == 0:
+        return
+    least, most = x.flatten(1).aminmax(dim=0)
+    kind = torch.finfo(dtype)
+    spacing = torch.maximum(least.abs(), most.abs()).mul(kind.eps).clamp(min=kind.tiny)
+    lost = (most > least) & (most - least < spacing)
+    if lost.any():
+        at = int(lost.nonzero()[0, 0])
+        raise ValueError(
+            f"data vary from {float(least[at])!r} to {float(most[at])!r} in value {at} of a datum, which the model's "
+            f"type, {dtype}, does not resolve ({int(lost.sum())} of {len(lost)} values are such); subtract the mean "
+            "and divide by the standard deviation first, or call model.double()"
+        )
+
+
 def check_figure(name: str, values: Tensor, first: int = 0) -> None:
     """Raise `ValueError` if any of `values`, shape ``(N, ...)``, is not finite; the message names the first such datum.
 
@@ -140,7 +157,7 @@ def check_support(x: Tensor, likelihood: Distribution, like: Tensor) -> None:
     """
     chunks = (chunk.to(like) for chunk in x.split(_ROWS_AT_ONCE))
     if not all(_ends_are_in_support(chunk, likelihood) or are_in_support(chunk, likelihood) for chunk in chunks):
-        low, high = float(x.min()), float(x.max())
+        low, high = torch.where(x.isnan(), 0.0, x).aminmax()
         raise ValueError(
             f"{must_be_inside(likelihood)}, got values from {low:.4g} to {high:.4g}; {remedy_of(likelihood)}"
         )

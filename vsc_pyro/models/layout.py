@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import zlib
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from vsc_pyro._recorded import plain_number
 
@@ -23,8 +27,19 @@ def layout(model: nn.Module) -> dict[str, str]:
 def public_attributes(model: nn.Module) -> dict[str, str]:
     """Return as text every module's public attributes that are neither tensors nor modules, by name."""
     return {
-        f"{prefix}.{attribute}".removeprefix("."): re.sub(" at 0x[0-9a-f]+", "", repr(plain_number(value)))
+        f"{prefix}.{attribute}".removeprefix("."): re.sub(" at 0x[0-9a-f]+", "", _text(value))
         for prefix, module in model.named_modules()
         for attribute, value in vars(module).items()
         if not attribute.startswith("_")
     }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, torch.Size):
+        value = tuple(value)
+    text = repr(plain_number(value))
+    if isinstance(value, (Tensor, np.ndarray)):  # their text leaves out digits, and the middle of long ones
+        with contextlib.suppress(TypeError, RuntimeError):  # sparse, on another device, objects
+            values = np.ascontiguousarray(value.detach() if isinstance(value, Tensor) else value)
+            text += f" of checksum {zlib.crc32(values.data.cast('B')):08x}"
+    return text

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +22,14 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, before in modes:
             part.training = before
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return a context in which a caller's `torch.autocast` does not apply."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    # The outermost autocast clears the cache of cast weights when it ends, and this one may last for a whole run.
+    return torch.autocast(device.type, enabled=False, cache_enabled=False)
 
 
 @contextlib.contextmanager

@@ -28,18 +28,27 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from vsc_pyro._arguments import positive_float, positive_int
+from vsc_pyro._arguments import positive_float, positive_int, yes_or_no
 from vsc_pyro._scalars import ScalarModule, seven_digits
 from vsc_pyro._seeding import alone
+from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import given, has_mean, inclusion_logits
-from vsc_pyro.models.data_checks import as_events, check_finite, check_layout, check_support, inner, remedy_of_size
+from vsc_pyro.models.data_checks import (
+    as_events,
+    check_finite,
+    check_layout,
+    check_support,
+    in_memory,
+    inner,
+    remedy_of_size,
+)
 from vsc_pyro.models.missing import Missing
-from vsc_pyro.models.modes import in_mode
+from vsc_pyro.models.modes import in_mode, without_autocast
 from vsc_pyro.models.param_store import name_in_store, register
+from vsc_pyro.models.part_checks import check_are_modules, check_batch, check_is_pyro, check_takes_draws
 from vsc_pyro.models.priors import Prior
 from vsc_pyro.models.priors.prior import depends_on_data
 
@@ -60,7 +69,7 @@ class VAE(ScalarModule):
             ``vae.beta = 4.0`` changes it, and a schedule may start it at 0.
         missing: True takes NaN in data as missing values. The likelihood leaves them out, so that bounds are those of
             the observed values; encoder and prior see the mean of the training data in their place. Values must be
-            independent given a code. `impute` draws missing values.
+            independent given a code, and the context of a row is never missing. `impute` draws missing values.
         num_data: number N of training data. Latent variables common to all data are scaled by B / N in a batch of B
             data; None for N = B. `vsc_pyro.fit` sets it.
 
@@ -71,8 +80,9 @@ class VAE(ScalarModule):
             of steps.
 
     Raises:
-        ValueError: parts that do not fit: codes or data of different shapes, or a posterior whose KL divergence from
-            the prior is infinite. Checked at construction if the encoder has an `input_shape`.
+        ValueError: a part that is no module, or parts that do not fit: codes or data of different shapes, or a
+            posterior whose KL divergence from the prior is infinite. Checked at construction if the encoder has an
+            `input_shape`.
 
     **Initial weights** come from torch's random numbers. Call ``torch.manual_seed(0)`` before you build the parts for
     the same weights in every run; the `seed` of `fit` does not affect them.
@@ -119,6 +129,7 @@ class VAE(ScalarModule):
         missing: bool = False,
     ) -> None:
         super().__init__()
+        check_are_modules(encoder=encoder, decoder=decoder, prior=prior)
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
@@ -126,7 +137,7 @@ class VAE(ScalarModule):
         self.register_scalar("warmup", 1.0)
         self.num_data = None if num_data is None else positive_int("num_data", num_data)
         self._datum_shape: torch.Size | None = None
-        self.missing = Missing(getattr(encoder, "input_shape", ())) if missing else None
+        self.missing = Missing(getattr(encoder, "input_shape", ())) if yes_or_no("missing", missing) else None
         if self.missing is not None:
             self.missing.attach(encoder, decoder, prior)
         self._attach()
@@ -265,12 +276,14 @@ class VAE(ScalarModule):
 
         return save(self, directory, **options)
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, images: Dataset | Tensor | np.ndarray) -> None:
         """Show training data, shape ``(N, ...)``, to the parts that initialise themselves from data.
 
         It calls `prepare` of encoder, decoder and prior, and of every `vsc_pyro.Prior` within them. A method of that
         name of any other module is not called. A second call has no effect on the parts of this library.
         """
+        images = in_memory(images).images.to(self.reference)
+        self.check_data(images)
         parts = (self.encoder, self.decoder, self.prior)
         spread = images
         if self.missing is not None:
@@ -282,8 +295,8 @@ class VAE(ScalarModule):
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within the context, evaluation mode (hard spikes) and no gradients; afterwards every module's own mode."""
-        with alone(), in_mode(self, False), torch.no_grad():
+        """Within the context: evaluation mode (hard spikes), no gradients, no autocast; then each module's own mode."""
+        with alone(), in_mode(self, False), torch.no_grad(), without_autocast(self.reference.device):
             yield
 
     def check_data(self, x: Tensor) -> None:
@@ -323,7 +336,8 @@ class VAE(ScalarModule):
             except RuntimeError as error:
                 raise ValueError(f"the prior does not take data of shape (N, {inner(x)}): {error}") from error
             for part, distribution in (("encoder", posterior), ("prior", prior)):
-                _check_is_pyro(part, distribution)
+                check_is_pyro(part, distribution)
+            check_batch("encoder", posterior, "x", (1,))
             if posterior.event_shape != prior.event_shape:
                 raise ValueError(
                     f"encoder and prior must have the same number of latents, got codes of shape "
@@ -336,8 +350,10 @@ class VAE(ScalarModule):
                     f"the decoder does not take the encoder's codes of shape {tuple(posterior.event_shape)}; "
                     f"pass the same latent_dim to both ({error})"
                 ) from error
-            _check_is_pyro("decoder", likelihood)
+            check_is_pyro("decoder", likelihood)
+            check_batch("decoder", likelihood, "z", (1,))
             as_events(x, likelihood)
+            check_takes_draws(self.decoder, x.new_zeros(2, 1, *posterior.event_shape))
             check_layout(x, getattr(self.encoder, "input_shape", ()), "an encoder")
             if not has_mean(posterior):
                 self._check_decoder_saturates(x, posterior)
@@ -378,11 +394,3 @@ def check_is_vae(model: object) -> None:
 @functools.cache
 def _takes_missing(cls: type[VAE]) -> bool:
     return "missing" in inspect.signature(cls).parameters
-
-
-def _check_is_pyro(part: str, distribution: Distribution) -> None:
-    if not isinstance(distribution, TorchDistributionMixin):
-        raise ValueError(
-            f"the {part} must return a Pyro distribution, got {type(distribution).__module__}."
-            f"{type(distribution).__name__}; take the class of that name from pyro.distributions"
-        )

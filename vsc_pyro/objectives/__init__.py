@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vsc_pyro._arguments import choice, positive_int
 from vsc_pyro._seeding import seeded
-from vsc_pyro.distributions import WITHOUT_SCORES, LinearNormal
+from vsc_pyro.distributions import WITHOUT_SCORES
+from vsc_pyro.distributions.linear_normal import as_linear
 from vsc_pyro.gates import Gate
 from vsc_pyro.objectives.elbo import AnalyticELBO, TraceELBO
 from vsc_pyro.objectives.importance_weighted import ImportanceWeightedELBO
@@ -83,7 +84,7 @@ def exact_if_linear(model: VAE, x: Tensor) -> str:
         >>> exact_if_linear(vsc.VAE(encoder, vsc.NormalDecoder(2, 6, hidden=(8,)), prior), x)
         'analytic'
     """
-    if not isinstance(model.check_parts(x[:1]), LinearNormal):
+    if as_linear(model.check_parts(x[:1])) is None:
         return "analytic"
     try:
         with model.evaluating(), seeded(0, x.device), pyro.get_param_store().scope():

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from vsc_pyro.distributions import LinearNormal, has_mean, is_point
+from vsc_pyro.distributions.linear_normal import as_linear
 from vsc_pyro.objectives.elbo import NOT_SCORED, AnalyticELBO, Site, Term, sample_sites, site_of
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ class ExactELBO(AnalyticELBO):
         codes = site_of(guide_trace, self.latent)
         codes["score_parts"] = NOT_SCORED
         for name, site in after.items():
-            likelihood = site["fn"]
-            if not (isinstance(likelihood, LinearNormal) and likelihood.code is codes["value"]):
+            found = as_linear(site["fn"])
+            if found is None or found[0].code is not codes["value"]:
                 raise ValueError(
                     f"objective={self.name!r} needs a linear NormalDecoder (hidden=()) of the codes {self.latent!r} "
-                    f"themselves, which the observed site {name!r}, {_name(likelihood)}, does not come from; {_REMEDY}"
+                    f"themselves, which the observed site {name!r}, {_name(site['fn'])}, does not come from; {_REMEDY}"
                 )
-            expected = self._expected(likelihood, site["value"], cast("Tensor", variance))
+            linear, values = found
+            expected = self._expected(linear, values(site["value"]), cast("Tensor", variance))
             site["log_prob"] = scale_and_mask(expected, site["scale"], site["mask"])
             if is_validation_enabled():
                 check_site_shape(cast("Any", site), cast("int", self.max_plate_nesting))

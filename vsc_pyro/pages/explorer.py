@@ -127,7 +127,7 @@ def _slab_family(model: VAE, seen: Tensor) -> str:
 
 def _values(shown: Dataset, seen: Tensor) -> dict[str, Any]:
     return {
-        "labels": None if shown.labels is None else shown.labels.tolist(),
+        "labels": None if shown.labels is None else [shown.class_name(label) for label in shown.labels.tolist()],
         "images": None if torch.equal(shown.images, seen) else packed(shown.images),
         "seen": packed(seen),
     }

@@ -160,7 +160,7 @@ def _data(latents: _Latents, place: int, top: Tensor, data: Dataset, words: Sequ
     if words is not None:
         columns["word"] = [words[row] for row in top.tolist()]
     if data.labels is not None:
-        columns["label"] = data.labels[top].tolist()
+        columns["label"] = [data.class_name(label) for label in data.labels[top].tolist()]
     columns |= {"probability": latents.inclusion[top, place].tolist(), "mean code": latents.code[top, place].tolist()}
     if latents.present is not None:
         columns["true feature is present"] = latents.present[top, place].tolist()

@@ -19,7 +19,7 @@ from vsc_pyro.evaluation.bounds import bounds
 from vsc_pyro.evaluation.calibration import check_calibration
 from vsc_pyro.evaluation.codes import codes
 from vsc_pyro.evaluation.probes import auroc
-from vsc_pyro.evaluation.survey import comparable
+from vsc_pyro.evaluation.survey import comparable, decoded
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.pages.document import Document
 from vsc_pyro.pages.inspection import BOUND_DRAWS, NUM_BOUNDED, NUM_EXPLAINED, NUM_IMPUTED, Subject
@@ -137,10 +137,10 @@ def features(document: Document, subject: Subject) -> None:
     generator = torch.Generator().manual_seed(subject.seed)
     x = subject.data[:_NUM_EXPLAINED_BY_FEATURE].draw(slice(None), generator)
     with model.evaluating():
-        decoded = model.decoder(codes(model, x).hard.to(model.reference)).mean
-        truth = comparable(model, x.to(model.reference))
-    truth, decoded = truth.cpu().flatten(1), decoded.cpu().flatten(1)
-    errors, spread = (truth - decoded).square().mean(0), truth.var(0, correction=0)
+        truth, rows = comparable(model, x.to(model.reference))
+        means = decoded(model, codes(model, x).hard.to(model.reference), rows).mean
+    truth, means = truth.cpu().flatten(1), means.cpu().flatten(1)
+    errors, spread = (truth - means).square().mean(0), truth.var(0, correction=0)
     share = 1 - errors / spread.clamp(min=1e-30)
     order = share.argsort(descending=True)
     named = range(truth.shape[1]) if subject.names is None else subject.names

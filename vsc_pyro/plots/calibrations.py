@@ -28,7 +28,7 @@ def reliability(calibrations: Mapping[str, Calibration | DictionaryEvaluation]) 
     Raises:
         ValueError: no calibration, one of a posterior without spikes, or one of a dictionary without known features.
     """
-    check_named("calibrations", calibrations)
+    check_named("calibrations", calibrations, Calibration, DictionaryEvaluation)
     for name, result in calibrations.items():
         if math.isnan(result.ece):
             raise ValueError(
@@ -65,7 +65,7 @@ def rank_histograms(calibrations: Mapping[str, Calibration]) -> Figure:
     Raises:
         ValueError: no calibration.
     """
-    check_named("calibrations", calibrations)
+    check_named("calibrations", calibrations, Calibration)
     figure = Figure(figsize=(3.2 * len(calibrations), 2.8), layout="constrained")
     panels = figure.subplots(1, len(calibrations), sharey=True, squeeze=False)[0]
     for axes, (name, result) in zip(panels, calibrations.items(), strict=True):

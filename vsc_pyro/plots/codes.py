@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -69,6 +71,8 @@ def inclusion_map(
         low, high = (int(label) for label in data.labels.aminmax())
         if low < 0 or high >= positive_int("num_classes", num_classes):
             raise ValueError(f"num_classes={num_classes} rows do not hold labels from {low} to {high}; pass None")
+        if data.class_names is not None and num_classes > len(data.class_names):
+            raise ValueError(f"num_classes={num_classes} rows are more than {len(data.class_names)} classes; pass None")
     seen = data.draw(slice(None))
     ranked = usage_of(model, seen).order
     order = ranked[:_MOST_COLUMNS]
@@ -76,13 +80,12 @@ def inclusion_map(
     inclusion = torch.cat(
         [inclusion_of(model.encoder(x.to(model.reference))).cpu()[:, order] for x in seen[shown].split(1000)]
     )
-    labels = None if data.labels is None else data.labels[shown].cpu()
     figure = Figure(figsize=(10, 3.6 if by_class else 5.5), layout="constrained")
     axes = figure.subplots()
-    if by_class and labels is not None:
-        rows = _rows_of_classes(axes, inclusion, labels, num_classes)
+    if by_class:
+        rows = _rows_of_classes(axes, inclusion, data, num_classes)
     else:
-        rows = _rows_of_data(axes, inclusion, labels)
+        rows = _rows_of_data(axes, inclusion, data[shown])
     image = axes.imshow(rows.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     name_latents(axes, order.tolist())
     some = f", the {len(order)} most used of {len(ranked):,} latents" if len(order) < len(ranked) else ""
@@ -91,20 +94,22 @@ def inclusion_map(
     return figure
 
 
-def _rows_of_classes(axes: Axes, inclusion: Tensor, labels: Tensor, num_classes: int | None) -> Tensor:
+def _rows_of_classes(axes: Axes, inclusion: Tensor, data: Dataset, num_classes: int | None) -> Tensor:
+    labels = cast(Tensor, data.labels).cpu()
     classes = labels.unique().tolist() if num_classes is None else range(num_classes)
-    axes.set_yticks(range(len(classes)), list(map(str, classes)))
+    axes.set_yticks(range(len(classes)), [str(data.class_name(label)) for label in classes])
     axes.set_ylabel("class")
     return torch.stack([inclusion[labels == label].mean(0) for label in classes])
 
 
-def _rows_of_data(axes: Axes, inclusion: Tensor, labels: Tensor | None) -> Tensor:
-    if labels is None:
+def _rows_of_data(axes: Axes, inclusion: Tensor, data: Dataset) -> Tensor:
+    if data.labels is None:
         axes.set_ylabel("datum")
         return inclusion
+    labels = data.labels.cpu()
     classes, counts = labels.unique(return_counts=True)
     ends = counts.cumsum(0)
-    axes.set_yticks((ends - 0.5 * counts - 0.5).tolist(), [str(int(label)) for label in classes])
+    axes.set_yticks((ends - 0.5 * counts - 0.5).tolist(), [str(data.class_name(label)) for label in classes.tolist()])
     axes.set_ylabel("datum, by class")
     for end in ends[:-1].tolist():
         axes.axhline(end - 0.5, color="white", linewidth=0.8)
@@ -221,7 +226,7 @@ def embedding(
     if data.labels is None:
         axes.scatter(*points.T.numpy(), s=6, color=BLUE, linewidths=0)
     else:
-        _scatter_classes(axes, points, data.labels[: len(x)].cpu())
+        _scatter_classes(axes, points, data[: len(x)])
     axes.set(xlabel=names[0], ylabel=names[1], title=f"Codes of {len(x)} data")
     return figure
 
@@ -244,13 +249,16 @@ def _neighbours(codes: Tensor, seed: int) -> tuple[Tensor, list[str]]:
 _METHODS = {"pca": _principal_components, "tsne": _neighbours}
 
 
-def _scatter_classes(axes: Axes, points: Tensor, labels: Tensor) -> None:
+def _scatter_classes(axes: Axes, points: Tensor, data: Dataset) -> None:
+    labels = cast(Tensor, data.labels).cpu()
     for place, label in enumerate(labels.unique().tolist()):
         own = points[labels == label]
         colour, marker = _HUES[place % len(_HUES)], _MARKERS[place // len(_HUES) % len(_MARKERS)]
-        axes.scatter(*own.T.numpy(), s=7, color=colour, marker=marker, linewidths=0, alpha=0.7, label=str(label))
+        name = str(data.class_name(label))
+        axes.scatter(*own.T.numpy(), s=7, color=colour, marker=marker, linewidths=0, alpha=0.7, label=name)
     axes.legend(title="class", bbox_to_anchor=(1, 1), loc="upper left", frameon=False, markerscale=3, fontsize=8)
     for label in labels.unique().tolist():  # in a loop of its own, so that names are above all points
         x, y = points[labels == label].mean(0).tolist()
-        name = axes.text(x, y, str(label), ha="center", va="center")
-        name.set(fontsize=13, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])
+        name = axes.text(x, y, str(data.class_name(label)), ha="center", va="center")
+        size = 13 if data.class_names is None else 8
+        name.set(fontsize=size, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])

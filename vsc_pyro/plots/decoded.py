@@ -16,7 +16,7 @@ from vsc_pyro.distributions import given
 from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Drawing, Style, as_pixels, drawing_of, show
-from vsc_pyro.plots.inputs import check_named, proper_prior, seeded_evaluation, slab_quantiles
+from vsc_pyro.plots.inputs import check_named, data_for, proper_prior, seeded_evaluation, slab_quantiles
 from vsc_pyro.plots.pictures import grid, in_rows
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def comparison(
     >>> len(plots.comparison(models, torch.rand(10, 64), num=4, image_shape=(8, 8)).axes)
     12
     """
-    check_named("models", models)
-    rows = [_reconstruct(model, in_memory(data), positive_int("num", num), seed=seed) for model in models.values()]
+    check_named("models", models, VAE)
+    num = positive_int("num", num)
+    rows = [_reconstruct(model, data_for(model, data), num, seed=seed) for model in models.values()]
     pictures = [rows[0][0], *(decoded for _, decoded in rows)]
     title = "Reconstructions, hard spikes"
     return grid(pictures, ["data", *models], title, drawing_of(pictures[0], **style))
@@ -93,7 +94,7 @@ def prior_samples(
     Raises:
         ValueError: a `FlatPrior`, which cannot be sampled.
     """
-    data = in_memory(data)
+    data = data_for(model, data)
     x = data.images[:1].to(model.reference)
     prior = proper_prior(model, x)
     z = prior.expand((1,)).sample((positive_int("num", num),)).squeeze(1)

@@ -25,7 +25,7 @@ def firing_densities(evaluations: Mapping[str, DictionaryEvaluation]) -> Figure:
     Raises:
         ValueError: no evaluation.
     """
-    check_named("evaluations", evaluations)
+    check_named("evaluations", evaluations, DictionaryEvaluation)
     figure, axes = _beside_a_legend()
     for name, found in evaluations.items():
         axes.stairs(found.density_counts, DENSITY_EDGES, label=f"{name}: {found.dead} of {found.num_latents} dead")
@@ -46,7 +46,7 @@ def feature_cosines(evaluations: Mapping[str, DictionaryEvaluation]) -> Figure:
     Raises:
         ValueError: no evaluation, or one without a true dictionary.
     """
-    check_named("evaluations", evaluations)
+    check_named("evaluations", evaluations, DictionaryEvaluation)
     figure, axes = _beside_a_legend()
     for name, found in evaluations.items():
         if found.cosine is None:
@@ -68,7 +68,7 @@ def recovery(evaluations: Mapping[str, Sequence[DictionaryEvaluation]]) -> Figur
     Raises:
         ValueError: no evaluation, or one without known features.
     """
-    check_named("evaluations", evaluations)
+    check_named("evaluations", evaluations, Sequence)
     everything = [found for results in evaluations.values() for found in results]
     if not everything or any(math.isnan(found.f1) for found in everything):
         raise ValueError("evaluations must have known features; pass data with factors and dictionary=")

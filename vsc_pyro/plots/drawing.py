@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -183,6 +183,8 @@ def drawing_of(
     shape = tuple(data.shape[1:])
     ink = bool_or_auto("ink", ink)
     if names is not None:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise ValueError(f"names must hold one name for each of {size} features, got {names!r}")
         names = tuple(map(str, names))
         if len(names) != size:
             raise ValueError(f"names must hold one name for each of {size} features, got {len(names)}; pass {size}")

@@ -18,10 +18,10 @@ from torch import Tensor
 from vsc_pyro._arguments import choice, positive_float, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, given, hard_code, inclusion_of
-from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.plots.drawing import Style, drawing_of
 from vsc_pyro.plots.inputs import (
+    data_for,
     latent_index,
     proper_prior,
     seeded_evaluation,
@@ -73,7 +73,7 @@ def traversals(
     """
     num = positive_int("num", num)
     limit = None if limit is None else positive_float("limit", limit)
-    seen = in_memory(data).draw(slice(None))
+    seen = data_for(model, data).draw(slice(None))
     usage = usage_of(model, seen)
     used = usage.order[usage.highest[usage.order] > 0.5]
     latents = used[:num].tolist()

@@ -82,7 +82,7 @@ def bound_histograms(bounds: Mapping[str, Bounds]) -> Figure:
     Raises:
         ValueError: no bounds, bounds of a model that has none, or values that are not finite.
     """
-    check_named("bounds", bounds)
+    check_named("bounds", bounds, Bounds)
     for name, result in bounds.items():
         if result.no_bound:
             raise ValueError(f"bounds of {name!r} are NaN: {result.no_bound}; use a model that has bounds")

@@ -23,7 +23,7 @@ from vsc_pyro.datasets import Dataset
 from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.distributions import centre, inclusion_logits, inclusion_of, is_proper, slab_of
 from vsc_pyro.models.data_checks import in_memory
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 
 _DRAWS = 10_000  # for quantiles without a formula
 P = ParamSpec("P")
@@ -35,6 +35,7 @@ def seeded_evaluation(function: Callable[Concatenate[VAE, P], R]) -> Callable[Co
 
     @functools.wraps(function)
     def wrapper(model: VAE, *args: P.args, **kwargs: P.kwargs) -> R:
+        check_is_vae(model)
         seed = natural_int("seed", cast(int, kwargs.get("seed", 0)))
         with model.evaluating(), seeded(seed, model.reference.device):
             return function(model, *args, **kwargs)
@@ -42,11 +43,16 @@ def seeded_evaluation(function: Callable[Concatenate[VAE, P], R]) -> Callable[Co
     return wrapper
 
 
-def check_named(argument: str, results: object) -> None:
-    """Raise `ValueError` unless the value of `argument` is a dict from names to one or more results."""
+def check_named(argument: str, results: object, *kinds: type) -> None:
+    """Raise `ValueError` unless the value of `argument` is a dict from names to one or more results of these kinds."""
     if not isinstance(results, Mapping) or not results:
         kind = f"an empty {type(results).__name__}" if isinstance(results, Mapping) else f"a {type(results).__name__}"
         raise ValueError(f"{argument} must be a dict from names to at least one result, {{'mine': result}}, got {kind}")
+    for name, result in results.items():
+        if not isinstance(result, kinds):
+            raise ValueError(
+                f"{argument}[{name!r}] must be a {' or '.join(kind.__name__ for kind in kinds)}, got {result!r}"
+            )
 
 
 # Data and models ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vsc_pyro._arguments import positive_int
 from vsc_pyro.datasets import Dataset
-from vsc_pyro.models.vae import VAE
+from vsc_pyro.models.vae import VAE, check_is_vae
 from vsc_pyro.plots.drawing import BLUE, ORANGE, Style, drawing_of
 from vsc_pyro.plots.inputs import batches, data_for, seeded_evaluation
 from vsc_pyro.plots.pictures import draw_grid, grid, in_rows, name_latents
@@ -86,6 +86,7 @@ def receptive_fields(model: VAE, num: int = 100, **style: Unpack[Style]) -> Figu
     >>> len([axes for axes in plots.receptive_fields(model, image_shape=(8, 8)).axes if axes.images])
     5
     """
+    check_is_vae(model)
     atoms = cast(Tensor, model.decoder.dictionary).detach().cpu()
     order = atoms.flatten(1).norm(dim=1).argsort(descending=True)[: positive_int("num", num)]
     atoms = atoms[order]
@@ -112,6 +113,8 @@ def training_curve(history: History) -> Figure:
     >>> plots.training_curve(history).axes[0].get_xlabel()
     'epoch'
     """
+    if not isinstance(history, History):
+        raise ValueError(f"history must be what fit returned, got {history!r}")
     if not len(history):
         raise ValueError("history holds no epoch; pass what fit returned")
     figure = Figure(figsize=(6, 3.6), layout="constrained")

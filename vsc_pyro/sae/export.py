@@ -148,7 +148,7 @@ def _linear_map(model: VAE, latent_dim: int) -> tuple[Tensor, Tensor]:
     if not isinstance(likelihood, LinearNormal):
         raise ValueError(
             f"a sparse autoencoder has a linear decoder, and {type(model.decoder).__name__} is none, or not one with a "
-            "normal likelihood; train a NormalDecoder(hidden=())"
+            "normal likelihood; train a NormalDecoder(hidden=()) without covariates"
         )
     return likelihood.dictionary.flatten(1).cpu().double(), likelihood.mean[0].flatten().cpu().double()
 

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 def data_of(batch: object, remedy: str = "let the DataLoader's dataset or collate_fn return that") -> Tensor:
     """Return the data of a batch: the batch itself, or the first entry of a tuple or list."""
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(x, Tensor) and hasattr(x, "__array__"):
+        # A frame's columns are contiguous, and the products of such a layout are rounded differently.
+        x = as_numbers(x).contiguous()
     if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
         got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(batch).__name__}"
         raise ValueError(
             f"batches must be tensors of shape (B, ...), or tuples or lists whose first entry is one, got {got}; "
             f"{remedy}"
         )
-    return as_numbers(x)
+    return as_numbers(x).detach()
 
 
 @contextlib.contextmanager

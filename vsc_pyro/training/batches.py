@@ -16,9 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRa
 from torch.utils.data.distributed import DistributedSampler
 
 from vsc_pyro._arguments import positive_int
-from vsc_pyro._seeding import seeded
+from vsc_pyro._seeding import generators_seeded, seeded
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.models.data_checks import inner
+from vsc_pyro.models.data_checks import check_resolved, inner
 from vsc_pyro.training.batch_checks import EpochChecks, data_of, naming_batch
 from vsc_pyro.training.parallel import num_processes
 
@@ -89,16 +89,9 @@ class Batches:
         """Return at most 1,000 of the data, or the first data of a loader, on the device of the model."""
         return Dataset(self.sample[:SAMPLE_SIZE])
 
-    @contextlib.contextmanager
-    def seeded(self, seed: int) -> Iterator[None]:
+    def seeded(self, seed: int) -> contextlib.AbstractContextManager[None]:
         """Seed the generators within the context and restore their states afterwards."""
-        before = self.random_state()
-        for generator in self.generators:
-            generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            self.set_random_state(before)
+        return generators_seeded(self.generators, seed)
 
     def random_state(self) -> Tensor:
         """Return the concatenated states of the generators."""
@@ -131,6 +124,10 @@ class MemoryBatches(Batches):
     def sample(self) -> Tensor:
         return self.data.images
 
+    def check(self, model: VAE) -> None:
+        super().check(model)
+        check_resolved(self.sample, model.reference.dtype)
+
     def to(self, like: Tensor) -> None:
         self.data = self.data.to(like)
         self.generators = [torch.Generator(like.device)]
@@ -157,9 +154,9 @@ def described(data: Dataset) -> str:
     return f"{tuple(data.images.shape)}, binarize={data.binarize}, checksum {checksum(data.images):08x}"
 
 
-def checksum(x: Tensor) -> int:
-    """Return the CRC-32 of the values of a tensor."""
-    return zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+def checksum(x: Tensor, before: int = 0) -> int:
+    """Return the CRC-32 of the values of a tensor; with that of tensors `before` it, the CRC-32 of all together."""
+    return zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy().data, before)
 
 
 class ReadBatches(Batches):
@@ -280,8 +277,7 @@ class LoaderBatches(ReadBatches):
                 "one with a DistributedSampler, which divides the data a second time; leave the sampler out"
             )
         self._samplers: list[Any] = [batches] if sampler is None else [batches, sampler]
-        owned = (getattr(owner, "generator", None) for owner in (loader, *self._samplers))
-        self.generators = list({id(g): g for g in owned if isinstance(g, torch.Generator)}.values())
+        self.generators = generators_of(loader)
         with seeded(seed, torch.device("cpu")), self.seeded(seed), contextlib.closing(self.sources(0)) as epoch:
             first = first_data(epoch)
         self._sample, self.full_size = torch.cat(first), len(first[0])
@@ -307,6 +303,13 @@ class LoaderBatches(ReadBatches):
             f"a DataLoader of {self.num_data} data of shape {tuple(self.sample.shape[1:])} in {self.num_steps} batches "
             f"by {order}, {len(self.generators)} generators of its own"
         )
+
+
+def generators_of(loader: DataLoader) -> list[torch.Generator]:
+    """Return the generators that a loader and its samplers own."""
+    batches = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    owned = (getattr(owner, "generator", None) for owner in (loader, batches, getattr(batches, "sampler", None)))
+    return list({id(g): g for g in owned if isinstance(g, torch.Generator)}.values())
 
 
 def _counted(loader: DataLoader, sampler: Any) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vsc_pyro._arguments import takes
 from vsc_pyro._seeding import own_random_numbers, seeded
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.models.vae import VAE
@@ -20,15 +21,14 @@ def checked_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
     """Return `callbacks` as a list.
 
     Raises:
-        ValueError: no list, or an entry that is no function.
+        ValueError: no list, or an entry that is no function of two arguments.
     """
     if not isinstance(callbacks, Iterable):
-        raise ValueError(
-            f"callbacks must be a list of functions of (history, model), got {callbacks!r}; pass [{callbacks!r}]"
-        )
+        remedy = f"[{callbacks!r}]" if callable(callbacks) else "[] for none"
+        raise ValueError(f"callbacks must be a list of functions of (history, model), got {callbacks!r}; pass {remedy}")
     callbacks = list(callbacks)
     for callback in callbacks:
-        if not callable(callback):
+        if not takes(callback, 2):
             raise ValueError(f"callbacks must hold functions of (history, model), got {callback!r}")
     return callbacks
 

@@ -29,7 +29,7 @@ def save_checkpoint(path: str | os.PathLike, state: dict[str, Any]) -> None:
     If the process is killed, the file is the old checkpoint or the new one, never a part of one.
 
     Raises:
-        ValueError: `path` is a folder, device or pipe.
+        ValueError: `path` is a folder, device or pipe, or `state` is no dict.
         OSError: a full disk, or a path that cannot be written; the message names it.
 
     Example:
@@ -41,6 +41,8 @@ def save_checkpoint(path: str | os.PathLike, state: dict[str, Any]) -> None:
         ...     vsc.load_checkpoint(path)["model"]
         {'weight': tensor([1., 1.])}
     """
+    if not isinstance(state, dict):
+        raise ValueError(f"state must be a dict, got a {type(state).__name__}; pass {{'model': model.state_dict()}}")
     content = io.BytesIO()  # torch, writing to a file, hides the errors of the disk and depends on the file's name
     torch.save({"format": FORMAT, **state}, content)
     with replacing(path) as temporary:
@@ -115,7 +117,8 @@ class _Shown(reprlib.Repr):
         return repr(x) if x.bit_length() < 64 else f"an int of {x.bit_length()} bits"
 
     def repr_Tensor(self, x: Tensor, level: int) -> str:  # noqa: N802
-        return f"a tensor of {x.dtype} and shape {tuple(x.shape)}"
+        size = "" if x.is_nested else f" and shape {tuple(x.shape)}"
+        return f"a tensor of {x.dtype}{size}" + ("" if x.layout == torch.strided else f" and layout {x.layout}")
 
     def repr_instance(self, x: object, level: int) -> str:
         plain = x is None or isinstance(x, (bool, float))
@@ -184,7 +187,9 @@ def _kind(weights: dict[str, Any], name: str) -> object:
 
 def is_plain(value: object) -> bool:
     """Return True for a dense tensor of numbers: not sparse, quantised or without memory."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return not (value.is_quantized or value.is_meta or value.is_nested)
 
 
 def _can_take(own: Tensor, saved: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from vsc_pyro._seeding import seeded
 from vsc_pyro.gates import Gate
 from vsc_pyro.models.encoders import gate_of
-from vsc_pyro.models.modes import in_mode
+from vsc_pyro.models.modes import in_mode, without_autocast
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.history import NonFiniteLossError
 
@@ -66,14 +66,7 @@ def private_state(model: VAE, device: torch.device, seed: int) -> Iterator[None]
         seeded(seed, device),
         pyro.get_param_store().scope(),
         torch.inference_mode(False),
-        _no_autocast(device),
+        without_autocast(device),
         in_mode(model, True),
     ):
         yield
-
-
-def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    # The outermost autocast clears the cache of cast weights when it ends, and this one lasts for all steps.
-    return torch.autocast(device.type, enabled=False, cache_enabled=False)

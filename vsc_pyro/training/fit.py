@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,15 @@ from vsc_pyro.training.callbacks import Callback, checked_callbacks
 from vsc_pyro.training.contexts import ended_warmup, gate_in_place, private_state, unprepared_if_refused
 from vsc_pyro.training.history import History
 from vsc_pyro.training.loop import train
-from vsc_pyro.training.optimizers import ClipNorm, OptimizerFactory, make_optimizer
+from vsc_pyro.training.optimizers import (
+    ClipNorm,
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+)
 from vsc_pyro.training.parallel import as_the_first, check_alike, rank, sum_gradients
-from vsc_pyro.training.plan import Plan, checked_path, chosen_gate
+from vsc_pyro.training.plan import Plan, checked_path, chosen_gate, with_warmup
 from vsc_pyro.training.run import Run
 from vsc_pyro.training.schedules import Schedule, check_plateau, check_schedules, unchanged_if_refused
 
@@ -47,7 +53,7 @@ def fit(
     lr: float | None = None,
     warmup: float | None = None,
     cooldown: float | None = None,
-    lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    lr_schedule: SchedulerFactory | None = None,
     optimizer: OptimizerFactory | None = None,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
@@ -131,9 +137,9 @@ def fit(
             ``mode="max", threshold_mode="abs"``.
         optimizer: function from the list of parameters to a torch optimiser of all of them, such as
             ``functools.partial(torch.optim.SGD, lr=1e-4)``, in place of Adam. It sets all options; `lr` and
-            `weight_decay` must be None, and the model's default of `lr` has no effect. Optimisers whose step calls a
-            closure, such as LBFGS, are refused. On a GPU only Adam and AdamW with ``fused=True`` are replayed as part
-            of a CUDA graph; a warning says so of others.
+            `weight_decay` must be None, and the model's default of `lr` has no effect. A copy takes a trial step:
+            optimisers that need a closure, such as LBFGS, or sparse gradients are refused. On a GPU only Adam and AdamW
+            with ``fused=True`` are replayed as part of a CUDA graph; a warning says so of others.
         weight_decay: decay of all weights by ``lr * weight_decay`` in each step, apart from their gradients: AdamW
             (Loshchilov & Hutter, 2019). None or 0 for none.
         clip_norm: largest joint norm of the gradients of a step, which are scaled down to it. Gradients are those of
@@ -146,10 +152,10 @@ def fit(
 
     Args:
         validation: data that are not trained on: a share of `data` in (0, 1), drawn by `seed`, for data in memory; or
-            data in memory or a `DataLoader` that does not shuffle. After each epoch (of a stream: each hundredth of the
-            run) `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at a
-            weight of 1 of the KL divergence whatever `beta` and `warmup` are. It changes no random number of the run,
-            whose weights are those of a run without validation.
+            data in memory or a `DataLoader` (see below). After each epoch (of a stream: each hundredth of the run)
+            `History.validation` gains their bound: the ELBO with hard spikes and one draw of each code, at a weight of
+            1 of the KL divergence whatever `beta` and `warmup` are. It changes no random number of the run, whose
+            weights are those of a run without validation.
         patience: number of epochs in a row without a better validation bound after which the run ends (Prechelt, 1998).
             Epochs of the warm-up do not count; those of other `schedules` do. The model ends with the weights of
             `History.best_epoch`, also if the run reaches its last epoch. A checkpoint holds these as the model's
@@ -214,6 +220,12 @@ def fit(
     run only by state that stays in the loader: random numbers of NumPy and Python in the main process,
     ``persistent_workers``, and a sampler's random numbers outside its attribute `generator`.
 
+    **DataLoader of validation data.** Batches are those of a loader to train on, and labels are ignored. It is read
+    once before training and once an epoch, with random numbers of torch and of its own generators that depend on `seed`
+    alone, so it may shuffle, draw a sample or have an `IterableDataset` without length: every pass reads the same data
+    in the same order. A loader whose second pass begins with other data is refused. Resumption compares a checksum of
+    the data in their order.
+
     **Stream.** Any other iterable is a stream of batches, in the form of a loader's, without length: ``steps=`` says
     how many are drawn, and no more are. An epoch is a hundredth of the run, see `History.steps_per_epoch`. N is the
     stream's attribute `num_data`, or the number of data in the run. The first 1,000 data are read before training, and
@@ -246,7 +258,7 @@ def fit(
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
-        schedules=dict(schedules or {}),
+        schedules=with_warmup(schedules, 0),
         validation=validation,
         patience=patience,
         callbacks=checked_callbacks(callbacks),
@@ -292,7 +304,7 @@ def _build_run(plan: Plan) -> Run:
     sum_gradients(optimizer)
     if plan.clip_norm is not None:
         optimizer.register_step_pre_hook(ClipNorm(plan.clip_norm))
-    schedule = plan.lr_schedule(optimizer) if plan.lr_schedule is not None else None
+    schedule = make_scheduler(plan.lr_schedule, optimizer)
     check_plateau(schedule, plan.held_out is not None)
     run = Run(model, optimizer, schedule, plan.schedules, plan.batches, plan.settings())
     for name, value in {"epochs": plan.num_epochs, **run.settings}.items():

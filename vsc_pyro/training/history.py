@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import weakref
 
 from vsc_pyro._files import replacing
 
@@ -89,3 +90,7 @@ class History:
             writer = csv.writer(file)
             writer.writerow(["epoch", *columns])
             writer.writerows(zip(range(1, len(self) + 1), *values, strict=True))
+
+
+last_runs: weakref.WeakKeyDictionary[object, History] = weakref.WeakKeyDictionary()
+"""The last run of `fit` of each model, in this process."""

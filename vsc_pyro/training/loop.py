@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -11,10 +10,9 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on
 from vsc_pyro.models.precision import networks_in
-from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.callbacks import ask_to_stop
-from vsc_pyro.training.history import History
+from vsc_pyro.training.history import History, last_runs
 from vsc_pyro.training.parallel import from_the_first, num_processes, rank, share
 from vsc_pyro.training.plan import Plan
 from vsc_pyro.training.precision_trial import faster_precision
@@ -23,8 +21,6 @@ from vsc_pyro.training.schedules import set_values
 from vsc_pyro.training.summary import summarize
 from vsc_pyro.training.svi import SVI
 from vsc_pyro.training.validation import is_exhausted
-
-_trained: weakref.WeakSet[VAE] = weakref.WeakSet()  # in this process
 
 
 def train(plan: Plan, run: Run, is_compiled: bool) -> None:
@@ -37,7 +33,7 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
     hides = not plan.progress or rank() > 0
     try:
         with tqdm(total=plan.num_steps, initial=first_epoch * steps, disable=hides, unit="step", desc="fit") as bar:
-            if model in _trained and not first_epoch and not hides:
+            if model in last_runs and not first_epoch and not hides:
                 told = "fit: a new optimiser for a model that was trained before; resume=True continues a run"
                 bar.write(told, file=bar.fp)
             step = _step(svi, compiled, plan.batches, plan.device, bar)
@@ -59,13 +55,14 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
             if len(history) < plan.num_epochs and not hides:
                 bar.write(_told(plan, history), file=bar.fp)
             if len(history) > first_epoch:
+                last_runs[model] = history
                 history.summary = summarize(model, plan.batches, plan.seed, history.steps, bar)
                 _save(plan, run)
     finally:
         # Otherwise the first step of another training would add its gradients to these.
         run.optimizer.zero_grad(set_to_none=True)
         if run.has_stepped:
-            _trained.add(model)
+            last_runs[model] = history
 
 
 def _tried(plan: Plan, svi: SVI) -> str:

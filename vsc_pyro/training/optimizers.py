@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -12,8 +13,12 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim.lr_scheduler import LRScheduler
+
+from vsc_pyro._seeding import seeded
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 # Optimisers that update each parameter by its own gradient and state alone; those with one kernel for all parameters.
 _PER_PARAMETER = (Adam, AdamW, SGD, Adagrad, RMSprop, Adadelta, Adamax, NAdam, RAdam)
@@ -26,8 +31,8 @@ def make_optimizer(
     """Return the optimiser of a run: ``make(parameters)``, or Adam, which is AdamW with a `weight_decay`.
 
     Raises:
-        ValueError: `make` returns anything but a torch optimiser of exactly these parameters whose step needs no
-            closure.
+        ValueError: `make` returns anything but a torch optimiser of exactly these parameters that has a learning rate
+            and steps by dense gradients alone.
     """
     if make is None and weight_decay is None:
         return Adam(parameters, lr=lr, fused=True)
@@ -39,18 +44,59 @@ def make_optimizer(
             "optimizer must be a function from a list of parameters to a torch optimiser, such as "
             f"functools.partial(torch.optim.SGD, lr=0.1), and it returned {type(made).__name__}"
         )
-    try:
-        inspect.signature(made.step).bind()
-    except TypeError:
-        raise ValueError(
-            f"optimizer must step by the gradients alone, and the step of {type(made).__name__} needs "
-            f"{', '.join(inspect.signature(made.step).parameters)}; take another, such as torch.optim.AdamW"
-        ) from None
     held = [parameter for group in made.param_groups for parameter in group["params"]]
     if {*map(id, held)} != {*map(id, parameters)}:
         raise ValueError(
             f"optimizer must hold the {len(parameters)} parameters that it gets and no others, got {len(held)}; call "
             "requires_grad_(False) of parameters that are to stay"
+        )
+    for rate in (group.get("lr") for group in made.param_groups):
+        if not isinstance(rate, (numbers.Real, Tensor)):
+            raise ValueError(
+                f"optimizer must have a learning rate lr, which fit lowers at the end, and {type(made).__name__} has "
+                f"{rate!r}; set it, or take another, such as torch.optim.AdamW"
+            )
+    _check_step(made)
+    return made
+
+
+def _check_step(optimizer: Optimizer) -> None:
+    """Raise `ValueError` if a copy of the optimiser cannot take a step by gradients of 1."""
+    trial = object.__new__(type(optimizer))
+    try:
+        vars(trial).update(copy.deepcopy(vars(optimizer)))
+    except Exception:  # an object of the caller's that is not copied may work
+        return
+    parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        with seeded(0, parameters[0].device):
+            trial.step()
+        if not all(torch.isfinite(parameter).all() for parameter in parameters):
+            raise FloatingPointError("parameters become NaN or infinite")
+    except Exception as error:
+        raise ValueError(
+            f"optimizer must step by dense gradients alone, and a step of {type(optimizer).__name__} by gradients of 1 "
+            f"fails ({error}); change its options, or take another, such as torch.optim.AdamW"
+        ) from error
+
+
+def make_scheduler(make: SchedulerFactory | None, optimizer: Optimizer) -> LRScheduler | None:
+    """Return the scheduler of a run, ``make(optimizer)``, or None.
+
+    Raises:
+        ValueError: `make` returns anything but a torch scheduler of this optimiser.
+    """
+    if make is None:
+        return None
+    made = make(optimizer)
+    if not isinstance(made, LRScheduler) or made.optimizer is not optimizer:
+        other = " of another optimiser" if isinstance(made, LRScheduler) else ""
+        raise ValueError(
+            "lr_schedule must be a function from the optimiser to a torch scheduler of it, such as "
+            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), and it returned "
+            f"{type(made).__name__}{other}"
         )
     return made
 

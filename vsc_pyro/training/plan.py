@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+<<<<<<< HEAD
 from vsc_pyro._arguments import bool_or_auto, choice, natural_int, positive_float, positive_int
+=======
+from vsc_pyro._arguments import (
+    bool_or_auto,
+    float_from_zero,
+    natural_int,
+    positive_float,
+    positive_int,
+    takes,
+    yes_or_no,
+)
+>>>>>>> main
 from vsc_pyro._files import check_writable, destination
 from vsc_pyro._recorded import arguments_of
 from vsc_pyro.datasets import Dataset
@@ -29,7 +41,7 @@ from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
 from vsc_pyro.training.callbacks import Callback
 from vsc_pyro.training.defaults import checked_lr, chosen_lr, chosen_warmup, or_default
-from vsc_pyro.training.optimizers import OptimizerFactory
+from vsc_pyro.training.optimizers import OptimizerFactory, SchedulerFactory
 from vsc_pyro.training.parallel import num_processes, rank
 from vsc_pyro.training.resumption import Saved, plain, saved_choices
 from vsc_pyro.training.schedules import Cooldown, Ramp, Schedule
@@ -70,7 +82,7 @@ class Plan:
     lr: dataclasses.InitVar[float | None]
     warmup: float | None
     cooldown: float | None
-    lr_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
+    lr_schedule: SchedulerFactory | None
     optimizer: OptimizerFactory | None
     weight_decay: float | None
     clip_norm: float | None
@@ -114,8 +126,12 @@ class Plan:
         lr = checked_lr(lr)
         self._check_update(lr)
         self.seed = natural_int("seed", self.seed)
+<<<<<<< HEAD
         self.compile = bool_or_auto("compile", self.compile)
         choice("precision", self.precision, PRECISIONS | {"auto": None})
+=======
+        self.compile, self.progress = bool_or_auto("compile", self.compile), yes_or_no("progress", self.progress)
+>>>>>>> main
         data, self.held_out = held_out(self.model, data, validation, steps, self.seed)
         self._check_patience()
         self.batches = self._get_batches(data, steps, batch_size)
@@ -130,9 +146,9 @@ class Plan:
         self._check_processes()
 
     def _check_update(self, lr: float | None) -> None:
-        """Check the arguments of the optimiser."""
+        """Check the arguments of the optimiser and of its scheduler."""
         if self.optimizer is not None:
-            if not callable(self.optimizer):
+            if not takes(self.optimizer, 1):
                 raise ValueError(
                     "optimizer must be a function from a list of parameters to a torch optimiser, such as "
                     f"functools.partial(torch.optim.SGD, lr=0.1), got {self.optimizer!r}"
@@ -142,7 +158,13 @@ class Plan:
                     raise ValueError(
                         f"{name}={value!r} is an option of Adam; with optimizer=, let that function set it"
                     )
-        self.weight_decay = positive_float("weight_decay", self.weight_decay) if self.weight_decay else None
+        if self.lr_schedule is not None and not takes(self.lr_schedule, 1):
+            raise ValueError(
+                "lr_schedule must be a function from the optimiser to a torch scheduler, such as "
+                f"functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), got {self.lr_schedule!r}"
+            )
+        if self.weight_decay is not None:
+            self.weight_decay = float_from_zero("weight_decay", self.weight_decay) or None
         self.clip_norm = None if self.clip_norm is None else positive_float("clip_norm", self.clip_norm)
 
     def _check_patience(self) -> None:
@@ -245,9 +267,9 @@ def checked_path(checkpoint: str | os.PathLike | None, resume: bool) -> Path | N
     Raises:
         ValueError, OSError, FileExistsError: as `vsc_pyro.fit`.
     """
+    if yes_or_no("resume", resume) and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint=, the file to resume from")
     if checkpoint is None:
-        if resume:
-            raise ValueError("resume=True needs checkpoint=, the file to resume from")
         return None
     path = destination(checkpoint, "checkpoint")
     if path.exists() and not resume:
@@ -280,7 +302,16 @@ def default_epochs(num_steps: int) -> int:
 
 
 def with_warmup(schedules: Mapping[str, Schedule] | None, num_steps: int) -> dict[str, Schedule]:
-    """Add a schedule that raises the weight of the KL divergence over `num_steps` steps."""
+    """Add a schedule that raises the weight of the KL divergence over `num_steps` steps.
+
+    Raises:
+        ValueError: `schedules` that are no mapping.
+    """
+    if schedules is not None and not isinstance(schedules, Mapping):
+        raise ValueError(
+            "schedules must map dotted names of settings to functions of the step, such as "
+            f"{{'beta': Ramp(0, 1, length=1000)}}, got {schedules!r}"
+        )
     return dict(schedules or {}) | ({"warmup": Ramp(0, 1, length=num_steps)} if num_steps else {})
 
 

@@ -115,9 +115,15 @@ def save(
     elif evaluation is not None and "binarize" in vars(evaluation):
         config["data"]["binarize"] = vars(evaluation)["binarize"] or "none"
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    held = {"model": model.state_dict(), **tensors}
+    for name, value in (entry for entries in held.values() for entry in entries.items()):
+        if not is_plain(value):
+            raise ValueError(
+                f"{name} is {shown(value)}, and files hold dense tensors of numbers alone; keep a sparse one as its "
+                "indices and values, and other state (get_extra_state) as arguments of the constructor"
+            )
     state = {
-        of: {name: tensor.detach().contiguous() for name, tensor in held.items()}
-        for of, held in {"model": model.state_dict(), **tensors}.items()
+        of: {name: tensor.detach().contiguous() for name, tensor in entries.items()} for of, entries in held.items()
     }
     check_described(model, text, state)
     with replacing_folder(folder) as temporary:
@@ -211,7 +217,8 @@ def check_described(model: VAE, text: str, state: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(
             f"files would not describe this model, which may have been changed after it was built: {error}; build it "
-            "as it is, in a class of your own that vsc_pyro.register knows, or keep its weights by save_checkpoint"
+            "as it is, in a class of your own that vsc_pyro.register knows, delete an attribute that no constructor "
+            "sets, or keep the weights by save_checkpoint"
         ) from error
 
 

@@ -25,7 +25,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from vsc_pyro._arguments import natural_int, positive_int
+from vsc_pyro._arguments import natural_int, positive_int, takes
 from vsc_pyro._scalars import ScalarModule
 from vsc_pyro._seeding import own_random_numbers
 from vsc_pyro.training.history import NonFiniteLossError
@@ -167,7 +167,7 @@ def check_schedules(model: nn.Module, schedules: Mapping[str, Schedule], num_ste
         ValueError: a name that leads to no setting, a schedule that is no function, or a value out of range.
     """
     for name, schedule in schedules.items():
-        if not callable(schedule):
+        if not takes(schedule, 1):
             raise ValueError(f"schedules[{name!r}] must be a function of the step, such as a Ramp, got {schedule!r}")
         if isinstance(schedule, Ramp) and num_steps < schedule.hold + schedule.length:
             warnings.warn(

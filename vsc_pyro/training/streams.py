@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vsc_pyro.datasets import Dataset, as_dataset
-from vsc_pyro.datasets.numbers import as_numbers
 from vsc_pyro.training.batch_checks import data_of, naming_batch
 from vsc_pyro.training.batches import SAMPLE_SIZE, ReadBatches, first_data
 
@@ -93,7 +92,7 @@ class StreamBatches(ReadBatches):
             with self._drawing(number):
                 batch = next(batches, _END)
                 if batch is not _END and number >= start:
-                    batch = _as_tensor(batch)
+                    batch = _without_gradient(batch)
             if batch is _END:
                 return
             if number >= start:
@@ -144,13 +143,12 @@ def _passes(stream: Any, start: int) -> Iterator[object]:
         current = iter(stream)
 
 
-def _as_tensor(batch: object) -> object:
-    """Return the data of a batch as a tensor without gradient; anything else unchanged, for `data_of` to refuse."""
+def _without_gradient(batch: object) -> object:
+    """Return the data of a batch without gradient, if they are a tensor; anything else unchanged, for `data_of`."""
     x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
-    # A frame's columns are contiguous, and the products of such a layout are rounded differently.
-    return as_numbers(x).contiguous() if hasattr(x, "__array__") else x
+    return x
 
 
 def is_stream(data: object, steps: int | None) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader
 
 from vsc_pyro._seeding import own_random_numbers
 from vsc_pyro.datasets import Dataset, as_dataset
@@ -62,7 +62,8 @@ class Validation:
         data = self._data
         if isinstance(data, Dataset):
             return described(data)
-        return f"a DataLoader of {len(data)} data of shape {tuple(data.images.shape[1:])}"
+        shape = tuple(data.images.shape[1:])
+        return f"a DataLoader of {len(data)} data of shape {shape}, checksum {data.checksum:08x}"
 
     def measure(self, model: VAE) -> Measures:
         """Measure `model` in evaluation mode, its networks in float32. The random numbers of a run stay untouched."""
@@ -88,7 +89,8 @@ def held_out(model: VAE, data: Any, validation: Any, steps: int | None, seed: in
     """Return the data to train on and the validation data, see `vsc_pyro.fit`.
 
     Raises:
-        ValueError: a share outside (0, 1), or of data that are not in memory; data that do not fit the model.
+        ValueError: a share outside (0, 1), or of data that are not in memory; data that do not fit the model; a loader
+            whose second pass begins with other data.
     """
     if validation is None:
         return data, None
@@ -104,16 +106,13 @@ def held_out(model: VAE, data: Any, validation: Any, steps: int | None, seed: in
         data = as_dataset(data)
         model.check_data(data.images)
         data, validation = _split(data, float(validation), seed)
-    sampler = getattr(validation, "sampler", None)
-    if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
-        raise ValueError(
-            f"validation must be a DataLoader that does not shuffle, got one with a {type(sampler).__name__}; bounds "
-            "of epochs are compared on the same draws; pass shuffle=False"
-        )
     try:
-        return data, Validation(as_readable(validation, seed, model), seed)
+        readable = as_readable(validation, seed, model)
+        if isinstance(readable, Loaded):
+            readable.check_repeats()
     except ValueError as error:
         raise ValueError(f"validation: {error}") from error
+    return data, Validation(readable, seed)
 
 
 def _split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

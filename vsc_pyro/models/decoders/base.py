@@ -21,7 +21,8 @@ import torch
 from pyro.distributions import Independent
 from torch import Tensor, nn
 
-from vsc_pyro._arguments import choice, positive_int, shape
+from vsc_pyro._arguments import choice, natural_int, positive_int, shape
+from vsc_pyro.distributions import ContextRows
 from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, last_layer
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import Prepared, mean_and_scale
@@ -37,11 +38,15 @@ _ROUNDS = 4  # through a trunk, effects are only roughly proportional to weights
 class PixelDecoder(Prepared):
     """A network with one output for each pixel: an MLP, or a linear layer, an activation and a trunk.
 
+    Covariates of a datum, columns behind its values, may be added to the outputs, see `vsc_pyro.NormalDecoder`.
+
     A subclass defines the likelihood of the outputs, `_likelihood`, and the outputs to start from, `_outputs_of`.
     Arguments and errors are those of `vsc_pyro.BernoulliDecoder`.
     """
 
     network: nn.Sequential
+    effect_weight: nn.Parameter | None
+    typical: Tensor | None
 
     def __init__(
         self,
@@ -50,10 +55,13 @@ class PixelDecoder(Prepared):
         hidden: int | Sequence[int] | None = None,
         activation: str = "relu",
         trunk: nn.Module | None = None,
+        *,
+        num_covariates: int = 0,
     ) -> None:
         super().__init__()
         self.latent_dim = positive_int("latent_dim", latent_dim)
         self.output_shape = shape("output_shape", output_shape)
+        self._start_context(natural_int("num_covariates", num_covariates))
         self.network_precision = "float32"
         if trunk is None:
             hidden = DEFAULT_HIDDEN if hidden is None else hidden
@@ -67,6 +75,21 @@ class PixelDecoder(Prepared):
         _check_trunk(trunk, features, self.output_shape)
         self.network = nn.Sequential(nn.Linear(self.latent_dim, features), activation_class(), trunk)
         self._start_effects(1.0)
+
+    def _start_context(self, num_covariates: int) -> None:
+        if num_covariates and len(self.output_shape) > 1:
+            raise ValueError(
+                f"num_covariates={num_covariates} are columns behind the values of a row, so output_shape must be a "
+                f"number, got {self.output_shape}; flatten the data"
+            )
+        effects = nn.Parameter(torch.zeros(*self.output_shape, num_covariates)) if num_covariates else None
+        self.register_parameter("effect_weight", effects)
+        self.register_buffer("typical", torch.zeros(num_covariates) if num_covariates else None)
+
+    @property
+    def effects(self) -> Tensor | None:
+        """The effects a of covariates on the outputs, shape ``(D, K)``; None without covariates."""
+        return self.effect_weight
 
     @property
     def own_layer(self) -> nn.Linear:
@@ -96,12 +119,15 @@ class PixelDecoder(Prepared):
     def prepare(self, images: Tensor) -> None:
         """Start from the mean of training data, shape ``(N, *output_shape)``, in the first call, if trainable.
 
-        This sets the last layer's bias, pixel by pixel. A trunk's bias is set only if it is zero, per channel if it has
-        one entry for each channel.
+        This sets the last layer's bias, pixel by pixel, and the typical context. A trunk's bias is set only if it is
+        zero, per channel if it has one entry for each channel.
         """
         if not self.begins():
             return
-        mean, scale = mean_and_scale(images.reshape(len(images), *self.output_shape))
+        values, context = self._parted(images)
+        if self.typical is not None:
+            self.typical.copy_(self._typical_of(context))
+        mean, scale = mean_and_scale(values)
         outputs = self._outputs_of(mean, scale, len(images))
         bias = getattr(last_layer(self.network), "bias", None)
         if bias is None or not bias.requires_grad or (bias is not getattr(self.own_layer, "bias", None) and bias.any()):
@@ -112,6 +138,17 @@ class PixelDecoder(Prepared):
                 bias.copy_(outputs.flatten())
             elif bias.numel() == len(outputs):
                 bias.copy_(outputs.flatten(1).mean(1))
+
+    def _parted(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values ``(N, *output_shape)`` and the context ``(N, K)`` of data."""
+        if self.typical is None:
+            return images.reshape(len(images), *self.output_shape), images.new_zeros(len(images), 0)
+        rows = images.flatten(1)
+        return rows[:, : self.output_shape[0]], rows[:, self.output_shape[0] :]
+
+    def _typical_of(self, context: Tensor) -> Tensor:
+        """Return the context that draws of the prior have, given that of the training data."""
+        return context.double().mean(0)
 
     def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
         """Return the outputs, shape `output_shape`, at which the likelihood's mean is that of the data.
@@ -150,8 +187,22 @@ class PixelDecoder(Prepared):
         """Return the network's outputs, ``(*, J) -> (*, *output_shape)``."""
         return run_network(self.network, z, self.network_precision).flatten(z.ndim - 1).unflatten(-1, self.output_shape)
 
-    def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent:
-        return self._likelihood(self.pixels(z)).to_event(len(self.output_shape))
+    def comparable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values of data ``(B, ...)``, and rows that hold them in the context in which they are decoded.
+
+        Measures of what codes explain, such as R2, compare values with the means of codes in the context of the rows.
+        It is the typical one if values can be moved there, so that the effect of the context is left out.
+        """
+        return (x, x) if self.typical is None else (self._parted(x)[0], x)
+
+    def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent | ContextRows:
+        outputs = self.pixels(z)
+        if self.typical is None:
+            return self._likelihood(outputs).to_event(len(self.output_shape))
+        return ContextRows(outputs, self.typical, self._likelihood, self.effects)
+
+    def extra_repr(self) -> str:
+        return "" if self.effect_weight is None else f"num_covariates={self.effect_weight.shape[1]}"
 
 
 def _check_trunk(trunk: nn.Module, features: int, output_shape: tuple[int, ...]) -> None:

@@ -31,14 +31,17 @@ class BernoulliDecoder(PixelDecoder):
         hidden: widths of the MLP's hidden layers, ``()`` for a linear map; None for ``(400,)``.
         activation: name of the activation, see `vsc_pyro.models.networks.ACTIVATIONS`.
         trunk: replaces the MLP; a module from ``(*, trunk.in_features)`` to ``(*, *output_shape)``.
+        num_covariates: number K of columns behind the values of a row, whose effects are added to the logits, see
+            `NormalDecoder`; then `output_shape` is the number D of values. Zeros and ones cannot be rescaled, so R2 and
+            the share of cross-entropy include what the covariates explain.
 
     Shapes:
-        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`. Data must lie in
-        [0, 1], see `vsc_pyro.models.decoders.CrossEntropyBernoulli` for values in between.
+        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`, or ``(D + K,)``. Data
+        must lie in [0, 1], see `vsc_pyro.models.decoders.CrossEntropyBernoulli` for values in between.
 
     Raises:
-        ValueError: a size below 1, an unknown activation (the message lists the known ones), both `hidden` and a trunk,
-            or a trunk whose output does not fit `output_shape`.
+        ValueError: a size below 1, covariates of data of several dimensions, an unknown activation (the message lists
+            the known ones), both `hidden` and a trunk, or a trunk whose output does not fit `output_shape`.
 
     >>> import vsc_pyro as vsc
     >>> decoder = vsc.BernoulliDecoder(latent_dim=5, output_shape=(1, 8, 8))

@@ -97,7 +97,7 @@ class ContinuousBernoulliDecoder(PixelDecoder):
     r"""Independent continuous Bernoulli pixels with logits f(z) (Loaiza-Ganem & Cunningham, 2019).
 
     For grey levels in [0, 1], on which a Bernoulli's cross-entropy is not a likelihood. Arguments, shapes and errors
-    are those of `BernoulliDecoder`; data must lie in [0, 1].
+    are those of `BernoulliDecoder`, covariates included; data must lie in [0, 1].
 
     The log-density has no upper limit: on a pixel that is always black (x = 0) it is about :math:`\log |l|`, 2.8 nats
     at a logit of -16, 4.6 at -100. Compare it only with densities of the same data in the same units, never with a

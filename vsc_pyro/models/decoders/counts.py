@@ -60,13 +60,12 @@ class CountDecoder(PixelDecoder):
         size: str = "row sum",
         num_covariates: int = 0,
     ) -> None:
-        super().__init__(latent_dim, output_shape, hidden, activation, trunk)
+        num_covariates = natural_int("num_covariates", num_covariates)
+        super().__init__(latent_dim, output_shape, hidden, activation, trunk, num_covariates=num_covariates)
         if len(self.output_shape) > 1:
             raise ValueError(f"output_shape must be a number of counts, got {self.output_shape}; flatten the data")
         self.size = size
         self.size_is_given = choice("size", size, {"row sum": False, "given": True})
-        num_covariates = natural_int("num_covariates", num_covariates)
-        self.effects = nn.Parameter(torch.zeros(*self.output_shape, num_covariates)) if num_covariates else None
         self.register_buffer("typical", torch.tensor([1.0, *[0.0] * num_covariates]))
         self.register_buffer("unit", torch.ones(()))
 
@@ -76,17 +75,20 @@ class CountDecoder(PixelDecoder):
         The initial weights are scaled so that switching a latent on changes a typical datum by about half a nat.
         """
         starts = self.is_fresh and self.own_layer.weight.requires_grad
-        num_counts = self.output_shape[0]
-        rows = images.flatten(1)
-        counts = rows[:, :num_counts]
-        super().prepare(counts)
+        super().prepare(images)
         if starts:
-            size, covariates = context_of(rows, num_counts, self.size_is_given).double().tensor_split([1], 1)
+            counts, context = self._parted(images)
             total = counts.double().sum(1).mean()
             with torch.no_grad():
-                self.unit.copy_(total.clamp(min=0.5 / len(rows)) / size.mean())
-                self.typical.copy_(torch.cat([size.median()[None], covariates.mean(0)]))
-                self.own_layer.weight.mul_((num_counts / total.clamp(min=1)).sqrt())
+                self.unit.copy_(total.clamp(min=0.5 / len(counts)) / context[:, 0].double().mean())
+                self.own_layer.weight.mul_((counts.shape[1] / total.clamp(min=1)).sqrt())
+
+    def _parted(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        counts, _ = super()._parted(images)
+        return counts, context_of(images.flatten(1), counts.shape[1], self.size_is_given)
+
+    def _typical_of(self, context: Tensor) -> Tensor:
+        return torch.cat([context[:, :1].double().median()[None], super()._typical_of(context[:, 1:])])
 
     def _outputs_of(self, mean: Tensor, scale: Tensor, num_data: int) -> Tensor:
         # Half a count is added to each gene, for the logarithm of one that is never seen.
@@ -97,19 +99,14 @@ class CountDecoder(PixelDecoder):
         """Return the distribution of single counts with these means, before an inflation of zeros."""
         raise NotImplementedError
 
-    def comparable(self, x: Tensor) -> Tensor:
-        """Return data ``(B, ...)`` with their counts rescaled to the typical context; the mean of decoded codes has it.
-
-        Measures of what the codes explain, such as R2, then leave out what the context explains.
-        """
-        rows = x.flatten(1)
-        counts, stored = rows.tensor_split([self.output_shape[0]], 1)
-        context = context_of(rows, self.output_shape[0], self.size_is_given)
-        counts = counts * (self.typical[0] / context[:, :1])
+    def comparable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        counts, context = self._parted(x)
         if self.effects is not None:
             counts = counts * ((self.typical[1:] - context[:, 1:]) @ self.effects.T).exp()
-        typical = self.typical[len(self.typical) - stored.shape[1] :]
-        return torch.cat([counts, typical.expand_as(stored)], 1).reshape(x.shape)
+        size = context[:, :1] if self.size_is_given else counts.sum(1, keepdim=True)
+        counts = counts * (self.typical[0] / size)
+        stored = self.typical[int(not self.size_is_given) :]
+        return counts, torch.cat([counts, stored.expand(len(x), -1)], 1)
 
     def forward(self, z: Float[Tensor, "*draws latents"]) -> CountRows:
         return CountRows(self.pixels(z), self.typical, self.count, self.effects, self.unit, self.size_is_given)

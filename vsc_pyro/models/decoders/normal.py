@@ -11,7 +11,7 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
 from vsc_pyro._arguments import choice, positive_float
-from vsc_pyro.distributions import LinearNormal
+from vsc_pyro.distributions import ContextRows, LinearNormal
 from vsc_pyro.models.decoders.base import PixelDecoder
 
 if TYPE_CHECKING:
@@ -51,6 +51,18 @@ class NormalDecoder(PixelDecoder):
     constant pixel reaches the floor at a finite a = 0, where the gradient of a vanishes. Scales above m are
     maximum-likelihood estimates, as they are without a floor, and follow the units of the data if `scale` does.
 
+    **Covariates** c, such as the batch of a row as zeros and a one, have an effect a on each value, which starts at 0:
+    the mean is :math:`f_d(z) + \sum_k a_{dk} c_k`. They are the context of a datum: `Dataset` and its `context` place
+    them behind the values,
+
+    .. math:: x = (x_1, \dots, x_D, c_1, \dots, c_K),
+
+    and the encoder's `input_shape` is the length D + K of such a row, so that it can leave the effects out of the code.
+    Standardise covariates as you do values. All bounds are those of :math:`\log p(x | c)`. Draws of the prior and
+    figures of codes have the typical context, the mean covariates of the training data; predictions and
+    reconstructions of a datum have its own. R2 compares values minus the effect of :math:`c` on them, relative to the
+    typical context. The property `effects` holds a, in units of the data.
+
     Args:
         latent_dim, output_shape, hidden, activation, trunk: see `BernoulliDecoder`.
         scale: standard deviation of the pixels given z, in units of the data; a learned scale starts there. ``"data"``
@@ -59,14 +71,15 @@ class NormalDecoder(PixelDecoder):
             means ``"shared"`` for ``scale="data"`` and fewer latents than pixels, else ``"fixed"``.
         min_scale: floor of a learned scale, in units of the data (of s, for ``scale="data"``); None for a tenth of
             `scale`.
+        num_covariates: number K of columns behind the values of a row; then `output_shape` is their number D.
 
     Shapes:
-        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`.
+        z ``(*, J)``; the distribution has `batch_shape` ``(*)`` and `event_shape` `output_shape`, or ``(D + K,)``.
 
     Raises:
-        ValueError: a size below 1, a scale that is not above 0 or not above `min_scale`, a `min_scale` for a fixed
-            variance, an unknown activation or variance (the message lists the known ones), both `hidden` and a trunk,
-            or a trunk whose output does not fit `output_shape`.
+        ValueError: a size below 1, covariates of data of several dimensions, a scale that is not above 0 or not above
+            `min_scale`, a `min_scale` for a fixed variance, an unknown activation or variance (the message lists the
+            known ones), both `hidden` and a trunk, or a trunk whose output does not fit `output_shape`.
 
     >>> import vsc_pyro as vsc
     >>> decoder = vsc.NormalDecoder(latent_dim=5, output_shape=(1, 8, 8), hidden=(), scale=0.1)
@@ -88,8 +101,10 @@ class NormalDecoder(PixelDecoder):
         variance: str | None = None,
         min_scale: float | None = None,
         trunk: nn.Module | None = None,
+        *,
+        num_covariates: int = 0,
     ) -> None:
-        super().__init__(latent_dim, output_shape, hidden, activation, trunk)
+        super().__init__(latent_dim, output_shape, hidden, activation, trunk, num_covariates=num_covariates)
         self.follows_data = scale == "data"
         if variance is None:
             identified = self.latent_dim < math.prod(self.output_shape)
@@ -146,19 +161,34 @@ class NormalDecoder(PixelDecoder):
     def dictionary(self) -> Tensor:
         return self._in_units(super().dictionary)
 
+    @property
+    def effects(self) -> Tensor | None:
+        """The effects a of covariates in units of the data, shape ``(D, K)``; None without covariates."""
+        return None if self.effect_weight is None else self._in_units(self.effect_weight)
+
+    def comparable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.typical is None:
+            return x, x
+        values, context = self._parted(x)
+        values = values + (self.typical - context) @ cast("Tensor", self.effects).T
+        return values, torch.cat([values, self.typical.expand_as(context)], 1)
+
     def pixels(self, z: Tensor) -> Tensor:
         return self._in_units(super().pixels(z))
 
     def extra_repr(self) -> str:
         floor = "" if self.variance == "fixed" else f", min_scale={float(self.min_scale):g}"
         scale = "'data'" if self.follows_data else f"{float(self.initial_scale):g}"
-        return f"variance={self.variance!r}, scale={scale}{floor}"
+        return ", ".join(filter(None, [f"variance={self.variance!r}, scale={scale}{floor}", super().extra_repr()]))
 
     def _likelihood(self, outputs: Tensor) -> Normal:
         return Normal(outputs, self.scale)
 
-    def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent:
-        if self.is_linear:
-            bias = self._in_units(self.own_layer.bias.unflatten(0, self.output_shape))
-            return LinearNormal(z, self.dictionary, bias, self.scale)
-        return super().forward(z)
+    def forward(self, z: Float[Tensor, "*draws latents"]) -> Independent | ContextRows:
+        if not self.is_linear:
+            return super().forward(z)
+        bias = self._in_units(self.own_layer.bias.unflatten(0, self.output_shape))
+        linear = LinearNormal(z, self.dictionary, bias, self.scale)
+        if self.typical is None:
+            return linear
+        return ContextRows(linear.mean, self.typical, self._likelihood, self.effects, linear)

@@ -40,8 +40,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vsc_pyro._arguments import choice, positive_int
-from vsc_pyro.distributions import IndependentSpikeSlab, LinearNormal, inclusion_logits, slab_of
+from vsc_pyro.distributions import IndependentSpikeSlab, inclusion_logits, slab_of
 from vsc_pyro.distributions.elementwise import squared_distance
+from vsc_pyro.distributions.linear_normal import as_linear
 from vsc_pyro.distributions.slabs import held
 from vsc_pyro.distributions.truncated_normal import TruncatedNormal
 from vsc_pyro.models.encoders.spike_slab import SpikeSlabEncoder
@@ -184,7 +185,8 @@ class Optimum:
 
     def __init__(self, x: Tensor, likelihood: Distribution, prior: Distribution, family: Family, beta: Tensor) -> None:
         slab, logits = slab_of(prior), inclusion_logits(prior)
-        if not isinstance(likelihood, LinearNormal):
+        found = as_linear(likelihood)
+        if found is None:
             raise ValueError(
                 f"the updates of a RefinedEncoder need a linear decoder with normal noise and no missing values, "
                 f"got a likelihood of {type(getattr(likelihood, 'base_dist', likelihood)).__name__}; take "
@@ -197,13 +199,14 @@ class Optimum:
             )
         slab = cast("Normal", slab)
         self._family = family
-        self._dictionary = likelihood.dictionary.flatten(1)
+        linear, values = found
+        self._dictionary = linear.dictionary.flatten(1)
         # The gradient of 1 / variance has the variance's square, which data in tiny units would take out of float32.
-        precision = likelihood.scale.expand(likelihood.event_shape).flatten().reciprocal().square()
+        precision = linear.scale.expand(linear.event_shape).flatten().reciprocal().square()
         self._precision, self._weight = precision, precision / beta
-        self._sharpness = likelihood.sharpness / beta
-        self._product = likelihood.product
-        self._centred = x.flatten(1) - likelihood.mean.flatten()
+        self._sharpness = linear.sharpness / beta
+        self._product = linear.product
+        self._centred = values(x.flatten(1)) - linear.mean.flatten()
         prior_precision = slab.scale.square().reciprocal()
         self._variance = (self._sharpness + prior_precision).reciprocal()
         self._pull = self._variance * prior_precision * slab.loc
