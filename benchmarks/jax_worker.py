@@ -2,11 +2,11 @@
 
     PYTHON jax_worker.py START.npz
 
-PYTHON has jax, numpyro, optax and NumPy, and need not have PyTorch. The file holds weights by name, as PyTorch lays them
-out, images, and the settings. Requests come as lines of JSON, and each answer is a line of JSON.
+PYTHON has jax, numpyro, optax and NumPy, and need not have PyTorch. The file holds weights by name, as PyTorch lays
+them out, images, and the settings. Requests come as lines of JSON, and each answer is a line of JSON.
 
-"NumPyro" is its `SVI` with `TraceMeanField_ELBO`, whose KL divergence is in closed form, and its Adam. "JAX" is the loss
-of `contestants.HandWritten` and Adam of optax. Steps are jitted. An epoch, with shuffling and binarisation, is one
+"NumPyro" is its `SVI` with `TraceMeanField_ELBO`, whose KL divergence is in closed form, and its Adam. "JAX" is the
+loss of `contestants.HandWritten` and Adam of optax. Steps are jitted. An epoch, with shuffling and binarisation, is one
 jitted loop.
 """
 

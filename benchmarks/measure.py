@@ -39,7 +39,7 @@ _MNIST_SIZES, _QUICK_SIZES = (60_000, 10_000), (120, 120)
 
 
 class Timing(NamedTuple):
-    """Seconds of a run, and those that processors worked in it, over all threads of its process, where they are known."""
+    """Seconds of a run, and processor seconds of all threads of its process, where they are known."""
 
     seconds: float
     processor: float | None = None

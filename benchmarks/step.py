@@ -9,9 +9,9 @@ memory. Stock Pyro also runs as in its VAE example, from a torchvision `DataLoad
 faster of the two counts. Ratios are within rounds: to stock Pyro, to eager PyTorch, and on a GPU to a CUDA graph of the
 hand-written step. Steps that this library compiles are also replayed as CUDA graphs there.
 
-``pip install pythae`` adds pythae to the dense setting. It binarises the data once, not in each epoch. ``--jax PYTHON``, on
-a CPU, adds NumPyro and JAX by hand, in processes of that interpreter; their losses are compared with the hand-written
-one first. Processor seconds are those of all threads of a contestant's process.
+``pip install pythae`` adds pythae to the dense setting. It binarises the data once, not in each epoch. ``--jax
+PYTHON``, on a CPU, adds NumPyro and JAX by hand, in processes of that interpreter; their losses are compared with the
+hand-written one first. Processor seconds are those of all threads of a contestant's process.
 """
 
 from __future__ import annotations

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-<<<<<<< HEAD
-from vsc_pyro._arguments import bool_or_auto, choice, natural_int, positive_float, positive_int
-=======
 from vsc_pyro._arguments import (
     bool_or_auto,
+    choice,
     float_from_zero,
     natural_int,
     positive_float,
@@ -29,7 +27,6 @@ from vsc_pyro._arguments import (
     takes,
     yes_or_no,
 )
->>>>>>> main
 from vsc_pyro._files import check_writable, destination
 from vsc_pyro._recorded import arguments_of
 from vsc_pyro.datasets import Dataset
@@ -126,12 +123,8 @@ class Plan:
         lr = checked_lr(lr)
         self._check_update(lr)
         self.seed = natural_int("seed", self.seed)
-<<<<<<< HEAD
-        self.compile = bool_or_auto("compile", self.compile)
-        choice("precision", self.precision, PRECISIONS | {"auto": None})
-=======
         self.compile, self.progress = bool_or_auto("compile", self.compile), yes_or_no("progress", self.progress)
->>>>>>> main
+        choice("precision", self.precision, PRECISIONS | {"auto": None})
         data, self.held_out = held_out(self.model, data, validation, steps, self.seed)
         self._check_patience()
         self.batches = self._get_batches(data, steps, batch_size)
