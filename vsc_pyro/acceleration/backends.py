@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vsc_pyro.acceleration.products import with_fast_products
 from vsc_pyro.acceleration.recorder import NotCapturedError, first_line
+from vsc_pyro.acceleration.rewriting import rewriting
 
 
 def _as_recorded(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -35,11 +35,11 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
             # Inductor urges to allow TF32; that is the caller's choice.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             examples: list[Any] = list(inputs)
-            options: dict[str, Any] = {"fallback_random": True}
+            options: dict[str, Any] = {"fallback_random": True, "post_grad_custom_pre_pass": rewriting()}
             if inputs[0].device.type == "cpu" and _knows_instructions():
                 # Otherwise inductor builds and loads a program for each instruction set, which takes seconds.
                 options["cpp.vec_isa_ok"] = True
-            return cast(Any, torch._inductor.compile(with_fast_products(graph), examples, options=options))
+            return cast(Any, torch._inductor.compile(graph, examples, options=options))
     except Exception as error:
         raise NotCapturedError(
             f"inductor did not compile it ({first_line(error)}); on a CPU it needs a C++ compiler, such as g++; "
