@@ -76,7 +76,7 @@ def together(session: measure.Session, size: Size, place: Place, num_models: int
     xs = torch.rand(num_models, size.batch_size, *size.shape, device=place.device).round()
     ensemble.record(xs[0], compile=compiled and place.inductor)
     run = session.timed(lambda: ensemble.step(xs), repeats(size, num_models))
-    return lambda: run() / num_models
+    return lambda: measure.Timing(*(seconds / num_models for seconds in run()))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

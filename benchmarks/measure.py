@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -37,8 +37,16 @@ from vsc_pyro.datasets import Split, default_root
 RESULTS = Path(__file__).parent / "results"
 _MNIST_SIZES, _QUICK_SIZES = (60_000, 10_000), (120, 120)
 
-Run = Callable[[], float]
-"""Run a contestant once, and return its time in seconds."""
+
+class Timing(NamedTuple):
+    """Seconds of a run, and processor seconds of all threads of its process, where they are known."""
+
+    seconds: float
+    processor: float | None = None
+
+
+Run = Callable[[], Timing]
+"""Run a contestant once."""
 Scope = Callable[[], contextlib.AbstractContextManager]
 """Make the context in which a contestant must run."""
 
@@ -98,7 +106,7 @@ class Session:
         self._output = args.output
         self._root = args.data_root
         # Results are committed: paths of a private machine stay out of them.
-        options = {k: v for k, v in vars(args).items() if k not in ("data_root", "output", "full_rounds")}
+        options = {k: v for k, v in vars(args).items() if k not in ("data_root", "output", "full_rounds", "jax")}
         self.record: dict[str, Any] = {
             "benchmark": name,
             "environment": environment(self.device),
@@ -138,16 +146,16 @@ class Session:
         return built
 
     def timed(self, work: Callable[[], object], repeats: int = 1, scope: Scope = contextlib.nullcontext) -> Run:
-        """Return a contestant that does `work` `repeats` times within a context, and returns the seconds of one."""
+        """Return a contestant that does `work` `repeats` times within a context, and returns the timing of one."""
 
-        def run() -> float:
+        def run() -> Timing:
             with scope():
                 synchronize(self.device)
-                start = time.perf_counter()
+                start, processor = time.perf_counter(), time.process_time()
                 for _ in range(repeats):
                     work()
                 synchronize(self.device)
-                return (time.perf_counter() - start) / repeats
+                return Timing((time.perf_counter() - start) / repeats, (time.process_time() - processor) / repeats)
 
         return run
 
@@ -160,7 +168,8 @@ class Session:
         **about: Any,
     ) -> dict[str, Any]:
         """Run contestants in rounds; print and record their times, and the ratios to the times of the baselines."""
-        first, seconds = interleaved(contestants, rounds or self.rounds)
+        first, timings = interleaved(contestants, rounds or self.rounds)
+        seconds = {name: [timing.seconds for timing in found] for name, found in timings.items()}
         baselines = [name for name in baselines if name in contestants]
         result = {
             "title": title,
@@ -171,6 +180,7 @@ class Session:
                     "ratios": {
                         other: summary(t / u for t, u in zip(times, seconds[other], strict=True)) for other in baselines
                     },
+                    **_processor_seconds(timings[name]),
                     "first_call_seconds": first[name],
                     "rounds": times,
                 }
@@ -246,13 +256,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(contestants: Mapping[str, Run], rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+def _processor_seconds(timings: Iterable[Timing]) -> dict[str, Any]:
+    found = [timing.processor for timing in timings if timing.processor is not None]
+    return {"processor_seconds": summary(found)} if found else {}
+
+
+def interleaved(contestants: Mapping[str, Run], rounds: int) -> tuple[dict[str, float], dict[str, list[Timing]]]:
     """Run each contestant once, then all of them in each round, in random order.
 
     Returns:
-        Seconds of the first call of each, with compilation, and the times in seconds of each round.
+        Seconds of the first call of each, with compilation, and the timings of each round.
     """
-    first, seconds = {}, {name: [] for name in contestants}
+    first, timings = {}, {name: [] for name in contestants}
     for name, run in contestants.items():
         start = time.perf_counter()
         run()
@@ -261,8 +276,8 @@ def interleaved(contestants: Mapping[str, Run], rounds: int) -> tuple[dict[str, 
     for _ in range(rounds):
         order.shuffle(names)
         for name in names:
-            seconds[name].append(contestants[name]())
-    return first, seconds
+            timings[name].append(contestants[name]())
+    return first, timings
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:

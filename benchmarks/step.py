@@ -9,18 +9,21 @@ memory. Stock Pyro also runs as in its VAE example, from a torchvision `DataLoad
 faster of the two counts. Ratios are within rounds: to stock Pyro, to eager PyTorch, and on a GPU to a CUDA graph of the
 hand-written step. Steps that this library compiles are also replayed as CUDA graphs there.
 
-``pip install pythae`` adds pythae to the dense setting. It binarises the data once, not in each epoch.
+``pip install pythae`` adds pythae to the dense setting. It binarises the data once, not in each epoch. ``--jax
+PYTHON``, on a CPU, adds NumPyro and JAX by hand, in processes of that interpreter; their losses are compared with the
+hand-written one first. Processor seconds are those of all threads of a contestant's process.
 """
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax_contestants
 import measure
 import torch
 from contestants import (
@@ -44,6 +47,7 @@ from torch import Tensor
 
 import vsc_pyro as vsc
 from vsc_pyro import Dataset
+from vsc_pyro._files import expanded
 
 SETTINGS = {
     "default": Setting(),
@@ -56,7 +60,7 @@ QUICK = {
 }
 _SECONDS_OF_A_TURN = 0.1
 _BATCHES = 8
-_BASELINES = (STOCK, BY_HAND, GRAPH)
+_BASELINES = (STOCK, BY_HAND, GRAPH, jax_contestants.NUMPYRO, jax_contestants.BY_HAND)
 
 EXAMPLE = "Pyro, its example's loader"
 
@@ -87,7 +91,7 @@ def fit_epoch(
     if compile:
         check_compiler(place)
 
-    def run() -> float:
+    def run() -> measure.Timing:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "whole steps are not replayed")
             history = vsc.fit(
@@ -105,7 +109,7 @@ def fit_epoch(
             raise RuntimeError("fit did not compile; its time would have the wrong name in the table")
         if compile:  # later runs find compiled code in PyTorch's cache on disk
             notes.setdefault(f"compile_seconds, {precision}", history.compile_seconds)
-        return history.seconds[1]
+        return measure.Timing(history.seconds[1])
 
     return run
 
@@ -171,7 +175,12 @@ def better_loader(result: dict[str, Any]) -> None:
 
 
 def compare_steps(
-    session: measure.Session, setting: Setting, place: Place, data: Dataset, contestants: Sequence[str]
+    session: measure.Session,
+    setting: Setting,
+    place: Place,
+    data: Dataset,
+    contestants: Sequence[str],
+    workers: Mapping[str, jax_contestants.Worker],
 ) -> None:
     """Compare the times of a step."""
     generator = torch.Generator(session.device).manual_seed(0)
@@ -180,7 +189,8 @@ def compare_steps(
     built = session.available({name: partial(CONTESTANTS[name], setting, place) for name in contestants})
     session.compare(
         f"one step, {setting} ({repeats} a round)",
-        {name: turn(session, contestant, batches, repeats) for name, contestant in built.items()},
+        {name: turn(session, contestant, batches, repeats) for name, contestant in built.items()}
+        | {name: worker.timed("steps", repeats) for name, worker in workers.items()},
         _BASELINES,
         part="step",
         setting=setting._asdict(),
@@ -188,13 +198,20 @@ def compare_steps(
 
 
 def compare_epochs(
-    session: measure.Session, setting: Setting, place: Place, data: Dataset, folder: Path, rounds: int
+    session: measure.Session,
+    setting: Setting,
+    place: Place,
+    data: Dataset,
+    folder: Path,
+    rounds: int,
+    workers: Mapping[str, jax_contestants.Worker],
 ) -> None:
     """Compare the times of an epoch."""
     notes: dict[str, float] = {}
     result = session.compare(
         f"one epoch of {len(data)} images, {setting}",
-        epochs(session, setting, place, data, folder, notes),
+        epochs(session, setting, place, data, folder, notes)
+        | {name: worker.timed("epoch") for name, worker in workers.items()},
         _BASELINES,
         rounds=rounds,
         part="epoch",
@@ -212,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="for the steps"
     )
     options.add_argument("--epoch-rounds", type=measure.whole, default=5)
+    options.add_argument("--jax", type=expanded, metavar="PYTHON", help="interpreter that has NumPyro and optax")
     args = options.parse_args(argv)
     if args.quick:
         args.epoch_rounds = 1
@@ -220,10 +238,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     place = Place(session.device, inductor=not args.quick)
     data = train.to(torch.empty(0, device=session.device))
     for name, setting in (QUICK if args.quick else SETTINGS).items():
-        if name in args.settings and "step" in args.parts:
-            compare_steps(session, setting, place, data, args.contestants)
-        if name in args.settings and "epoch" in args.parts:
-            compare_epochs(session, setting, place, data, folder, args.epoch_rounds)
+        if name not in args.settings:
+            continue
+        workers = jax_contestants.workers(session, args.jax, setting, data.images)
+        if "step" in args.parts:
+            compare_steps(session, setting, place, data, args.contestants, workers)
+        if "epoch" in args.parts:
+            compare_epochs(session, setting, place, data, folder, args.epoch_rounds, workers)
     return session.finish()
 
 

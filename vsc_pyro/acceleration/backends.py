@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import subprocess
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vsc_pyro.acceleration.recorder import NotCapturedError, first_line
+from vsc_pyro.acceleration.rewriting import rewriting
 
 
 def _as_recorded(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -31,12 +35,30 @@ def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[
             # Inductor urges to allow TF32; that is the caller's choice.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             examples: list[Any] = list(inputs)
-            return cast(Any, torch._inductor.compile(graph, examples, options={"fallback_random": True}))
+            options: dict[str, Any] = {"fallback_random": True, "post_grad_custom_pre_pass": rewriting()}
+            if inputs[0].device.type == "cpu" and _knows_instructions():
+                # Otherwise inductor builds and loads a program for each instruction set, which takes seconds.
+                options["cpp.vec_isa_ok"] = True
+            return cast(Any, torch._inductor.compile(graph, examples, options=options))
     except Exception as error:
         raise NotCapturedError(
             f"inductor did not compile it ({first_line(error)}); on a CPU it needs a C++ compiler, such as g++; "
             "backend='eager' needs none"
         ) from error
+
+
+def _cpp_compiler() -> str:
+    from torch._inductor import cpp_builder
+
+    name = "get_cpp_compiler" if hasattr(cpp_builder, "get_cpp_compiler") else "_get_cpp_compiler"  # torch 2.4
+    return getattr(cpp_builder, name)()
+
+
+@functools.cache
+def _knows_instructions() -> bool:
+    """Return True if the C++ compiler knows every instruction set of x86 processors that inductor uses."""
+    command = [_cpp_compiler(), "-mavx512f", "-mavx512vnni", "-mamx-tile", "-fsyntax-only", "-x", "c++", os.devnull]
+    return not subprocess.run(command, capture_output=True).returncode
 
 
 def load_quietly() -> None:
@@ -73,11 +95,8 @@ def missing_compiler(device: torch.device) -> str | None:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "there is no Triton for this GPU"
-    from torch._inductor import cpp_builder
-
-    name = "get_cpp_compiler" if hasattr(cpp_builder, "get_cpp_compiler") else "_get_cpp_compiler"  # torch 2.4
     try:
-        getattr(cpp_builder, name)()
+        _cpp_compiler()
     except Exception as error:
         return f"there is no C++ compiler, such as g++ ({first_line(error)})"
     return None

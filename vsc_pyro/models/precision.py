@@ -6,8 +6,9 @@ and a prior's classifier run in bfloat16. `torch.autocast` casts their weights o
 back before a distribution is built. Parameters, gradients, log-probabilities, divergences and the optimiser's state
 keep the model's own type.
 
-bfloat16 is faster on hardware with matrix units for it: GPUs, and CPUs with AMX. A CPU with only AVX-512's bfloat16
-instructions may be slower.
+bfloat16 is faster on hardware with matrix units for it: GPUs, and CPUs with AMX. With only AVX-512's bfloat16
+instructions it depends on the sizes, and the casts may cost more than the products save. ``fit(precision="auto")``
+tries it out.
 
 A custom encoder or decoder takes part if it has an attribute ``network_precision = "float32"``, which `fit` sets, and
 calls ``run_network(self.network, x, self.network_precision)`` instead of ``self.network(x)``.
@@ -66,6 +67,15 @@ def networks_in(model: nn.Module, precision: str) -> Iterator[None]:
     finally:
         for part, own in zip(parts, before, strict=True):
             part.network_precision = own
+
+
+def can_run(model: nn.Module, precision: str) -> bool:
+    """Return True if the networks of `model` can run in the given precision."""
+    try:
+        _check_can_run(model, precision)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_can_run(model: nn.Module, precision: str) -> None:

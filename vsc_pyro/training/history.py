@@ -25,6 +25,7 @@ class History:
             It is no bound if the model has none (a point as posterior, or pseudo-inputs assigned without a charge).
         seconds: duration of each epoch, compilation included.
         compiled: True if the steps were compiled, see `compile` of `vsc_pyro.fit`.
+        precision: arithmetic of the networks, ``"float32"`` or ``"bfloat16"``, see `precision` of `vsc_pyro.fit`.
         compile_seconds: part of `seconds` spent on capturing and compiling steps, before a resumption too.
         warmup_steps: number of steps in which the weight of the KL divergence rose from 0.
         steps_per_epoch: number of steps in an epoch; the last one of a run of ``fit(steps=)`` may have fewer. For a
@@ -52,6 +53,7 @@ class History:
     elbo: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     compiled: bool = False
+    precision: str = "float32"
     compile_seconds: float = 0.0
     warmup_steps: int = 0
     steps_per_epoch: int = 0

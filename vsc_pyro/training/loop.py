@@ -9,11 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on
+from vsc_pyro.models.precision import networks_in
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.callbacks import ask_to_stop
 from vsc_pyro.training.history import History, last_runs
-from vsc_pyro.training.parallel import num_processes, rank, share
+from vsc_pyro.training.parallel import from_the_first, num_processes, rank, share
 from vsc_pyro.training.plan import Plan
+from vsc_pyro.training.precision_trial import faster_precision
 from vsc_pyro.training.run import Run
 from vsc_pyro.training.schedules import set_values
 from vsc_pyro.training.summary import summarize
@@ -35,10 +37,14 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
                 told = "fit: a new optimiser for a model that was trained before; resume=True continues a run"
                 bar.write(told, file=bar.fp)
             step = _step(svi, compiled, plan.batches, plan.device, bar)
+            if plan.precision == "auto" and not first_epoch:
+                history.precision = _tried(plan, svi if compiled is None else compiled)
+                if not hides:
+                    bar.write(f"fit: networks in {history.precision}, the faster precision here", file=bar.fp)
             stops = False
             while not (stops or _is_over(plan, history)):
                 epoch = len(history)
-                with plan.cooling.of_epoch(epoch, run.optimizer):
+                with plan.cooling.of_epoch(epoch, run.optimizer), networks_in(model, history.precision):
                     run.epoch(step, bar, plan.num_steps - epoch * steps)
                 history.steps = min((epoch + 1) * steps, plan.num_steps)
                 if compiled is not None:
@@ -57,6 +63,12 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
         run.optimizer.zero_grad(set_to_none=True)
         if run.has_stepped:
             last_runs[model] = history
+
+
+def _tried(plan: Plan, svi: SVI) -> str:
+    """Return the faster precision of a step, of one process for all."""
+    x = share(plan.batches.sample[: plan.batches.full_size].to(plan.model.reference))
+    return from_the_first(lambda: faster_precision(plan.model, svi, x))
 
 
 def _is_over(plan: Plan, history: History) -> bool:

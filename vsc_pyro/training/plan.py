@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from vsc_pyro._arguments import (
     bool_or_auto,
+    choice,
     float_from_zero,
     natural_int,
     positive_float,
@@ -31,6 +32,7 @@ from vsc_pyro._recorded import arguments_of
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.gates import Gate, get_gate
 from vsc_pyro.models.encoders import gate_of
+from vsc_pyro.models.precision import PRECISIONS
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.objectives import check_objective, exact_if_linear, get_objective
 from vsc_pyro.training.batches import Batches, get_batches
@@ -122,6 +124,7 @@ class Plan:
         self._check_update(lr)
         self.seed = natural_int("seed", self.seed)
         self.compile, self.progress = bool_or_auto("compile", self.compile), yes_or_no("progress", self.progress)
+        choice("precision", self.precision, PRECISIONS | {"auto": None})
         data, self.held_out = held_out(self.model, data, validation, steps, self.seed)
         self._check_patience()
         self.batches = self._get_batches(data, steps, batch_size)
@@ -165,6 +168,11 @@ class Plan:
                     f"patience={self.patience} counts epochs without a better validation bound, and there is none; "
                     "pass validation=0.1 or data"
                 )
+
+    @property
+    def first_precision(self) -> str:
+        """The precision before the first step; ``"auto"`` is decided by a trial."""
+        return "float32" if self.precision == "auto" else self.precision
 
     @property
     def resumed(self) -> Path | None:

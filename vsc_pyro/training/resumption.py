@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vsc_pyro.models.precision import PRECISIONS
 from vsc_pyro.training.checkpoints import is_plain, load_checkpoint, shortened, shown
 from vsc_pyro.training.history import History
 
@@ -76,6 +77,8 @@ def check_history(state: dict[str, Any], epochs: int, steps: int | None) -> Hist
         )
     if type(history.compiled) is not bool or not _is_finite(history.compile_seconds):
         raise _damaged("history.compiled and compile_seconds must be a bool and a finite number", saved)
+    if type(history.precision) is not str or history.precision not in PRECISIONS:
+        raise _damaged(f"history.precision must be one of {', '.join(PRECISIONS)}", history.precision)
     summary = history.summary
     if summary is not None and not (
         type(summary) is dict and all(type(name) is str and _is_finite(value) for name, value in summary.items())
