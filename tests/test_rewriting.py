@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import elu, softplus
 
-from vsc_pyro.acceleration import products
-from vsc_pyro.acceleration.recorder import record
+from vsc_pyro.acceleration import BACKENDS, rewriting
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 SHAPES = {"a": (100, 300), "b": (300, 200), "at": (300, 100), "bt": (200, 300), "bias": (200,), "rows": (100, 200)}
@@ -21,61 +22,85 @@ OTHERS = {
     "bfloat16": lambda t: t["a"].bfloat16() @ t["b"].bfloat16(),
     "small": lambda t: t["a"][:10] @ t["b"],
     "batched": lambda t: t["a"].expand(2, 100, 300) @ t["b"].expand(2, 300, 200),
+    "log1p of double": lambda t: t["a"].double().log1p(),
+    "log": lambda t: t["a"].abs().log(),
 }
+EPS = torch.finfo(torch.float32).eps
 
 
 @pytest.fixture(autouse=True)
 def faster(monkeypatch):
-    monkeypatch.setattr(products, "_is_faster", lambda: True)
+    monkeypatch.setattr(rewriting, "prefers_onednn", lambda: True)
+    rewriting._patterns.cache_clear()
+    yield
+    rewriting._patterns.cache_clear()
 
 
-def recorded(function):
+def rewritten(function):
+    """A recorded graph, the same rewritten, and tensors to run them on."""
     generator = torch.Generator().manual_seed(0)
     tensors = [0.1 * torch.randn(shape, generator=generator) for shape in SHAPES.values()]
-    graph, _ = record(lambda *tensors: [function(dict(zip(SHAPES, tensors, strict=True)))], tensors)
-    return graph, tensors
+    recorder = make_fx(lambda *tensors: [function(dict(zip(SHAPES, tensors, strict=True)))], tracing_mode="fake")
+    before, after = recorder(*tensors), recorder(*tensors)
+    rewriting._patterns().apply(after.graph)
+    after.recompile()
+    return before, after, tensors
 
 
-def number_of_products(graph):
-    return sum(node.target is torch.ops.vsc_pyro.product.default for node in graph.graph.nodes)
+def operations(graph):
+    return [node.target for node in graph.graph.nodes]
 
 
 @needs_onednn
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_large_products_are_replaced(name):
-    graph, tensors = recorded(PRODUCTS[name])
-    faster = products.with_fast_products(graph)
-    assert number_of_products(graph) == 0
-    assert number_of_products(faster) == (2 if name == "of itself" else 1)
-    (found,), (expected,) = faster(*tensors), graph(*tensors)
+def test_large_products_are_rewritten(name):
+    before, after, tensors = rewritten(PRODUCTS[name])
+    assert operations(after).count(torch.ops.vsc_pyro.product.default) == (2 if name == "of itself" else 1)
+    assert not {torch.ops.aten.mm.default, torch.ops.aten.addmm.default} & {*operations(after)}
+    (expected,), (found,) = before(*tensors), after(*tensors)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_others_stay(name):
-    graph, _ = recorded(OTHERS[name])
-    assert number_of_products(products.with_fast_products(graph)) == 0
+    before, after, _ = rewritten(OTHERS[name])
+    assert operations(after) == operations(before)
 
 
-@needs_onednn
+@pytest.mark.parametrize("name", ["log1p", "expm1"])
+def test_functions_are_exact_but_for_a_few_units_in_the_last_place(name):
+    function, own = getattr(torch, name), getattr(rewriting, name)
+    sizes = torch.logspace(-44, 38, 40_001, dtype=torch.float64).float()
+    x = torch.cat([sizes, -sizes, torch.linspace(-1.5, 1.5, 40_001)])
+    exact = function(x.double())
+    is_finite = exact.isfinite() & (exact.abs() <= torch.finfo(torch.float32).max)
+    error = (own(x).double() - exact)[is_finite].abs() / exact[is_finite].abs().clamp(min=torch.finfo(x.dtype).tiny)
+    assert error.max() < 5 * EPS
+    special = torch.tensor([0.0, -1.0, -2.0, torch.inf, -torch.inf, torch.nan, 100.0, -200.0, 3e38, 1e-45, -1e-45])
+    torch.testing.assert_close(own(special), function(special), rtol=5 * EPS, atol=1e-44, equal_nan=True)
+
+
 @pytest.mark.slow
 def test_compiled(compiler):
-    from vsc_pyro.acceleration import BACKENDS
+    def function(t):
+        return softplus(t["a"] @ t["b"]) * elu(torch.addmm(t["bias"], t["a"], t["bt"].T))
 
-    graph, tensors = recorded(lambda t: PRODUCTS["with a bias"](t).relu() * PRODUCTS["of transposed"](t).exp())
-    (found,) = BACKENDS["inductor"](graph, tensors)(*tensors)
-    torch.testing.assert_close(found, *graph(*tensors), rtol=1e-4, atol=1e-4)
+    before, _, tensors = rewritten(function)
+    config = pytest.importorskip("torch._inductor.config")
+    with config.patch(force_disable_caches=True):
+        (found,) = BACKENDS["inductor"](before, tensors)(*tensors)
+    torch.testing.assert_close(found, *before(*tensors), rtol=1e-5, atol=1e-6)
 
 
 def test_the_processor_decides(monkeypatch):
     monkeypatch.undo()
-    products._is_faster.cache_clear()
     found = {}
     for vendor in ("GenuineIntel", "AuthenticAMD"):
+        rewriting.prefers_onednn.cache_clear()
         monkeypatch.setattr("pathlib.Path.read_text", lambda path, vendor=vendor: f"vendor_id\t: {vendor}\n")
         monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
-        found[vendor] = products._is_faster()
-        products._is_faster.cache_clear()
+        found[vendor] = rewriting.prefers_onednn()
+    rewriting.prefers_onednn.cache_clear()
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     assert found == {"GenuineIntel": False, "AuthenticAMD": has_both}

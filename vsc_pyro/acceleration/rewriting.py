@@ -107,7 +107,9 @@ def _is_slow(match: Any) -> bool:
 
 def _is_large(match: Any) -> bool:
     *bias, a, b = _values(match)
-    return _is_slow(match) and all(x.ndim == 1 for x in bias) and 2 * a.shape[0] * b.numel() >= _LEAST_FLOPS
+    if match.output_node().kwargs or any(x.ndim != 1 for x in bias):  # addmm may weigh its parts
+        return False
+    return _is_slow(match) and 2 * a.shape[0] * b.numel() >= _LEAST_FLOPS
 
 
 @functools.cache
