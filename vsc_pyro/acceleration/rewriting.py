@@ -16,6 +16,7 @@ References
 from __future__ import annotations
 
 import functools
+import math
 import platform
 import re
 from pathlib import Path
@@ -30,6 +31,8 @@ _LEAST_FLOPS = 4e6
 
 _LIBRARY = torch.library.Library("vsc_pyro", "FRAGMENT")
 _LIBRARY.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+_LIBRARY.define("log1p(Tensor x) -> Tensor")
+_LIBRARY.define("expm1(Tensor x) -> Tensor")
 
 
 def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -43,21 +46,28 @@ def _empty(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 _LIBRARY.impl("product", _by_onednn, "CPU")
 _LIBRARY.impl("product", _empty, "Meta")
+for _name in ("log1p", "expm1"):
+    _LIBRARY.impl(_name, torch.empty_like, "Meta")
 
 
-def log1p(x: Tensor) -> Tensor:
-    """Return :math:`\\log(1 + x)`, see the module's docstring."""
-    rounded = 1 + x
-    log, rest = rounded.log(), rounded - 1
-    return torch.where(rest == 0, x, torch.where(rounded == x, log, log * (x / rest)))
+def _log1p(x: Any, ops: Any) -> Any:
+    """Write log(1 + x), see the module's docstring, in the primitive operations `ops`."""
+    zero, one = (ops.constant(value, torch.float32) for value in (0.0, 1.0))
+    rounded = ops.add(x, one)
+    log, rest = ops.log(rounded), ops.sub(rounded, one)
+    # Where 1 + x is x, which may be infinite, the quotient is 1.
+    large = ops.where(ops.eq(rounded, x), log, ops.mul(log, ops.truediv(x, rest)))
+    return ops.where(ops.eq(rest, zero), x, large)
 
 
-def expm1(x: Tensor) -> Tensor:
-    """Return :math:`e^x - 1`, see the module's docstring."""
-    rounded = x.exp()
-    rest = rounded - 1
-    plain = (rest == -1) | (rounded == torch.inf)
-    return torch.where(rounded == 1, x, torch.where(plain, rest, rest * (x / rounded.log())))
+def _expm1(x: Any, ops: Any) -> Any:
+    """Write exp(x) - 1, see the module's docstring, in the primitive operations `ops`."""
+    one, least, most = (ops.constant(value, torch.float32) for value in (1.0, -1.0, math.inf))
+    rounded = ops.exp(x)
+    rest = ops.sub(rounded, one)
+    plain = ops.or_(ops.eq(rest, least), ops.eq(rounded, most))
+    large = ops.where(plain, rest, ops.mul(rest, ops.truediv(x, ops.log(rounded))))
+    return ops.where(ops.eq(rounded, one), x, large)
 
 
 @functools.cache
@@ -77,7 +87,9 @@ def rewriting() -> Any:
 
 @functools.cache
 def _patterns() -> Any:
+    from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.pattern_matcher import Arg, CallFunction, PatternMatcherPass, register_graph_pattern
+    from torch._inductor.virtualized import ops
 
     patterns: Any = PatternMatcherPass()
     aten = torch.ops.aten
@@ -88,12 +100,14 @@ def _patterns() -> Any:
             lambda match, *args: match.replace_by_example(replacement, list(args))
         )
 
-    replace(aten.log1p.default, 1, _is_slow, log1p)
-    replace(aten.expm1.default, 1, _is_slow, expm1)
+    # As one operation: inductor would store exponentials that several operations read.
+    own = torch.ops.vsc_pyro
+    for operation, ours, function in ((aten.log1p, own.log1p, _log1p), (aten.expm1, own.expm1, _expm1)):
+        register_lowering(ours.default)(make_pointwise(functools.partial(function, ops=ops)))
+        replace(operation.default, 1, _is_slow, ours)
     if prefers_onednn():
-        product = torch.ops.vsc_pyro.product
-        replace(aten.mm.default, 2, _is_large, lambda a, b: product(a, b, None))
-        replace(aten.addmm.default, 3, _is_large, lambda bias, a, b: product(a, b, bias))
+        replace(aten.mm.default, 2, _is_large, lambda a, b: own.product(a, b, None))
+        replace(aten.addmm.default, 3, _is_large, lambda bias, a, b: own.product(a, b, bias))
     return patterns
 
 
