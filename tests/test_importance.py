@@ -150,7 +150,7 @@ def test_auto_compiles_long_work_only(small_vae, some, captured, monkeypatch):
     mnist = Chunk(rows=100, draws=20, elements=784)
     assert are_worth_compiling(mnist, 10_000 * 5000, CPU)
     assert not are_worth_compiling(mnist, 10_000 * 100, CPU)
-    assert not are_worth_compiling(mnist._replace(elements=64), 10_000 * 5000, CPU)
+    assert not are_worth_compiling(mnist._replace(elements=64), 10_000 * 2000, CPU)
     vsc.bounds(small_vae(), some, num_draws=3)
     assert not captured
     monkeypatch.setattr(backends, "COMPILATION", 0.0)

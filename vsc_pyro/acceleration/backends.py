@@ -85,7 +85,7 @@ BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Callable[...,
 
 
 # Rough seconds on any machine that compilation costs, and saves in each step, whatever the model.
-COMPILATION = 20.0
+COMPILATION = 10.0
 SAVED_BY_STEP = 0.002
 
 

@@ -45,7 +45,7 @@ class CompiledSVI(SVI):
     """A drop-in for `pyro.infer.SVI` and `vsc_pyro.SVI` that compiles the step of any static Pyro program.
 
     A program is static if it does the same tensor operations in every step. `vsc_pyro.acceleration` says what a step
-    reads anew and what happens to programs that cannot be captured. Compilation takes some 10 to 20 seconds for every
+    reads anew and what happens to programs that cannot be captured. Compilation takes some 8 to 20 seconds for every
     new shape of the arguments; PyTorch keeps the result on disk for the next process.
 
     Args:

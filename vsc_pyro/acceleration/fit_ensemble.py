@@ -86,7 +86,7 @@ def fit_ensemble(
         seeds: one for each model; None for 0, 1, 2, ... As in `fit`, they do not determine the initial weights.
         schedules: as for `fit`, the same for all models; a schedule overrides buffers that differ.
         compile: compile the common step, which takes some 10 seconds; False runs its operations one by one. ``"auto"``
-            compiles for runs of 10,000 steps or more. A last smaller batch is not compiled.
+            compiles for runs of 5,000 steps or more. A last smaller batch is not compiled.
 
     Returns:
         The histories, in the order of the models. `seconds` are those of an epoch of all models; the time for

@@ -28,7 +28,7 @@ _ELEMENTS_AT_ONCE = {"cpu": 2000 * 784, "cuda": 40_000 * 784}
 # Draws of a datum in a chunk. Few, so that a chunk has many data and one pass of the encoder serves all of them.
 _DRAWS_AT_ONCE = 20
 # Seconds that compilation saves in a full chunk, roughly; see `vsc_pyro.acceleration.backends`.
-_SAVED_BY_CHUNK = 0.003
+_SAVED_BY_CHUNK = 0.01
 
 
 class CodeDistributions(NamedTuple):

@@ -170,7 +170,7 @@ def fit(
     Args:
         device: ``"auto"``: the GPU, else the CPU. Or any torch device.
         compile: True takes steps with `vsc_pyro.CompiledSVI`: the same random numbers, and losses equal up to rounding.
-            ``"auto"`` compiles runs of 10,000 steps or more; shorter runs do not repay the compilation. A resumed run
+            ``"auto"`` compiles runs of 5,000 steps or more; shorter runs do not repay the compilation. A resumed run
             keeps its own choice. A smaller last batch is not compiled. On a GPU the whole step, with minibatch and
             Adam, is replayed as a CUDA graph, except with several processes; a warning says if a step cannot be
             captured. `History.compiled` records the result.

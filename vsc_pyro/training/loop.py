@@ -9,13 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on
+from vsc_pyro.acceleration.precision_trial import faster_precision
 from vsc_pyro.models.precision import networks_in
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.callbacks import ask_to_stop
 from vsc_pyro.training.history import History, last_runs
 from vsc_pyro.training.parallel import from_the_first, num_processes, rank, share
 from vsc_pyro.training.plan import Plan
-from vsc_pyro.training.precision_trial import faster_precision
 from vsc_pyro.training.run import Run
 from vsc_pyro.training.schedules import set_values
 from vsc_pyro.training.summary import summarize

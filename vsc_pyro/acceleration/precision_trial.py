@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsc_pyro.acceleration import CompiledSVI
 from vsc_pyro.acceleration.capture import Trial, journal_of
+from vsc_pyro.acceleration.compiled_svi import CompiledSVI
 from vsc_pyro.models.precision import PRECISIONS, can_run, networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.svi import SVI
