@@ -1,4 +1,5 @@
 import importlib
+import sys
 
 import pytest
 import torch
@@ -15,9 +16,13 @@ PRODUCTS = {
     "of a part": lambda t: t["a"][:, 10:] @ t["b"][10:],
     "of an expanded": lambda t: t["a"] @ t["bias"].expand(300, 200),
     "of itself": lambda t: t["a"] @ t["a"].T @ t["rows"],
+    "of windows": lambda t: t["a"].flatten().unfold(0, 300, 1)[:100] @ t["b"],
     "with a bias": lambda t: torch.addmm(t["bias"], t["a"], t["bt"].T),
+    "with an expanded bias": lambda t: torch.addmm(t["bias"][:1].expand(200), t["a"], t["b"]),
+    "with a part as bias": lambda t: torch.addmm(t["rows"][:, 0].repeat(4)[::2], t["a"], t["b"]),
 }
 OTHERS = {
+    "a bias of one number": lambda t: torch.addmm(t["bias"][:1], t["a"], t["b"]),
     "a bias of rows": lambda t: torch.addmm(t["rows"], t["a"], t["b"]),
     "a weighed bias": lambda t: torch.addmm(t["bias"], t["a"], t["b"], beta=0.5),
     "double": lambda t: t["a"].double() @ t["b"].double(),
@@ -108,3 +113,27 @@ def test_the_processor_decides(monkeypatch):
     rewriting.prefers_onednn.cache_clear()
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     assert found == {"GenuineIntel": False, "AuthenticAMD": has_both}
+
+
+def test_the_package_is_imported_anew():
+    first = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "vsc_pyro"}
+    for name in first:
+        del sys.modules[name]
+    try:
+        assert importlib.import_module("vsc_pyro.acceleration.rewriting") is not rewriting
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "vsc_pyro"]:
+            del sys.modules[name]
+        sys.modules.update(first)
+
+
+@pytest.mark.slow
+def test_torch_without_the_class_of_passes(compiler, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._inductor.custom_graph_pass", None)
+    rewriting.rewriting.cache_clear()
+    x = torch.linspace(-1, 1, 100)
+    try:
+        (found,) = BACKENDS["inductor"](make_fx(lambda x: [x.expm1()])(x), [x])(x)
+    finally:
+        rewriting.rewriting.cache_clear()
+    torch.testing.assert_close(found, x.expm1())
