@@ -1,4 +1,4 @@
-import importlib
+import importlib.util
 import sys
 
 import pytest
@@ -9,6 +9,9 @@ from torch.nn.functional import elu, softplus
 from vsc_pyro.acceleration import BACKENDS, rewriting
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+needs_passes = pytest.mark.skipif(
+    importlib.util.find_spec("torch._inductor.custom_graph_pass") is None, reason="inductor before PyTorch 2.6"
+)
 SHAPES = {"a": (100, 300), "b": (300, 200), "at": (300, 100), "bt": (200, 300), "bias": (200,), "rows": (100, 200)}
 PRODUCTS = {
     "product": lambda t: t["a"] @ t["b"],
@@ -59,6 +62,7 @@ def operations(graph):
     return [node.target for node in graph.graph.nodes]
 
 
+@needs_passes
 @needs_onednn
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_large_products_are_rewritten(name):
@@ -76,6 +80,7 @@ def test_others_stay(name):
     assert operations(after) == operations(before)
 
 
+@needs_passes
 @pytest.mark.slow
 def test_compiled_functions_are_exact_but_for_a_few_units_in_the_last_place(compiler):
     sizes = torch.logspace(-37, 38, 40_001, dtype=torch.float64).float()
@@ -90,6 +95,7 @@ def test_compiled_functions_are_exact_but_for_a_few_units_in_the_last_place(comp
         torch.testing.assert_close(found, exact.float(), rtol=4 * EPS, atol=0.0, equal_nan=True)
 
 
+@needs_passes
 @needs_onednn
 @pytest.mark.slow
 def test_compiled_networks(compiler):
@@ -129,6 +135,7 @@ def test_the_package_is_imported_anew():
 
 @pytest.mark.slow
 def test_torch_without_the_class_of_passes(compiler, monkeypatch):
+    importlib.import_module("torch._inductor.compile_fx")  # which has loaded it in later versions
     monkeypatch.setitem(sys.modules, "torch._inductor.custom_graph_pass", None)
     rewriting.rewriting.cache_clear()
     x = torch.linspace(-1, 1, 100)
