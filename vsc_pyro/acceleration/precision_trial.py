@@ -28,7 +28,7 @@ def faster_precision(model: VAE, svi: SVI, x: Tensor) -> str:
     The trial takes no step, and restores gradients, buffers and torch's random numbers. A model with an operation that
     PyTorch lacks in bfloat16 runs in float32.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trial = Trial(functools.partial(svi.loss_and_grads, svi.model, svi.guide, x), parameters, [])
     seconds: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     try:
