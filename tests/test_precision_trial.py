@@ -2,6 +2,7 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 
 import vsc_pyro as vsc
 from vsc_pyro.acceleration import CompiledSVI
@@ -36,4 +37,39 @@ def test_a_trial_decides(small_vae, digits, compile, of_half, expected, monkeypa
 def test_a_trial_of_real_times(small_vae, digits, capsys):
     history = vsc.fit(small_vae(), digits.train, steps=2, precision="auto", device="cpu")
     assert f"fit: networks in {history.precision}, the faster precision here" in capsys.readouterr().err
-    assert vsc.fit(small_vae().double(), digits.train, steps=2, precision="auto", **QUIET).precision == "float32"
+
+
+def test_a_model_of_another_type_is_not_tried(small_vae, digits, capsys):
+    history = vsc.fit(small_vae().double(), digits.train, steps=2, precision="auto", device="cpu")
+    assert history.precision == "float32"
+    assert "networks in" not in capsys.readouterr().err
+
+
+class Complex(nn.Module):
+    """The identity by way of an operation that there is not in bfloat16."""
+
+    def forward(self, x):
+        return torch.complex(x, x).real
+
+
+class Looking(nn.Module):
+    """The identity, which looks at values of bfloat16 alone."""
+
+    def forward(self, x):
+        return x if x.dtype == torch.float32 or x.sum() < 1e30 else -x
+
+
+@pytest.mark.parametrize("layer", [Complex, Looking])
+def test_bfloat16_that_fails_leaves_the_run_of_float32(small_vae, digits, layer, monkeypatch):
+    def trained(precision):
+        vae = small_vae()
+        vae.encoder.network[2] = layer()
+        settings = {"steps": 5, "batch_size": 100, "compile": True, **QUIET}
+        return vsc.fit(vae, digits.train, precision=precision, **settings), vae.state_dict()
+
+    monkeypatch.setattr("vsc_pyro.training.loop.CompiledSVI", functools.partial(CompiledSVI, backend="eager"))
+    monkeypatch.setattr("vsc_pyro.acceleration.precision_trial._seconds", lambda work, device: work() is None)
+    (known, expected), (history, found) = trained("float32"), trained("auto")
+    assert (history.precision, history.compiled) == ("float32", True)
+    assert history.elbo == known.elbo
+    assert all(map(torch.equal, found.values(), expected.values()))

@@ -1,4 +1,5 @@
-import importlib
+import importlib.util
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from torch.nn.functional import elu, softplus
 from vsc_pyro.acceleration import BACKENDS, rewriting
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+needs_passes = pytest.mark.skipif(
+    importlib.util.find_spec("torch._inductor.custom_graph_pass") is None, reason="inductor before PyTorch 2.6"
+)
 SHAPES = {"a": (100, 300), "b": (300, 200), "at": (300, 100), "bt": (200, 300), "bias": (200,), "rows": (100, 200)}
 PRODUCTS = {
     "product": lambda t: t["a"] @ t["b"],
@@ -15,9 +19,13 @@ PRODUCTS = {
     "of a part": lambda t: t["a"][:, 10:] @ t["b"][10:],
     "of an expanded": lambda t: t["a"] @ t["bias"].expand(300, 200),
     "of itself": lambda t: t["a"] @ t["a"].T @ t["rows"],
+    "of windows": lambda t: t["a"].flatten().unfold(0, 300, 1)[:100] @ t["b"],
     "with a bias": lambda t: torch.addmm(t["bias"], t["a"], t["bt"].T),
+    "with an expanded bias": lambda t: torch.addmm(t["bias"][:1].expand(200), t["a"], t["b"]),
+    "with a part as bias": lambda t: torch.addmm(t["rows"][:, 0].repeat(4)[::2], t["a"], t["b"]),
 }
 OTHERS = {
+    "a bias of one number": lambda t: torch.addmm(t["bias"][:1], t["a"], t["b"]),
     "a bias of rows": lambda t: torch.addmm(t["rows"], t["a"], t["b"]),
     "a weighed bias": lambda t: torch.addmm(t["bias"], t["a"], t["b"], beta=0.5),
     "double": lambda t: t["a"].double() @ t["b"].double(),
@@ -54,6 +62,7 @@ def operations(graph):
     return [node.target for node in graph.graph.nodes]
 
 
+@needs_passes
 @needs_onednn
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_large_products_are_rewritten(name):
@@ -71,6 +80,7 @@ def test_others_stay(name):
     assert operations(after) == operations(before)
 
 
+@needs_passes
 @pytest.mark.slow
 def test_compiled_functions_are_exact_but_for_a_few_units_in_the_last_place(compiler):
     sizes = torch.logspace(-37, 38, 40_001, dtype=torch.float64).float()
@@ -85,6 +95,7 @@ def test_compiled_functions_are_exact_but_for_a_few_units_in_the_last_place(comp
         torch.testing.assert_close(found, exact.float(), rtol=4 * EPS, atol=0.0, equal_nan=True)
 
 
+@needs_passes
 @needs_onednn
 @pytest.mark.slow
 def test_compiled_networks(compiler):
@@ -108,3 +119,28 @@ def test_the_processor_decides(monkeypatch):
     rewriting.prefers_onednn.cache_clear()
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     assert found == {"GenuineIntel": False, "AuthenticAMD": has_both}
+
+
+def test_the_package_is_imported_anew():
+    first = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "vsc_pyro"}
+    for name in first:
+        del sys.modules[name]
+    try:
+        assert importlib.import_module("vsc_pyro.acceleration.rewriting") is not rewriting
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "vsc_pyro"]:
+            del sys.modules[name]
+        sys.modules.update(first)
+
+
+@pytest.mark.slow
+def test_torch_without_the_class_of_passes(compiler, monkeypatch):
+    importlib.import_module("torch._inductor.compile_fx")  # which has loaded it in later versions
+    monkeypatch.setitem(sys.modules, "torch._inductor.custom_graph_pass", None)
+    rewriting.rewriting.cache_clear()
+    x = torch.linspace(-1, 1, 100)
+    try:
+        (found,) = BACKENDS["inductor"](make_fx(lambda x: [x.expm1()])(x), [x])(x)
+    finally:
+        rewriting.rewriting.cache_clear()
+    torch.testing.assert_close(found, x.expm1())

@@ -74,7 +74,7 @@ def add_training(parser):
     # The exact objective needs a linear decoder of real data.
     add("--objective", default="analytic", choices=[name for name in OBJECTIVES if name != "exact"])
     add("--num-draws", type=whole, help="draws of each code in a step; default: the fewest for gate and objective")
-    add("--compile", default="auto", choices=COMPILE, help="the training step; auto: in runs of 10,000 steps or more")
+    add("--compile", default="auto", choices=COMPILE, help="the training step; auto: in runs of 5,000 steps or more")
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--lr-drop", type=whole, metavar="EPOCH", help="divide the learning rate by ten at this epoch")
     rates.add_argument(

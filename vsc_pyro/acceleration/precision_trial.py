@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vsc_pyro.acceleration.capture import Trial, journal_of
 from vsc_pyro.acceleration.compiled_svi import CompiledSVI
-from vsc_pyro.models.precision import PRECISIONS, can_run, networks_in
+from vsc_pyro.models.precision import PRECISIONS, networks_in
 from vsc_pyro.models.vae import VAE
 from vsc_pyro.training.svi import SVI
 
@@ -24,18 +25,21 @@ _LEAST_GAIN = 0.1
 def faster_precision(model: VAE, svi: SVI, x: Tensor) -> str:
     """Return the precision in which loss and gradients of minibatch x take less time.
 
-    The trial takes no step, and restores gradients, buffers and torch's random numbers.
+    The trial takes no step, and restores gradients, buffers and torch's random numbers. A model with an operation that
+    PyTorch lacks in bfloat16 runs in float32.
     """
-    if not can_run(model, "bfloat16"):
-        return "float32"
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trial = Trial(functools.partial(svi.loss_and_grads, svi.model, svi.guide, x), parameters, [])
     seconds: dict[str, list[float]] = {name: [] for name in PRECISIONS}
-    with trial.undone([x]), journal_of(model.buffers()):
-        for _ in range(_WARM_UP + _ROUNDS):
-            for precision, found in seconds.items():
-                with networks_in(model, precision):
-                    found.append(_seconds(_gradients(svi, trial, x), x.device))
+    try:
+        with trial.undone([x]), journal_of(model.buffers()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "CompiledSVI takes eager steps")
+            for _ in range(_WARM_UP + _ROUNDS):
+                for precision, found in seconds.items():
+                    with networks_in(model, precision):
+                        found.append(_seconds(_gradients(svi, trial, x), x.device))
+    except RuntimeError:  # float32 has run first; an error of its own is raised again by the first step
+        return "float32"
     slow, fast = (float(np.median(found[_WARM_UP:])) for found in seconds.values())
     return "bfloat16" if fast < (1 - _LEAST_GAIN) * slow else "float32"
 

@@ -29,25 +29,30 @@ from torch.fx import Graph
 # Below it the call from Python takes longer than the product saves.
 _LEAST_FLOPS = 4e6
 
-_LIBRARY = torch.library.Library("vsc_pyro", "FRAGMENT")
-_LIBRARY.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
-_LIBRARY.define("log1p(Tensor x) -> Tensor")
-_LIBRARY.define("expm1(Tensor x) -> Tensor")
-
 
 def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``a @ b + bias``."""
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    bias = None if bias is None else bias.contiguous()  # its strides are not looked at
+    return torch.ops.mkldnn._linear_pointwise(_plain(a), _plain(b).t(), bias, "none", [], "")
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return a matrix whose rows or columns are contiguous and do not overlap, a copy if need be."""
+    (rows, columns), (row, column) = x.shape, x.stride()
+    return x if (column == 1 and row >= columns) or (row == 1 and column >= rows) else x.contiguous()
 
 
 def _empty(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
-_LIBRARY.impl("product", _by_onednn, "CPU")
-_LIBRARY.impl("product", _empty, "Meta")
-for _name in ("log1p", "expm1"):
-    _LIBRARY.impl(_name, torch.empty_like, "Meta")
+if not hasattr(torch.ops.vsc_pyro, "product"):  # the package may be imported anew in the same process
+    torch.library.define("vsc_pyro::product", "(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+    torch.library.impl("vsc_pyro::product", "cpu", _by_onednn)
+    torch.library.impl("vsc_pyro::product", "meta", _empty)
+    for _name in ("vsc_pyro::log1p", "vsc_pyro::expm1"):
+        torch.library.define(_name, "(Tensor x) -> Tensor")
+        torch.library.impl(_name, "meta", torch.empty_like)
 
 
 def _log1p(x: Any, ops: Any) -> Any:
@@ -72,8 +77,15 @@ def _expm1(x: Any, ops: Any) -> Any:
 
 @functools.cache
 def rewriting() -> Any:
-    """Return a pass over inductor's graph of primitive operations. The processor decides alone, so that runs repeat."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass
+    """Return a pass over inductor's graph of primitive operations. The processor decides alone, so that runs repeat.
+
+    Returns:
+        None before torch 2.6, whose inductor keeps no graph with a pass on disk.
+    """
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+    except ImportError:
+        return None
 
     class Rewriting(CustomGraphPass):
         def __call__(self, graph: Graph) -> None:
@@ -121,7 +133,8 @@ def _is_slow(match: Any) -> bool:
 
 def _is_large(match: Any) -> bool:
     *bias, a, b = _values(match)
-    if match.output_node().kwargs or any(x.ndim != 1 for x in bias):  # addmm may weigh its parts
+    # addmm may weigh its parts, and repeat a bias.
+    if match.output_node().kwargs or any(x.shape != b.shape[1:] for x in bias):
         return False
     return _is_slow(match) and 2 * a.shape[0] * b.numel() >= _LEAST_FLOPS
 

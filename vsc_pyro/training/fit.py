@@ -178,7 +178,8 @@ def fit(
             Weights, optimiser, log-probabilities, divergences and linear normal decoders stay in float32. ``"auto"``
             times both on a minibatch before the first step, and takes bfloat16 if it saves a tenth of loss and
             gradients. `History.precision` and the progress bar say which it is; a resumed run keeps it. The run is that
-            of ``precision=history.precision``, but another machine may choose otherwise.
+            of ``precision=history.precision``, but another machine may choose otherwise. A model that cannot run in
+            bfloat16 is trained as by ``"float32"``, which keeps a model's own type.
 
     **Random numbers, checkpoints and progress**
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from vsc_pyro.acceleration import CompiledSVI, Replay, capture_on
 from vsc_pyro.acceleration.precision_trial import faster_precision
-from vsc_pyro.models.precision import networks_in
+from vsc_pyro.models.precision import can_run, networks_in
 from vsc_pyro.training.batches import Batches
 from vsc_pyro.training.callbacks import ask_to_stop
 from vsc_pyro.training.history import History, last_runs
@@ -36,12 +36,13 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
             if model in last_runs and not first_epoch and not hides:
                 told = "fit: a new optimiser for a model that was trained before; resume=True continues a run"
                 bar.write(told, file=bar.fp)
-            step = _step(svi, compiled, plan.batches, plan.device, bar)
-            if plan.precision == "auto" and not first_epoch:
+            if plan.precision == "auto" and not first_epoch and can_run(model, "bfloat16"):
                 history.precision = _tried(plan, svi if compiled is None else compiled)
+                if compiled is not None and compiled.is_eager:  # perhaps for the other precision alone
+                    compiled = CompiledSVI(*programs)
                 if not hides:
                     bar.write(f"fit: networks in {history.precision}, the faster precision here", file=bar.fp)
-            stops = False
+            step, stops = _step(svi, compiled, plan.batches, plan.device, bar), False
             while not (stops or _is_over(plan, history)):
                 epoch = len(history)
                 with plan.cooling.of_epoch(epoch, run.optimizer), networks_in(model, history.precision):
