@@ -150,12 +150,14 @@ def test_data_of_ones_own_as_shown(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("binarisation: none") == 2
 
 
-def test_the_estimator_is_used_as_shown(capsys):
+def test_the_estimator_is_used_as_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     program = "".join(blocks("docs/sklearn.md"))
     names = run(smaller(program, {"max_iter=100,": "max_iter=2,", "[4, 8, 16]": "[4, 8]", "cv=3": "cv=2"}), {})
     assert names["codes"].shape == names["inclusion"].shape == names["frame"].shape == (450, 32)
     assert list(names["frame"])[:2] == ["spikeslabcoder0", "spikeslabcoder1"]
     assert names["denoised"].shape == (450, 64)
+    assert Path("atoms.png").stat().st_size > 10_000
     assert ((names["inclusion"] > 0.5) == (names["frame"].to_numpy() != 0)).all()
     assert "code__expected_active" in capsys.readouterr().out
 
