@@ -1,9 +1,9 @@
 r"""Operations of a compiled graph that PyTorch runs slowly on a CPU, rewritten for inductor.
 
-* **Large float32 products**, on x86 processors that are not Intel's. PyTorch takes MKL, which keeps its AVX-512 kernels
-  for Intel's own. oneDNN, a part of PyTorch too, takes what the processor can do.
-* **log1p and expm1**, the core of softplus, cross-entropy and ELU, whose vectorised forms take over ten times as long
-  as those of log and exp. With :math:`u` the rounded :math:`1 + x`, and the rounded :math:`e^x`,
+* **Large float32 products**, on x86 processors with AVX-512 that are not Intel's. PyTorch takes MKL, which is slower
+  there than oneDNN, another part of PyTorch.
+* **log1p and expm1**, the core of softplus, cross-entropy and ELU, which take much longer than log and exp. With
+  :math:`u` the rounded :math:`1 + x`, and the rounded :math:`e^x`,
 
   .. math:: \log(1 + x) = x\, \frac{\log u}{u - 1}, \qquad e^x - 1 = x\, \frac{u - 1}{\log u},
 
