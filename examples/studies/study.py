@@ -1,0 +1,249 @@
+"""The frame of a study: independent runs, each trained once and kept, then one JSON, one table and one figure."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # common, which all examples share
+from common.files import check_entries, count, markdown, number, read_json, text, write_figure, write_json, write_text
+from common.options import add_data_root, described, path, whole
+from common.running import run as run_main
+
+import vsc_pyro as vsc
+from vsc_pyro.training.checkpoints import shown
+
+
+def settings_of_a_run(value):
+    """a table of settings"""
+    return isinstance(value, dict)
+
+
+KINDS = {
+    **dict.fromkeys(("settings", "figures", "machine"), settings_of_a_run),
+    **dict.fromkeys(("date", "commit"), text),
+    "seconds": number,
+    "threads": count,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One experiment of several runs.
+
+    Args:
+        file: path of the script, which names the study and starts a run in a process of its own.
+        description: text of --help.
+        runs: ``runs(quick)`` returns the settings of each run by its name; all that decides what a run computes is in
+            its settings, as values that JSON keeps.
+        measure: ``measure(settings, folder, data_root)`` trains what is missing in `folder` and returns the figures of
+            the run, as values that JSON keeps.
+        minutes: ``minutes(settings)`` returns about how long a run takes on one core.
+        table: ``table(results)`` returns Markdown for the results by name of run, each with ``settings``, ``figures``.
+        draw: ``draw(results)`` returns a matplotlib figure.
+    """
+
+    file: str
+    description: str
+    runs: Callable
+    measure: Callable
+    minutes: Callable
+    table: Callable
+    draw: Callable
+
+    @property
+    def name(self):
+        return Path(self.file).stem
+
+
+def parse(study, argv):
+    parser = described(study.description)
+    add = parser.add_argument
+    add_data_root(parser)
+    add("--quick", action="store_true", help="tiny runs on bundled data, to try the study in seconds")
+    add("--jobs", type=whole, default=1, help="runs at a time, each in a process with its share of the cores")
+    add("--only", nargs="+", default=["*"], metavar="PATTERN", help="runs by name, such as 'mnist-*'; default: all")
+    add("--output", type=path, default=Path("runs/studies"), metavar="DIR", help="folder of the runs of all studies")
+    add("--results", type=path, metavar="DIR", help="folder of JSON, table and figure; default: that of the runs")
+    add("--run", help="do this run alone, and write no table")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(argv)
+
+
+def main(study, argv=None):
+    """Run the study's command line: do what is missing, then write table and figure of all that is there."""
+    args = parse(study, argv)
+    runs = study.runs(args.quick)
+    args.output = args.output / ("quick" if args.quick else "")
+    if args.run is not None:
+        if args.run not in runs:
+            raise ValueError(f"--run must be one of {', '.join(runs)}, got {args.run!r}")
+        do_run(study, args.run, runs[args.run], args)
+        return None
+    chosen = [name for name in runs if any(fnmatch(name, pattern) for pattern in args.only)]
+    if not chosen:
+        raise ValueError(f"--only must fit some of the runs {', '.join(runs)}, got {' '.join(args.only)}")
+    missing = [name for name in chosen if read_result(study, name, runs[name], args) is None]
+    cost = sum(study.minutes(runs[name]) for name in missing) / args.jobs
+    print(f"{study.name}: {len(chosen)} runs, {len(missing)} to do, about {cost:.3g} minutes", flush=True)
+    failed = do_runs(study, missing, runs, args)
+    results = {name: result for name in runs if (result := read_result(study, name, runs[name], args)) is not None}
+    if results:
+        write_results(study, results, args)
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed, and the same command tries them again: {'; '.join(failed)}")
+    return results
+
+
+def folder_of(study_name, run, output):
+    return output / study_name / run
+
+
+def read_result(study, name, settings, args):
+    """Return the result of a run, or None if it is not finished; raise `ValueError` if it had other settings."""
+    file = folder_of(study.name, name, args.output) / "result.json"
+    if not file.exists():
+        return None
+    result = read_json(file)
+    check_entries(file, result, KINDS)
+    # As JSON: a tuple in the settings comes back as a list.
+    if result["settings"] != json.loads(json.dumps(settings)):
+        raise ValueError(
+            f"{file} is of a run with {shown(result['settings'])}, and the study has {shown(settings)}; move "
+            f"{file.parent} away, or pass another --output"
+        )
+    return result
+
+
+def do_run(study, name, settings, args):
+    """Do one run in this process and write its result, atomically and last of all its files."""
+    folder = folder_of(study.name, name, args.output)
+    start = time.perf_counter()
+    figures = study.measure(settings, folder, args.data_root)
+    result = {
+        "settings": settings,
+        "figures": figures,
+        "seconds": round(time.perf_counter() - start, 1),
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+    }
+    write_json(folder / "result.json", result)
+
+
+def do_runs(study, names, runs, args):
+    """Do the runs; return one line for each that failed."""
+    with tqdm(total=len(names), unit="run", desc=study.name, disable=args.quiet) as bar:
+        if args.jobs > 1:
+            return do_in_processes(study, names, args, bar)
+        for name in names:
+            bar.set_postfix_str(name)
+            do_run(study, name, runs[name], args)
+            bar.update()
+    return []
+
+
+def do_in_processes(study, names, args, bar):
+    waiting, at_work, failed = list(names), {}, []
+    try:
+        while waiting or at_work:
+            while waiting and len(at_work) < args.jobs:
+                at_work[name] = start(study, name := waiting.pop(0), args)
+            time.sleep(0.2)
+            for name in [name for name, process in at_work.items() if process.poll() is not None]:
+                if at_work.pop(name).returncode:
+                    log = folder_of(study.name, name, args.output) / "log.txt"
+                    failed.append(f"{name}: {log.read_text().strip().splitlines()[-1:]} ({log})")
+                bar.update()
+                bar.set_postfix_str(", ".join(at_work))
+    finally:
+        for process in at_work.values():
+            process.kill()
+    return failed
+
+
+def start(study, name, args):
+    """Start a run in a process of its own, which writes what it says to log.txt."""
+    folder = folder_of(study.name, name, args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    root = [] if args.data_root is None else ["--data-root", str(args.data_root)]
+    output = args.output.parent if args.quick else args.output
+    command = [sys.executable, study.file, "--run", name, "--output", str(output), *root, *["--quick"] * args.quick]
+    with open(folder / "log.txt", "w", encoding="utf-8") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def write_results(study, results, args):
+    """Write NAME.json, NAME.md and NAME.png, of all runs that are done."""
+    target = args.output / study.name if args.results is None else args.results
+    about = {"study": study.name, "command": f"python examples/studies/{study.name}.py" + " --quick" * args.quick}
+    write_json(target / f"{study.name}.json", about | {"runs": results})
+    write_text(target / f"{study.name}.md", study.table(results) + "\n\n" + provenance(study, results, args) + "\n")
+    write_figure(target / f"{study.name}.png", study.draw(results), dpi=120)
+    print(f"{(target / study.name).with_suffix('.md').read_text()}\nwritten: {target / study.name}.json, .md, .png")
+
+
+def provenance(study, results, args):
+    """Return the line under a table: command, commits, dates, machines, seeds, number of runs and their time."""
+
+    def several(values):
+        return ", ".join(sorted(set(values)))
+
+    found = results.values()
+    planned = len(study.runs(args.quick))
+    return (
+        f"`python examples/studies/{study.name}.py{' --quick' * args.quick}`; "
+        f"commit {several(r['commit'] for r in found)}; {several(r['date'] for r in found)}; "
+        f"{several(r['machine']['words'] for r in found)}; seeds {several(str(r['settings']['seed']) for r in found)}; "
+        f"{len(results)} of {planned} runs, {sum(r['seconds'] for r in found) / 60:.0f} minutes of "
+        f"{several(str(r['threads']) for r in found)} threads."
+    )
+
+
+def machine():
+    try:
+        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        model = None
+    words = f"{model[1] if model else platform.machine()}, torch {torch.__version__}"
+    return {"words": words, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+@functools.cache
+def commit():
+    """Return the commit of this file, with a + if files that git knows have changed; "unknown" outside a checkout."""
+    git = functools.partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        head = git(["git", "rev-parse", "--short=7", "HEAD"])
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"])
+    except OSError:
+        return "unknown"
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.returncode == 0 else "unknown"
+
+
+def fitted(model, data, folder, **options):
+    """Return the history of `model` trained on `data`, from the checkpoint in `folder` where a run was interrupted.
+
+    A finished model is kept in ``folder / "model"``.
+    """
+    history = vsc.fit(model, data, checkpoint=folder / "checkpoint.pt", resume=True, **options)
+    model.save(folder / "model", overwrite=True)  # an interrupt after it may have come before the run's result
+    return history
+
+
+__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "run_main"]
