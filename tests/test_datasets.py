@@ -11,7 +11,7 @@ from conftest import assert_mean_equals
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Factors, as_dataset, default_root
-from vsc_pyro.datasets.bernoulli import bernoulli
+from vsc_pyro.datasets.bernoulli import _places_of_true, bernoulli
 
 
 def test_digits_are_real_and_split_by_seed():
@@ -47,6 +47,12 @@ def test_binary_draws_have_the_probabilities_asked_for(dtype):
             assert (row == prob).all()
         else:
             assert_mean_equals(row, prob)
+
+
+@pytest.mark.parametrize("num", [0, 1, 7, 8, 9, 64, 1001])
+def test_undecided_draws_are_found_in_order(num):
+    flags = torch.rand(num, generator=torch.Generator().manual_seed(num)) < 0.2
+    assert torch.equal(_places_of_true(flags), flags.nonzero().squeeze(1))
 
 
 def test_binary_draws_are_independent_and_follow_the_generator():

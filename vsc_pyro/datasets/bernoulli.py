@@ -28,6 +28,14 @@ def bernoulli(probs: Tensor, generator: torch.Generator | None = None) -> Tensor
     words = torch.empty(-(-probs.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     byte = words.view(torch.uint8)[: probs.numel()].view(probs.shape)
     draws = (probs * 256).sub_(byte).clamp_(0, 1).contiguous()
-    undecided = draws.frac().flatten().nonzero().squeeze(1)
+    undecided = _places_of_true(draws.frac().bool().flatten())
     draws.view(-1)[undecided] = torch.bernoulli(draws.view(-1)[undecided], generator=generator)
     return draws
+
+
+def _places_of_true(flags: Tensor) -> Tensor:
+    """Return the places of the few that are True in a tensor ``(N,)``, looking at eight at a time."""
+    packed = len(flags) // 8 * 8
+    octets = flags[:packed].view(torch.int64).nonzero().squeeze(1)
+    near = torch.cat([(octets[:, None] * 8 + torch.arange(8)).flatten(), torch.arange(packed, len(flags))])
+    return near[flags[near]]

