@@ -54,6 +54,7 @@ from vsc_pyro.models.encoders import (
     SpikeSlabEncoder,
     ThresholdEncoder,
 )
+from vsc_pyro.models.gated import GatedTrunk
 from vsc_pyro.models.networks import ConvTrunk, CountTrunk, DeconvTrunk, MaskTrunk
 from vsc_pyro.models.priors import (
     CauchyPrior,
@@ -110,6 +111,7 @@ __all__ = [
     "FactorAUROC",
     "Factors",
     "FlatPrior",
+    "GatedTrunk",
     "GibbsPosterior",
     "History",
     "ImportanceWeightedELBO",

@@ -40,6 +40,12 @@ def of_trunks():
     return vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(J))
 
 
+def of_gated_trunks():
+    encoder = vsc.SpikeSlabEncoder(SHAPE, J, trunk=vsc.GatedTrunk(64, (8, 6)))
+    decoder = vsc.BernoulliDecoder(J, SHAPE, trunk=vsc.GatedTrunk(J, (6, 8), SHAPE))
+    return vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(J))
+
+
 def of_counts(decoder):
     encoder = vsc.SpikeSlabEncoder(SHAPE, J, trunk=vsc.CountTrunk(64, 10))
     return vsc.VAE(encoder, decoder(J, 64, (8,)), vsc.SpikeSlabPrior(J))
@@ -84,5 +90,6 @@ MODELS = {
     ),
     "PseudoInputPrior": of_pseudo_inputs,
     "trunks": of_trunks,
+    "trunks, gated": of_gated_trunks,
     "VSC": lambda: vsc.VSC(SHAPE, J, num_pseudo_inputs=3, hidden=(8,)),
 }

@@ -67,6 +67,12 @@ def last_layer(network: nn.Module) -> nn.Module | None:
     return layers[-1] if layers else None
 
 
+def beside(trunk: nn.Module, activation: str) -> nn.Module:
+    """Return the activation between a trunk and a linear layer, none for a trunk that `has_activations` at its ends."""
+    activation_class = choice("activation", activation, ACTIVATIONS)
+    return nn.Identity() if getattr(trunk, "has_activations", False) else activation_class()
+
+
 class ConvTrunk(Recorded):
     """Convolutional network from images to features: each 4x4 convolution of stride 2 halves height and width.
 
@@ -111,7 +117,7 @@ class ConvTrunk(Recorded):
         shrink = 2 ** len(channels)
         inner = channels[-1] * (height // shrink) * (width // shrink)
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inner, self.out_features))
-        self.layers.apply(_initialize)
+        self.layers.apply(initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         # An image with its channels last has as many values, but in another order.
@@ -284,7 +290,7 @@ class DeconvTrunk(Recorded):
             odd = tuple(new - 2 * old for old, new in zip(small, large, strict=True))
             layers += [activation_class(), _Doubling(before, after, odd)]
         self.layers = nn.Sequential(*layers)
-        self.layers.apply(_initialize)
+        self.layers.apply(initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], *self.output_shape)
@@ -320,7 +326,7 @@ class _Doubling(nn.Module):
         return functional.conv_transpose2d(x, weight, self.bias, stride=2, padding=1, output_padding=self._odd)
 
 
-def _initialize(layer: nn.Module) -> None:
+def initialize(layer: nn.Module) -> None:
     """Draw weights of variance 2 / fan-in and set the bias to zero (He et al., 2015).
 
     Torch's default variance is 1 / (3 fan-in), under which signal and gradient nearly vanish within five layers.

@@ -21,9 +21,9 @@ import torch
 from pyro.distributions import Independent
 from torch import Tensor, nn
 
-from vsc_pyro._arguments import choice, natural_int, positive_int, shape
+from vsc_pyro._arguments import natural_int, positive_int, shape
 from vsc_pyro.distributions import ContextRows
-from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, last_layer
+from vsc_pyro.models.networks import DEFAULT_HIDDEN, MLP, beside, last_layer
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import Prepared, mean_and_scale
 
@@ -70,10 +70,10 @@ class PixelDecoder(Prepared):
             return
         if hidden is not None:
             raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")
-        activation_class = choice("activation", activation, ACTIVATIONS)
+        between = beside(trunk, activation)
         features = positive_int("trunk.in_features", cast(int, getattr(trunk, "in_features", None)))
         _check_trunk(trunk, features, self.output_shape)
-        self.network = nn.Sequential(nn.Linear(self.latent_dim, features), activation_class(), trunk)
+        self.network = nn.Sequential(nn.Linear(self.latent_dim, features), between, trunk)
         self._start_effects(1.0)
 
     def _start_context(self, num_covariates: int) -> None:

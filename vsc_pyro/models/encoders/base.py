@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
-from vsc_pyro._arguments import choice, positive_int, shape, sizes
-from vsc_pyro.models.networks import ACTIVATIONS, DEFAULT_HIDDEN, MLP, ConvTrunk, CountTrunk, MaskTrunk
+from vsc_pyro._arguments import positive_int, shape, sizes
+from vsc_pyro.models.gated import GatedTrunk
+from vsc_pyro.models.networks import DEFAULT_HIDDEN, MLP, ConvTrunk, CountTrunk, MaskTrunk, beside
 from vsc_pyro.models.precision import run_network
 from vsc_pyro.models.starting import INPUT_DEVIATION, Prepared, mean_and_scale
 
@@ -57,9 +58,8 @@ class Encoder(Prepared):
             return
         if hidden is not None:
             raise ValueError(f"hidden={hidden!r} are widths of the MLP that a trunk replaces; pass one of the two")
-        activation_class = choice("activation", activation, ACTIVATIONS)
         features = positive_int("trunk.out_features", cast("int", getattr(trunk, "out_features", None)))
-        self.network = nn.Sequential(trunk, activation_class(), nn.Linear(features, outputs))
+        self.network = nn.Sequential(trunk, beside(trunk, activation), nn.Linear(features, outputs))
 
     @property
     def own_layer(self) -> nn.Linear:
@@ -78,7 +78,7 @@ class Encoder(Prepared):
         if isinstance(first, CountTrunk):
             first.prepare(images)
         # A user's trunk may expect raw data, such as counts, or may be pretrained on them.
-        elif isinstance(first, (nn.Flatten, ConvTrunk, MaskTrunk)):
+        elif isinstance(first, (nn.Flatten, ConvTrunk, GatedTrunk, MaskTrunk)):
             mean, scale = mean_and_scale(images)
             self.input_mean.copy_(mean.reshape(self.input_shape))
             self.input_scale.copy_(scale / INPUT_DEVIATION)

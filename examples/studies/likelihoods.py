@@ -1,0 +1,298 @@
+"""Likelihoods of spike-and-slab models, by 5,000 draws with hard spikes, beside the dense VAE and published figures.
+
+    python examples/studies/likelihoods.py --data-root FOLDER --jobs 2
+
+trains, on MNIST (binarised dynamically, or the fixed binarisation of Salakhutdinov & Murray, 2008) and Fashion-MNIST,
+a dense VAE, a model that learns how often each latent is on, and one with a prior of pseudo-inputs. The networks are
+those of Burda et al. (2016), two layers of 200 tanh units and 50 latents, and of Tomczak & Welling (2018), two gated
+layers of 300 units and 40 latents. The fixed binarisation is read from FOLDER/more/binarized_mnist.npz, arrays train,
+valid and test of 784 columns; without it those runs fail, and with --jobs 2 or --only the others are done.
+
+Training has two parts. The first, with a relaxed gate, lasts until the bound on 10,000 held-out training images no
+longer improves. The second goes on from its best epoch with a falling rate, for spikes once with the unbiased gradient
+of DisARM and once with straight-through. The model with the best held-out bound, of either part, is evaluated.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from study import Study, fitted, main, markdown, run_main
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+import vsc_pyro as vsc
+from vsc_pyro.datasets.torchvision_sets import default_root
+
+SYSTEMS = ("vae", "learned", "pseudo-input")
+NAMES = {
+    "mnist": "MNIST, dynamic binarisation",
+    "mnist-static": "MNIST, fixed binarisation",
+    "fashion-mnist": "Fashion-MNIST, dynamic binarisation",
+    "digits": "digits, dynamic binarisation",
+}
+NETWORKS = {
+    "tanh": {"latent_dim": 50, "hidden": (200, 200)},
+    "gated": {"latent_dim": 40, "hidden": (300, 300)},
+}
+# Negative log-likelihood by 5,000 draws; the first of a network is of a VAE with a normal prior, its dense control.
+PUBLISHED = {
+    ("mnist", "tanh"): {"VAE, Burda et al. (2016)": 86.76},
+    ("mnist", "gated"): {"VAE, Tomczak & Welling (2018)": 84.45, "VampPrior, Tomczak & Welling (2018)": 82.43},
+    ("fashion-mnist", "gated"): {"VAE, Norouzi et al. (2020)": 228.70, "VampPrior, Norouzi et al. (2020)": 227.35},
+    ("mnist-static", None): {"VAE, pythae, its networks": 88.71, "VampPrior, pythae, its networks": 85.79},
+}
+COLUMNS = (
+    *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "latents used, active"),
+    *("validation", "epochs (best)", "second part (best)", "target"),
+)
+# In the order of work: the most telling runs first.
+PLAN = [
+    *(("mnist", network, system) for system in SYSTEMS for network in NETWORKS),
+    *(("fashion-mnist", "gated", system) for system in SYSTEMS),
+    *(("mnist-static", "tanh", system) for system in SYSTEMS),
+    *(("mnist-static", "gated", system) for system in SYSTEMS),
+    *(("fashion-mnist", "tanh", system) for system in SYSTEMS),
+]
+FINISHES = {"vae": ("none",), "learned": ("disarm", "straight-through"), "pseudo-input": ("disarm", "straight-through")}
+# Epochs of both parts, so that a run on one core trains for at most 20 minutes.
+EPOCHS = {"tanh": (360, 40), "gated": (200, 25)}
+
+
+def runs(quick):
+    plan = [("digits", network, system) for network in NETWORKS for system in SYSTEMS] if quick else PLAN
+    return {
+        f"{dataset}-{network}-{system}": settings_of(dataset, network, system, quick)
+        for dataset, network, system in plan
+    }
+
+
+def settings_of(dataset, network, system, quick):
+    epochs, finish_epochs = (4, 2) if quick else EPOCHS[network]
+    return {
+        "dataset": dataset,
+        "network": network,
+        "system": system,
+        **({"latent_dim": 6, "hidden": (12, 12)} if quick else NETWORKS[network]),
+        "pseudo_inputs": 10 if quick else 500,
+        "epochs": epochs,
+        "warmup_epochs": 1 if quick else 10,
+        "patience": 20,
+        "finishes": FINISHES[system],
+        "finish_epochs": finish_epochs,
+        "batch_size": 20 if quick else 100,
+        "lr": 5e-3 if quick else 1e-3,
+        "finish_lr": 3e-4,
+        "draws": 50 if quick else 5000,
+        "seed": 0,
+    }
+
+
+def load(dataset, data_root):
+    """Return training, validation and test data; validation data are the last sixth of the training data."""
+    if dataset == "mnist-static":
+        file = (data_root or default_root()) / "more" / "binarized_mnist.npz"
+        with np.load(file) as arrays:
+            parts = [torch.from_numpy(arrays[name]).float() for name in ("train", "valid", "test")]
+        return [vsc.Dataset(part.reshape(-1, 1, 28, 28), binarize="static", name="mnist") for part in parts]
+    train, test = vsc.datasets.load(dataset, data_root, binarize="dynamic")
+    held_out = len(train) // 6
+    return train[:-held_out], train[-held_out:], test
+
+
+def build(settings, shape):
+    """Return an untrained model."""
+    torch.manual_seed(settings["seed"])
+    latent_dim, hidden = settings["latent_dim"], settings["hidden"]
+    if settings["network"] == "gated":
+        inner = {"trunk": vsc.GatedTrunk(shape.numel(), hidden)}
+        outer = {"trunk": vsc.GatedTrunk(latent_dim, hidden, shape)}
+    else:
+        inner = outer = {"hidden": hidden, "activation": "tanh"}
+    decoder = vsc.BernoulliDecoder(latent_dim, shape, **outer)
+    if settings["system"] == "vae":
+        return vsc.VAE(vsc.NormalEncoder(shape, latent_dim, **inner), decoder, vsc.NormalPrior(latent_dim))
+    encoder = vsc.SpikeSlabEncoder(shape, latent_dim, **inner)
+    if settings["system"] == "pseudo-input":
+        return vsc.VAE(encoder, decoder, vsc.PseudoInputPrior(encoder, settings["pseudo_inputs"]))
+    return vsc.VAE(encoder, decoder, vsc.SpikeSlabPrior(latent_dim, learn_inclusion="per-latent"))
+
+
+def trained(settings, folder, train, validation):
+    """Return the model with the best validation bound of all parts of the training, and the history of each part.
+
+    An interrupted part resumes from its checkpoint in `folder`.
+    """
+    model = build(settings, train.images.shape[1:])
+    options = {name: settings[name] for name in ("batch_size", "seed")}
+    options |= {"validation": validation, "progress": False, "precision": "auto"}
+    plateau = functools.partial(
+        ReduceLROnPlateau, mode="max", threshold_mode="abs", threshold=0.02, factor=0.3, patience=8, min_lr=1e-5
+    )
+    first = fitted(
+        model,
+        train,
+        folder / "first",
+        epochs=settings["epochs"],
+        lr=settings["lr"],
+        warmup=settings["warmup_epochs"] / settings["epochs"],
+        lr_schedule=plateau,
+        patience=settings["patience"],
+        **options,
+    )
+    models, histories = {"first": model}, {"first": first}
+    for finish in settings["finishes"]:
+        models[finish] = vsc.load(folder / "first" / "model")
+        histories[finish] = fitted(
+            models[finish],
+            train,
+            folder / finish,
+            gate=None if finish == "none" else finish,
+            epochs=settings["finish_epochs"],
+            lr=settings["finish_lr"],
+            cooldown=1.0,
+            patience=settings["finish_epochs"],  # never stops; the best epoch is kept
+            **options,
+        )
+    best = max(histories, key=lambda part: max(histories[part].validation))
+    return models[best], best, histories
+
+
+def measure(settings, folder, data_root):
+    train, validation, test = load(settings["dataset"], data_root)
+    model, part, histories = trained(settings, folder, train, validation)
+    found = vsc.evaluate(model, test, num_draws=settings["draws"], seed=settings["seed"]).as_dict()
+    names = ("elbo", "reconstruction", "kl", "expected_l0", "hard_l0", "hoyer", "used_latents", "active_units")
+    return {name: found[name] for name in names} | {
+        "nll": -found["iwae"],
+        "chosen": part,
+        "epochs": {name: len(history) for name, history in histories.items()},
+        "best_epoch": {name: history.best_epoch for name, history in histories.items()},
+        "validation": {name: max(history.validation) for name, history in histories.items()},
+        "precision": {name: history.precision for name, history in histories.items()},
+        "train_seconds": sum(sum(history.seconds) for history in histories.values()),
+        "curve": histories["first"].validation,
+    }
+
+
+def minutes(settings):
+    return 0.02 if settings["dataset"] == "digits" else 25
+
+
+def table(results):
+    parts = [part_of(dataset, results) for dataset in {r["settings"]["dataset"]: None for r in results.values()}]
+    some = next(iter(results.values()))["settings"]
+    parts.append(
+        f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. tanh: "
+        "two layers of 200 tanh units and 50 latents; gated: two layers of 300 gated units and 40 latents. E[L0]: "
+        f"expected number of latents on; the VAE has all on. Adam {some['lr']:g}, batches of {some['batch_size']}, "
+        f"{some['warmup_epochs']} epochs of KL warm-up, rate times .3 after 8 epochs without a better validation bound "
+        f"(.02 nats), stopped after {some['patience']} such epochs or the epochs shown; then {some['finish_epochs']} "
+        f"epochs at {some['finish_lr']:g}, falling to 0. Pseudo-input prior: {some['pseudo_inputs']} "
+        "inputs. Validation data, not trained on: the last sixth of the training images, or the file's own. The part "
+        "of the training (gate of the second) with the best validation bound is shown; test images chose nothing."
+    )
+    return "\n\n".join(parts)
+
+
+def part_of(dataset, results):
+    """Return the table of a data set, with the published rows beneath those of each network."""
+    rows = []
+    for network in NETWORKS:
+        found = {
+            r["settings"]["system"]: r
+            for r in results.values()
+            if (r["settings"]["dataset"], r["settings"]["network"]) == (dataset, network)
+        }
+        published = PUBLISHED.get((dataset, network), {})
+        dense = found["vae"]["figures"]["nll"] if "vae" in found else None
+        rows += [row_of(network, result, dense, next(iter(published.values()), None)) for result in found.values()]
+        rows += [published_row(network, *entry) for entry in published.items() if found]
+    rows += [published_row("other", *entry) for entry in PUBLISHED.get((dataset, None), {}).items()]
+    return f"**{NAMES[dataset]}**\n\n{markdown(rows)}"
+
+
+def row_of(network, result, dense, published):
+    figures, settings = result["figures"], result["settings"]
+    chosen = figures["chosen"]
+    epochs = figures["epochs"]["first"]
+    cells = (
+        network,
+        settings["system"],
+        f"{figures['nll']:.2f}",
+        f"{-figures['elbo']:.2f}",
+        f"{figures['kl']:.2f}",
+        f"{figures['expected_l0']:.1f} of {settings['latent_dim']}",
+        f"{figures['hoyer']:.2f}",
+        f"{figures['used_latents']}, {figures['active_units']}",
+        f"{figures['validation'][chosen]:.2f}",
+        f"{epochs} of {settings['epochs']} ({figures['best_epoch']['first']})",
+        second_part(chosen, figures, settings),
+        target_of(settings, figures, dense, published),
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def second_part(chosen, figures, settings):
+    if chosen == "first":
+        return "no gain"
+    gate = "same objective" if chosen == "none" else chosen
+    return f"{gate} ({figures['best_epoch'][chosen]} of {settings['finish_epochs']})"
+
+
+def target_of(settings, figures, dense, published):
+    """Return the target of a run, with its figure and whether it is met; empty where nothing is there to compare."""
+    nll, system = figures["nll"], settings["system"]
+    if system == "vae":
+        return "" if published is None else told(nll - published, 0.5, "published", True)
+    if dense is None:
+        return ""
+    if system == "pseudo-input":
+        return told(nll - dense, 0.0, "dense", True)
+    share = figures["expected_l0"] / settings["latent_dim"]
+    return told(nll - dense, 0.5, "dense", share <= 1 / 3) + f"; on: {share:.0%}, at most 33%"
+
+
+def told(difference, allowed, reference, other):
+    met = "met" if difference <= allowed and other else "missed"
+    return f"{met}: {difference:+.2f} to {reference}, at most {allowed:+.1f}"
+
+
+def published_row(network, source, nll):
+    return {**dict.fromkeys(COLUMNS, ""), "network": network, "system": source, "NLL": f"{nll:.2f}"}
+
+
+def draw(results):
+    """Draw the bounds against E[L0], and the validation bound of the first part by epoch."""
+    datasets = list({r["settings"]["dataset"]: None for r in results.values()})
+    figure = Figure(figsize=(11, 4 * len(datasets)), layout="constrained")
+    grid = figure.subplots(len(datasets), 2, squeeze=False)
+    for (left, right), dataset in zip(grid, datasets, strict=True):
+        for result in (r for r in results.values() if r["settings"]["dataset"] == dataset):
+            settings, figures = result["settings"], result["figures"]
+            label = f"{settings['network']}, {settings['system']}"
+            style = {"color": f"C{SYSTEMS.index(settings['system'])}"}
+            is_gated = settings["network"] == "gated"
+            on = figures["expected_l0"] / settings["latent_dim"]
+            left.plot([on], [figures["nll"]], "s" if is_gated else "o", label=label, **style)
+            curve = figures["curve"][settings["warmup_epochs"] :]
+            epochs = range(settings["warmup_epochs"] + 1, len(figures["curve"]) + 1)
+            right.plot(epochs, [-bound for bound in curve], ls="-" if is_gated else "--", label=label, **style)
+        for (data, network), published in PUBLISHED.items():
+            for source, nll in published.items() if data == dataset else ():
+                left.axhline(nll, color="0.5", lw=0.8, ls="-" if network == "gated" else "--")
+                left.text(0.01, nll, source, fontsize=7, va="bottom", transform=left.get_yaxis_transform())
+        left.axvline(1 / 3, color="0.8", lw=0.8)
+        left.set(xlabel="share of latents on, E[L0] / J", ylabel="NLL, nats", xlim=(0, 1.05), title=NAMES[dataset])
+        right.set(xlabel="epoch", ylabel="validation -ELBO, nats", title="first part of the training")
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+        right.legend(fontsize=8)
+    return figure
+
+
+STUDY = Study(__file__, __doc__, runs, measure, minutes, table, draw)
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(STUDY))
