@@ -5,10 +5,12 @@ python -m venv jax-environment && jax-environment/bin/pip install numpyro optax
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,11 @@ class Worker:
             )
         return json.loads(answer)
 
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
     def check_loss(self, draws: int = 200) -> dict[str, float]:
         """Return the mean losses of a minibatch by the worker and by hand in PyTorch, with their standard errors.
 
@@ -99,19 +106,25 @@ class Worker:
         return run
 
 
-def workers(session: measure.Session, python: Path | None, setting: Setting, images: Tensor) -> dict[str, Worker]:
-    """Return the workers that can run here, whose losses are those of the other contestants.
+@contextlib.contextmanager
+def workers(
+    session: measure.Session, python: Path | None, setting: Setting, images: Tensor
+) -> Iterator[dict[str, Worker]]:
+    """Start the workers that can run here, whose losses are those of the other contestants, and end them on leaving.
 
     Their versions and losses are recorded.
     """
+    ends = contextlib.ExitStack()
 
     def start(name: str) -> Worker:
         if python is None or session.device.type != "cpu":
             raise measure.UnavailableError("needs --jax PYTHON, and the CPU")
         worker = Worker(python, name, setting, images)
-        found = session.record["environment"].setdefault("jax", worker.ask("versions"))
+        ends.callback(worker.end)
+        session.record["environment"].setdefault("jax", worker.ask("versions"))
         losses = worker.check_loss(20 if session.quick else 200)
-        session.record["data"] += f"; {name} ({found[name.lower()]}): {losses}"
+        session.record.setdefault("losses", []).append({"contestant": name, "dense": setting.dense, **losses})
         return worker
 
-    return session.available({name: partial(start, name) for name in (NUMPYRO, BY_HAND)})
+    with ends:
+        yield session.available({name: partial(start, name) for name in (NUMPYRO, BY_HAND)})

@@ -246,11 +246,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, setting in (QUICK if args.quick else SETTINGS).items():
         if name not in args.settings:
             continue
-        workers = jax_contestants.workers(session, args.jax, setting, data.images)
-        if "step" in args.parts:
-            compare_steps(session, setting, place, data, args.contestants, workers)
-        if "epoch" in args.parts:
-            compare_epochs(session, setting, place, data, folder, args.epoch_rounds, args.contestants, workers)
+        with jax_contestants.workers(session, args.jax, setting, data.images) as workers:
+            if "step" in args.parts:
+                compare_steps(session, setting, place, data, args.contestants, workers)
+            if "epoch" in args.parts:
+                compare_epochs(session, setting, place, data, folder, args.epoch_rounds, args.contestants, workers)
     return session.finish()
 
 

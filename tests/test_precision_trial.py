@@ -36,7 +36,7 @@ def test_a_trial_decides(small_vae, digits, compile, of_half, expected, monkeypa
 
 def test_a_trial_of_real_times(small_vae, digits, capsys):
     history = vsc.fit(small_vae(), digits.train, steps=2, precision="auto", device="cpu")
-    assert f"fit: networks in {history.precision}, the faster precision here" in capsys.readouterr().err
+    assert f"fit: networks in {history.precision}, by a trial on a minibatch" in capsys.readouterr().err
 
 
 def test_a_model_of_another_type_is_not_tried(small_vae, digits, capsys):

@@ -41,7 +41,7 @@ def train(plan: Plan, run: Run, is_compiled: bool) -> None:
                 if compiled is not None and compiled.is_eager:  # perhaps for the other precision alone
                     compiled = CompiledSVI(*programs)
                 if not hides:
-                    bar.write(f"fit: networks in {history.precision}, the faster precision here", file=bar.fp)
+                    bar.write(f"fit: networks in {history.precision}, by a trial on a minibatch", file=bar.fp)
             step, stops = _step(svi, compiled, plan.batches, plan.device, bar), False
             while not (stops or _is_over(plan, history)):
                 epoch = len(history)
