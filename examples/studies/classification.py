@@ -142,8 +142,9 @@ def table(results):
         f"random: means over the choices of seeds {settings['choices']}, standard deviation at most {spread:.2f}. "
         "Linear classifier: logistic regression with an L2 penalty. C = 1, scikit-learn's default, on unscaled means "
         "is for the published comparison, whose penalty we do not know. Elsewhere C, and for neighbours k, the metric "
-        "and whether to standardise, are chosen by 3-fold cross-validation on the labelled images alone. The root of inclusion was chosen among "
-        "some transformations of codes by the accuracy on 10,000 other training images, alpha 0.01, J = 200. "
+        "and whether to standardise, are chosen by 3-fold cross-validation on the labelled images alone. The root of "
+        "inclusion was chosen among some transformations of codes by the accuracy on 10,000 other training images, "
+        "alpha 0.01, J = 200. "
         "Published: linear, Tonolini et al. (2020), J = 200; neighbours, Poisson VAE with 50 latents, Vafaii et al. "
         "(2024)."
     )
