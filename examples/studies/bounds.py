@@ -46,12 +46,13 @@ def runs(quick):
 
 
 def build(settings, shape):
-    """Return an untrained model."""
+    """Return an untrained model; a beta in the settings is that of a beta-VAE."""
     torch.manual_seed(settings["seed"])
     latent_dim, hidden = settings["latent_dim"], settings["hidden"]
     decoder = vsc.BernoulliDecoder(latent_dim, shape, hidden)
-    if settings["system"] == "vae":
-        return vsc.VAE(vsc.NormalEncoder(shape, latent_dim, hidden), decoder, vsc.NormalPrior(latent_dim))
+    if settings["system"] in ("vae", "beta-vae"):
+        encoder, prior = vsc.NormalEncoder(shape, latent_dim, hidden), vsc.NormalPrior(latent_dim)
+        return vsc.VAE(encoder, decoder, prior, beta=settings.get("beta", 1.0))
     encoder = vsc.SpikeSlabEncoder(shape, latent_dim, hidden)
     if settings["system"] == "pseudo-input":
         prior = vsc.PseudoInputPrior(encoder)
