@@ -246,4 +246,4 @@ def fitted(model, data, folder, **options):
     return history
 
 
-__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "run_main"]
+__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "read_json", "run_main", "write_json"]
