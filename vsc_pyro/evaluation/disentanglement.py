@@ -10,7 +10,7 @@ factor, as a share of the factor's entropy,
 
 with means in 20 bins of equal width (Locatello et al., 2019).
 
-**DCI** (Eastwood & Williams, 2018): for each factor, extremely randomised trees (Geurts et al., 2006; 50 trees of depth
+**DCI** (Eastwood & Williams, 2018): for each factor, extremely randomised trees (Geurts et al., 2006; 20 trees of depth
 8) learn its presence from the code of training data, with importances :math:`R_{jk}`, columns of sum 1. Then
 
 .. math:: D = \sum_j \rho_j \Big(1 - \frac{H(R_{j\cdot} / \sum_k R_{jk})}{\log K}\Big), \quad
@@ -123,7 +123,7 @@ def _importances(
 
     importances, accuracies = [], []
     for factor, factor_in_test in zip(present.T, present_in_test.T, strict=True):
-        trees = ExtraTreesClassifier(50, max_depth=8, max_features=None, random_state=seed).fit(means, factor)
+        trees = ExtraTreesClassifier(20, max_depth=8, max_features=None, random_state=seed).fit(means, factor)
         importances.append(trees.feature_importances_)
         accuracies.append(trees.score(means_in_test, factor_in_test))
     return np.stack(importances, 1), accuracies
