@@ -318,21 +318,6 @@ def test_mnist_vsc_says_that_a_divergence_is_sampled(tmp_path):
     assert "sampled" in result.stdout
 
 
-@pytest.mark.slow
-def test_recover_factors(tmp_path):
-    small = [*"--epochs 4 --device cpu --quiet --systems vae spike-slab-learned --output".split(), tmp_path]
-    result = run("recover_factors.py", "--dataset", "linear-5x5", *small)
-    assert result.returncode == 0, result.stderr
-    with open(tmp_path / "linear-5x5.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["system"] for row in rows] == ["vae", "spike-slab-learned"]
-    assert float(rows[1]["auroc_inclusion"]) > 0.6
-    assert rows[0]["auroc_inclusion"] == ""
-    refused = call("recover_factors.py", "--dataset", "linear-5x5", *small)
-    assert refused.returncode != 0
-    assert "exists; pass --overwrite to replace it" in refused.stderr
-
-
 @pytest.mark.usefixtures("unpainted")
 def test_mnist_vsc_falls_back_loudly_and_only_on_auto(tmp_path, monkeypatch):
     monkeypatch.delenv("VSC_PYRO_DATA", raising=False)
@@ -398,7 +383,6 @@ def test_a_decay_in_proportion_to_the_run_is_not_extended_either(tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("recover_factors.py", "--dataset", "linear-5x5", "--inclusion", "3"), "inclusion must lie strictly between"),
         (
             ("sparse_patches.py", "--num-patches", "50", "--inclusion", "3"),
             "inclusion must lie strictly between 0 and 1",

@@ -216,6 +216,18 @@ def test_an_encoder_that_knows_the_truth_recovers_every_factor():
     assert factor_auroc(told(knows, 2 * K), TRAIN, TEST, score="mean").auroc == (0.5, 0.5, 0.5, 0.5)
 
 
+def test_a_latent_that_switches_off_where_a_factor_is_present_finds_it():
+    turn = torch.tensor([1.0, -1, 1, -1])
+
+    def knows(x):
+        return vsc.SpikeSlab(dist.Normal(0 * x[:, :K], 1.0), logits=turn * (x[:, :K] - 0.5))
+
+    result = factor_auroc(told(knows, 2 * K), TRAIN, TEST)
+    assert result.auroc == (1.0, 1.0, 1.0, 1.0)
+    assert result.latents == (0, 1, 2, 3)
+    assert result.forms == ("inclusion", "-inclusion", "inclusion", "-inclusion")
+
+
 @pytest.mark.parametrize(
     "distribution",
     [
@@ -275,6 +287,7 @@ def test_both_scores_of_a_trained_model_are_sklearns_and_beat_chance(trained, sc
         posterior = model.encoder(test.images)
     read = {
         "inclusion": posterior.base_dist.logits,
+        "-inclusion": -posterior.base_dist.logits,
         "mean": posterior.mean,
         "-mean": -posterior.mean,
         "|mean|": posterior.mean.abs(),

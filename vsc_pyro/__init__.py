@@ -28,6 +28,7 @@ from vsc_pyro.evaluation.bounds import Bounds, bounds
 from vsc_pyro.evaluation.calibration import Calibration, check_calibration
 from vsc_pyro.evaluation.codes import Codes, codes
 from vsc_pyro.evaluation.dictionaries import DictionaryEvaluation, evaluate_dictionary
+from vsc_pyro.evaluation.disentanglement import Disentanglement, disentanglement
 from vsc_pyro.evaluation.evaluate import evaluate
 from vsc_pyro.evaluation.figures import Evaluation
 from vsc_pyro.evaluation.probes import FactorAUROC, encode, factor_auroc, linear_probe
@@ -105,6 +106,7 @@ __all__ = [
     "DeltaEncoder",
     "DictionaryDecoder",
     "DictionaryEvaluation",
+    "Disentanglement",
     "Evaluation",
     "ExactELBO",
     "ExactPosterior",
@@ -147,6 +149,7 @@ __all__ = [
     "check_calibration",
     "codes",
     "datasets",
+    "disentanglement",
     "elpd",
     "encode",
     "evaluate",

@@ -120,7 +120,8 @@ class FactorAUROC:
     Attributes:
         names: of the factors.
         latents: the latent chosen for each factor on training data; one latent may serve several factors.
-        forms: the score taken from it: ``"inclusion"``, ``"mean"``, ``"-mean"`` or ``"|mean|"``.
+        forms: the score taken from it: ``"inclusion"``, ``"-inclusion"`` (it switches off where the factor is present),
+            ``"mean"``, ``"-mean"`` or ``"|mean|"``.
         auroc: area under the ROC curve of that score on test data; 0.5 is chance, 1 perfect.
         score: ``"inclusion"`` or ``"mean"``.
     """
@@ -159,10 +160,11 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
     Args:
         model: a `VAE`.
         train, test: data sets with the same `factors`.
-        score: the score s of a latent. ``"inclusion"``: the inclusion probability. ``"mean"``: the best, on `train`, of
-            the posterior mean, its negative and its absolute value; three candidates for each latent make this
-            generous. ``"auto"``: inclusion if the posterior has spikes, else the mean. To compare sparse with
-            dense codes, use ``"mean"`` for both.
+        score: the score s of a latent. ``"inclusion"``: the better, on `train`, of the inclusion probability and its
+            negative: a latent may switch off where a factor is present. ``"mean"``: the best, on `train`, of the
+            posterior mean, its negative and its absolute value; three candidates for each latent make this generous.
+            ``"auto"``: inclusion if the posterior has spikes, else the mean. To compare sparse with dense codes, use
+            ``"mean"`` for both.
         seed: of dynamic binarisation.
 
     Raises:
@@ -178,15 +180,14 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
         True
     """
     choice("score", score, dict.fromkeys(("auto", "inclusion", "mean")))
-    (present, names), (present_in_test, test_names) = _presence("train", train), _presence("test", test)
-    if test_names != names:
-        raise ValueError(f"train and test must have the same factors, got {names} and {test_names}")
+    present, present_in_test, names = presence_of_both(train, test)
     atom = has_atom(model, train)
     if score == "inclusion" and not atom:
         raise ValueError("score='inclusion' needs a posterior with an atom at zero; take score='mean' for this model")
     by_inclusion = atom and score != "mean"
-    # Log-odds rank data as probabilities do, and do not saturate at one.
-    summary, forms = (inclusion_logits, ["inclusion"]) if by_inclusion else (_signed, ["mean", "-mean", "|mean|"])
+    summary, forms = (
+        (_either_sign, ["inclusion", "-inclusion"]) if by_inclusion else (_signed, ["mean", "-mean", "|mean|"])
+    )
     scores = _encode(model, train, summary, seed)
     best = auroc(scores, present).argmax(1)
     chosen = _encode(model, test, summary, seed)[:, best]
@@ -202,6 +203,12 @@ def factor_auroc(model: VAE, train: Dataset, test: Dataset, *, score: str = "aut
 
 def _encode(model: VAE, data: Encodable, summary: Callable[[Distribution], Tensor], seed: int) -> Tensor:
     return torch.cat(in_batches(model, data, lambda posterior: checked_codes(summary(posterior)), seed))
+
+
+def _either_sign(posterior: Distribution) -> Tensor:
+    # Log-odds rank data as probabilities do, and do not saturate at one.
+    logits = inclusion_logits(posterior).flatten(1)
+    return torch.cat([logits, -logits], 1)
 
 
 def _signed(posterior: Distribution) -> Tensor:
@@ -223,6 +230,18 @@ def _labels(part: str, data: Dataset) -> np.ndarray:
     if labels is None:
         raise ValueError(f"{part} must have labels, and {part}.labels is None; pass Dataset(images, labels)")
     return labels.cpu().numpy()
+
+
+def presence_of_both(train: Dataset, test: Dataset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return the presence of factors in both parts, as ones and zeros, shape ``(N, K)``, and the factors' names.
+
+    Raises:
+        ValueError: data without factors, factors of different names, or one that is always or never present.
+    """
+    (present, names), (present_in_test, test_names) = _presence("train", train), _presence("test", test)
+    if test_names != names:
+        raise ValueError(f"train and test must have the same factors, got {names} and {test_names}")
+    return present, present_in_test, names
 
 
 def _presence(part: str, data: Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
