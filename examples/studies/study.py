@@ -3,10 +3,12 @@
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +55,9 @@ class Study:
         minutes: ``minutes(settings)`` returns about how long a run takes on one core.
         table: ``table(results)`` returns Markdown for the results by name of run, each with ``settings``, ``figures``.
         draw: ``draw(results)`` returns a matplotlib figure.
+        pictures: names of PNG files that `measure` may leave in `folder`, to be copied beside the table.
+        absent: ``absent(settings, data_root)`` returns the reason, in words, to skip a run, such as data that are not
+            on disk; None to do it.
     """
 
     file: str
@@ -62,6 +67,8 @@ class Study:
     minutes: Callable
     table: Callable
     draw: Callable
+    pictures: tuple = ()
+    absent: Callable = lambda settings, data_root: None
 
     @property
     def name(self):
@@ -96,6 +103,11 @@ def main(study, argv=None):
     if not chosen:
         raise ValueError(f"--only must fit some of the runs {', '.join(runs)}, got {' '.join(args.only)}")
     missing = [name for name in chosen if read_result(study, name, runs[name], args) is None]
+    reasons = {name: study.absent(runs[name], args.data_root) for name in missing}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name} is skipped: {reason}", flush=True)
+    missing = [name for name in missing if reasons[name] is None]
     cost = sum(study.minutes(runs[name]) for name in missing) / args.jobs
     print(f"{study.name}: {len(chosen)} runs, {len(missing)} to do, about {cost:.3g} minutes", flush=True)
     failed = do_runs(study, missing, runs, args)
@@ -195,6 +207,9 @@ def write_results(study, results, args):
     write_json(target / f"{study.name}.json", about | {"runs": results})
     write_text(target / f"{study.name}.md", study.table(results) + "\n\n" + provenance(study, results, args) + "\n")
     write_figure(target / f"{study.name}.png", study.draw(results), dpi=120)
+    for run, picture in itertools.product(results, study.pictures):
+        if (drawn := folder_of(study.name, run, args.output) / f"{picture}.png").exists():
+            shutil.copyfile(drawn, target / f"{study.name}-{run}-{picture}.png")
     print(f"{(target / study.name).with_suffix('.md').read_text()}\nwritten: {target / study.name}.json, .md, .png")
 
 
@@ -246,4 +261,4 @@ def fitted(model, data, folder, **options):
     return history
 
 
-__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "run_main"]
+__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "run_main", "write_figure"]
