@@ -23,6 +23,7 @@ SHARE = 0.1  # of pixels, where an edit is called local
 NUM_EDITED = 1000  # test data whose edits are measured
 HELD_OUT = 8  # of the ten faces of a person, from 0
 MOST_CLASSES, MOST_LATENTS = 10, 60  # rows and columns of a map
+INK = ("digits", "fashion-mnist")  # drawn dark on white
 KINDS_OF_FACES = ("woman", "woman, smiling", "man", "man, smiling")
 MLP = {"hidden": 400, "epochs": 20, "batch_size": 100}
 CONV = {"channels": (16, 32, 64), "epochs": 100, "batch_size": 40}
@@ -35,9 +36,9 @@ RUNS = {
     "celeba-fixed": CONV | {"prior": "fixed", "inclusion": 0.05, "latent_dim": 100, "epochs": 20, "batch_size": 100},
 }
 QUICK = {
-    "digits-vsc": {"channels": (4, 8), "epochs": 15, "batch_size": 50}
+    "digits-vsc": {"channels": (4, 8), "epochs": 6, "batch_size": 50}
     | {"prior": "vsc", "inclusion": 0.3, "latent_dim": 10, "scale": 0.2},
-    "digits-vae": {"hidden": 30, "epochs": 5, "batch_size": 50} | {"prior": "normal", "latent_dim": 10},
+    "digits-vae": {"hidden": 30, "epochs": 2, "batch_size": 50} | {"prior": "normal", "latent_dim": 10},
 }
 PROTOCOL = (
     "Grey pixels with a cross-entropy, or normal noise of the standard deviation given (neither is a likelihood of "
@@ -51,7 +52,7 @@ NAMES = {"fashion-mnist": "Fashion-MNIST", "olivetti": "Olivetti faces", "celeba
 
 
 def runs(quick):
-    common = {"lr": 5e-3 if quick else 1e-3, "draws": 10 if quick else 100, "seed": 0}
+    common = {"lr": 1e-2 if quick else 1e-3, "draws": 10 if quick else 100, "rows": 3 if quick else 8, "seed": 0}
     return {
         name: {"dataset": next(dataset for dataset in NAMES if name.startswith(dataset))} | own | common
         for name, own in (QUICK if quick else RUNS).items()
@@ -122,34 +123,43 @@ def measure(settings, folder, data_root):
     model, test = trained(settings, folder, data_root)
     found = vsc.evaluate(model, test, num_draws=settings["draws"], seed=settings["seed"])
     used = is_informative(found.information.double(), found.usage.double()).nonzero().flatten().tolist()
-    for name, picture in draw_pictures(model, test, found.hard_l0 < settings["latent_dim"], len(used)).items():
+    is_sparse = settings["prior"] != "normal"
+    for name, picture in draw_pictures(model, test, settings["rows"], is_sparse, len(used)).items():
         write_figure(folder / f"{name}.png", picture, dpi=80)
     names = ("elbo", "iwae", "hard_r2", "expected_l0", "hoyer", "used_per_datum", "informative_latents")
     return {name: found.as_dict()[name] for name in names} | edits_of(model, test.images[:NUM_EDITED], used)
 
 
-def draw_pictures(model, test, is_sparse, num_used):
+def draw_pictures(model, test, rows, is_sparse, num_used):
     """Return figures by the names in `PICTURES`; only two of a dense code, in which nothing is off."""
-    some, (first, second) = test[:NUM_EDITED], chosen(model, test)
-    pair = test.images[[first, second]]
-    pictures = {"traversals": plots.traversals(model, some, num=8), "interpolation": plots.interpolation(model, pair)}
+    some, (first, second) = test[:NUM_EDITED], chosen(model, test[:100])
+    pair, style = test.images[[first, second]], {"ink": test.name in INK}
+    pictures = {
+        "traversals": plots.traversals(model, some, rows, **style),
+        "interpolation": plots.interpolation(model, pair, **style),
+    }
     if is_sparse:
         few = some if len(some.labels.unique()) <= MOST_CLASSES else some[some.labels < MOST_CLASSES]
         pictures |= {
             "classes": plots.inclusion_map(model, few, num_latents=min(MOST_LATENTS, max(1, num_used))),
-            "edits": plots.traversals(model, some, num=8, datum=first),
-            "explanation": plots.explanation(model, pair[0]),
-            "samples": plots.conditional_samples(model, pair[0], num=20),
-            "samples-other": plots.conditional_samples(model, pair[1], num=20),
+            "edits": plots.traversals(model, some, rows, datum=first, **style),
+            "explanation": plots.explanation(model, pair[0], **style),
+            "samples": plots.conditional_samples(model, pair[0], num=20, **style),
+            "samples-other": plots.conditional_samples(model, pair[1], num=20, **style),
         }
     return pictures
 
 
 def chosen(model, test):
-    """Return two of the first test data, of different classes, in which the most latents are on."""
-    num_on = (vsc.codes(model, test.images[:50]).inclusion > 0.5).sum(1)
-    first = int(num_on.argmax())
-    return first, int(num_on.masked_fill(test.labels[:50] == test.labels[first], -1).argmax())
+    """Return two data of different classes: of the half in which the most latents are on, those decoded best."""
+    codes = vsc.codes(model, test.images)
+    with model.evaluating():
+        decoded = model.decoder(codes.hard.to(model.reference)).mean.cpu()
+    error = ((decoded - test.images) ** 2).flatten(1).sum(1) / (test.images**2).flatten(1).sum(1)
+    num_on = (codes.inclusion > 0.5).sum(1)
+    error[num_on < num_on.median()] = torch.inf
+    first = int(error.argmin())
+    return first, int(error.masked_fill(test.labels == test.labels[first], torch.inf).argmin())
 
 
 def edits_of(model, images, latents):
