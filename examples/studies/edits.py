@@ -25,15 +25,17 @@ HELD_OUT = 8  # of the ten faces of a person, from 0
 MOST_CLASSES, MOST_LATENTS = 10, 60  # rows and columns of a map
 INK = ("digits", "fashion-mnist")  # drawn dark on white
 KINDS_OF_FACES = ("woman", "woman, smiling", "man", "man, smiling")
-MLP = {"hidden": 400, "epochs": 20, "batch_size": 100}
-CONV = {"channels": (16, 32, 64), "epochs": 100, "batch_size": 40}
+MLP = {"hidden": 400, "epochs": 20, "batch_size": 100, "latent_dim": 200}
+CONV = {"channels": (16, 32, 64), "epochs": 100, "batch_size": 40, "latent_dim": 100}
 RUNS = {
-    "fashion-mnist-fixed": MLP | {"prior": "fixed", "inclusion": 0.01, "latent_dim": 200},
-    "fashion-mnist-learned-slab": MLP | {"prior": "learned-slab", "inclusion": 0.01, "latent_dim": 200},
-    "fashion-mnist-vsc": MLP | {"prior": "vsc", "inclusion": 0.01, "latent_dim": 200},
-    "fashion-mnist-vae": MLP | {"prior": "normal", "latent_dim": 200},
-    "olivetti-fixed": CONV | {"prior": "fixed", "inclusion": 0.05, "latent_dim": 100},
-    "celeba-fixed": CONV | {"prior": "fixed", "inclusion": 0.05, "latent_dim": 100, "epochs": 20, "batch_size": 100},
+    "fashion-mnist-fixed": MLP | {"prior": "fixed", "inclusion": 0.01},
+    "fashion-mnist-learned-slab": MLP | {"prior": "learned-slab", "inclusion": 0.01},
+    "fashion-mnist-vsc": MLP | {"prior": "vsc", "inclusion": 0.01},
+    "fashion-mnist-vae": MLP | {"prior": "normal"},
+    "olivetti-fixed": CONV | {"prior": "fixed", "inclusion": 0.05},
+    "olivetti-learned-slab": CONV | {"prior": "learned-slab", "inclusion": 0.05},
+    "olivetti-noise": CONV | {"prior": "fixed", "inclusion": 0.1, "scale": 0.15},
+    "celeba-learned-slab": CONV | {"prior": "learned-slab", "inclusion": 0.05, "epochs": 20, "batch_size": 100},
 }
 QUICK = {
     "digits-vsc": {"channels": (4, 8), "epochs": 6, "batch_size": 50}
@@ -189,7 +191,7 @@ def edits_of(model, images, latents):
 
 
 def minutes(settings):
-    return {"digits": 0.03, "olivetti": 3, "celeba": 100}.get(settings["dataset"], 4)
+    return {"digits": 0.05, "olivetti": 1.5, "celeba": 30}.get(settings["dataset"], 3)
 
 
 def table(results):
