@@ -127,6 +127,9 @@ def test_inclusion_map_is_the_mean_by_class(trained):
         probs = model.encoder(test.images).base_dist.probs
     order = probs.mean(0).argsort(descending=True)
     torch.testing.assert_close(shown[3], probs[test.labels == 3].mean(0)[order])
+    axes = plots.inclusion_map(model, grey, num_latents=4).axes[0]
+    torch.testing.assert_close(shown_in(axes), shown[:, :4])
+    assert axes.get_title() == "Inclusion by class, the 4 most used of 12 latents"
     for unlabelled in (vsc.Dataset(test.images), test.images):
         with pytest.raises(ValueError, match="needs labels"):
             plots.inclusion_map(model, unlabelled)

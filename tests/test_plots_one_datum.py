@@ -211,6 +211,23 @@ def test_conditional_samples_redraw_one_slab(kind):
         assert_off_and_on(figure, model, x, 1, values.tolist())
 
 
+def test_conditional_samples_keep_the_support_and_redraw_all_that_is_on(model_and_data):
+    model, x = model_and_data
+    inclusion, _, z = code_of(model, x[:1])
+    active = (inclusion[0] > 0.5).nonzero().flatten().tolist()
+    assert active
+    for slab, distribution in (("prior", model.marginal_prior), ("posterior", model.encoder)):
+        datum, decoded, *samples = pictures(plots.conditional_samples(model, x[0], num=3, slab=slab, **folded(x)))
+        assert_shows(datum, x[0])
+        assert_shows(decoded, decode(model, z, x.shape[1:])[0])
+        codes = torch.zeros(3, J)
+        with model.evaluating(), seeded(0, x.device):
+            for latent in active:
+                codes[:, latent] = slab_draws(distribution(x[:1]), latent, 3)
+        for axes, sample in zip(samples, decode(model, codes, x.shape[1:]), strict=True):
+            assert_shows(axes, sample)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_draws_and_quantiles_of_slabs_are_those_of_codes_that_are_on(kind):
     model, x = build(kind)
@@ -229,6 +246,27 @@ def test_draws_and_quantiles_of_slabs_are_those_of_codes_that_are_on(kind):
                     error = (level * (1 - level) * (1 / len(draws) + 1 / 10_000)) ** 0.5
                     below, not_above = ((draws < end).float().mean(), (draws <= end).float().mean())
                     assert below - 5 * error < level < not_above + 5 * error
+
+
+def test_traversals_of_one_datum_edit_what_is_on_and_what_is_off():
+    model, x = build("spike-slab")
+    inclusion, _, z = code_of(model, x)
+    on = inclusion > 0.5
+    ever = on.any(0)  # a latent that never is has no row
+    datum = int(((on.sum(1) >= 2) & ((~on & ever).sum(1) >= 1)).nonzero()[0])
+    figure = plots.traversals(model, x, num=3, datum=datum, limit=3.0)
+    rows = [pictures(figure)[row : row + 10] for row in range(0, 30, 10)]
+    latents = [int(row[0].texts[0].get_text().split()[1]) for row in rows]
+    assert [float(inclusion[datum, latent]) > 0.5 for latent in latents] == [True, True, False]
+    for row, latent in zip(rows, latents, strict=True):
+        assert f"P(on | x) {inclusion[datum, latent]:.2f}" in row[0].texts[0].get_text()
+        assert_shows(row[0], x[datum])
+        codes = z[datum].repeat(9, 1)
+        codes[1:, latent] = torch.tensor([0.0, *range(-3, 4)])
+        for axes, picture in zip(row[1:], decode(model, codes, GREY), strict=True):
+            assert_shows(axes, picture)
+    with pytest.raises(ValueError, match="datum must be the index of one of 4 data, got 4"):
+        plots.traversals(model, x, datum=4)
 
 
 def test_interpolation_goes_through_the_union_of_active_latents(model_and_data):
@@ -258,6 +296,7 @@ FUNCTIONS = {
     "explanation": lambda m, x, **k: plots.explanation(m, x, **k),
     "traversal": lambda m, x, **k: plots.traversal(m, x, 0, **k),
     "conditional_samples": lambda m, x, **k: plots.conditional_samples(m, x, 0, **k),
+    "conditional_samples of all": lambda m, x, **k: plots.conditional_samples(m, x, **k),
     "interpolation": lambda m, x, **k: plots.interpolation(m, torch.cat([x, x.flip(-1)]), **k),
 }
 

@@ -3,10 +3,12 @@
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +55,9 @@ class Study:
         minutes: ``minutes(settings)`` returns about how long a run takes on one core.
         table: ``table(results)`` returns Markdown for the results by name of run, each with ``settings``, ``figures``.
         draw: ``draw(results)`` returns a matplotlib figure.
+        pictures: names of PNG files that `measure` may leave in `folder`, to be copied beside the table.
+        absent: ``absent(settings, data_root)`` returns the reason, in words, to skip a run, such as data that are not
+            on disk; None to do it.
     """
 
     file: str
@@ -62,6 +67,8 @@ class Study:
     minutes: Callable
     table: Callable
     draw: Callable
+    pictures: tuple = ()
+    absent: Callable = lambda settings, data_root: None
 
     @property
     def name(self):
@@ -76,7 +83,7 @@ def parse(study, argv):
     add("--jobs", type=whole, default=1, help="runs at a time, each in a process with its share of the cores")
     add("--only", nargs="+", default=["*"], metavar="PATTERN", help="runs by name, such as 'mnist-*'; default: all")
     add("--output", type=path, default=Path("runs/studies"), metavar="DIR", help="folder of the runs of all studies")
-    add("--results", type=path, metavar="DIR", help="folder of JSON, table and figure; default: that of the runs")
+    add("--results", type=path, metavar="DIR", help="folder of JSON, table and figure; runs in it are not repeated")
     add("--run", help="do this run alone, and write no table")
     add("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(argv)
@@ -96,6 +103,11 @@ def main(study, argv=None):
     if not chosen:
         raise ValueError(f"--only must fit some of the runs {', '.join(runs)}, got {' '.join(args.only)}")
     missing = [name for name in chosen if read_result(study, name, runs[name], args) is None]
+    reasons = {name: study.absent(runs[name], args.data_root) for name in missing}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name} is skipped: {reason}", flush=True)
+    missing = [name for name in missing if reasons[name] is None]
     cost = sum(study.minutes(runs[name]) for name in missing) / args.jobs
     print(f"{study.name}: {len(chosen)} runs, {len(missing)} to do, about {cost:.3g} minutes", flush=True)
     failed = do_runs(study, missing, runs, args)
@@ -111,15 +123,24 @@ def folder_of(study_name, run, output):
     return output / study_name / run
 
 
+def target_of(study, args):
+    return args.output / study.name if args.results is None else args.results
+
+
 def read_result(study, name, settings, args):
-    """Return the result of a run, or None if it is not finished; raise `ValueError` if it had other settings."""
+    """Return the result of a run, or None if it is not finished; raise `ValueError` if it had other settings.
+
+    Without a folder of its own, a run of these settings in the file of --results counts as finished.
+    """
+    settings = json.loads(json.dumps(settings))  # a tuple comes back from JSON as a list
     file = folder_of(study.name, name, args.output) / "result.json"
     if not file.exists():
-        return None
+        kept = target_of(study, args) / f"{study.name}.json"
+        runs = read_json(kept).get("runs", {}) if kept.exists() else {}
+        return runs[name] if name in runs and runs[name].get("settings") == settings else None
     result = read_json(file)
     check_entries(file, result, KINDS)
-    # As JSON: a tuple in the settings comes back as a list.
-    if result["settings"] != json.loads(json.dumps(settings)):
+    if result["settings"] != settings:
         raise ValueError(
             f"{file} is of a run with {shown(result['settings'])}, and the study has {shown(settings)}; move "
             f"{file.parent} away, or pass another --output"
@@ -190,11 +211,14 @@ def start(study, name, args):
 
 def write_results(study, results, args):
     """Write NAME.json, NAME.md and NAME.png, of all runs that are done."""
-    target = args.output / study.name if args.results is None else args.results
+    target = target_of(study, args)
     about = {"study": study.name, "command": f"python examples/studies/{study.name}.py" + " --quick" * args.quick}
     write_json(target / f"{study.name}.json", about | {"runs": results})
     write_text(target / f"{study.name}.md", study.table(results) + "\n\n" + provenance(study, results, args) + "\n")
     write_figure(target / f"{study.name}.png", study.draw(results), dpi=120)
+    for run, picture in itertools.product(results, study.pictures):
+        if (drawn := folder_of(study.name, run, args.output) / f"{picture}.png").exists():
+            shutil.copyfile(drawn, target / f"{study.name}-{run}-{picture}.png")
     print(f"{(target / study.name).with_suffix('.md').read_text()}\nwritten: {target / study.name}.json, .md, .png")
 
 
@@ -246,4 +270,6 @@ def fitted(model, data, folder, **options):
     return history
 
 
-__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "read_json", "run_main", "write_json"]
+__all__ = [
+    *("Study", "fitted", "folder_of", "main", "markdown", "read_json", "run_main", "write_figure", "write_json"),
+]

@@ -22,7 +22,6 @@ from vsc_pyro.plots.pictures import name_latents
 # The eight hues of Okabe & Ito (2008), a grey and a wine; further classes repeat them with another marker.
 _HUES = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000", "#999999", "#F0E442", "#661100")
 _MARKERS = "o^sDv"
-_MOST_COLUMNS = 256  # latents in a map
 _MOST_BARS = 128  # latents with a bar each
 _LEAST = 1e-4  # inclusion at the lower end of a logarithmic axis
 
@@ -34,13 +33,14 @@ def inclusion_map(
     num_classes: int | None = None,
     by: str = "class",
     num: int = 200,
+    num_latents: int = 256,
     *,
     seed: int = 0,
 ) -> Figure:
     """Inclusion probabilities of latents (columns, most used first), averaged over classes or for single data (rows).
 
-    Of more than 256 latents the most used are shown, and the title says so. All figures order latents by mean inclusion
-    over all data passed, and equals by the variance of their centres.
+    If there are more than `num_latents`, the most used are shown, and the title says so. All figures order latents by
+    mean inclusion over all data passed, and equals by the variance of their centres.
 
     Args:
         model: a `VAE`.
@@ -48,6 +48,7 @@ def inclusion_map(
         num_classes: number of rows by class, for labels from 0 on; None for one row for each label that occurs.
         by: ``"class"``, or ``"datum"`` for one row a datum, sorted by labels if there are any.
         num: number of rows by datum, from the first datum on.
+        num_latents: greatest number of columns.
         seed: seed of the binarisation.
 
     Raises:
@@ -75,7 +76,7 @@ def inclusion_map(
             raise ValueError(f"num_classes={num_classes} rows are more than {len(data.class_names)} classes; pass None")
     seen = data.draw(slice(None))
     ranked = usage_of(model, seen).order
-    order = ranked[:_MOST_COLUMNS]
+    order = ranked[: positive_int("num_latents", num_latents)]
     shown = slice(None if by_class else num)
     inclusion = torch.cat(
         [inclusion_of(model.encoder(x.to(model.reference))).cpu()[:, order] for x in seen[shown].split(1000)]

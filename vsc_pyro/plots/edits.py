@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vsc_pyro._arguments import choice, positive_float, positive_int
+from vsc_pyro._arguments import choice, natural_int, positive_float, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.distributions import centre, given, hard_code, inclusion_of
 from vsc_pyro.models.vae import VAE
@@ -47,6 +47,7 @@ def traversals(
     data: Dataset | Tensor | np.ndarray,
     num: int = 10,
     limit: float | None = None,
+    datum: int | None = None,
     *,
     seed: int = 0,
     **style: Unpack[Style],
@@ -55,13 +56,15 @@ def traversals(
 
     The first columns are the datum, its decoded code, and the same code with this latent off. In the other columns the
     latent moves from -limit to limit, and all others keep their values. Latents that are in no datum more likely on
-    than off are omitted.
+    than off are omitted. With `datum`, all rows edit that one datum.
 
     Args:
         model, data: a `VAE` and data of shape ``(N, ...)``.
         num: number of latents, most used first.
         limit: largest absolute value of the latent, above 0; None for the 98 per cent quantile of absolute codes in
             which these latents are on.
+        datum: index of the datum to edit. Latents that are on in it come first, then as many that are off (more, if the
+            first are fewer than half of `num`), both most used first.
         seed: seed of the binarisation and of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
@@ -74,26 +77,45 @@ def traversals(
     num = positive_int("num", num)
     limit = None if limit is None else positive_float("limit", limit)
     seen = data_for(model, data).draw(slice(None))
+    if datum is not None and natural_int("datum", datum) >= len(seen):
+        raise ValueError(f"datum must be the index of one of {len(seen)} data, got {datum}")
     usage = usage_of(model, seen)
     used = usage.order[usage.highest[usage.order] > 0.5]
-    latents = used[:num].tolist()
-    if not latents:
+    latents, places, inclusion = used[:num], usage.datum[used[:num]], usage.inclusion
+    title = f"Traversals of single latents: {len(latents)} of {len(used)} that are ever on, most used first"
+    if datum is not None:
+        inclusion = inclusion_of(model.encoder(seen[[datum]].to(model.reference)))[0].cpu()
+        on, off = _on_and_off(used, inclusion > 0.5, num)
+        latents, places = torch.cat([on, off]), torch.full((len(on) + len(off),), datum)
+        title = f"Edits of one datum: {len(on)} latents that are on in it, then {len(off)} that are off"
+    if not len(latents):
         figure = Figure(figsize=(6, 1.5), layout="constrained")
         write_sentence(figure, f"No latent is on in any of {len(seen)} data: {_why_off(usage.highest)}.")
         return figure
-    x = seen[usage.datum[latents]].to(model.reference)
     if limit is None:
-        sizes = hard_code(model.encoder(seen[:_NUM_MEASURED].to(x)))[:, latents].abs()
+        sizes = hard_code(model.encoder(seen[:_NUM_MEASURED].to(model.reference)))[:, latents].abs()
         limit = max((float(size[size > 0].quantile(0.98)) for size in sizes.T if (size > 0).any()), default=1.0)
+    probability = "mean P(on)" if datum is None else "P(on | x)"
+    names = [f"latent {latent}\n{probability} {inclusion[latent]:.2f}" for latent in latents.tolist()]
+    rows, columns = _traversed(model, seen[places].to(model.reference), latents.tolist(), limit)
+    return grid(rows, names, title, drawing_of(seen, **style), [columns])
+
+
+def _on_and_off(used: Tensor, is_on: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Return `num` of the latents `used`, in order: those that are on, and at least as many that are off."""
+    on, off = used[is_on[used]], used[~is_on[used]]
+    off = off[: max(num // 2, num - len(on))]
+    return on[: num - len(off)], off
+
+
+def _traversed(model: VAE, x: Tensor, latents: list[int], limit: float) -> tuple[list[Tensor], list[str]]:
+    """Return a row of pictures for each datum and its latent, and the titles of their columns."""
     values = (limit / 3 * torch.arange(-3.0, 4.0)).to(x)
-    rows, names = [], []
+    rows = []
     for place, (latent, code) in enumerate(zip(latents, hard_code(model.encoder(x)), strict=True)):
         decoded = _decoded(model, x[place : place + 1], code, latent, values).reshape(-1, *x.shape[1:])
         rows.append(torch.cat([x[place : place + 1], decoded]).cpu())
-        names.append(f"latent {latent}\nmean P(on) {float(usage.inclusion[latent]):.2f}")
-    columns = ["datum", "decoded", "off", *(f"z = {value:.3g}" for value in values.tolist())]
-    title = f"Traversals of single latents: {len(latents)} of {len(used)} that are ever on, most used first"
-    return grid(rows, names, title, drawing_of(seen, **style), [columns])
+    return rows, ["datum", "decoded", "off", *(f"z = {value:.3g}" for value in values.tolist())]
 
 
 def _why_off(inclusion: Tensor) -> str:
@@ -152,24 +174,25 @@ def traversal(
 def conditional_samples(
     model: VAE,
     x: Tensor | np.ndarray,
-    latent: int,
+    latent: int | None = None,
     num: int = 10,
     slab: str = "prior",
     *,
     seed: int = 0,
     **style: Unpack[Style],
 ) -> Figure:
-    """Samples of one latent of one datum: its spike off, and on with the slab redrawn; the rest of the code is kept.
+    """Samples of one datum's code with the slabs of its active latents redrawn, or that of one latent.
 
-    The first row is the datum, its decoded code, and the same code with the latent off. Below are draws of the latent
-    given that it is on.
+    The first row is the datum and its decoded code. Below are samples: the latents that are on stay on and are drawn
+    anew, each by itself, and all others stay off (conditional sampling of Tonolini et al., 2020). With `latent`, this
+    one alone is redrawn and on, the rest of the code is kept, and the first row also has the code with the latent off.
 
     Args:
         model: a `VAE`.
         x: one datum as the model sees it, with or without a leading dimension of 1.
-        latent: index of the latent, from 0.
+        latent: index of the latent to redraw; None for all that are on.
         num: number of draws.
-        slab: ``"prior"`` draws the latent as it is distributed over all data, ``"posterior"`` as in this datum; either
+        slab: ``"prior"`` draws a latent as it is distributed over all data, ``"posterior"`` as in this datum; either
             given that it is on.
         seed: seed of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
@@ -180,11 +203,27 @@ def conditional_samples(
     """
     x = some_data(model, x, 1)
     posterior = model.encoder(x)
-    latent, num = latent_index(latent, posterior), positive_int("num", num)
+    num = positive_int("num", num)
+    latents = (
+        (inclusion_of(posterior)[0] > 0.5).nonzero().flatten().tolist()
+        if latent is None
+        else [latent_index(latent, posterior)]
+    )
     remedy = "pass slab='posterior', or build the model with a proper prior"
     known = {"prior": lambda: proper_prior(model, x, remedy), "posterior": lambda: posterior}
-    values = slab_draws(choice("slab", slab, known)(), latent, num)
-    return _off_and_on(model, x, latent, values, f"Latent {latent} redrawn from the {slab}'s slab", style)
+    drawn_from = choice("slab", slab, known)()
+    draws = [slab_draws(drawn_from, active, num) for active in latents]
+    if latent is not None:
+        return _off_and_on(model, x, latents[0], draws[0], f"Latent {latent} redrawn from the {slab}'s slab", style)
+    codes = hard_code(posterior).repeat(1 + num, 1)
+    if draws:
+        codes[1:, latents] = torch.stack(draws, 1)
+    decoded = given(model.decoder(codes), x).mean.reshape(-1, *x.shape[1:])
+    drawing = drawing_of(x, **style)
+    rows, _ = in_rows(decoded[1:], [], drawing.per_row(_PER_ROW))
+    title = f"Conditional samples: {len(latents) or 'none'} on, redrawn from the {slab}'s slabs"
+    names = ["", "samples", *[""] * (len(rows) - 1)]
+    return grid([torch.cat([x, decoded[:1]]), *rows], names, title, drawing, [["datum", "decoded"]])
 
 
 def _off_and_on(model: VAE, x: Tensor, latent: int, values: Tensor, title: str, style: Style) -> Figure:
