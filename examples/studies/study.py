@@ -115,7 +115,7 @@ def main(study, argv=None):
     if results:
         write_results(study, results, args)
     if failed:
-        raise ValueError(f"{len(failed)} runs failed, and the same command tries them again: {'; '.join(failed)}")
+        raise ValueError(f"{len(failed)} of {len(missing)} runs failed, and the same command tries them again: {'; '.join(failed)}")
     return results
 
 
@@ -187,7 +187,7 @@ def do_in_processes(study, names, args, bar):
             for name in [name for name, process in at_work.items() if process.poll() is not None]:
                 if at_work.pop(name).returncode:
                     log = folder_of(study.name, name, args.output) / "log.txt"
-                    failed.append(f"{name}: {log.read_text().strip().splitlines()[-1:]} ({log})")
+                    failed.append(f"{name}: {''.join(log.read_text().strip().splitlines()[-1:])} ({log})")
                 bar.update()
                 bar.set_postfix_str(", ".join(at_work))
     finally:
@@ -270,6 +270,4 @@ def fitted(model, data, folder, **options):
     return history
 
 
-__all__ = [
-    *("Study", "fitted", "folder_of", "main", "markdown", "read_json", "run_main", "write_figure", "write_json"),
-]
+__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "read_json", "run_main", "write_figure", "write_json"]

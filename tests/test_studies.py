@@ -1,0 +1,114 @@
+"""Every study runs with --quick, leaves what it promises, does nothing twice and goes on after an interrupt."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+STUDIES = Path(__file__).parent.parent / "examples" / "studies"
+NAMES = sorted(file.stem for file in STUDIES.glob("*.py") if file.stem != "study")
+
+pytestmark = pytest.mark.filterwarnings("ignore:the code explains nothing", "ignore:after")
+
+
+def call(name, *arguments):
+    """The study's `main`, in this process."""
+    module = importlib.import_module(name)
+    return importlib.import_module("study").main(module.STUDY, ["--quick", "--quiet", *map(str, arguments)])
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quick_study_leaves_numbers_a_table_and_a_figure(name, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    results = call(name, "--output", runs, "--results", tmp_path / "results")
+    planned = importlib.import_module(name).runs(True)
+    assert results.keys() == planned.keys()
+    written = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    assert written["runs"] == json.loads(json.dumps(results))
+    for run, result in written["runs"].items():
+        assert result["settings"] == json.loads(json.dumps(planned[run]))
+        assert "NaN" not in json.dumps(result["figures"])
+    text = (tmp_path / "results" / f"{name}.md").read_text()
+    assert f"{len(planned)} of {len(planned)} runs" in text
+    assert len(np.unique(imread(tmp_path / "results" / f"{name}.png")[..., :3])) > 20
+    assert str(tmp_path) not in text + json.dumps(written)
+
+    capsys.readouterr()
+    before = files(runs)
+    assert call(name, "--output", runs, "--results", tmp_path / "results") == written["runs"]
+    assert "0 to do" in capsys.readouterr().out
+    assert files(runs) == before
+    # Runs in the file of results need no folder.
+    assert call(name, "--output", tmp_path / "elsewhere", "--results", tmp_path / "results") == written["runs"]
+    assert "0 to do" in capsys.readouterr().out
+
+
+def command(*arguments):
+    return [sys.executable, str(STUDIES / "bounds.py"), "--quick", "--quiet", *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_in_the_same_figures(tmp_path):
+    chosen = "--only", "digits-vae-*", "digits-learned-*"
+    whole = call("bounds", "--output", tmp_path / "whole", *chosen)
+    assert len(whole) == 2
+    process = subprocess.Popen(command("--output", tmp_path / "cut", "--jobs", 2, *chosen), stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "cut" / "quick" / "bounds" / "digits-vae-8" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        pass
+    process.kill()
+    process.wait()
+    again = subprocess.run(command("--output", tmp_path / "cut", "--jobs", 2, *chosen), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    found = json.loads((tmp_path / "cut" / "quick" / "bounds" / "bounds.json").read_text())["runs"]
+    for name, result in whole.items():
+        assert found[name]["figures"] == pytest.approx(result["figures"], rel=1e-6)
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(tmp_path, monkeypatch):
+    broken = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    broken.mkdir(parents=True)
+    (broken / "checkpoint.pt").write_text("no checkpoint")
+    only = "--only", "digits-vae-*", "digits-learned-*"
+    ended = subprocess.run(command("--output", tmp_path, "--jobs", 2, *only), capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "1 of 2 runs failed" in ended.stderr
+    assert "digits-vae-8: error: " in ended.stderr
+    assert json.loads((tmp_path / "quick" / "bounds" / "bounds.json").read_text())["runs"].keys() == {
+        "digits-learned-8"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "mnist-*"], "--only must fit some of the runs digits-"),
+        (["--run", "digits"], "--run must be one of digits-"),
+    ],
+)
+def test_unknown_runs_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        call("bounds", "--output", tmp_path, *arguments)
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    settings = importlib.import_module("bounds").runs(True)["digits-vae-8"]
+    kept = {"figures": {}, "seconds": 1.0, "threads": 1, "machine": {}, "date": "", "commit": ""}
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"settings": settings | {"lr": 0.5}, **kept}))
+    with pytest.raises(ValueError, match=r"result\.json is of a run with .*move .* away, or pass another --output"):
+        call("bounds", "--output", tmp_path)
+    (folder / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=r"result\.json is damaged"):
+        call("bounds", "--output", tmp_path)
