@@ -55,7 +55,7 @@ NAMES = {"fashion-mnist": "Fashion-MNIST", "olivetti": "Olivetti faces", "celeba
 
 
 def runs(quick):
-    common = {"lr": 1e-2 if quick else 1e-3, "draws": 10 if quick else 100, "rows": 3 if quick else 8, "seed": 0}
+    common = {"lr": 1e-2 if quick else 1e-3, "draws": 10 if quick else 100, "rows": 2 if quick else 8, "seed": 0}
     return {
         name: {"dataset": next(dataset for dataset in NAMES if name.startswith(dataset))} | own | common
         for name, own in (QUICK if quick else RUNS).items()
@@ -191,7 +191,7 @@ def edits_of(model, images, latents):
 
 
 def minutes(settings):
-    return {"digits": 0.05, "olivetti": 1.5, "celeba": 30}.get(settings["dataset"], 3)
+    return {"digits": 0.05, "olivetti": 1.5, "celeba": 12}.get(settings["dataset"], 3)
 
 
 def table(results):

@@ -68,6 +68,9 @@ def traversals(
         seed: seed of the binarisation and of the draws.
         style: `names`, `image_shape`, `ink`; see `Style`.
 
+    Raises:
+        ValueError: a number below 1, a limit that is not above 0, data that do not fit the model, or no such datum.
+
     >>> import torch, vsc_pyro as vsc
     >>> from vsc_pyro import plots
     >>> model = vsc.VAE(vsc.NormalEncoder(64, 5), vsc.BernoulliDecoder(5, 64), vsc.NormalPrior(5))
