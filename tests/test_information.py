@@ -95,7 +95,7 @@ def test_what_is_the_same_for_all_data_tells_nothing_whatever_the_prior(posterio
     posterior = posterior(torch.ones(20, 3))
     information = nats(posterior)
     assert (information.abs() < 1e-7).all()
-    assert not is_informative(information, inclusion_of(posterior).mean(0)).any()
+    assert not is_informative(information, inclusion_of(posterior).mean(0), 20).any()
 
 
 def test_values_that_tell_data_apart_carry_the_logarithm_of_their_number():
@@ -105,7 +105,7 @@ def test_values_that_tell_data_apart_carry_the_logarithm_of_their_number():
     # On and off by the datum, and where it is on always the same.
     rectified = dist.Delta(loc.clamp(min=0), event_dim=1)
     assert float(nats(rectified)) == pytest.approx(math.log(2), abs=1e-6)
-    assert is_informative(nats(rectified), torch.tensor([0.5])).all()
+    assert is_informative(nats(rectified), torch.tensor([0.5]), 4).all()
 
 
 def test_the_marginals_of_a_correlated_posterior():
@@ -117,19 +117,22 @@ def test_the_marginals_of_a_correlated_posterior():
 def test_idle_latents_are_not_used_and_rare_certain_ones_are():
     generator = torch.Generator().manual_seed(0)
     num = 1000
-    # 12 latents that data switch on, 38 that tremble about the prior's rate of .1, one on for a datum of 250.
+    # 12 latents that data switch on, 38 that tremble about the prior's rate of .1, one on for a datum of 250, and one
+    # that is on for none, with odds that differ by the datum.
     used = torch.sigmoid(8 * torch.rand(num, 12, generator=generator).sub(0.8))
     idle = torch.sigmoid(-2.2 + 0.5 * torch.randn(num, 38, generator=generator))
     rare = torch.full((num, 1), 1e-4)
     rare[::250] = 0.99
-    probs = torch.cat([used, idle, rare], 1)
-    loc = torch.cat([torch.randn(num, 12, generator=generator), torch.zeros(num, 39)], 1)
-    information = nats(spike_slab(dist.Normal, loc, torch.ones(num, 51), probs))
-    informative = is_informative(information, probs.mean(0))
-    assert informative.tolist() == [True] * 12 + [False] * 38 + [True]
+    never = torch.sigmoid(-14 + 4 * torch.randn(num, 1, generator=generator))
+    probs = torch.cat([used, idle, rare, never.clamp(max=1e-3)], 1)
+    loc = torch.cat([torch.randn(num, 12, generator=generator), torch.zeros(num, 40)], 1)
+    information = nats(spike_slab(dist.Normal, loc, torch.ones(num, 52), probs))
+    informative = is_informative(information, probs.mean(0), num)
+    assert informative.tolist() == [True] * 12 + [False] * 38 + [True, False]
+    assert is_informative(information, probs.mean(0), 10**6)[-1]  # only its rarity leaves the last one out
     assert information[12:50].min() > information[50] / 3  # nats alone do not tell them apart
 
 
 def test_a_dense_latent_has_to_carry_a_hundredth_of_a_nat():
     one = torch.ones(2)
-    assert is_informative(torch.tensor([0.011, 0.009]), one).tolist() == [True, False]
+    assert is_informative(torch.tensor([0.011, 0.009]), one, 100).tolist() == [True, False]

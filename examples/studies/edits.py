@@ -127,7 +127,8 @@ def measure(settings, folder, data_root):
     found = vsc.evaluate(model, test, num_draws=settings["draws"], seed=settings["seed"])
     images = test.images[:NUM_EDITED]
     is_on = (vsc.codes(model, images).inclusion > 0.5).any(0)
-    used = (is_on & is_informative(found.information.double(), found.usage.double())).nonzero().flatten().tolist()
+    tell = is_informative(found.information.double(), found.usage.double(), found.num_data)
+    used = (is_on & tell).nonzero().flatten().tolist()
     is_sparse = settings["prior"] != "normal"
     for name, picture in draw_pictures(model, test, settings["rows"], is_sparse, len(used)).items():
         write_figure(folder / f"{name}.png", picture, dpi=80)

@@ -115,7 +115,9 @@ def main(study, argv=None):
     if results:
         write_results(study, results, args)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(missing)} runs failed, and the same command tries them again: {'; '.join(failed)}")
+        raise ValueError(
+            f"{len(failed)} of {len(missing)} runs failed, and the same command tries them again: {'; '.join(failed)}"
+        )
     return results
 
 

@@ -24,13 +24,15 @@ small, and it is at most :math:`\log 16 = 2.8` nats.
 
 **Informative latents** are those with
 
-.. math:: I_j > .01\, \bar\gamma_j + .15\, H(\bar\gamma_j).
+.. math:: I_j > .01\, \bar\gamma_j + .15\, H(\bar\gamma_j) \quad\text{and}\quad N \bar\gamma_j \ge \tfrac12.
 
 A dense latent (:math:`\bar\gamma_j = 1`) needs a hundredth of a nat, the threshold of Lucas et al. (2019) for a
 collapsed latent. Of a spike's entropy the datum must decide 15%. An idle spike has a fixed rate for all data, and that
 rate fluctuates slightly during training. A threshold in nats alone fails in one of two ways. It counts the fluctuations
 of a latent that is on for a tenth of the data, or it misses a feature that is on with certainty for one datum in a
-thousand, whose spike carries .008 nats. Any threshold is a convention; `Evaluation.information` holds the numbers.
+thousand, whose spike carries .008 nats. The second condition leaves out latents that are on for none of the data: near
+probability 0 the datum may decide much of a tiny entropy. Any threshold is a convention; `Evaluation.information` holds
+the numbers.
 
 A point posterior has no width. Two values of a latent count as equal if they differ by less than a ten-thousandth.
 
@@ -50,6 +52,7 @@ from vsc_pyro.distributions.spikes import spike_entropy
 
 _NATS_OF_SLAB = 0.01
 _SHARE_OF_SPIKE_ENTROPY = 0.15
+_LEAST_ON = 0.5  # data
 _INTERVALS = 16
 _RESOLUTION = 1e-4
 _QUARTILE = 0.6745  # of a standard normal
@@ -124,7 +127,7 @@ class Information:
         return (spike.clamp(min=0) + slab.clamp(min=0)).flatten()
 
 
-def is_informative(nats: Tensor, usage: Tensor) -> Tensor:
+def is_informative(nats: Tensor, usage: Tensor, num_data: int) -> Tensor:
     """Return True for each latent that carries information about the data, bool, shape ``(J,)``.
 
     The threshold is that of the module's docstring.
@@ -132,9 +135,11 @@ def is_informative(nats: Tensor, usage: Tensor) -> Tensor:
     Args:
         nats: information of each latent, shape ``(J,)``.
         usage: mean inclusion probability of each latent, shape ``(J,)``.
+        num_data: number of data in these means.
     """
     usage = usage.double().clamp(0, 1)
-    return nats > _NATS_OF_SLAB * usage + _SHARE_OF_SPIKE_ENTROPY * _entropy(usage)
+    tells = nats > _NATS_OF_SLAB * usage + _SHARE_OF_SPIKE_ENTROPY * _entropy(usage)
+    return tells & (num_data * usage >= _LEAST_ON)
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Survey:
     @property
     def is_informative(self) -> Tensor:
         """True for each latent that carries information, bool, shape ``(J,)``."""
-        return is_informative(self.information, self.usage)
+        return is_informative(self.information, self.usage, self.num_data)
 
     @property
     def deviation(self) -> float:
