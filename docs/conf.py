@@ -9,7 +9,7 @@ author = "The vsc_pyro authors"
 release = version = vsc_pyro.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results/**"]  # tables that pages include
 default_role = "py:obj"
 # Backticks mark arguments too, and `mean` is an attribute of several classes.
 suppress_warnings = ["ref.python"]
