@@ -70,7 +70,7 @@ def test_what_disentanglement_refuses():
         vsc.disentanglement(one, TRAIN, TEST)
     with pytest.raises(ValueError, match="train must have known factors"):
         vsc.disentanglement(one, vsc.Dataset(TRAIN.images), TEST)
-    with pytest.raises(ValueError, match="data must be in memory, .* got a DataLoader"):
+    with pytest.raises(ValueError, match=r"data must be in memory, .* got a DataLoader"):
         vsc.disentanglement(one, DataLoader(TRAIN, 100), TEST)
 
 
