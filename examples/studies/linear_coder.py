@@ -361,7 +361,8 @@ def draw_r2(axes, results):
     ]
     for name, key in R2S.items():
         points = sorted((zeros, 1 - figures[key] / figures["spread"]) for zeros, figures in found)
-        axes.plot(*zip(*points, strict=True), "o-", label=f"ours, {name}")
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", label=f"ours, {name}")
     axes.set(xlabel="share of zeros", ylabel="R2 of hard codes", title="MNIST")
 
 
