@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_mean_equals
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Factors, as_dataset, default_root
@@ -114,6 +115,28 @@ def test_a_single_row_and_no_rows():
         data[400:500]
     with pytest.raises(ValueError, match=r"must have one dimension, got shape \(\)"):
         data[torch.tensor(3)]
+
+
+INDICES = {
+    "from 0": torch.tensor([2, 0, 2]),
+    "none": torch.tensor([], dtype=torch.long),
+    "from the end": torch.tensor([-1, 0]),
+    "bools": torch.arange(5) % 2 == 0,
+    "int32": torch.tensor([1, 4], dtype=torch.int32),
+    "slice": slice(1, 3),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_rows_are_drawn_by_any_indices(name):
+    data = vsc.Dataset(torch.rand(5, 3))
+    assert torch.equal(data.draw(INDICES[name]), data.images[INDICES[name]])
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a torch that knows CUDA; no GPU")
+def test_indices_on_the_cpu_draw_data_on_another_device():
+    with FakeTensorMode():
+        assert vsc.Dataset(torch.rand(5, 3)).to(torch.empty(0, device="cuda")).draw(torch.arange(2)).is_cuda
 
 
 def test_dynamic_binarisation_draws_afresh_and_by_the_generator():

@@ -4,9 +4,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from test_probes import told
+from torch.utils.data import DataLoader
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets import Factors
+from vsc_pyro.evaluation.disentanglement import _gap
 
 K = 4
 KEYS = ("mig", "disentanglement", "completeness", "informativeness")
@@ -68,3 +70,10 @@ def test_what_disentanglement_refuses():
         vsc.disentanglement(one, TRAIN, TEST)
     with pytest.raises(ValueError, match="train must have known factors"):
         vsc.disentanglement(one, vsc.Dataset(TRAIN.images), TEST)
+    with pytest.raises(ValueError, match=r"data must be in memory, .* got a DataLoader"):
+        vsc.disentanglement(one, DataLoader(TRAIN, 100), TEST)
+
+
+def test_means_that_vary_by_rounding_alone_have_a_score():
+    spread = 1 + torch.finfo(torch.float64).eps * TEST.factors.presence.double().numpy()
+    assert _gap(spread, TEST.factors.presence.numpy()) == pytest.approx(1, abs=0.01)

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,17 +76,18 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_figures(tmp_path):
         assert found[name]["figures"] == pytest.approx(result["figures"], rel=1e-6)
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_done(tmp_path, monkeypatch):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_is_named_and_the_others_are_done(tmp_path, jobs):
     broken = tmp_path / "quick" / "bounds" / "digits-vae-8"
     broken.mkdir(parents=True)
     (broken / "checkpoint.pt").write_text("no checkpoint")
-    only = "--only", "digits-vae-*", "digits-learned-*"
-    ended = subprocess.run(command("--output", tmp_path, "--jobs", 2, *only), capture_output=True, text=True)
+    only = "--only", "digits-vae-*", "digits-alpha-0.5-*"
+    ended = subprocess.run(command("--output", tmp_path, "--jobs", jobs, *only), capture_output=True, text=True)
     assert ended.returncode == 1
     assert "1 of 2 runs failed" in ended.stderr
     assert "digits-vae-8: error: " in ended.stderr
     assert json.loads((tmp_path / "quick" / "bounds" / "bounds.json").read_text())["runs"].keys() == {
-        "digits-learned-8"
+        "digits-alpha-0.5-8"
     }
 
 
@@ -112,3 +114,42 @@ def test_results_of_other_settings_are_refused(tmp_path):
     (folder / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"result\.json is damaged"):
         call("bounds", "--output", tmp_path)
+    (folder / "result.json").unlink()
+    (folder / "settings.json").write_text(json.dumps(settings | {"lr": 0.5}))  # as a run leaves that was interrupted
+    with pytest.raises(ValueError, match=r"settings\.json is of a run with .*move .* away"):
+        call("bounds", "--output", tmp_path, "--only", "digits-vae-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"command": "python examples/studies/bounds.py", "runs": {}}, "would be replaced; pass another --results"),
+        ({"command": "python examples/studies/bounds.py --quick", "runs": {"digits-vae-8": 3}}, "is damaged: digits-"),
+        ({"command": "python examples/studies/bounds.py --quick", "runs": {"digits-vae-8": {}}}, "lacks settings"),
+    ],
+)
+def test_results_that_are_damaged_or_of_another_command_are_not_replaced(tmp_path, content, message):
+    kept = tmp_path / "bounds.json"
+    kept.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        call("bounds", "--output", tmp_path / "runs", "--results", tmp_path)
+    assert json.loads(kept.read_text()) == content
+
+
+@pytest.mark.slow
+def test_runs_end_with_the_study_that_is_killed(tmp_path):
+    process = subprocess.Popen(command("--output", tmp_path, "--jobs", 2), stdout=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("checkpoint.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    time.sleep(6)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_figure_of_one_system_has_numbers_on_its_axes():
+    bounds = importlib.import_module("bounds")
+    settings = bounds.runs(True)["digits-vae-8"]
+    figure = bounds.draw({"digits-vae-8": {"settings": settings, "figures": {"elbo": -27.0, "expected_l0": 8.0}}})
+    low, high = figure.axes[0].get_ylim()
+    assert 20 < low < 27 < high < 30

@@ -130,7 +130,8 @@ def draw(results):
                     for r in results.values()
                     if (r["settings"]["dataset"], r["settings"]["system"]) == (dataset, system)
                 )
-                axes.plot(*zip(*points, strict=True), "o-", ms=4, label=system)
+                if points:
+                    axes.plot(*zip(*points, strict=True), "o-", ms=4, color=f"C{SYSTEMS.index(system)}", label=system)
             axes.set(xlabel="J, number of latents", ylabel=label, xscale="log", title=NAMES[dataset])
             axes.set_xticks(sorted({r["settings"]["latent_dim"] for r in results.values()}), minor=False)
             axes.get_xaxis().set_major_formatter("{x:.0f}")

@@ -312,6 +312,8 @@ def patches_table(results):
             own = at(l0, curves.get(f"our dictionary, {setting}, OMP by gain"))
             cells = {"": coder, "setting": setting, "atoms": f"{l0:.2f}", "energy left": f"{share:.1%}"}
             rows.append(cells | {"our dictionary, OMP": own} | beside)
+    if not rows:  # OMP alone, which has rows only beside ours
+        return None
     s = next(iter(found.values()))["settings"]
     return (
         f"**Patches**, {s['size']}x{s['size']}, whitened\n\n{markdown(rows)}\n\n"
@@ -361,7 +363,8 @@ def draw_r2(axes, results):
     ]
     for name, key in R2S.items():
         points = sorted((zeros, 1 - figures[key] / figures["spread"]) for zeros, figures in found)
-        axes.plot(*zip(*points, strict=True), "o-", label=f"ours, {name}")
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", label=f"ours, {name}")
     axes.set(xlabel="share of zeros", ylabel="R2 of hard codes", title="MNIST")
 
 

@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,6 +41,9 @@ KINDS = {
     "seconds": number,
     "threads": count,
 }
+
+
+PARENT = "VSC_PYRO_STUDY"  # in the environment of runs that another process started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +102,15 @@ def main(study, argv=None):
     if args.run is not None:
         if args.run not in runs:
             raise ValueError(f"--run must be one of {', '.join(runs)}, got {args.run!r}")
+        if PARENT in os.environ:
+            threading.Thread(target=end_with_parent, daemon=True).start()
         do_run(study, args.run, runs[args.run], args)
         return None
     chosen = [name for name in runs if any(fnmatch(name, pattern) for pattern in args.only)]
     if not chosen:
         raise ValueError(f"--only must fit some of the runs {', '.join(runs)}, got {' '.join(args.only)}")
-    missing = [name for name in chosen if read_result(study, name, runs[name], args) is None]
+    kept = kept_runs(study, args)
+    missing = [name for name in chosen if read_result(study, name, runs[name], args, kept) is None]
     reasons = {name: study.absent(runs[name], args.data_root) for name in missing}
     for name, reason in reasons.items():
         if reason is not None:
@@ -111,7 +119,8 @@ def main(study, argv=None):
     cost = sum(study.minutes(runs[name]) for name in missing) / args.jobs
     print(f"{study.name}: {len(chosen)} runs, {len(missing)} to do, about {cost:.3g} minutes", flush=True)
     failed = do_runs(study, missing, runs, args)
-    results = {name: result for name in runs if (result := read_result(study, name, runs[name], args)) is not None}
+    found = {name: read_result(study, name, runs[name], args, kept) for name in runs}
+    results = {name: result for name, result in found.items() if result is not None}
     if results:
         write_results(study, results, args)
     if failed:
@@ -129,30 +138,58 @@ def target_of(study, args):
     return args.output / study.name if args.results is None else args.results
 
 
-def read_result(study, name, settings, args):
+def command_of(study, args):
+    return f"python examples/studies/{study.name}.py" + " --quick" * args.quick
+
+
+def kept_runs(study, args):
+    """Return the runs in the file of --results; raise `ValueError` if those of another command would be replaced."""
+    file = target_of(study, args) / f"{study.name}.json"
+    if not file.exists():
+        return {}
+    content = read_json(file)
+    check_entries(file, content, {"command": text, "runs": settings_of_a_run})
+    check_entries(file, content["runs"], dict.fromkeys(content["runs"], settings_of_a_run))
+    for result in content["runs"].values():
+        check_entries(file, result, KINDS)
+    if content["command"] != command_of(study, args):
+        raise ValueError(f"{file} is of {content['command']}, and would be replaced; pass another --results")
+    return content["runs"]
+
+
+def read_result(study, name, settings, args, kept):
     """Return the result of a run, or None if it is not finished; raise `ValueError` if it had other settings.
 
-    Without a folder of its own, a run of these settings in the file of --results counts as finished.
+    Without a folder of its own, a run of these settings among those `kept` counts as finished.
     """
-    settings = json.loads(json.dumps(settings))  # a tuple comes back from JSON as a list
     file = folder_of(study.name, name, args.output) / "result.json"
     if not file.exists():
-        kept = target_of(study, args) / f"{study.name}.json"
-        runs = read_json(kept).get("runs", {}) if kept.exists() else {}
-        return runs[name] if name in runs and runs[name].get("settings") == settings else None
+        return kept[name] if name in kept and kept[name]["settings"] == in_json(settings) else None
     result = read_json(file)
     check_entries(file, result, KINDS)
-    if result["settings"] != settings:
+    check_settings(file, result["settings"], settings)
+    return result
+
+
+def in_json(settings):
+    return json.loads(json.dumps(settings))  # a tuple comes back as a list
+
+
+def check_settings(file, found, settings):
+    if found != in_json(settings):
         raise ValueError(
-            f"{file} is of a run with {shown(result['settings'])}, and the study has {shown(settings)}; move "
+            f"{file} is of a run with {shown(found)}, and the study has {shown(in_json(settings))}; move "
             f"{file.parent} away, or pass another --output"
         )
-    return result
 
 
 def do_run(study, name, settings, args):
     """Do one run in this process and write its result, atomically and last of all its files."""
     folder = folder_of(study.name, name, args.output)
+    if (begun := folder / "settings.json").exists():  # a run that was interrupted
+        check_settings(begun, read_json(begun), settings)
+    write_json(begun, settings)
+    code = commit()  # when the code was read, not when the run ends
     start = time.perf_counter()
     figures = study.measure(settings, folder, args.data_root)
     result = {
@@ -162,7 +199,7 @@ def do_run(study, name, settings, args):
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": code,
     }
     write_json(folder / "result.json", result)
 
@@ -172,11 +209,16 @@ def do_runs(study, names, runs, args):
     with tqdm(total=len(names), unit="run", desc=study.name, disable=args.quiet) as bar:
         if args.jobs > 1:
             return do_in_processes(study, names, args, bar)
+        failed = []
         for name in names:
             bar.set_postfix_str(name)
-            do_run(study, name, runs[name], args)
+            try:
+                do_run(study, name, runs[name], args)
+            except Exception as error:  # the others are done, as in processes
+                traceback.print_exc()
+                failed.append(f"{name}: error: {error}")
             bar.update()
-    return []
+        return failed
 
 
 def do_in_processes(study, names, args, bar):
@@ -207,14 +249,21 @@ def start(study, name, args):
     output = args.output.parent if args.quick else args.output
     command = [sys.executable, study.file, "--run", name, "--output", str(output), *root, *["--quick"] * args.quick]
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, PARENT: str(os.getpid())}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def end_with_parent():
+    """End this run when the study that started it ends, even if that was killed: its end of the pipe then closes."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 def write_results(study, results, args):
     """Write NAME.json, NAME.md and NAME.png, of all runs that are done."""
     target = target_of(study, args)
-    about = {"study": study.name, "command": f"python examples/studies/{study.name}.py" + " --quick" * args.quick}
+    about = {"study": study.name, "command": command_of(study, args)}
     write_json(target / f"{study.name}.json", about | {"runs": results})
     write_text(target / f"{study.name}.md", study.table(results) + "\n\n" + provenance(study, results, args) + "\n")
     write_figure(target / f"{study.name}.png", study.draw(results), dpi=120)
@@ -233,7 +282,7 @@ def provenance(study, results, args):
     found = results.values()
     planned = len(study.runs(args.quick))
     return (
-        f"`python examples/studies/{study.name}.py{' --quick' * args.quick}`; "
+        f"`{command_of(study, args)}`; "
         f"commit {several(r['commit'] for r in found)}; {several(r['date'] for r in found)}; "
         f"{several(r['machine']['words'] for r in found)}; seeds {several(str(r['settings']['seed']) for r in found)}; "
         f"{len(results)} of {planned} runs, {sum(r['seconds'] for r in found) / 60:.0f} minutes of "

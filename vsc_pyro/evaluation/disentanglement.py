@@ -35,6 +35,7 @@ import numpy as np
 from vsc_pyro._arguments import natural_int, positive_int
 from vsc_pyro.datasets import Dataset
 from vsc_pyro.evaluation.probes import encode, presence_of_both
+from vsc_pyro.models.data_checks import in_memory
 from vsc_pyro.models.vae import VAE
 
 _BINS = 20
@@ -87,7 +88,7 @@ def disentanglement(
         True
     """
     num_data, seed = positive_int("num_data", num_data), natural_int("seed", seed)
-    train = train[:num_data]
+    train = in_memory(train)[:num_data]
     present, present_in_test, _ = presence_of_both(train, test)
     means, means_in_test = (encode(model, data, seed=seed).double().numpy() for data in (train, test))
     if min(means.shape[1], present.shape[1]) < 2:
@@ -108,6 +109,7 @@ def disentanglement(
 def _gap(means: np.ndarray, present: np.ndarray) -> float:
     from sklearn.metrics import mutual_info_score
 
+    means = means - means.min(0)  # far from 0 there may be fewer numbers than bins between two means
     bins = [np.digitize(mean, np.histogram_bin_edges(mean, _BINS)[1:-1]) for mean in means.T]
     information = np.array([[mutual_info_score(factor, latent) for latent in bins] for factor in present.T])
     second, best = np.sort(information, axis=1)[:, -2:].T
