@@ -12,10 +12,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import vsc_pyro as vsc
-from vsc_pyro.training import optimizers
 
 CAPTURED = functools.partial(vsc.CompiledSVI, backend="eager")
 OURS = {"eager": vsc.SVI, "captured": CAPTURED}
@@ -378,62 +376,6 @@ def test_a_trial_step_is_not_seen_by_hooks_and_needs_no_copy_that_works(small_va
     model = fitted(small_vae, digits, optimizer=make, batch_size=50)
     assert len(steps) == 4
     assert torch.equal(steps[-1], next(model.parameters()))
-
-
-DIRECT = {
-    "adam": (torch.optim.Adam, {}),
-    "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
-    "maximised": (torch.optim.Adam, {"maximize": True, "betas": (0.5, 0.9)}),
-    "amsgrad": (torch.optim.Adam, {"amsgrad": True}),
-    "not fused": (torch.optim.Adam, {"fused": False}),
-    "a learning rate that is a tensor": (torch.optim.Adam, {"lr": torch.tensor(0.01)}),
-}
-
-
-def three_parameters():
-    """With two groups, two types, and gradients that one parameter does not always have."""
-    torch.manual_seed(0)
-    return [nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3).double())]
-
-
-def take_steps(optimizer, parameters, step, num=6):
-    torch.manual_seed(1)
-    for i in range(num):
-        for parameter in parameters:
-            parameter.grad = torch.randn_like(parameter)
-        if i % 3 == 2:
-            parameters[1].grad = None
-        step(optimizer)
-    return [parameter.detach().clone() for parameter in parameters], optimizer.state_dict()["state"]
-
-
-@pytest.mark.parametrize("name", DIRECT)
-@pytest.mark.parametrize("chosen", [(0, 1), (0, 1, 2)], ids=["one type", "two types"])
-def test_a_direct_step_is_the_optimisers_own(name, chosen):
-    make, options = DIRECT[name]
-    ends = []
-    for step in (make.step, optimizers.step):
-        parameters = [three_parameters()[i] for i in chosen]
-        groups = [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.003}]
-        optimizer = make(groups, **{"lr": 0.01, "fused": True, **options})
-        ends.append(take_steps(optimizer, parameters, step))
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
-
-
-def test_a_step_runs_hooks_and_counts_for_schedulers():
-    parameters, seen = three_parameters()[:1], []
-    optimizer = torch.optim.Adam(parameters, lr=0.01, fused=True)
-    take_steps(optimizer, parameters * 2, optimizers.step, 2)
-    handle = optimizer.register_step_post_hook(lambda *_: seen.append("own"))
-    take_steps(optimizer, parameters * 2, optimizers.step, 2)
-    handle.remove()
-    handle = register_optimizer_step_pre_hook(lambda *_: seen.append("of all"))
-    take_steps(optimizer, parameters * 2, optimizers.step, 2)
-    handle.remove()
-    assert seen == ["own"] * 2 + ["of all"] * 2
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)  # warns if it is stepped before the optimiser
-    take_steps(optimizer, parameters * 2, optimizers.step, 1)
-    schedule.step()
 
 
 @pytest.mark.parametrize("norm", [0.5, 1e6])

@@ -29,6 +29,7 @@ References
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,8 @@ def _importances(
 
     importances, accuracies = [], []
     for factor, factor_in_test in zip(present.T, present_in_test.T, strict=True):
-        trees = ExtraTreesClassifier(20, max_depth=8, max_features=None, random_state=seed).fit(means, factor)
+        options: dict[str, Any] = {"max_depth": 8, "max_features": None, "random_state": seed}
+        trees = ExtraTreesClassifier(20, **options).fit(means, factor)
         importances.append(trees.feature_importances_)
         accuracies.append(trees.score(means_in_test, factor_in_test))
     return np.stack(importances, 1), accuracies

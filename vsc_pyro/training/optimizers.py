@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import numbers
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.infer.util import zero_grads
@@ -14,7 +14,6 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from vsc_pyro._seeding import seeded
 
@@ -105,63 +104,6 @@ def make_scheduler(make: SchedulerFactory | None, optimizer: Optimizer) -> LRSch
     return made
 
 
-def step(optimizer: Optimizer) -> None:
-    """Let the optimiser step; on a CPU, a plain fused Adam by its kernel alone, with the same result.
-
-    Torch's own method does the same after checks and hooks, which take longer than the kernel if parameters are small.
-    """
-    is_plain = type(optimizer) in (Adam, AdamW) and not (
-        "step" in vars(optimizer)  # a scheduler counts calls
-        or optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-        or hasattr(optimizer, "grad_scale")
-    )
-    found = [_FusedGroup.of(optimizer, group) for group in optimizer.param_groups] if is_plain else [None]
-    if None in found:
-        optimizer.step()
-        return
-    for group in found:
-        cast("_FusedGroup", group).step()
-
-
-class _FusedGroup(NamedTuple):
-    """The arguments of Adam's fused kernel for a group of parameters that have gradients."""
-
-    kernel: Callable
-    params: list[Tensor]
-    grads: list[Tensor]
-    moments: list[Tensor]
-    squares: list[Tensor]
-    steps: list[Tensor]
-    options: dict[str, Any]
-
-    @staticmethod
-    def of(optimizer: Optimizer, group: dict[str, Any]) -> _FusedGroup | None:
-        """Return None for a group that needs more than the kernel, such as one that has not been stepped yet."""
-        params = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [optimizer.state.get(parameter) for parameter in params]
-        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "maximize")}
-        options["beta1"], options["beta2"] = group["betas"]
-        is_plain = group["fused"] and not (group["amsgrad"] or group["differentiable"]) and all(states)
-        kinds = {(p.device.type, p.dtype, p.grad.layout) for p in params}
-        if not (is_plain and all(type(value) in (float, int, bool) for value in options.values())) or len(kinds) != 1:
-            return None
-        if kinds != {("cpu", params[0].dtype, torch.strided)} or params[0].is_complex():
-            return None
-        is_decoupled = group.get("decoupled_weight_decay", type(optimizer) is AdamW)
-        kernel = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
-        grads = [parameter.grad for parameter in params]
-        moments, squares, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        return _FusedGroup(kernel, params, grads, moments, squares, steps, options)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        torch._foreach_add_(self.steps, 1)
-        self.kernel(*self[1:5], [], self.steps, amsgrad=False, grad_scale=None, found_inf=None, **self.options)
-
-
 class ClipNorm:
     """A hook before an optimiser's step that scales gradients so that their joint norm is at most `norm`.
 
@@ -215,7 +157,7 @@ class OneOptimizer(PyroOptim):
         new = [parameter for parameter in params if id(parameter) not in known]
         if self.make is not None and (new or self.optimizer is None):
             self._add(self.make(new), new)
-        step(cast("Optimizer", self.optimizer))
+        cast("Optimizer", self.optimizer).step()
 
     def _add(self, made: Optimizer, new: list[Tensor]) -> None:
         if self.optimizer is None:
