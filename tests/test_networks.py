@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-import vsc_pyro as vsc
-from vsc_pyro.models.gated import GatedTrunk
 from vsc_pyro.models.networks import ACTIVATIONS, MLP, ConvTrunk, DeconvTrunk
 from vsc_pyro.training.checkpoints import load_weights
 
@@ -56,23 +54,6 @@ def test_trunks_of_any_depth(num_layers):
     channels = (4, 5, 6)[:num_layers]
     features = ConvTrunk((1, 29, 8), channels)(torch.randn(2, 1, 29, 8))
     assert DeconvTrunk((1, 29, 8), channels[::-1])(features).shape == (2, 1, 29, 8)
-
-
-def test_gated_units_are_those_of_the_formula_with_nothing_beside_them():
-    encoder = vsc.NormalEncoder((1, 2, 3), 4, trunk=GatedTrunk(6, (5,)))
-    x = torch.randn(7, 1, 2, 3)
-    gated, heads = encoder.network[0].layers[0], encoder.own_layer
-    (w, v), (b, c), rows = gated.weight.chunk(2), gated.bias.chunk(2), x.flatten(1)
-    h = (rows @ w.T + b) * torch.sigmoid(rows @ v.T + c)
-    torch.testing.assert_close(encoder(x).mean, (h @ heads.weight.T + heads.bias)[:, :4])
-
-    trunk = GatedTrunk(4, (5, 6), output_shape=(1, 2, 3))
-    decoder, z = vsc.BernoulliDecoder(4, (1, 2, 3), trunk=trunk), torch.randn(8, 7, 4)
-    logits = decoder.pixels(z)
-    torch.testing.assert_close(logits, trunk(decoder.own_layer(z)))
-    torch.testing.assert_close(logits[3], decoder.pixels(z[3]))
-    with pytest.raises(ValueError, match="hidden must have the width of one gated layer at least, got none"):
-        GatedTrunk(6, ())
 
 
 @pytest.mark.parametrize("shape", IMAGES)
