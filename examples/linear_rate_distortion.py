@@ -17,6 +17,7 @@ It writes to --output, for each of the two, a figure and a table as CSV and Mark
 """
 
 import time
+import warnings
 
 import numpy as np
 import pyro
@@ -207,24 +208,34 @@ def point(coder, setting, l0, error):
     return {"coder": coder, "setting": setting, "L0": l0, "squared error": error}
 
 
+def omp_path(x, atoms):
+    """Return squared errors and numbers of atoms, shape (J + 1, N), of OMP codes of 0 to all J atoms (unit rows)."""
+    from sklearn.linear_model import orthogonal_mp_gram
+
+    gram, found = atoms @ atoms.T, []
+    for row in x:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*Orthogonal matching pursuit ended")  # no error is left
+            path = orthogonal_mp_gram(gram, atoms @ row, n_nonzero_coefs=len(atoms), return_path=True)
+        steps = path.reshape(len(atoms), -1).T  # fewer than J for a row that needs fewer
+        codes = np.zeros((len(atoms) + 1, len(atoms)))
+        codes[1 : len(steps) + 1] = steps
+        codes[len(steps) + 1 :] = codes[len(steps)]
+        found.append((np.square(row - codes @ atoms).sum(1), (codes != 0).sum(1)))
+    errors, on = np.array(found).transpose(1, 2, 0)
+    return errors, on
+
+
 def omp_errors(coder, dictionaries, x, args):
     """Yield points of OMP; each setting takes the dictionary (unit rows, by name) with the least error.
 
     One kind of setting is a number of atoms for all patches. The other is a gain: the number of atoms of each patch
     minimises squared error plus gain times number. Like codes under a sparse prior or penalty, empty patches then take
-    few atoms, and others more.
+    few atoms, and others more, up to all of them.
     """
-    from sklearn.decomposition import sparse_encode
-
-    numbers = sorted({min(k, args.latent_dim) for k in args.sparsities})
-    energy, codings = np.square(x).sum(1), {}
-    for name, atoms in dictionaries.items():
-        codes = [sparse_encode(x, atoms, algorithm="omp", n_nonzero_coefs=k) for k in numbers]
-        errors = [energy, *(np.square(x - code @ atoms).sum(1) for code in codes)]
-        on = [np.zeros(len(x)), *((code != 0).sum(1) for code in codes)]
-        codings[name] = np.stack(errors), np.stack(on)
-    for index, k in enumerate(numbers, start=1):
-        error, on, name = min((errors[index].mean(), on[index].mean(), name) for name, (errors, on) in codings.items())
+    codings = {name: omp_path(x, atoms) for name, atoms in dictionaries.items()}
+    for k in sorted({min(k, args.latent_dim) for k in args.sparsities}):
+        error, on, name = min((errors[k].mean(), on[k].mean(), name) for name, (errors, on) in codings.items())
         yield point(coder, f"{k} atoms{name}", float(on), float(error))
     for gain in args.gains:
         best = []
