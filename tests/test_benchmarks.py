@@ -474,7 +474,7 @@ def test_rounds_take_every_contestant_in_turns():
 @pytest.mark.parametrize("path", sorted(measure.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_committed_record_has_results(path):
     record = json.loads(path.read_text())
-    assert record.keys() == RECORD
+    assert record.keys() - {"losses"} == RECORD
     assert record["results"]
     assert not record["arguments"].get("quick")
 

@@ -15,7 +15,7 @@ def test_the_one_number_comes_first(trained, digits):
     assert first.split()[:5] == ["latents", "a", "datum", "uses", f"{result.used_per_datum:.2f}"]
     assert f"{result.informative_latents} of 6  carry information" in second
     assert result.used_per_datum <= result.expected_l0 + 1e-6
-    informative = is_informative(result.information.double(), result.usage)
+    informative = is_informative(result.information.double(), result.usage, result.num_data)
     assert result.used_per_datum == pytest.approx(float(result.usage[informative].sum()), rel=1e-5)
     assert result.informative_latents == int(informative.sum())
 

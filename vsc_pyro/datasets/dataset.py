@@ -190,20 +190,16 @@ class Dataset:
 
     def draw(self, indices: Tensor | slice, generator: torch.Generator | None = None) -> Tensor:
         """Return these data as a model sees them, shape ``(B, ...)``; under dynamic binarisation, a fresh draw."""
-        if isinstance(indices, Tensor) and self._is_selection(indices):
-            batch = self.images.index_select(0, indices)
-        else:
-            batch = self.images[indices]
+        batch = self._selected(indices)
         return bernoulli(batch, generator) if self.binarize == "dynamic" else batch
 
-    def _is_selection(self, indices: Tensor) -> bool:
-        """Return True for indices that `index_select` takes. On a CPU it needs a third of the time of indexing."""
-        return (
-            indices.device.type == self.images.device.type == "cpu"
-            and indices.dtype == torch.long
-            and indices.ndim == 1
-            and bool((indices >= 0).all())
-        )
+    def _selected(self, indices: Tensor | slice) -> Tensor:
+        if not isinstance(indices, Tensor) or indices.ndim != 1 or indices.dtype != torch.long:
+            return self.images[indices]
+        if not indices.device.type == self.images.device.type == "cpu":
+            return self.images[indices]
+        # On a CPU this takes a third of the time of indexing. It does not count from the end.
+        return self.images.index_select(0, torch.where(indices < 0, indices + len(self), indices))
 
     def binarized(self, binarize: str | None, generator: torch.Generator | None = None) -> Dataset:
         """Return the data under another binarisation; ``"static"`` draws now, from `generator`.
