@@ -125,7 +125,8 @@ def measure(settings, folder, data_root):
     if own.score == "inclusion":
         figures |= {"support": own.mean, "forms": list(own.forms)}
         figures["support_in_training"] = vsc.factor_auroc(model, train, train, seed=seed).mean
-        figures["matrix"] = auroc(vsc.codes(model, test).inclusion, test.factors.presence.double().numpy()).tolist()
+        areas = auroc(vsc.codes(model, test).inclusion, test.factors.presence.double().numpy())
+        figures["matrix"] = areas.round(3).tolist()
     return figures
 
 
@@ -197,7 +198,7 @@ def draw(results):
     for (left, right), dataset in zip(grid, datasets, strict=True):
         draw_areas(left, results, dataset)
         draw_matrix(right, results, dataset)
-    grid[-1][0].legend(fontsize=8)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
