@@ -263,8 +263,9 @@ def end_with_parent():
 def write_results(study, results, args):
     """Write NAME.json, NAME.md and NAME.png, of all runs that are done."""
     target = target_of(study, args)
-    about = {"study": study.name, "command": command_of(study, args)}
-    write_json(target / f"{study.name}.json", about | {"runs": results})
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(result)}" for name, result in results.items())
+    about = f'"study": "{study.name}", "command": "{command_of(study, args)}"'
+    write_text(target / f"{study.name}.json", f'{{{about}, "runs": {{\n{lines}\n}}}}\n')  # a run a line
     write_text(target / f"{study.name}.md", study.table(results) + "\n\n" + provenance(study, results, args) + "\n")
     write_figure(target / f"{study.name}.png", study.draw(results), dpi=120)
     for run, picture in itertools.product(results, study.pictures):
