@@ -37,7 +37,7 @@ WORDS = {
     "slab-at-2": "slab at 2, inclusion fixed",
     "slab-at-2-learned": "slab at 2, inclusion learned",
 }
-# Of each data set: numbers of latents, and what all its runs share. Inclusion is the share of data that have a part.
+# Numbers of latents by data set, and the settings of all its runs. Inclusion is the share of data that have a part.
 DATASETS = {
     "smiley": ((18, 30, 60), {"hidden": [400], "inclusion": 0.5, "epochs": 25, "lr": 3e-3}),
     "linear-5x5": ((5, 10, 20), {"hidden": [100], "inclusion": 0.3, "epochs": 40, "lr": 1e-3}),

@@ -34,7 +34,7 @@ PUBLISHED = {"Gaussian": 40.6, "Poisson": 41.5, "Laplace": 42.1, "Poisson, strai
 PUBLISHED_ZEROS, PUBLISHED_R2 = 0.844, 0.951
 VARIANCE = 0.5
 DENSE = {"gaussian": (vsc.NormalEncoder, vsc.NormalPrior), "laplace": (vsc.LaplaceEncoder, vsc.LaplacePrior)}
-# What differs from a spike-and-slab encoder and prior with slabs N(0, 1), and a decoder without bias.
+# Differences from a spike-and-slab encoder and prior with slabs N(0, 1), and a decoder without bias.
 SYSTEMS = {
     "pca": {},
     "pca, bias": {"bias": True},
