@@ -25,3 +25,10 @@ def test_gated_units_are_those_of_the_formula_with_nothing_beside_them():
 def test_sizes_that_are_no_network_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         vsc.GatedTrunk(**{"in_features": 6, **options})
+
+
+def test_a_decoders_trunk_is_no_encoders():
+    with pytest.raises(ValueError, match=r"trunk\.out_features"):
+        vsc.NormalEncoder(6, 4, trunk=vsc.GatedTrunk(6, (5,), output_shape=(6,)))
+    with pytest.raises(ValueError, match="trunk"):
+        vsc.BernoulliDecoder(4, (6,), trunk=vsc.GatedTrunk(4, (5,)))

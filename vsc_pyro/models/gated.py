@@ -57,7 +57,8 @@ class GatedTrunk(Recorded):
         widths = sizes("hidden", hidden)
         if not widths:
             raise ValueError("hidden must have the width of one gated layer at least, got none")
-        self.out_features = widths[-1]
+        if output_shape is None:  # an encoder refuses a trunk without it
+            self.out_features = widths[-1]
         self.output_shape = None if output_shape is None else sizes("output_shape", output_shape)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((self.in_features, *widths)):
