@@ -104,8 +104,7 @@ def table(results):
     parts.append(
         "Grey pixels, cross-entropy (no likelihood of a binarisation); one draw of each code with hard spikes, all "
         f"test images; networks D-{settings['hidden']}-J-{settings['hidden']}-D, Adam {settings['lr']:g}, batches of "
-        f"{settings['batch_size']}, {settings['epochs']} epochs. The dense VAE has all J on. Nothing was chosen: every "
-        "run is shown."
+        f"{settings['batch_size']}, {settings['epochs']} epochs. The dense VAE has all J on. Nothing was chosen."
     )
     return "\n\n".join(parts)
 
