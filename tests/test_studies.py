@@ -120,6 +120,15 @@ def test_results_of_other_settings_are_refused(tmp_path):
         call("bounds", "--output", tmp_path, "--only", "digits-vae-8")
 
 
+def test_a_model_of_bounds_with_other_settings_is_not_classified(tmp_path):
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    settings = importlib.import_module("bounds").runs(True)["digits-vae-8"]
+    (folder / "settings.json").write_text(json.dumps(settings | {"epochs": 1}))
+    with pytest.raises(ValueError, match=r"bounds.digits-vae-8.settings\.json is of a run with .*epochs.* move"):
+        call("classification", "--output", tmp_path, "--only", "digits-vae-8")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from study import Study, folder_of, main, markdown, run_main
+from study import Study, check_settings, folder_of, main, markdown, read_json, run_main
 
 import vsc_pyro as vsc
 
@@ -73,6 +73,9 @@ def name_of(settings):
 def measure(settings, folder, data_root):
     shared = settings["system"] != "beta-vae"
     place = folder_of("bounds", name_of(settings), folder.parents[1]) if shared else folder
+    if shared and (begun := place / "settings.json").exists():
+        found = read_json(begun)
+        check_settings(begun, found, found | {key: settings[key] for key in found if key in settings})
     model, train, test = bounds.trained(settings, place, data_root)
     goal = features(model, test)
     found = [classify(model, train, test, goal, settings, seed) for seed in settings["choices"]]

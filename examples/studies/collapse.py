@@ -244,10 +244,10 @@ def table(results):
         '-ELBO in nats per image, lower is better, and in parentheses the change against "nothing". Validation: '
         f"{settings['held_out']:,} images held out of the training data; the best by it is bold, and nothing was "
         f"chosen on test images. Bound: {settings['draws']} draws. Hard spikes throughout, dynamic binarisation; "
-        f"networks D-{hidden}-J-{hidden}-D, Adam {settings['lr']:g} that falls over the last quarter (late disarm: the last fifth), "
-        f"batches of {settings['batch_size']}, {settings['epochs']} epochs, concrete gate. Used: latents that are on for some "
-        "test image. Off at the end: latents on for no held-out image; of these, those that were already off after a "
-        "tenth of the epochs, and those that were on after no epoch."
+        f"networks D-{hidden}-J-{hidden}-D, Adam {settings['lr']:g} that falls over the last quarter (late disarm: the "
+        f"last fifth), batches of {settings['batch_size']}, {settings['epochs']} epochs, concrete gate. Used: latents "
+        "that are on for some test image. Off at the end: latents on for no held-out image; of these, those that were "
+        "already off after a tenth of the epochs, and those that were on after no epoch."
     )
     return "\n\n".join(parts)
 

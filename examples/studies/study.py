@@ -322,4 +322,15 @@ def fitted(model, data, folder, **options):
     return history
 
 
-__all__ = ["Study", "fitted", "folder_of", "main", "markdown", "read_json", "run_main", "write_figure", "write_json"]
+__all__ = [
+    "Study",
+    "check_settings",
+    "fitted",
+    "folder_of",
+    "main",
+    "markdown",
+    "read_json",
+    "run_main",
+    "write_figure",
+    "write_json",
+]
