@@ -13,6 +13,8 @@ part in the choice of defaults. Rows whose training and test data are the same (
   weight that falls from 1 to 0. (As in A. Makhzani et al., 2015, the aggregate posterior, not that of each datum, is
   held close to the prior.)
 - learned slabs: the slabs of the prior are learned, `SpikeSlabPrior(learn_slab=True)`.
+- learned inclusion: the prior learns how often each latent is on, `SpikeSlabPrior(learn_inclusion="per-latent")`, with
+  the cooldown of a quarter, and beside it with a warm-up over half of the run.
 - late DisARM: the last two fifths of the run with the unbiased gate "disarm" and two draws, in half as many epochs.
 """
 
@@ -34,6 +36,7 @@ from vsc_pyro.distributions import inclusion_of
 from vsc_pyro.objectives.elbo import Term
 
 _FREE = 0.05
+_LEARNED = {"learn_inclusion": "per-latent"}
 _EVERY = 7
 
 
@@ -103,6 +106,11 @@ RECIPES: dict[str, Callable[[Row, int], dict[str, Any]]] = {
         "fit_kwargs": {"cooldown": 0.25},
     },
     "late DisARM": lambda row, steps: {"fit": late_disarm},
+    "learned inclusion": lambda row, steps: {"prior_kwargs": _LEARNED, "fit_kwargs": {"cooldown": 0.25}},
+    "learned inclusion, warm-up 1/2": lambda row, steps: {
+        "prior_kwargs": _LEARNED,
+        "fit_kwargs": {"cooldown": 0.25, "warmup": 0.5},
+    },
 }
 
 
@@ -111,7 +119,7 @@ def admits(row: Row, recipe: str) -> bool:
     if recipe == "late DisARM":
         return row.fit_kwargs.get("objective") != "exact"  # an exact objective draws no codes
     # The prior of a VSC is a mixture over whole codes: single latents have neither a KL nor slabs of their own.
-    return row.kind != "vsc" or not recipe.startswith(("learned slabs", "free bits", "aggregate"))
+    return row.kind != "vsc" or not recipe.startswith(("learned", "free bits", "aggregate"))
 
 
 def validation(data: Data) -> Data:
