@@ -98,7 +98,7 @@ def table(results):
         for system in SYSTEMS:
             cells = {f"J = {width}": cell(found.get((system, width))) for width in widths}
             published = PUBLISHED.get(dataset, {}).get(system)
-            rows.append({"": system} | cells | {"published, soft, J = 200": published or ""})
+            rows.append({"": system} | cells | {"published, soft, J = 200": f"{published:.2f}" if published else ""})
         parts.append(f"**{NAMES[dataset]}**: -ELBO, nats per image (expected number of latents on)\n\n{markdown(rows)}")
     settings = next(iter(results.values()))["settings"]
     parts.append(
@@ -117,7 +117,7 @@ def cell(figures):
 
 def draw(results):
     datasets = list({r["settings"]["dataset"]: None for r in results.values()})
-    figure = Figure(figsize=(10, 4 * len(datasets)), layout="constrained")
+    figure = Figure(figsize=(12, 4 * len(datasets)), layout="constrained")
     grid = figure.subplots(len(datasets), 2, squeeze=False)
     for row, dataset in zip(grid, datasets, strict=True):
         for axes, (key, sign, label) in zip(
@@ -140,7 +140,7 @@ def draw(results):
         for system, value in PUBLISHED.get(dataset, {}).items():
             row[0].plot([200], [value], "x", color=f"C{SYSTEMS.index(system)}")
     grid[0][0].plot([], [], "x", color="black", label="published, soft spikes")
-    grid[0][0].legend(fontsize=8)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     return figure
 
 

@@ -286,8 +286,8 @@ def provenance(study, results, args):
         f"`{command_of(study, args)}`; "
         f"commit {several(r['commit'] for r in found)}; {several(r['date'] for r in found)}; "
         f"{several(r['machine']['words'] for r in found)}; seeds {several(str(r['settings']['seed']) for r in found)}; "
-        f"{len(results)} of {planned} runs, {sum(r['seconds'] for r in found) / 60:.0f} minutes of "
-        f"{several(str(r['threads']) for r in found)} threads."
+        f"{len(results)} of {planned} runs, {sum(r['seconds'] for r in found) / 60:.0f} minutes in all, "
+        f"threads of a run: {several(str(r['threads']) for r in found)}."
     )
 
 
