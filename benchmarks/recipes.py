@@ -14,7 +14,8 @@ part in the choice of defaults. Rows whose training and test data are the same (
   held close to the prior.)
 - learned slabs: the slabs of the prior are learned, `SpikeSlabPrior(learn_slab=True)`.
 - learned inclusion: the prior learns how often each latent is on, `SpikeSlabPrior(learn_inclusion="per-latent")`, with
-  the cooldown of a quarter, and beside it with a warm-up over half of the run.
+  the cooldown of a quarter; from an inclusion of .1, from .3 and from .5, and from .1 with a warm-up over half of the
+  run.
 - late DisARM: the last two fifths of the run with the unbiased gate "disarm" and two draws, in half as many epochs.
 """
 
@@ -107,6 +108,14 @@ RECIPES: dict[str, Callable[[Row, int], dict[str, Any]]] = {
     },
     "late DisARM": lambda row, steps: {"fit": late_disarm},
     "learned inclusion": lambda row, steps: {"prior_kwargs": _LEARNED, "fit_kwargs": {"cooldown": 0.25}},
+    "learned inclusion, from .3": lambda row, steps: {
+        "prior_kwargs": {**_LEARNED, "inclusion": 0.3},
+        "fit_kwargs": {"cooldown": 0.25},
+    },
+    "learned inclusion, from .5": lambda row, steps: {
+        "prior_kwargs": {**_LEARNED, "inclusion": 0.5},
+        "fit_kwargs": {"cooldown": 0.25},
+    },
     "learned inclusion, warm-up 1/2": lambda row, steps: {
         "prior_kwargs": _LEARNED,
         "fit_kwargs": {"cooldown": 0.25, "warmup": 0.5},
