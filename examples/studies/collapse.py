@@ -54,7 +54,7 @@ TRIED = {  # remedies by data set and prior
     ("fashion-mnist", "learned"): [
         *("nothing", "warm-up .5", "encoder starts at .5", "learned slabs", "warm-up .5, learned slabs"),
     ],
-    ("fashion-mnist", "pseudo-input"): ["nothing", "warm-up .2", *OF_PSEUDO_INPUTS],
+    ("fashion-mnist", "pseudo-input"): ["nothing", "warm-up .2", "encoder starts at .5", *OF_PSEUDO_INPUTS],
 }
 QUICK = {
     ("digits", "learned"): [
