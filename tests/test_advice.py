@@ -170,6 +170,8 @@ def test_a_model_that_was_trained_too_briefly_is_to_be_trained_on(digits):
     data = vsc.Dataset(digits.train.images.flatten(1), binarize="dynamic")
     unknown, *_ = advise(model, data, survey(model, data))
     assert re.search(r"unused; raise the weight of the KL .*inclusion, or train for longer$", unknown)
+    idle, *_ = advise(model, data, dataclasses.replace(survey(model, data), r2=0.5))  # others explain the data
+    assert re.search(r"latents unused; raise the weight .*, or take fewer latents, or train for longer$", idle)
     vsc.fit(model, data, epochs=3, progress=False, device="cpu")
     with pytest.warns(vsc.NothingExplainedWarning, match=r"train for longer; if that does not help, raise the weight"):
         first, *_ = vsc.evaluate(model, data, num_draws=2).advice

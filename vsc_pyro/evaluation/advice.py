@@ -151,6 +151,8 @@ def _remedy(model: VAE, data: Dataset | Loaded, seen: Survey) -> str:
         settings = f"lower beta, {model.beta:g}, the weight of the KL divergence"
     else:
         settings = f"{_WARM_UP} or raise the encoder's initial_inclusion"
+    if seen.r2 >= NOTHING:
+        settings += ", or take fewer latents"
     if too_short := _rising(model) or _short(model):
         return f"{too_short}; if that does not help, {settings}"
     return f"{settings}, or train for longer"
