@@ -210,9 +210,9 @@ def table(results):
     parts.append(
         f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. tanh: "
         "two layers of 200 tanh units and 50 latents; gated: two layers of 300 gated units and 40 latents. E[L0]: "
-        f"expected number of latents on; the VAE has all on. Pseudo-input prior: {some['pseudo_inputs']} inputs, encoders that "
-        "start at an inclusion of .5 (learned: .1). "
-        f"Networks in {precision}. Adam {some['lr']:g}, batches of {some['batch_size']}, KL warm-up in epochs 1 to "
+        f"expected number of latents on; the VAE has all on. Pseudo-input prior: {some['pseudo_inputs']} inputs, and "
+        f"encoders that start at an inclusion of .5 (learned: .1). Networks in {precision}. Adam "
+        f"{some['lr']:g}, batches of {some['batch_size']}, KL warm-up in epochs 1 to "
         f"{some['warmup_epochs']}, rate times .3 after {some['plateau']} epochs without a better validation bound (.02 "
         f"nats), stopped after {some['patience']} such epochs or the epochs shown; then a second part at "
         f"{some['finish_lr']:g}, falling to 0. Validation data, not trained on: the last sixth of the training images, "
