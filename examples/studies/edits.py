@@ -86,6 +86,8 @@ def absent(settings, data_root):
     root = vsc.datasets.default_root() if data_root is None else data_root
     if settings["dataset"] == "celeba" and not (root / "celeba" / "img_align_celeba").is_dir():
         return f"CelebA is not in {root}"
+    if settings["dataset"] == "olivetti" and not (file := root / "more" / "olivetti.npz").is_file():
+        return f"there is no {file}"
     return None
 
 
