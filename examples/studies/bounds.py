@@ -49,21 +49,19 @@ def runs(quick):
 def build(settings, shape):
     """Return an untrained model; a beta in the settings is that of a beta-VAE."""
     torch.manual_seed(settings["seed"])
-    latent_dim, hidden = settings["latent_dim"], settings["hidden"]
+    system, latent_dim, hidden = settings["system"], settings["latent_dim"], settings["hidden"]
+    is_dense = system in ("vae", "beta-vae", "vae-pseudo-input")
     decoder = vsc.BernoulliDecoder(latent_dim, shape, hidden)
-    if "vae" in settings["system"]:
-        encoder = vsc.NormalEncoder(shape, latent_dim, hidden)
-        is_learned = settings["system"] == "vae-pseudo-input"
-        prior = vsc.PseudoInputPrior(encoder) if is_learned else vsc.NormalPrior(latent_dim)
-        return vsc.VAE(encoder, decoder, prior, beta=settings.get("beta", 1.0))
-    encoder = vsc.SpikeSlabEncoder(shape, latent_dim, hidden)
-    if settings["system"] == "pseudo-input":
+    encoder = (vsc.NormalEncoder if is_dense else vsc.SpikeSlabEncoder)(shape, latent_dim, hidden)
+    if system.endswith("pseudo-input"):
         prior = vsc.PseudoInputPrior(encoder)
-    elif settings["system"] == "learned":
+    elif is_dense:
+        prior = vsc.NormalPrior(latent_dim)
+    elif system == "learned":
         prior = vsc.SpikeSlabPrior(latent_dim, learn_inclusion="per-latent")
     else:
-        prior = vsc.SpikeSlabPrior(latent_dim, float(settings["system"].removeprefix("alpha-")))
-    return vsc.VAE(encoder, decoder, prior)
+        prior = vsc.SpikeSlabPrior(latent_dim, float(system.removeprefix("alpha-")))
+    return vsc.VAE(encoder, decoder, prior, beta=settings.get("beta", 1.0))
 
 
 def trained(settings, folder, data_root):
@@ -147,7 +145,7 @@ def draw(results):
         row[1].minorticks_off()
         for system, value in PUBLISHED.get(dataset, {}).items():
             row[0].plot([200], [value], "x", color=f"C{SYSTEMS.index(system)}")
-    grid[0][0].plot([], [], "x", color="black", label="published, soft spikes")
+    grid[0][0].plot([], [], "x", color="black", label="published")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     return figure
 
