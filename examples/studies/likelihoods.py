@@ -8,18 +8,16 @@ those of Burda et al. (2016), two layers of 200 tanh units and 50 latents, and o
 layers of 300 units and 40 latents. The fixed binarisation is read from FOLDER/more/binarized_mnist.npz, arrays train,
 valid and test of 784 columns; without it those runs are skipped.
 
-Training has two parts. The first, with a relaxed gate, lasts until the bound on 10,000 held-out training images no
-longer improves. The second goes on from its best epoch with a falling rate, for spikes once with the unbiased gradient
-of DisARM and once with straight-through. The model with the best held-out bound, of either part, is evaluated.
+Training has parts, and each goes on from the epoch of the one before with the best bound on held-out training images.
+The first has a constant rate, and ends when that bound no longer improves. In the second the rate falls to 0. Models
+with spikes have a third, in which the unbiased gradient of DisARM replaces the relaxed gate. The model with the best
+held-out bound, of any part, is evaluated.
 """
-
-import functools
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from study import Study, fitted, main, markdown, run_main
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vsc_pyro as vsc
 from vsc_pyro.datasets.torchvision_sets import default_root
@@ -44,7 +42,7 @@ PUBLISHED = {
 }
 COLUMNS = (
     *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "latents used, active"),
-    *("validation", "epochs (best)", "second part (best)", "target"),
+    *("validation", "first part (best)", "kept", "target"),
 )
 # In the order of work: the most telling runs first.
 PLAN = [
@@ -54,12 +52,15 @@ PLAN = [
     *(("mnist-static", "gated", system) for system in SYSTEMS),
     *(("fashion-mnist", "tanh", system) for system in SYSTEMS),
 ]
-FINISHES = {"vae": ("none",), "learned": ("disarm", "straight-through"), "pseudo-input": ("disarm", "straight-through")}
 # Where encoders start, where not at the prior's inclusion: with pseudo-inputs, the study of unused latents has the best
 # bound of validation images from there, on MNIST and Fashion-MNIST.
 STARTS = {"pseudo-input": {"initial_inclusion": 0.5}}
-# Most epochs of the two parts. The first ends by validation.
-EPOCHS = {"tanh": (1000, 40), "gated": (600, 25)}
+# Most epochs of the parts. The first ends by validation.
+EPOCHS = {
+    "tanh": {"constant": 300, "falling": 150, "disarm": 30},
+    "gated": {"constant": 150, "falling": 75, "disarm": 15},
+    "quick": {"constant": 4, "falling": 2, "disarm": 1},
+}
 
 
 def runs(quick):
@@ -71,7 +72,7 @@ def runs(quick):
 
 
 def settings_of(dataset, network, system, quick):
-    epochs, finish_epochs = (4, 2) if quick else EPOCHS[network]
+    epochs = EPOCHS["quick" if quick else network]
     return {
         "dataset": dataset,
         "network": network,
@@ -79,15 +80,13 @@ def settings_of(dataset, network, system, quick):
         **({"latent_dim": 6, "hidden": (12, 12)} if quick else NETWORKS[network]),
         "pseudo_inputs": 10 if quick else 100,
         **STARTS.get(system, {}),
-        "epochs": epochs,
-        "warmup_epochs": 1 if quick else 50,
-        "patience": 50,
-        "plateau": 20,
-        "finishes": FINISHES[system],
-        "finish_epochs": finish_epochs,
+        "epochs": {part: epochs[part] for part in epochs if system != "vae" or part != "disarm"},
+        "warmup_epochs": 1 if quick else 20,
+        "patience": 30,
+        "held_out": 1 / 30,
         "batch_size": 40 if quick else 100,
-        "lr": 5e-3 if quick else 1e-3,
-        "finish_lr": 3e-4,
+        "lr": 5e-3 if quick else 2e-3,
+        "disarm_lr": 3e-4,
         "precision": "float32",
         "draws": 50 if quick else 5000,
         "seed": 0,
@@ -104,15 +103,18 @@ def absent(settings, data_root):
     return None
 
 
-def load(dataset, data_root):
-    """Return training, validation and test data; validation data are the last sixth of the training data."""
+def load(dataset, held_out, data_root):
+    """Return training, validation and test data; validation data are the last share `held_out` of the training data.
+
+    The file of the fixed binarisation has its own.
+    """
     if dataset == "mnist-static":
         with np.load(static_file(data_root)) as arrays:
             parts = [torch.from_numpy(arrays[name]).float() for name in ("train", "valid", "test")]
         return [vsc.Dataset(part.reshape(-1, 1, 28, 28), binarize="static", name="mnist") for part in parts]
     train, test = vsc.datasets.load(dataset, data_root, binarize="dynamic")
-    held_out = len(train) // 6
-    return train[:-held_out], train[-held_out:], test
+    first = len(train) - round(held_out * len(train))
+    return train[:first], train[first:], test
 
 
 def build(settings, shape):
@@ -138,61 +140,43 @@ def trained(settings, folder, train, validation):
 
     An interrupted part resumes from its checkpoint in `folder`.
     """
+    epochs = settings["epochs"]
+    shared = {name: settings[name] for name in ("batch_size", "seed", "precision")}
+    shared |= {"validation": validation, "progress": False}
+    options = {
+        "constant": {
+            "lr": settings["lr"],
+            "warmup": settings["warmup_epochs"] / epochs["constant"],
+            "cooldown": 0.0,
+            "patience": settings["patience"],
+        },
+        # With as much patience as epochs a part never stops, and its best epoch is kept.
+        "falling": {"lr": settings["lr"], "cooldown": 1.0, "patience": epochs["falling"]},
+        "disarm": {"lr": settings["disarm_lr"], "cooldown": 1.0, "patience": epochs.get("disarm"), "gate": "disarm"},
+    }
     model = build(settings, train.images.shape[1:])
-    options = {name: settings[name] for name in ("batch_size", "seed", "precision")}
-    options |= {"validation": validation, "progress": False}
-    plateau = functools.partial(
-        ReduceLROnPlateau,
-        mode="max",
-        threshold_mode="abs",
-        threshold=0.02,
-        factor=0.3,
-        patience=settings["plateau"],
-        min_lr=1e-5,
-    )
-    first = fitted(
-        model,
-        train,
-        folder / "first",
-        epochs=settings["epochs"],
-        lr=settings["lr"],
-        warmup=settings["warmup_epochs"] / settings["epochs"],
-        lr_schedule=plateau,
-        patience=settings["patience"],
-        **options,
-    )
-    models, histories = {"first": model}, {"first": first}
-    for finish in settings["finishes"]:
-        models[finish] = vsc.load(folder / "first" / "model")
-        histories[finish] = fitted(
-            models[finish],
-            train,
-            folder / finish,
-            gate=None if finish == "none" else finish,
-            epochs=settings["finish_epochs"],
-            lr=settings["finish_lr"],
-            cooldown=1.0,
-            patience=settings["finish_epochs"],  # never stops; the best epoch is kept
-            **options,
-        )
-    best = max(histories, key=lambda part: max(histories[part].validation))
-    return models[best], best, histories
+    histories, best = {}, None
+    for part in epochs:
+        histories[part] = fitted(model, train, folder / part, epochs=epochs[part], **options[part], **shared)
+        best = max(histories, key=lambda name: max(histories[name].validation))
+        model = vsc.load(folder / best / "model")
+    return model, best, histories
 
 
 def measure(settings, folder, data_root):
-    train, validation, test = load(settings["dataset"], data_root)
+    train, validation, test = load(settings["dataset"], settings["held_out"], data_root)
     model, part, histories = trained(settings, folder, train, validation)
     found = vsc.evaluate(model, test, num_draws=settings["draws"], seed=settings["seed"]).as_dict()
     names = ("elbo", "reconstruction", "kl", "expected_l0", "hard_l0", "hoyer", "used_latents", "active_units")
     return {name: found[name] for name in names} | {
         "nll": -found["iwae"],
-        "chosen": part,
+        "kept": part,
         "epochs": {name: len(history) for name, history in histories.items()},
         "best_epoch": {name: history.best_epoch for name, history in histories.items()},
         "validation": {name: max(history.validation) for name, history in histories.items()},
         "precision": {name: history.precision for name, history in histories.items()},
         "train_seconds": sum(sum(history.seconds) for history in histories.values()),
-        "curve": histories["first"].validation,
+        "curve": [bound for history in histories.values() for bound in history.validation],
     }
 
 
@@ -211,13 +195,14 @@ def table(results):
         f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. tanh: "
         "two layers of 200 tanh units and 50 latents; gated: two layers of 300 gated units and 40 latents. E[L0]: "
         f"expected number of latents on; the VAE has all on. Pseudo-input prior: {some['pseudo_inputs']} inputs, and "
-        f"encoders that start at an inclusion of .5 (learned: .1). Networks in {precision}. Adam "
-        f"{some['lr']:g}, batches of {some['batch_size']}, KL warm-up in epochs 1 to "
-        f"{some['warmup_epochs']}, rate times .3 after {some['plateau']} epochs without a better validation bound (.02 "
-        f"nats), stopped after {some['patience']} such epochs or the epochs shown; then a second part at "
-        f"{some['finish_lr']:g}, falling to 0. Validation data, not trained on: the last sixth of the training images, "
-        "or the file's own. The part of the training with the best validation bound is shown. With spikes there are "
-        "two second parts, by DisARM and by straight-through, without spikes one; test images chose nothing."
+        f"encoders that start at an inclusion of .5 (learned: .1). Networks in {precision}. Adam, batches of "
+        f"{some['batch_size']}, in parts, each from the best epoch so far: constant, a rate of {some['lr']:g}, KL "
+        f"warm-up in epochs 1 to {some['warmup_epochs']}, ended by {some['patience']} epochs without a better "
+        f"validation bound or at the epochs shown; falling, from that rate to 0 in {epochs_of('falling', results)} "
+        f"epochs; with spikes disarm, its unbiased gradient for {epochs_of('disarm', results)} epochs, from "
+        f"{some['disarm_lr']:g} to 0. Kept: the part, and its epoch, with the best validation bound; test images chose "
+        f"nothing. Validation data, not trained on: the last {some['held_out']:.0%} of the training images, or the "
+        "file's own."
     )
     return "\n\n".join(parts)
 
@@ -241,8 +226,8 @@ def part_of(dataset, results):
 
 def row_of(network, result, dense, published):
     figures, settings = result["figures"], result["settings"]
-    chosen = figures["chosen"]
-    epochs = figures["epochs"]["first"]
+    kept = figures["kept"]
+    first = f"{figures['epochs']['constant']} of {settings['epochs']['constant']}"
     cells = (
         network,
         settings["system"],
@@ -252,19 +237,19 @@ def row_of(network, result, dense, published):
         f"{figures['expected_l0']:.1f} of {settings['latent_dim']}",
         f"{figures['hoyer']:.2f}",
         f"{figures['used_latents']}, {figures['active_units']}",
-        f"{figures['validation'][chosen]:.2f}",
-        f"{epochs} of {settings['epochs']} ({figures['best_epoch']['first']})",
-        second_part(chosen, figures, settings),
+        f"{figures['validation'][kept]:.2f}",
+        f"{first} ({figures['best_epoch']['constant']})",
+        f"{kept}, {figures['best_epoch'][kept]}",
         target_of(settings, figures, dense, published),
     )
     return dict(zip(COLUMNS, cells, strict=True))
 
 
-def second_part(chosen, figures, settings):
-    if chosen == "first":
-        return "no gain"
-    gate = "same objective" if chosen == "none" else chosen
-    return f"{gate} ({figures['best_epoch'][chosen]} of {settings['finish_epochs']})"
+def epochs_of(part, results):
+    """Return the number of epochs of a part, in words for all networks of the table."""
+    settings = [r["settings"] for r in results.values() if part in r["settings"]["epochs"]]
+    found = {one["network"]: one["epochs"][part] for one in settings}
+    return " and ".join(f"{epochs} ({network})" for network, epochs in found.items()) or "no"
 
 
 def target_of(settings, figures, dense, published):
@@ -311,7 +296,7 @@ def draw(results):
                 left.text(0.01, nll, source, fontsize=7, va="bottom", transform=left.get_yaxis_transform())
         left.axvline(1 / 3, color="0.8", lw=0.8)
         left.set(xlabel="share of latents on, E[L0] / J", ylabel="NLL, nats", xlim=(0, 1.05), title=NAMES[dataset])
-        right.set(xlabel="epoch", ylabel="validation -ELBO, nats", title="first part of the training")
+        right.set(xlabel="epoch, of all parts", ylabel="validation -ELBO, nats", title="training")
         for axes in (left, right):
             axes.grid(alpha=0.3)
         right.legend(fontsize=8)
