@@ -200,8 +200,9 @@ def minutes(settings):
 def table(results):
     rows = [
         {
-            "": NAMES[r["settings"]["dataset"]],
-            "prior": described(r["settings"]),
+            "data": NAMES[r["settings"]["dataset"]],
+            "prior": prior_of(r["settings"]),
+            "network; training": network_of(r["settings"]),
             "-ELBO": f"{-f['elbo']:.2f}",
             "E[L0]": f"{f['expected_l0']:.1f} of {r['settings']['latent_dim']}",
             "latents used": len(f["latents"]),
@@ -215,12 +216,17 @@ def table(results):
     return f"{markdown(rows)}\n\n{PROTOCOL}"
 
 
-def described(settings):
+def prior_of(settings):
     kind = {"normal": "normal (VAE)", "vsc": "pseudo-inputs (VSC)", "learned-slab": "learned slab"}
     inclusion = f", alpha {settings['inclusion']:g}" if settings["prior"] != "normal" else ""
-    network = "convolutional" if "channels" in settings else f"{settings['hidden']} units"
+    return f"{kind.get(settings['prior'], 'fixed')}{inclusion}"
+
+
+def network_of(settings):
+    channels = ", ".join(str(number) for number in settings.get("channels", ()))
+    network = f"convolutions of {channels} channels" if channels else f"{settings['hidden']} units"
     noise = f", noise {settings['scale']:g}" if "scale" in settings else ""
-    return f"{kind.get(settings['prior'], 'fixed')}{inclusion}; {network}{noise}, {settings['epochs']} epochs"
+    return f"{network}{noise}; {settings['epochs']} epochs, batches of {settings['batch_size']}"
 
 
 def draw(results):
@@ -232,7 +238,7 @@ def draw(results):
             latents = r["figures"]["latents"]
             if r["settings"]["dataset"] == dataset:
                 points = [[one[name] for one in latents] for name in ("change", "locality")]
-                axes.scatter(*points, s=14, alpha=0.7, label=described(r["settings"]).split(";")[0])
+                axes.scatter(*points, s=14, alpha=0.7, label=prior_of(r["settings"]))
         axes.axhline(SHARE, color="0.6", linewidth=1, linestyle=":")
         axes.set(xscale="log", ylim=(0, 1), title=NAMES[dataset], xlabel="mean change of a pixel, latent switched off")
         axes.set_ylabel("share of it in the tenth that changes most")
