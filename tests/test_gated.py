@@ -30,5 +30,5 @@ def test_sizes_that_are_no_network_are_refused(options, message):
 def test_a_decoders_trunk_is_no_encoders():
     with pytest.raises(ValueError, match=r"trunk\.out_features"):
         vsc.NormalEncoder(6, 4, trunk=vsc.GatedTrunk(6, (5,), output_shape=(6,)))
-    with pytest.raises(ValueError, match="trunk"):
+    with pytest.raises(ValueError, match=r"maps features of shape \(2, 1, 4\) to \(2, 5\), which does not fit"):
         vsc.BernoulliDecoder(4, (6,), trunk=vsc.GatedTrunk(4, (5,)))
