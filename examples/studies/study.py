@@ -283,7 +283,7 @@ def provenance(study, results, args):
     found = results.values()
     planned = len(study.runs(args.quick))
     return (
-        f"`{command_of(study, args)}`; "
+        f"`{command_of(study, args)}{' --data-root FOLDER' * (args.data_root is not None)}`; "
         f"commit {several(r['commit'] for r in found)}; {several(r['date'] for r in found)}; "
         f"{several(r['machine']['words'] for r in found)}; seeds {several(str(r['settings']['seed']) for r in found)}; "
         f"{len(results)} of {planned} runs, {sum(r['seconds'] for r in found) / 60:.0f} minutes in all, "
