@@ -8,10 +8,9 @@ those of Burda et al. (2016), two layers of 200 tanh units and 50 latents, and o
 layers of 300 units and 40 latents. The fixed binarisation is read from FOLDER/more/binarized_mnist.npz, arrays train,
 valid and test of 784 columns; without it those runs are skipped.
 
-Training has parts, and each goes on from the epoch of the one before with the best bound on held-out training images.
-The first has a constant rate, and ends when that bound no longer improves. In the second the rate falls to 0. Models
-with spikes have a third, in which the unbiased gradient of DisARM replaces the relaxed gate. The model with the best
-held-out bound, of any part, is evaluated.
+Training ends where the bound on held-out training images no longer improves, or when its rate has fallen to 0. Models
+with spikes go on from the best epoch, with the unbiased gradient of DisARM in place of the relaxed gate. The model with
+the best held-out bound is evaluated.
 """
 
 import numpy as np
@@ -30,9 +29,10 @@ NAMES = {
     "digits": "digits, dynamic binarisation",
 }
 NETWORKS = {
-    "tanh": {"latent_dim": 50, "hidden": (200, 200)},
-    "gated": {"latent_dim": 40, "hidden": (300, 300)},
+    "tanh": {"latent_dim": 50, "hidden": (200, 200), "lr": 2e-3},
+    "gated": {"latent_dim": 40, "hidden": (300, 300), "lr": 1e-3},
 }
+QUICK = {"latent_dim": 6, "hidden": (12, 12), "lr": 5e-3}
 # Negative log-likelihood by 5,000 draws; the first of a network is of a VAE with a normal prior, its dense control.
 PUBLISHED = {
     ("mnist", "tanh"): {"VAE, Burda et al. (2016)": 86.76},
@@ -42,7 +42,7 @@ PUBLISHED = {
 }
 COLUMNS = (
     *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "latents used, active"),
-    *("validation", "first part (best)", "kept", "target"),
+    *("validation", "epochs (best)", "kept", "target"),
 )
 # In the order of work: the most telling runs first.
 PLAN = [
@@ -55,11 +55,11 @@ PLAN = [
 # Where encoders start, where not at the prior's inclusion: with pseudo-inputs, the study of unused latents has the best
 # bound of validation images from there, on MNIST and Fashion-MNIST.
 STARTS = {"pseudo-input": {"initial_inclusion": 0.5}}
-# Most epochs of the parts. The first ends by validation.
+# Most epochs, with the relaxed gate (or none, of dense codes) and then with DisARM.
 EPOCHS = {
-    "tanh": {"constant": 300, "falling": 150, "disarm": 30},
-    "gated": {"constant": 150, "falling": 75, "disarm": 15},
-    "quick": {"constant": 4, "falling": 2, "disarm": 1},
+    "tanh": {"relaxed": 500, "disarm": 30},
+    "gated": {"relaxed": 250, "disarm": 15},
+    "quick": {"relaxed": 4, "disarm": 1},
 }
 
 
@@ -77,15 +77,14 @@ def settings_of(dataset, network, system, quick):
         "dataset": dataset,
         "network": network,
         "system": system,
-        **({"latent_dim": 6, "hidden": (12, 12)} if quick else NETWORKS[network]),
+        **(QUICK if quick else NETWORKS[network]),
         "pseudo_inputs": 10 if quick else 100,
         **STARTS.get(system, {}),
         "epochs": {part: epochs[part] for part in epochs if system != "vae" or part != "disarm"},
-        "warmup_epochs": 1 if quick else 20,
-        "patience": 30,
+        "warmup": 0.1,
+        "patience": 50,
         "held_out": 1 / 30,
         "batch_size": 40 if quick else 100,
-        "lr": 5e-3 if quick else 2e-3,
         "disarm_lr": 3e-4,
         "precision": "float32",
         "draws": 50 if quick else 5000,
@@ -136,28 +135,21 @@ def build(settings, shape):
 
 
 def trained(settings, folder, train, validation):
-    """Return the model with the best validation bound of all parts of the training, and the history of each part.
+    """Return the model with the best validation bound, the gate it had, and the history of the training by each gate.
 
-    An interrupted part resumes from its checkpoint in `folder`.
+    An interrupted training resumes from its checkpoint in `folder`.
     """
     epochs = settings["epochs"]
-    shared = {name: settings[name] for name in ("batch_size", "seed", "precision")}
-    shared |= {"validation": validation, "progress": False}
+    shared = {name: settings[name] for name in ("batch_size", "patience", "seed", "precision")}
+    shared |= {"cooldown": 1.0, "validation": validation, "progress": False}
     options = {
-        "constant": {
-            "lr": settings["lr"],
-            "warmup": settings["warmup_epochs"] / epochs["constant"],
-            "cooldown": 0.0,
-            "patience": settings["patience"],
-        },
-        # With as much patience as epochs a part never stops, and its best epoch is kept.
-        "falling": {"lr": settings["lr"], "cooldown": 1.0, "patience": epochs["falling"]},
-        "disarm": {"lr": settings["disarm_lr"], "cooldown": 1.0, "patience": epochs.get("disarm"), "gate": "disarm"},
+        "relaxed": {"lr": settings["lr"], "warmup": settings["warmup"]},
+        "disarm": {"lr": settings["disarm_lr"], "gate": "disarm"},
     }
     model = build(settings, train.images.shape[1:])
     histories, best = {}, None
-    for part in epochs:
-        histories[part] = fitted(model, train, folder / part, epochs=epochs[part], **options[part], **shared)
+    for gate in epochs:
+        histories[gate] = fitted(model, train, folder / gate, epochs=epochs[gate], **options[gate], **shared)
         best = max(histories, key=lambda name: max(histories[name].validation))
         model = vsc.load(folder / best / "model")
     return model, best, histories
@@ -165,12 +157,12 @@ def trained(settings, folder, train, validation):
 
 def measure(settings, folder, data_root):
     train, validation, test = load(settings["dataset"], settings["held_out"], data_root)
-    model, part, histories = trained(settings, folder, train, validation)
+    model, gate, histories = trained(settings, folder, train, validation)
     found = vsc.evaluate(model, test, num_draws=settings["draws"], seed=settings["seed"]).as_dict()
     names = ("elbo", "reconstruction", "kl", "expected_l0", "hard_l0", "hoyer", "used_latents", "active_units")
     return {name: found[name] for name in names} | {
         "nll": -found["iwae"],
-        "kept": part,
+        "kept": gate,
         "epochs": {name: len(history) for name, history in histories.items()},
         "best_epoch": {name: history.best_epoch for name, history in histories.items()},
         "validation": {name: max(history.validation) for name, history in histories.items()},
@@ -196,13 +188,12 @@ def table(results):
         "two layers of 200 tanh units and 50 latents; gated: two layers of 300 gated units and 40 latents. E[L0]: "
         f"expected number of latents on; the VAE has all on. Pseudo-input prior: {some['pseudo_inputs']} inputs, and "
         f"encoders that start at an inclusion of .5 (learned: .1). Networks in {precision}. Adam, batches of "
-        f"{some['batch_size']}, in parts, each from the best epoch so far: constant, a rate of {some['lr']:g}, KL "
-        f"warm-up in epochs 1 to {some['warmup_epochs']}, ended by {some['patience']} epochs without a better "
-        f"validation bound or at the epochs shown; falling, from that rate to 0 in {epochs_of('falling', results)} "
-        f"epochs; with spikes disarm, its unbiased gradient for {epochs_of('disarm', results)} epochs, from "
-        f"{some['disarm_lr']:g} to 0. Kept: the part, and its epoch, with the best validation bound; test images chose "
-        f"nothing. Validation data, not trained on: the last {some['held_out']:.0%} of the training images, or the "
-        "file's own."
+        f"{some['batch_size']}, a rate of {by_network('lr', results)} that falls to 0 over the epochs shown, KL "
+        f"warm-up over the first {some['warmup']:.0%} of them, ended by {some['patience']} epochs without a better "
+        "validation bound. With spikes then the unbiased gradient of DisARM, from the best epoch, at a rate of "
+        f"{some['disarm_lr']:g} that falls to 0. Kept: the gate and its epoch with the best validation bound; test "
+        f"images chose nothing. Validation data, not trained on: the last {some['held_out']:.0%} of the training "
+        "images, or the file's own."
     )
     return "\n\n".join(parts)
 
@@ -227,7 +218,6 @@ def part_of(dataset, results):
 def row_of(network, result, dense, published):
     figures, settings = result["figures"], result["settings"]
     kept = figures["kept"]
-    first = f"{figures['epochs']['constant']} of {settings['epochs']['constant']}"
     cells = (
         network,
         settings["system"],
@@ -238,18 +228,23 @@ def row_of(network, result, dense, published):
         f"{figures['hoyer']:.2f}",
         f"{figures['used_latents']}, {figures['active_units']}",
         f"{figures['validation'][kept]:.2f}",
-        f"{first} ({figures['best_epoch']['constant']})",
-        f"{kept}, {figures['best_epoch'][kept]}",
+        f"{figures['epochs']['relaxed']} of {settings['epochs']['relaxed']} ({figures['best_epoch']['relaxed']})",
+        kept_part(kept, figures, settings),
         target_of(settings, figures, dense, published),
     )
     return dict(zip(COLUMNS, cells, strict=True))
 
 
-def epochs_of(part, results):
-    """Return the number of epochs of a part, in words for all networks of the table."""
-    settings = [r["settings"] for r in results.values() if part in r["settings"]["epochs"]]
-    found = {one["network"]: one["epochs"][part] for one in settings}
-    return " and ".join(f"{epochs} ({network})" for network, epochs in found.items()) or "no"
+def kept_part(kept, figures, settings):
+    if settings["system"] == "vae":
+        return ""
+    return f"{kept}, {figures['best_epoch'][kept]} of {settings['epochs'][kept]}"
+
+
+def by_network(name, results):
+    """Return a setting, in words for all networks of the table."""
+    found = {r["settings"]["network"]: r["settings"][name] for r in results.values()}
+    return " and ".join(f"{value:g} ({network})" for network, value in found.items())
 
 
 def target_of(settings, figures, dense, published):
@@ -287,9 +282,15 @@ def draw(results):
             is_gated = settings["network"] == "gated"
             on = figures["expected_l0"] / settings["latent_dim"]
             left.plot([on], [figures["nll"]], "s" if is_gated else "o", label=label, **style)
-            curve = figures["curve"][settings["warmup_epochs"] :]
-            epochs = range(settings["warmup_epochs"] + 1, len(figures["curve"]) + 1)
-            right.plot(epochs, [-bound for bound in curve], ls="-" if is_gated else "--", label=label, **style)
+            warmed = round(settings["warmup"] * settings["epochs"]["relaxed"])
+            epochs = range(warmed + 1, len(figures["curve"]) + 1)
+            right.plot(
+                epochs,
+                [-bound for bound in figures["curve"][warmed:]],
+                ls="-" if is_gated else "--",
+                label=label,
+                **style,
+            )
         for (data, network), published in PUBLISHED.items():
             for source, nll in published.items() if data == dataset else ():
                 left.axhline(nll, color="0.5", lw=0.8, ls="-" if network == "gated" else "--")
