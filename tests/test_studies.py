@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -127,6 +128,9 @@ def test_a_model_of_bounds_with_other_settings_is_not_classified(tmp_path):
     (folder / "settings.json").write_text(json.dumps(settings | {"epochs": 1}))
     with pytest.raises(ValueError, match=r"bounds.digits-vae-8.settings\.json is of a run with .*epochs.* move"):
         call("classification", "--output", tmp_path, "--only", "digits-vae-8")
+    shutil.rmtree(folder)
+    call("classification", "--output", tmp_path, "--only", "digits-vae-8")  # trains the model, as bounds would
+    assert json.loads((folder / "settings.json").read_text()) == settings
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from study import Study, check_settings, folder_of, main, markdown, read_json, run_main
+from study import Study, claim, folder_of, main, markdown, run_main
 
 import vsc_pyro as vsc
 
@@ -71,11 +71,11 @@ def name_of(settings):
 
 
 def measure(settings, folder, data_root):
-    shared = settings["system"] != "beta-vae"
-    place = folder_of("bounds", name_of(settings), folder.parents[1]) if shared else folder
-    if shared and (begun := place / "settings.json").exists():
-        found = read_json(begun)
-        check_settings(begun, found, found | {key: settings[key] for key in found if key in settings})
+    place = folder
+    if settings["system"] != "beta-vae":  # a model of bounds, trained for both
+        name = name_of(settings)
+        place = folder_of("bounds", name, folder.parents[1])
+        claim(place, (bounds.runs(quick=True) | bounds.runs(quick=False))[name])
     model, train, test = bounds.trained(settings, place, data_root)
     goal = features(model, test)
     found = [classify(model, train, test, goal, settings, seed) for seed in settings["choices"]]

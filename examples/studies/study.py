@@ -183,12 +183,17 @@ def check_settings(file, found, settings):
         )
 
 
+def claim(folder, settings):
+    """Write settings into the folder of a run; raise `ValueError` if one with other settings was begun there."""
+    if (begun := folder / "settings.json").exists():
+        check_settings(begun, read_json(begun), settings)
+    write_json(begun, settings)
+
+
 def do_run(study, name, settings, args):
     """Do one run in this process and write its result, atomically and last of all its files."""
     folder = folder_of(study.name, name, args.output)
-    if (begun := folder / "settings.json").exists():  # a run that was interrupted
-        check_settings(begun, read_json(begun), settings)
-    write_json(begun, settings)
+    claim(folder, settings)
     code = commit()  # when the code was read, not when the run ends
     start = time.perf_counter()
     figures = study.measure(settings, folder, args.data_root)
@@ -324,7 +329,7 @@ def fitted(model, data, folder, **options):
 
 __all__ = [
     "Study",
-    "check_settings",
+    "claim",
     "fitted",
     "folder_of",
     "main",
