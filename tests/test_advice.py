@@ -135,6 +135,8 @@ def seen():
         ({"noise": 1e-3}, r"scale is 0.001, the residuals' .* the code describes noise"),
         ({"noise": 0.9}, r"scale is 0.9, the residuals' .* smaller structure counts as noise"),
         ({"usage": torch.full((6,), 0.99), "prior_inclusion": 0.3}, "codes are not sparse: 0.99 of all latents are on"),
+        ({"usage": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.005])}, "4 of 6 latents are on for every datum, and the"),
+        ({"usage": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.5])}, None),
         ({"mean": torch.full((30,), 100.0)}, r"the data's mean is \d+\.?\d* times their deviation"),
         ({"variance": torch.tensor([1e3, *29 * [1.0]])}, r"one of 30 values of a datum has 97% of all variance"),
         ({"prior_inclusion": 0.005}, r"the prior expects 0.03 latents on for a datum, and \d"),

@@ -45,6 +45,7 @@ _OFF_CENTRE, _DOMINANT = 10.0, 0.5
 _JUMP, _LATENTS = 5.0, 32
 _FEW_STEPS = 1000
 _LAST, _GAIN = 0.1, 0.2
+_ALWAYS = 0.99  # mean inclusion of a latent that is on for every datum; 1 minus it, for none
 _WARM_UP = "raise the weight of the KL divergence gradually (fit(..., warmup=0.2))"
 _SMALLER_SCALE = "try NormalDecoder(scale='data') or a smaller number"
 
@@ -74,7 +75,7 @@ def advise(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0) -
         True
     """
     first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen) or _rising(model)
-    all_on = _all_on(seen)
+    all_on = _all_on(seen) or _never_chosen(seen)
     lines = [
         first,
         all_on,
@@ -213,6 +214,17 @@ def _all_on(seen: Survey) -> str | None:
     if not math.isnan(seen.noise) and _WRONG * seen.noise < seen.deviation:
         remedy = f"{_scales(seen)}; try a larger scale"
     return f"codes are not sparse: {as_share(on)} of all latents are on for a datum; {remedy}"
+
+
+def _never_chosen(seen: Survey) -> str | None:
+    """Return a line if every latent is on for all data or for none, as learned priors and long warm-ups end."""
+    always = int((seen.usage > _ALWAYS).sum())
+    if not seen.has_atom or not always or always + int((seen.usage < 1 - _ALWAYS).sum()) < len(seen.usage):
+        return None
+    return (
+        f"codes are not sparse: {always} of {len(seen.usage)} latents are on for every datum, and the others for none; "
+        "take a prior with a fixed, small inclusion, or PseudoInputPrior with a sparsity_weight and no warm-up"
+    )
 
 
 def _noise(model: VAE, seen: Survey) -> str | None:
