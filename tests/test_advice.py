@@ -135,8 +135,6 @@ def seen():
         ({"noise": 1e-3}, r"scale is 0.001, the residuals' .* the code describes noise"),
         ({"noise": 0.9}, r"scale is 0.9, the residuals' .* smaller structure counts as noise"),
         ({"usage": torch.full((6,), 0.99), "prior_inclusion": 0.3}, "codes are not sparse: 0.99 of all latents are on"),
-        ({"usage": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.005])}, "4 of 6 latents are on for every datum, and the"),
-        ({"usage": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.5])}, None),
         ({"mean": torch.full((30,), 100.0)}, r"the data's mean is \d+\.?\d* times their deviation"),
         ({"variance": torch.tensor([1e3, *29 * [1.0]])}, r"one of 30 values of a datum has 97% of all variance"),
         ({"prior_inclusion": 0.005}, r"the prior expects 0.03 latents on for a datum, and \d"),
@@ -151,6 +149,29 @@ def test_one_line_for_each_thing_that_is_wrong(seen, changed, line):
         assert lines == ()
     else:
         assert any(re.search(line, said) for said in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("usage", "line"),
+    [
+        ([1.0, 1.0, 1.0, 1.0, 0.0, 0.005], "4 of 6 latents are on for every datum, and the others for none; take"),
+        ([1.0] * 6, "all 6 latents are on for every datum; take"),
+        ([1.0, 1.0, 1.0, 1.0, 0.0, 0.5], None),
+        ([1.0, *999 * [0.005]], None),  # five of the many are on for a datum
+    ],
+)
+def test_a_learned_prior_whose_code_chooses_nothing(seen, usage, line):
+    model, data, result = seen
+    usage = torch.tensor(usage)
+    result = dataclasses.replace(
+        result, usage=usage, information=torch.ones(len(usage)).double(), prior_inclusion=float(usage.mean())
+    )
+    assert advise(model, data, result) == ()  # a fixed prior is what its user asked for
+    learned = vsc.VAE(model.encoder, model.decoder, vsc.SpikeSlabPrior(6, learn_inclusion=True))
+    lines = advise(learned, data, result)
+    print(lines)
+    assert [line in said for said in lines] == [True] if line else lines == ()
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ _OFF_CENTRE, _DOMINANT = 10.0, 0.5
 _JUMP, _LATENTS = 5.0, 32
 _FEW_STEPS = 1000
 _LAST, _GAIN = 0.1, 0.2
-_ALWAYS = 0.99  # mean inclusion of a latent that is on for every datum; 1 minus it, for none
+# Mean inclusion of a latent that is on for every datum (1 minus it: for none); share of the others' sum in theirs.
+_ALWAYS, _REST = 0.99, 0.1
 _WARM_UP = "raise the weight of the KL divergence gradually (fit(..., warmup=0.2))"
 _SMALLER_SCALE = "try NormalDecoder(scale='data') or a smaller number"
 
@@ -74,8 +75,9 @@ def advise(model: VAE, data: Dataset | Loaded, seen: Survey, *, seed: int = 0) -
         >>> any("subtract it" in line for line in advise(model, data, survey(model, data)))
         True
     """
-    first = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen) or _rising(model)
-    all_on = _all_on(seen) or _never_chosen(seen)
+    unused = nothing_explained(model, data, seen, seed=seed) or _unused(model, data, seen)
+    first = unused or _rising(model)
+    all_on = _all_on(seen) or (None if unused else _never_chosen(model, seen))  # whose remedies differ
     lines = [
         first,
         all_on,
@@ -216,13 +218,16 @@ def _all_on(seen: Survey) -> str | None:
     return f"codes are not sparse: {as_share(on)} of all latents are on for a datum; {remedy}"
 
 
-def _never_chosen(seen: Survey) -> str | None:
-    """Return a line if every latent is on for all data or for none, as learned priors and long warm-ups end."""
-    always = int((seen.usage > _ALWAYS).sum())
-    if not seen.has_atom or not always or always + int((seen.usage < 1 - _ALWAYS).sum()) < len(seen.usage):
+def _never_chosen(model: VAE, seen: Survey) -> str | None:
+    """Return a line if a learned prior has come to have every latent on for all data or for none."""
+    always, rest = int((seen.usage > _ALWAYS).sum()), seen.usage[seen.usage <= _ALWAYS]
+    is_learned = any(parameter.requires_grad for parameter in model.prior.parameters())
+    chooses = bool((rest >= 1 - _ALWAYS).any()) or float(rest.sum()) > _REST * always  # many rare latents choose, too
+    if not seen.has_atom or not is_learned or not always or chooses:
         return None
+    latents = f"{always} of {len(seen.usage)} latents" if len(rest) else f"all {always} latents"
     return (
-        f"codes are not sparse: {always} of {len(seen.usage)} latents are on for every datum, and the others for none; "
+        f"codes are not sparse: {latents} are on for every datum{', and the others for none' if len(rest) else ''}; "
         "take a prior with a fixed, small inclusion, or PseudoInputPrior with a sparsity_weight and no warm-up"
     )
 
