@@ -4,7 +4,7 @@
 
 trains, on MNIST (binarised dynamically, or the fixed binarisation of Salakhutdinov & Murray, 2008) and Fashion-MNIST,
 a dense VAE, a model that learns how often each latent is on, and two with a prior of pseudo-inputs, without and with
-the sparsity term of Tonolini et al. (2020), which charges for latents that are on more often than told. Networks are
+the sparsity term of Tonolini et al. (2020), which holds the mean inclusion of all latents near a target. Networks are
 those of Burda et al. (2016), two layers of 200 tanh units and 50 latents, and of Tomczak & Welling (2018), two gated
 layers of 300 units and 40 latents. The fixed binarisation is read from FOLDER/more/binarized_mnist.npz, arrays train,
 valid and test of 784 columns; without it those runs are skipped.
@@ -13,6 +13,8 @@ Training ends where the bound on held-out training images no longer improves, or
 with spikes go on from the best epoch, with the unbiased gradient of DisARM in place of the relaxed gate. The model with
 the best held-out bound is evaluated.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -195,13 +197,14 @@ def table(results):
         f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. tanh: "
         "two layers of 200 tanh units and 50 latents; gated: two layers of 300 gated units and 40 latents. E[L0]: "
         f"expected number of latents on; the VAE has all on. Pseudo-input prior: {some['pseudo_inputs']} inputs, and "
-        "encoders that start at an inclusion of .5 (learned: .1); sparse: with the sparsity term at .25, from .25 on. "
-        f"Networks in {precision}. Adam, batches of {some['batch_size']}, a rate of {by_network('lr', results)} that "
-        "falls to 0 over the epochs shown, KL warm-up over the first 10% of them (sparse: 1%), ended by "
-        f"{some['patience']} epochs without a better validation bound. With spikes then the unbiased gradient of "
-        f"DisARM, from the best epoch, at a rate of {some['disarm_lr']:g} that falls to 0. Kept: the gate and its "
-        "epoch with the best validation bound; test images chose nothing. Validation data, not trained on: the last "
-        f"{some['held_out']:.0%} of the training images, or the file's own."
+        "encoders that start at an inclusion of .5 (learned: .1); sparse: with the sparsity term at .25, of weight 1 "
+        f"for each datum, and a start at .25. Networks in {precision}. Adam, batches of {some['batch_size']}, a rate "
+        f"of {by_network('lr', results)} that falls to 0 over the most epochs shown, with a KL warm-up over the first "
+        f"10% (sparse: 1%); after that, {some['patience']} epochs without a better validation bound end it. Models "
+        "with spikes go on from the best epoch with the unbiased gradient of DisARM, at a rate of "
+        f"{some['disarm_lr']:g} that falls to 0. Kept: the gate and its epoch with the best validation bound; test "
+        "images chose nothing. Validation data, not trained on: the last thirtieth of the training images, or the "
+        "file's own."
     )
     return "\n\n".join(parts)
 
@@ -278,7 +281,7 @@ def published_row(network, source, nll):
 
 
 def draw(results):
-    """Draw the bounds against E[L0], and the validation bound of the first part by epoch."""
+    """Draw the bounds against E[L0], and the validation bound by epoch, that of DisARM last."""
     datasets = list({r["settings"]["dataset"]: None for r in results.values()})
     figure = Figure(figsize=(11, 4 * len(datasets)), layout="constrained")
     grid = figure.subplots(len(datasets), 2, squeeze=False)
@@ -290,7 +293,7 @@ def draw(results):
             is_gated = settings["network"] == "gated"
             on = figures["expected_l0"] / settings["latent_dim"]
             left.plot([on], [figures["nll"]], "s" if is_gated else "o", label=label, **style)
-            warmed = round(settings["warmup"] * settings["epochs"]["relaxed"])
+            warmed = math.ceil(settings["warmup"] * settings["epochs"]["relaxed"])
             epochs = range(warmed + 1, len(figures["curve"]) + 1)
             right.plot(
                 epochs,
@@ -305,7 +308,7 @@ def draw(results):
                 left.text(0.01, nll, source, fontsize=7, va="bottom", transform=left.get_yaxis_transform())
         left.axvline(1 / 3, color="0.8", lw=0.8)
         left.set(xlabel="share of latents on, E[L0] / J", ylabel="NLL, nats", xlim=(0, 1.05), title=NAMES[dataset])
-        right.set(xlabel="epoch, of all parts", ylabel="validation -ELBO, nats", title="training")
+        right.set(xlabel="epoch", ylabel="validation -ELBO, nats", title="training, at its end with DisARM")
         for axes in (left, right):
             axes.grid(alpha=0.3)
         right.legend(fontsize=8)
