@@ -45,7 +45,7 @@ PUBLISHED = {
 }
 COLUMNS = (
     *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "latents used, active"),
-    *("validation", "epochs (best)", "kept", "target"),
+    *("validation -ELBO", "epochs (best)", "kept", "target"),
 )
 # In the order of work: the most telling runs first.
 PLAN = [
@@ -238,7 +238,7 @@ def row_of(network, result, dense, published):
         f"{figures['expected_l0']:.1f} of {settings['latent_dim']}",
         f"{figures['hoyer']:.2f}",
         f"{figures['used_latents']}, {figures['active_units']}",
-        f"{figures['validation'][kept]:.2f}",
+        f"{-figures['validation'][kept]:.2f}",
         f"{figures['epochs']['relaxed']} of {settings['epochs']['relaxed']} ({figures['best_epoch']['relaxed']})",
         kept_part(kept, figures, settings),
         target_of(settings, figures, dense, published),
