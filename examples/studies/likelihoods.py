@@ -56,8 +56,8 @@ PLAN = [
     *(("fashion-mnist", "tanh", system) for system in SYSTEMS[:3]),
 ]
 # Without the sparsity term pseudo-inputs start at an inclusion of .5, which has the best bound of validation images in
-# the study of unused latents. With it the warm-up is short: in a long one, while the KL divergence costs nothing,
-# latents come to be on for every image, and a saturated inclusion has no gradient to bring them back.
+# the study of unused latents. With it the warm-up is short: in a long one, while the KL divergence costs little,
+# latents come to be on for every image, and a saturated inclusion has hardly a gradient to bring them back.
 OWN = {
     "pseudo-input": {"initial_inclusion": 0.5},
     "pseudo-input-sparse": {"initial_inclusion": 0.25, "inclusion": 0.25, "warmup": 0.01},
