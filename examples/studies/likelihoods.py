@@ -47,6 +47,8 @@ COLUMNS = (
     *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "latents used, active"),
     *("validation -ELBO", "epochs (best)", "kept", "target"),
 )
+MARKERS = {"tanh": "o", "gated": "s"}
+LINES = {"tanh": "--", "gated": "-", None: ":"}
 # In the order of work: the most telling runs first.
 PLAN = [
     *(("mnist", network, system) for system in SYSTEMS for network in NETWORKS),
@@ -196,17 +198,17 @@ def table(results):
     some = next(iter(results.values()))["settings"]
     precision = ", ".join(sorted({p for r in results.values() for p in r["figures"]["precision"].values()}))
     parts.append(
-        f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. tanh: "
-        "two layers of 200 tanh units and 50 latents; gated: two layers of 300 gated units and 40 latents. E[L0]: "
-        f"expected number of latents on; the VAE has all on. Pseudo-input prior: {some['pseudo_inputs']} inputs, and "
-        "encoders that start at an inclusion of .5 (learned: .1); sparse: with the sparsity term at .25, of weight 1 "
-        f"for each datum, and a start at .25. Networks in {precision}. Adam, batches of {some['batch_size']}, a rate "
-        f"of {by_network('lr', results)} that falls to 0 over the most epochs shown, with a KL warm-up over the first "
-        f"10% (sparse: 1%); after that, {some['patience']} epochs without a better validation bound end it. Models "
-        "with spikes go on from the best epoch with the unbiased gradient of DisARM, at a rate of "
-        f"{some['disarm_lr']:g} that falls to 0. Kept: the gate and its epoch with the best validation bound; test "
-        "images chose nothing. Validation data, not trained on: the last thirtieth of the training images, or the "
-        "file's own."
+        f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. Widths "
+        f"of the layers: {by('network', 'hidden', results)}; latents: {by('network', 'latent_dim', results)}. E[L0]: "
+        f"expected number of latents on; the VAE has all on. {some['pseudo_inputs']} pseudo-inputs. Inclusion at which "
+        f"encoders start, 0.1 unless told: {by('system', 'initial_inclusion', results)}. Target of the sparsity term, "
+        f"of weight 1 for each datum: {by('system', 'inclusion', results)}. Networks in {precision}. Adam, batches of "
+        f"{some['batch_size']}, a rate of {by('network', 'lr', results)} that falls to 0 over the most epochs shown; "
+        f"share of them with a KL warm-up: {by('system', 'warmup', results)}. After the warm-up, {some['patience']} "
+        "epochs without a better validation bound end the training. Models with spikes go on from the best epoch with "
+        f"the unbiased gradient of DisARM, at a rate of {some['disarm_lr']:g} that falls to 0. Kept: the gate and its "
+        "epoch with the best validation bound; test images chose nothing. Validation data, not trained on: the last "
+        f"{some['held_out']:.1%} of the training images, or the file's own."
     )
     return "\n\n".join(parts)
 
@@ -254,10 +256,15 @@ def kept_part(kept, figures, settings):
     return f"{kept}, {figures['best_epoch'][kept]} of {settings['epochs'][kept]}"
 
 
-def by_network(name, results):
-    """Return a setting, in words for all networks of the table."""
-    found = {r["settings"]["network"]: r["settings"][name] for r in results.values()}
-    return " and ".join(f"{value:g} ({network})" for network, value in found.items())
+def by(key, name, results):
+    """Return the values of a setting in words, each with the networks or systems that have it."""
+    found = {}
+    for settings in (r["settings"] for r in results.values()):
+        if name in settings:
+            value = settings[name]
+            words = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value:g}"
+            found.setdefault(words, {})[settings[key]] = None
+    return " and ".join(f"{words} ({', '.join(who)})" for words, who in found.items()) or "none"
 
 
 def target_of(settings, figures, dense, published):
@@ -292,21 +299,20 @@ def draw(results):
             settings, figures = result["settings"], result["figures"]
             label = f"{settings['network']}, {settings['system']}"
             style = {"color": f"C{SYSTEMS.index(settings['system'])}"}
-            is_gated = settings["network"] == "gated"
             on = figures["expected_l0"] / settings["latent_dim"]
-            left.plot([on], [figures["nll"]], "s" if is_gated else "o", label=label, **style)
+            left.plot([on], [figures["nll"]], MARKERS[settings["network"]], label=label, **style)
             warmed = math.ceil(settings["warmup"] * settings["epochs"]["relaxed"])
             epochs = range(warmed + 1, len(figures["curve"]) + 1)
             right.plot(
                 epochs,
                 [-bound for bound in figures["curve"][warmed:]],
-                ls="-" if is_gated else "--",
+                ls=LINES[settings["network"]],
                 label=label,
                 **style,
             )
         for (data, network), published in PUBLISHED.items():
             for source, nll in published.items() if data == dataset else ():
-                left.axhline(nll, color="0.5", lw=0.8, ls="-" if network == "gated" else "--")
+                left.axhline(nll, color="0.5", lw=0.8, ls=LINES[network])
                 left.text(0.01, nll, source, fontsize=7, va="bottom", transform=left.get_yaxis_transform())
         left.axvline(1 / 3, color="0.8", lw=0.8)
         left.set(xlabel="share of latents on, E[L0] / J", ylabel="NLL, nats", xlim=(0, 1.05), title=NAMES[dataset])
