@@ -62,7 +62,7 @@ def test_every_gate_and_objective(small_vae, batch, gate, objective):
     captured_like_eager(functools.partial(of_vae, lambda: small_vae(gate), loss), 2 * [batch])
 
 
-@pytest.mark.parametrize("assignment", ["bound", "paper"])
+@pytest.mark.parametrize("assignment", ["bound", "optimal", "paper"])
 def test_variational_sparse_coding_with_its_sparsity_term(batch, assignment):
     def make_vae():
         torch.manual_seed(0)

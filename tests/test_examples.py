@@ -228,6 +228,7 @@ def test_mnist_vsc_interrupted_and_resumed_gives_the_same_metrics(tmp_path, monk
         ("--hyperprior", "1", "9", "--learn-inclusion", "global", "--slab", "log-normal"),
         ("--num-pseudo-inputs", "5", "--prior", "pseudo-input", "--warmup", "--sparsity-weight", "0.1"),
         ("--assignment", "paper", "--prior", "pseudo-input", "--slab", "laplace"),
+        ("--assignment", "optimal", "--prior", "pseudo-input"),
     ],
     ids=lambda arguments: arguments[1],
 )

@@ -4,11 +4,13 @@ import math
 import pytest
 import torch
 from conftest import assert_mean_equals
-from pyro.distributions import Bernoulli, MultivariateNormal
+from pyro.distributions import Bernoulli, MultivariateNormal, StudentT
 from torch import nn
 from torch.distributions import kl_divergence
 
 import vsc_pyro as vsc
+from vsc_pyro.distributions import AssignedMixture
+from vsc_pyro.distributions.pairwise import pairwise_kl
 
 
 def test_priors_are_distributions_of_a_code():
@@ -245,6 +247,15 @@ class FullCovariance(torch.nn.Module):
         return MultivariateNormal(x[:, :3], torch.eye(3))
 
 
+class HeavyTails(torch.nn.Module):
+    """An encoder of a user's own whose posteriors have no divergence from each other in closed form."""
+
+    input_shape, latent_dim = (64,), 3
+
+    def forward(self, x):
+        return StudentT(3.0, x[:, :3], torch.ones(3)).to_event(1)
+
+
 class TestPseudoInputs:
     def model(self, **settings):
         torch.manual_seed(0)
@@ -294,16 +305,17 @@ class TestPseudoInputs:
     @pytest.mark.slow
     def test_the_valid_objective_is_below_the_mixtures_and_the_papers_is_not_called_a_bound(self, digits):
         results = {}
-        for assignment in ("bound", "paper"):
+        for assignment in ("bound", "optimal", "paper"):
             vae = self.model(assignment=assignment)
             vsc.fit(vae, digits.train, epochs=8, lr=3e-3, batch_size=50, progress=False)
             results[assignment] = vsc.evaluate(vae, digits.test[:120], num_draws=100)
-        valid, paper = results["bound"], results["paper"]
-        assert valid.objective == valid.elbo
-        assert valid.kl_is_exact
-        assert valid.elbo < valid.iwae
-        assert "NOT a bound" not in str(valid)
-        assert 0 < valid.hard_l0_odds < 6
+        for valid in (results["bound"], results["optimal"]):
+            assert valid.objective == valid.elbo
+            assert valid.kl_is_exact
+            assert valid.elbo < valid.iwae
+            assert "NOT a bound" not in str(valid)
+            assert 0 < valid.hard_l0_odds < 6
+        paper = results["paper"]
         # What it leaves out is at most log U, so it can lie above the mixture's own bound by no more (below, by any).
         assert paper.objective < paper.elbo + math.log(5)
         assert paper.objective != paper.elbo
@@ -361,6 +373,33 @@ class TestPseudoInputs:
         ):
             make(nn.BatchNorm1d(8, track_running_stats=False))
 
+    def test_an_optimal_assignment_is_at_the_bounds_maximum(self, digits):
+        vae = self.model(assignment="optimal").double()
+        x = digits.train.images[:20].double()
+        vae.prior.prepare(x)
+        assert vae.prior.classifier is None
+        q, p = vae.encoder(x), vae.prior(x)
+        kl = kl_divergence(q, p)
+        closed = -torch.logsumexp(p.log_weights - pairwise_kl(q, p.component_distribution), -1)
+        torch.testing.assert_close(kl, closed)
+        # No gradient is lost by the assignment, which has none.
+        parameters = [*vae.encoder.parameters(), vae.prior._unconstrained]
+        expected = torch.autograd.grad(closed.sum(), parameters, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(kl.sum(), parameters), expected)
+        for spread in (0.1, 1.0, 10.0):
+            other = torch.log_softmax(p.log_assignment.detach() + spread * torch.randn(p.log_assignment.shape), -1)
+            assert (kl_divergence(q, AssignedMixture(p.component_distribution, p.log_weights, other)) > kl).all()
+
+    def test_an_optimal_assignment_draws_nothing_and_keeps_the_statistics_of_a_batch_norm(self):
+        encoder = vsc.SpikeSlabEncoder(6, 3, hidden=(8,))
+        encoder.network.insert(2, nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5)))
+        prior = vsc.PseudoInputPrior(encoder, 5, assignment="optimal", pseudo_inputs=torch.rand(5, 6)).train()
+        x, statistics, state = torch.rand(4, 6), encoder.network[2][0].running_mean.clone(), torch.get_rng_state()
+        prior(x)
+        assert encoder.training
+        assert torch.equal(encoder.network[2][0].running_mean, statistics)
+        assert torch.equal(torch.get_rng_state(), state)
+
     def test_samples_are_the_mixtures_own(self):
         vae = self.model()
         x = torch.rand(3, 1, 8, 8)
@@ -373,7 +412,7 @@ class TestPseudoInputs:
         encoder = vsc.SpikeSlabEncoder((1, 8, 8), 6)
         for settings, message in [
             ({"num_pseudo_inputs": 0}, "num_pseudo_inputs must be a whole number of at least 1, got 0"),
-            ({"assignment": "soft"}, "unknown assignment 'soft'; known are 'bound', 'paper'"),
+            ({"assignment": "soft"}, "unknown assignment 'soft'; known are 'bound', 'optimal', 'paper'"),
             ({"inclusion": 1.0, "sparsity_weight": 1}, "inclusion must lie strictly between 0 and 1, got 1.0"),
             (
                 {"inclusion": 0.1},
@@ -393,6 +432,8 @@ class TestPseudoInputs:
                 vsc.PseudoInputPrior(encoder, **settings)
         with pytest.raises(ValueError, match=r"sparsity_weight=1\.0 needs spikes, and NormalEncoder has none"):
             vsc.PseudoInputPrior(vsc.NormalEncoder((1, 8, 8), 6), inclusion=0.1, sparsity_weight=1)
+        with pytest.raises(ValueError, match=r"assignment='optimal' needs .* no closed form.*; use assignment='bound'"):
+            vsc.PseudoInputPrior(HeavyTails(), assignment="optimal")
         with pytest.raises(ValueError, match=r"cannot be broadcast against data, as a prior of pseudo-inputs must"):
             vsc.PseudoInputPrior(FullCovariance())
         with pytest.raises(ValueError, match=r"encoder must have an attribute input_shape.*Identity has none"):

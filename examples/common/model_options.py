@@ -51,8 +51,8 @@ def add_prior(parser, learn_inclusion):
     add(
         "--assignment",
         default="bound",
-        choices=["bound", "paper"],
-        help="of data to pseudo-inputs; with paper, the objective is no bound",
+        choices=["bound", "optimal", "paper"],
+        help="of data to pseudo-inputs: by a classifier, or the best one; with paper, the objective is no bound",
     )
     add("--sparsity-weight", type=float, default=0.0, help="weight of the pseudo-inputs' aggregate sparsity term")
 

@@ -33,6 +33,7 @@ FAMILIES = {
     "gamma slabs": lambda: spike_slab("gamma"),
     "hyperprior": with_hyperprior,
     "pseudo-input": pseudo_input,
+    "pseudo-input, optimal": lambda: pseudo_input("optimal"),
     "pseudo-input, paper": lambda: pseudo_input("paper"),
     "threshold": lambda: (vsc.ThresholdEncoder(SHAPE, 5, hidden=(20,), base="normal"), vsc.SpikeSlabPrior(5, 0.3)),
     "normal": lambda: dense(vsc.NormalEncoder, vsc.NormalPrior),

@@ -56,11 +56,12 @@ PRIORS = {
     "exponential": prior(vsc.SpikeSlabPrior, slab="exponential", slab_scale=2),
     "gamma": prior(vsc.SpikeSlabPrior, slab="gamma", learn_slab="global", slab_scale=0.7),
     "pseudo-input": pseudo_input(),
+    "pseudo-input-optimal": pseudo_input(assignment="optimal"),
     "pseudo-input-paper": pseudo_input(assignment="paper"),
 }
 SPIKES = ("spike-slab", "learned", "learned-slab", "global", "beta", "global-beta")
 POSITIVE = ("half-normal", "truncated-normal", "log-normal", "exponential", "gamma")
-PSEUDO = ("pseudo-input", "pseudo-input-paper")
+PSEUDO = ("pseudo-input", "pseudo-input-optimal", "pseudo-input-paper")
 LIGHT = ("normal", "laplace", "spike-slab-laplace", *SPIKES)
 
 # What the divergence of a pair is: closed, sampled, or an error that says so and what to do.

@@ -2,18 +2,24 @@ r"""The pseudo-input prior of Variational Sparse Coding: the mixture of the post
 
 .. math:: p(z) = \sum_u \pi_u\, q_\phi(z | x_u), \qquad u = 1 \dots U,
 
-with equal weights :math:`\pi_u = 1/U`, learned pseudo-inputs :math:`x_u`, the encoder :math:`q_\phi` itself, and a
-classifier :math:`r = C_\omega(x)` that assigns a datum to them. With u a latent, enumerated exactly, the objective
+with equal weights :math:`\pi_u = 1/U`, learned pseudo-inputs :math:`x_u` and the encoder :math:`q_\phi` itself. A datum
+is assigned to them with probabilities r. With u a latent, enumerated exactly, the objective
 
 .. math:: E_q[\log p(x|z)] - \sum_u r_u\, KL(q(z|x) \| q(z|x_u)) - KL(r \| \pi)
 
-bounds the evidence. Tonolini et al. (2020) omit the last term, which is at most log U. Their prior is then chosen by
-looking at the datum, at no charge, and their objective is not a bound.
+bounds the evidence. A classifier :math:`r = C_\omega(x)` is one assignment. The best one has a closed form,
+
+.. math:: r_u \propto \pi_u\, e^{-KL(q(z|x) \| q(z|x_u))},
+
+under which the two divergences are :math:`-\log \sum_u \pi_u e^{-KL(q(z|x) \| q(z|x_u))}` (J. R. Hershey,
+P. A. Olsen, 2007). Tonolini et al. (2020) have the classifier and omit the last term, which is at most log U. Their
+prior is then chosen by looking at the datum, at no charge, and their objective is not a bound.
 
 A second term keeps codes sparse although the prior is learned, :math:`- J\, KL(\mathrm{Bern}(\bar\gamma) \|
 \mathrm{Bern}(\alpha))`, where :math:`\bar\gamma` is the mean inclusion probability over latents and pseudo-inputs.
 
 References
+    J. R. Hershey, P. A. Olsen (2007), Approximating the Kullback Leibler divergence between Gaussian mixture models.
     F. Tonolini, B. S. Jensen, R. Murray-Smith (2020), Variational sparse coding.
     J. M. Tomczak, M. Welling (2018), VAE with a VampPrior.
 """
@@ -33,7 +39,7 @@ from torch.nn.functional import logsigmoid
 
 from vsc_pyro._arguments import positive_int
 from vsc_pyro.distributions import AssignedMixture, centre, inclusion_logits, is_point
-from vsc_pyro.distributions.pairwise import insert_batch_dims
+from vsc_pyro.distributions.pairwise import insert_batch_dims, pairwise_kl
 from vsc_pyro.models.modes import in_mode
 from vsc_pyro.models.networks import MLP
 from vsc_pyro.models.precision import run_network
@@ -48,6 +54,7 @@ _MARGIN = 0.01
 _BEYOND = 0.5
 # Relative tolerance for rounding differences of a code between batches.
 _ROUNDING = 1e-3
+_ASSIGNMENTS = ("bound", "optimal", "paper")
 
 
 class PseudoInputPrior(Prior):
@@ -68,12 +75,13 @@ class PseudoInputPrior(Prior):
         inclusion: :math:`\alpha` of the sparsity term; required with a `sparsity_weight`, and refused without.
         sparsity_weight: weight of the sparsity term in the objective, per datum; 0 omits it. (The paper adds the term
             once to the sum over all N data, a weight of 1/N.)
-        assignment: ``"bound"`` treats u as a latent and charges for its assignment. ``"paper"`` is the published
-            objective, which is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture
-            instead).
+        assignment: ``"bound"`` treats u as a latent, assigned by the classifier, and charges for its assignment.
+            ``"optimal"`` has the best assignment in place of the classifier, at the price of a second pass through the
+            encoder; its posteriors need a divergence in closed form. ``"paper"`` is the published objective, which is
+            not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture instead).
         pseudo_inputs: data to start at, shape ``(U, ...)``, instead of random training data; they also set the range.
-        hidden: widths of the classifier's hidden layers.
-        activation: name of the classifier's activation.
+        hidden: widths of the classifier's hidden layers, if there is one.
+        activation: name of the classifier's activation, if there is one.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
@@ -82,7 +90,8 @@ class PseudoInputPrior(Prior):
         ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
             other data in the batch (batch normalisation without running statistics); pseudo-inputs that do not fit it;
             `inclusion` outside (0, 1); only one of `inclusion` and `sparsity_weight`; a negative `sparsity_weight`; an
-            unknown `assignment`; a sparsity term without spikes; a posterior whose latents are not independent.
+            unknown `assignment`, or an optimal one without divergences in closed form; a sparsity term without spikes;
+            a posterior whose latents are not independent.
 
     >>> import torch
     >>> import vsc_pyro as vsc
@@ -112,8 +121,8 @@ class PseudoInputPrior(Prior):
             raise ValueError(
                 f"encoder must have an attribute input_shape, the shape of one datum; {type(encoder).__name__} has none"
             )
-        if assignment not in ("bound", "paper"):
-            raise ValueError(f"unknown assignment {assignment!r}; known are 'bound', 'paper'")
+        if assignment not in _ASSIGNMENTS:
+            raise ValueError(f"unknown assignment {assignment!r}; known are {', '.join(map(repr, _ASSIGNMENTS))}")
         _check_sparsity(inclusion, sparsity_weight)
         input_shape = cast(tuple[int, ...], encoder.input_shape)
         self.encoder = encoder
@@ -123,8 +132,10 @@ class PseudoInputPrior(Prior):
         self.sparsity_weight = float(sparsity_weight)
         self.assignment = assignment
         self.network_precision = "float32"
-        pixels = math.prod(input_shape)
-        self.classifier = nn.Sequential(nn.Flatten(), *MLP(pixels, self.num_pseudo_inputs, hidden, activation))
+        self.classifier = None
+        if assignment != "optimal":
+            layers = MLP(math.prod(input_shape), self.num_pseudo_inputs, hidden, activation)
+            self.classifier = nn.Sequential(nn.Flatten(), *layers)
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.ones(()))
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
@@ -166,6 +177,14 @@ class PseudoInputPrior(Prior):
                 f"the encoder's posterior cannot be broadcast against data, as a prior of pseudo-inputs must be "
                 f"({error}); use an encoder whose posterior is a spike-and-slab, or of independent scalars"
             ) from error
+        if self.assignment == "optimal":
+            try:
+                pairwise_kl(posterior, posterior)
+            except NotImplementedError as error:
+                raise ValueError(
+                    "assignment='optimal' needs the divergence of two posteriors of this encoder, which has no closed "
+                    f"form ({error}); use assignment='bound', or an encoder with normal slabs"
+                ) from error
         if self.sparsity_weight and inclusion_logits(posterior) is None:
             raise ValueError(
                 f"sparsity_weight={self.sparsity_weight} needs spikes, and {type(self.encoder).__name__} has none; "
@@ -174,7 +193,7 @@ class PseudoInputPrior(Prior):
 
     @property
     def is_bound(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  follows `assignment`
-        return self.assignment == "bound"
+        return self.assignment != "paper"
 
     @property
     def pseudo_inputs(self) -> Tensor:
@@ -234,8 +253,16 @@ class PseudoInputPrior(Prior):
             self._unconstrained.copy_(torch.logit(share).reshape(shape))
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> AssignedMixture:
-        log_assignment = torch.log_softmax(run_network(self.classifier, x, self.network_precision), -1)
-        return AssignedMixture(self._components(), self._log_weights(), log_assignment, charge_assignment=self.is_bound)
+        components = self._components()
+        log_assignment = torch.log_softmax(self._scores(x, components), -1)
+        return AssignedMixture(components, self._log_weights(), log_assignment, charge_assignment=self.is_bound)
+
+    def _scores(self, x: Tensor, components: Distribution) -> Tensor:
+        """Return unnormalised log-probabilities of the assignment, shape ``(B, U)``."""
+        if self.classifier is not None:
+            return run_network(self.classifier, x, self.network_precision)
+        # The objective is stationary in an optimal assignment, so no gradient through it is lost.
+        return self._log_weights() - pairwise_kl(self._encoded(x), components).detach()
 
     def marginal(self, x: Tensor) -> MixtureSameFamily:
         """Return the mixture itself, without a classifier (as in a VampPrior)."""
@@ -259,8 +286,11 @@ class PseudoInputPrior(Prior):
         In training mode, batch normalisation by the pseudo-inputs' own statistics, or dropout, would train another
         prior than the one that is evaluated, and would mix pseudo-inputs into the running statistics of the data.
         """
+        return self._encoded(self.pseudo_inputs)
+
+    def _encoded(self, x: Tensor) -> Distribution:
         with in_mode(self.encoder, False):
-            return self.encoder(self.pseudo_inputs)
+            return self.encoder(x)
 
     def _log_weights(self) -> Tensor:
         return self._unconstrained.new_full((self.num_pseudo_inputs,), -math.log(self.num_pseudo_inputs))
