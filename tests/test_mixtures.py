@@ -1,5 +1,7 @@
 """Mixtures of priors with an assignment, and the divergences that they are made of."""
 
+import math
+
 import pytest
 import torch
 from conftest import assert_mean_equals
@@ -104,6 +106,18 @@ def test_a_sampled_divergence_has_the_gradient_of_the_closed_one(gate):
     sampled = torch.autograd.grad((many.log_prob(z) - p.expand((40_000,)).log_prob(z)).sum(), copies)
     for one, mean in zip(sampled, exact, strict=True):
         assert_mean_equals(one, mean)
+
+
+def test_a_component_without_assignment_may_be_infinitely_far():
+    logits = torch.tensor([[-1.0, -1.0], [-math.inf, -1.0]])  # under the second component the first latent is never on
+    components = SpikeSlab(Normal(torch.zeros(2, 2), 1.0), logits=logits).to_event(1)
+    q = SpikeSlab(Normal(torch.zeros(1, 2), 1.0), probs=torch.tensor([[0.5, 0.3]])).to_event(1)
+    p = AssignedMixture(components, torch.full((2,), 0.5).log(), torch.tensor([[1.0, 0.0]]).log())
+    assert pairwise_kl(q, components)[0, 1] == math.inf
+    torch.testing.assert_close(p.assignment_kl(), torch.tensor([math.log(2)]))
+    torch.testing.assert_close(kl_divergence(q, p), pairwise_kl(q, components)[:, 0] + math.log(2))
+    z = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(p.log_prob(z), components.log_prob(z)[:1] - math.log(2))
 
 
 def test_samples_are_of_the_mixture_whatever_the_assignment():

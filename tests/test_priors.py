@@ -390,6 +390,19 @@ class TestPseudoInputs:
             other = torch.log_softmax(p.log_assignment.detach() + spread * torch.randn(p.log_assignment.shape), -1)
             assert (kl_divergence(q, AssignedMixture(p.component_distribution, p.log_weights, other)) > kl).all()
 
+    def test_an_optimal_assignment_is_that_of_the_posterior_of_missing_data(self):
+        torch.manual_seed(0)
+        x = torch.rand(100, 12)
+        x[torch.rand_like(x) < 0.4] = math.nan
+        encoder = vsc.NormalEncoder(12, 3, trunk=vsc.MaskTrunk(12, 16))
+        prior = vsc.PseudoInputPrior(encoder, 5, assignment="optimal")
+        vae = vsc.VAE(encoder, vsc.NormalDecoder(3, 12), prior, missing=True)
+        vsc.fit(vae, x, epochs=1, progress=False, device="cpu")
+        with vae.evaluating():
+            q, p = vae.encoder(x), vae.prior(x)
+            best = torch.log_softmax(p.log_weights - pairwise_kl(q, p.component_distribution), -1)
+        torch.testing.assert_close(p.log_assignment, best, rtol=0, atol=1e-5)
+
     def test_an_optimal_assignment_draws_nothing_and_keeps_the_statistics_of_a_batch_norm(self):
         encoder = vsc.SpikeSlabEncoder(6, 3, hidden=(8,))
         encoder.network.insert(2, nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5)))

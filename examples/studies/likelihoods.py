@@ -254,7 +254,7 @@ def row_of(network, result, dense, published):
         f"{figures['used_latents']}, {figures['active_units']}",
         f"{-figures['validation'][kept]:.2f}",
         f"{figures['epochs']['relaxed']} of {settings['epochs']['relaxed']} ({figures['best_epoch']['relaxed']})",
-        f"{settings['warmup']:.0%}",
+        f"{100 * settings['warmup']:g}%",
         kept_part(kept, figures, settings),
         target_of(settings, figures, dense, published),
     )

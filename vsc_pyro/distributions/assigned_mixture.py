@@ -114,7 +114,12 @@ class AssignedMixture(TorchDistribution):
     def log_prob(self, value: Float[Tensor, "*value latents"]) -> Float[Tensor, "*broadcast"]:
         components, values = self._components_against(value)
         each = components.log_prob(values)
-        return (self.log_assignment.exp() * each.movedim(0, -1)).sum(-1) - self.assignment_kl()
+        return self.expectation(each.movedim(0, -1)) - self.assignment_kl()
+
+    def expectation(self, each: Tensor) -> Tensor:
+        r"""Return :math:`\sum_u r_u f_u` of values `each`, shape ``(*, U)``; where r is 0, they may be infinite."""
+        assignment = self.log_assignment.exp()
+        return (assignment * each.masked_fill(assignment == 0, 0.0)).sum(-1)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         components, values = self._components_against(value)
@@ -125,14 +130,14 @@ class AssignedMixture(TorchDistribution):
         r"""Return :math:`KL(r \| \pi)` in nats, or zeros if it is not charged; shape `batch_shape`."""
         if not self.charge_assignment:
             return self.log_assignment.new_zeros(self.batch_shape)
-        return (self.log_assignment.exp() * (self.log_assignment - self.log_weights)).sum(-1)
+        return self.expectation(self.log_assignment - self.log_weights)
 
 
 @register_kl(Distribution, AssignedMixture)
 def _kl_assigned(p: Distribution, q: AssignedMixture) -> Tensor:
     r"""Return :math:`\sum_u r_u\, KL(p \| q_u) + KL(r \| \pi)`."""
     each = pairwise_kl(p, q.component_distribution)
-    return (q.log_assignment.exp() * each).sum(-1) + q.assignment_kl()
+    return q.expectation(each) + q.assignment_kl()
 
 
 # Each of these classes has a rule for any prior, so torch would find (Distribution, AssignedMixture) ambiguous.

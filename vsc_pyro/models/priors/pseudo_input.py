@@ -77,8 +77,9 @@ class PseudoInputPrior(Prior):
             once to the sum over all N data, a weight of 1/N.)
         assignment: ``"bound"`` treats u as a latent, assigned by the classifier, and charges for its assignment.
             ``"optimal"`` has the best assignment in place of the classifier, at the price of a second pass through the
-            encoder; its posteriors need a divergence in closed form. ``"paper"`` is the published objective, which is
-            not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture instead).
+            encoder, in evaluation mode; its posteriors need a divergence in closed form. ``"paper"`` is the published
+            objective, which is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture
+            instead).
         pseudo_inputs: data to start at, shape ``(U, ...)``, instead of random training data; they also set the range.
         hidden: widths of the classifier's hidden layers, if there is one.
         activation: name of the classifier's activation, if there is one.
@@ -196,6 +197,11 @@ class PseudoInputPrior(Prior):
         return self.assignment != "paper"
 
     @property
+    def takes_missing(self) -> bool:
+        """True if forward is to see missing values, which the encoder replaces or, with a `MaskTrunk`, reads."""
+        return self.classifier is None
+
+    @property
     def pseudo_inputs(self) -> Tensor:
         """The pseudo-inputs, shape ``(U, *input_shape)``, within the range of the data."""
         return self.low + (self.high - self.low) * torch.sigmoid(self._unconstrained)
@@ -261,7 +267,8 @@ class PseudoInputPrior(Prior):
         """Return unnormalised log-probabilities of the assignment, shape ``(B, U)``."""
         if self.classifier is not None:
             return run_network(self.classifier, x, self.network_precision)
-        # The objective is stationary in an optimal assignment, so no gradient through it is lost.
+        # The ELBO is stationary in an optimal assignment, so it loses no gradient. Dropout and batch normalisation
+        # change the posterior in training, and other objectives have another optimum; there it is nearly optimal.
         return self._log_weights() - pairwise_kl(self._encoded(x), components).detach()
 
     def marginal(self, x: Tensor) -> MixtureSameFamily:
