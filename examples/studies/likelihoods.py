@@ -68,7 +68,8 @@ OWN = {
     "optimal-sparse": {**_SPARSE, "assignment": "optimal"},
 }
 # With the term the warm-up is short or absent: while the KL divergence costs little, latents come to be on for every
-# image, and a saturated inclusion has hardly a gradient to bring them back. Gated layers get there within two epochs.
+# image, and a saturated inclusion has hardly a gradient to bring them back. Gated layers get there within two and a
+# half epochs.
 SPARSE_WARMUP = {
     ("tanh", "pseudo-input-sparse"): 0.01,
     ("gated", "pseudo-input-sparse"): 0.0,
@@ -207,7 +208,8 @@ def table(results):
     some = next(iter(results.values()))["settings"]
     precision = ", ".join(sorted({p for r in results.values() for p in r["figures"]["precision"].values()}))
     parts.append(
-        f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes, -ELBO that of one. Widths "
+        f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes; -ELBO is that of one, "
+        "which under pseudo-inputs pays for the assignment, too. Widths "
         f"of the layers: {by('network', 'hidden', results)}; latents: {by('network', 'latent_dim', results)}. E[L0]: "
         f"expected number of latents on; the VAE has all on. {some['pseudo_inputs']} pseudo-inputs, to which a "
         "classifier assigns data, or (optimal) the best assignment. Inclusion at which encoders start, 0.1 unless "
