@@ -426,6 +426,8 @@ class TestPseudoInputs:
         for settings, message in [
             ({"num_pseudo_inputs": 0}, "num_pseudo_inputs must be a whole number of at least 1, got 0"),
             ({"assignment": "soft"}, "unknown assignment 'soft'; known are 'bound', 'optimal', 'paper'"),
+            ({"assignment": "optimal", "hidden": 9}, "hidden=9 and activation=None are of the classifier, .*omit them"),
+            ({"assignment": "optimal", "activation": "tanh"}, "activation='tanh' are of the classifier"),
             ({"inclusion": 1.0, "sparsity_weight": 1}, "inclusion must lie strictly between 0 and 1, got 1.0"),
             (
                 {"inclusion": 0.1},

@@ -81,8 +81,8 @@ class PseudoInputPrior(Prior):
             objective, which is not a bound (`is_bound` is False, and `vsc_pyro.evaluate` evaluates the mixture
             instead).
         pseudo_inputs: data to start at, shape ``(U, ...)``, instead of random training data; they also set the range.
-        hidden: widths of the classifier's hidden layers, if there is one.
-        activation: name of the classifier's activation, if there is one.
+        hidden: widths of the classifier's hidden layers, by default one of 200; refused where there is no classifier.
+        activation: name of the classifier's activation, by default ``"relu"``; refused where there is no classifier.
 
     Shapes:
         x ``(B, *input_shape)``; the distribution has `batch_shape` ``(B,)`` and `event_shape` ``(J,)``.
@@ -91,8 +91,8 @@ class PseudoInputPrior(Prior):
         ValueError: an encoder without `input_shape`, or whose posterior is a point, or depends in evaluation mode on
             other data in the batch (batch normalisation without running statistics); pseudo-inputs that do not fit it;
             `inclusion` outside (0, 1); only one of `inclusion` and `sparsity_weight`; a negative `sparsity_weight`; an
-            unknown `assignment`, or an optimal one without divergences in closed form; a sparsity term without spikes;
-            a posterior whose latents are not independent.
+            unknown `assignment`, or an optimal one without divergences in closed form; `hidden` or `activation`
+            under an optimal one; a sparsity term without spikes; a posterior whose latents are not independent.
 
     >>> import torch
     >>> import vsc_pyro as vsc
@@ -114,8 +114,8 @@ class PseudoInputPrior(Prior):
         sparsity_weight: float = 0.0,
         assignment: str = "bound",
         pseudo_inputs: Tensor | None = None,
-        hidden: int | Sequence[int] = (200,),
-        activation: str = "relu",
+        hidden: int | Sequence[int] | None = None,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
         if not hasattr(encoder, "input_shape"):
@@ -135,8 +135,14 @@ class PseudoInputPrior(Prior):
         self.network_precision = "float32"
         self.classifier = None
         if assignment != "optimal":
-            layers = MLP(math.prod(input_shape), self.num_pseudo_inputs, hidden, activation)
+            widths, activation = (200,) if hidden is None else hidden, "relu" if activation is None else activation
+            layers = MLP(math.prod(input_shape), self.num_pseudo_inputs, widths, activation)
             self.classifier = nn.Sequential(nn.Flatten(), *layers)
+        elif hidden is not None or activation is not None:
+            raise ValueError(
+                f"hidden={hidden!r} and activation={activation!r} are of the classifier, which assignment='optimal' "
+                "does without; omit them, or use assignment='bound'"
+            )
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.ones(()))
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
