@@ -310,7 +310,7 @@ def published_row(network, source, nll):
 def draw(results):
     """Draw the bounds against E[L0], and the validation bound by epoch, that of DisARM last."""
     datasets = list({r["settings"]["dataset"]: None for r in results.values()})
-    figure = Figure(figsize=(11, 4 * len(datasets)), layout="constrained")
+    figure = Figure(figsize=(13, 4 * len(datasets)), layout="constrained")
     grid = figure.subplots(len(datasets), 2, squeeze=False)
     for (left, right), dataset in zip(grid, datasets, strict=True):
         for result in (r for r in results.values() if r["settings"]["dataset"] == dataset):
@@ -337,7 +337,7 @@ def draw(results):
         right.set(xlabel="epoch", ylabel="validation -ELBO, nats", title="training, at its end with DisARM")
         for axes in (left, right):
             axes.grid(alpha=0.3)
-        right.legend(fontsize=8)
+        right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
