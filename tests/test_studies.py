@@ -96,6 +96,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(tmp_path, jobs):
     ("arguments", "message"),
     [
         (["--only", "mnist-*"], "--only must fit some of the runs digits-"),
+        (["--only", "digits-vae-8", "digits-vea-*"], r"--only must fit some of .*, got digits-vea-\*"),
         (["--run", "digits"], "--run must be one of digits-"),
     ],
 )
@@ -106,7 +107,7 @@ def test_unknown_runs_are_refused(arguments, message, tmp_path):
 
 def test_results_of_other_settings_are_refused(tmp_path):
     settings = importlib.import_module("bounds").runs(True)["digits-vae-8"]
-    kept = {"figures": {}, "seconds": 1.0, "threads": 1, "machine": {}, "date": "", "commit": ""}
+    kept = {"figures": {}, "seconds": 1.0, "threads": 1, "machine": {"words": ""}, "date": "", "commit": ""}
     folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"settings": settings | {"lr": 0.5}, **kept}))
@@ -119,6 +120,80 @@ def test_results_of_other_settings_are_refused(tmp_path):
     (folder / "settings.json").write_text(json.dumps(settings | {"lr": 0.5}))  # as a run leaves that was interrupted
     with pytest.raises(ValueError, match=r"settings\.json is of a run with .*move .* away"):
         call("bounds", "--output", tmp_path, "--only", "digits-vae-8")
+
+
+def finished(**changed):
+    """The result of a run of bounds as its file has it, with entries changed."""
+    settings = importlib.import_module("bounds").runs(True)["digits-vae-8"]
+    figures = {"elbo": -27.0, "expected_l0": 8.0, "used_latents": 8}
+    result = {"settings": settings, "figures": figures, "seconds": 1.0, "threads": 1, "machine": {"words": "one"}}
+    return result | {"date": "2026-01-01", "commit": "abc"} | changed
+
+
+def keep(folder, **runs):
+    folder.mkdir(exist_ok=True)
+    content = {"command": "python examples/studies/bounds.py --quick", "runs": runs}
+    (folder / "bounds.json").write_text(json.dumps(content))
+
+
+def test_a_kept_run_does_not_vanish(tmp_path):
+    result = finished()
+    for name, settings in (("digits-vae-8", result["settings"] | {"lr": 0.5}), ("digits-old-8", result["settings"])):
+        keep(tmp_path / "results", **{name: result | {"settings": settings}})
+        before = (tmp_path / "results" / "bounds.json").read_text()
+        with pytest.raises(ValueError, match=rf"would be lost: {name}; repeat them with --only, remove them"):
+            call("bounds", "--output", tmp_path, "--results", tmp_path / "results", "--only", "digits-learned-8")
+        assert (tmp_path / "results" / "bounds.json").read_text() == before
+
+
+def test_a_newer_result_replaces_an_older_one(tmp_path):
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(finished()))
+    for date, kept in (("2026-01-02", "new"), ("2025-12-31", "abc")):
+        keep(tmp_path / "results", **{"digits-vae-8": finished(date=date, commit="new")})
+        only = "--only", "digits-vae-8"
+        results = call("bounds", "--output", tmp_path, "--results", tmp_path / "results", *only)
+        assert results["digits-vae-8"]["commit"] == kept
+
+
+def test_a_damaged_result_leaves_the_files_of_results(tmp_path):
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(finished(figures={})))
+    keep(tmp_path / "results", **{"digits-vae-8": finished()})
+    before = files(tmp_path / "results")
+    with pytest.raises(KeyError):
+        call("bounds", "--output", tmp_path, "--results", tmp_path / "results", "--only", "digits-vae-8")
+    assert files(tmp_path / "results") == before
+
+
+def test_a_run_counts_the_commits_and_seconds_of_all_its_processes(tmp_path):
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    (folder / "work.json").write_text(json.dumps({"commits": ["abc"], "seconds": 5000.0}))
+    assert call("bounds", "--output", tmp_path, "--run", "digits-vae-8") is None
+    result = json.loads((folder / "result.json").read_text())
+    assert result["commit"].startswith("abc, ")
+    assert 5000 < result["seconds"] < 6000
+    before = files(folder)
+    call("bounds", "--output", tmp_path, "--run", "digits-vae-8")
+    assert files(folder) == before
+
+
+def test_a_folder_that_cannot_be_made_fails_its_run_alone(tmp_path):
+    (tmp_path / "quick" / "bounds").mkdir(parents=True)
+    (tmp_path / "quick" / "bounds" / "digits-vae-8").touch()
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed.*digits-vae-8: error: .*File exists"):
+        call("bounds", "--output", tmp_path, "--jobs", 2, "--only", "digits-vae-8", "digits-learned-8")
+    assert (tmp_path / "quick" / "bounds" / "digits-learned-8" / "result.json").exists()
+
+
+def test_a_file_in_place_of_the_results_is_refused_before_any_run(tmp_path):
+    (tmp_path / "results").touch()
+    with pytest.raises(OSError, match="results"):
+        call("bounds", "--output", tmp_path / "runs", "--results", tmp_path / "results", "--only", "digits-vae-8")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_model_of_bounds_with_other_settings_is_not_classified(tmp_path):

@@ -1,5 +1,6 @@
 """The frame of a study: independent runs, each trained once and kept, then one JSON, one table and one figure."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -9,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,11 +24,23 @@ import torch
 from tqdm.auto import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # common, which all examples share
-from common.files import check_entries, count, markdown, number, read_json, text, write_figure, write_json, write_text
+from common.files import (
+    check_entries,
+    count,
+    markdown,
+    number,
+    read_json,
+    text,
+    texts,
+    write_figure,
+    write_json,
+    write_text,
+)
 from common.options import add_data_root, described, path, whole
 from common.running import run as run_main
 
 import vsc_pyro as vsc
+from vsc_pyro._files import check_writable
 from vsc_pyro.training.checkpoints import shown
 
 
@@ -35,8 +49,14 @@ def settings_of_a_run(value):
     return isinstance(value, dict)
 
 
+def machine_of_a_run(value):
+    """a table with words"""
+    return isinstance(value, dict) and text(value.get("words"))
+
+
 KINDS = {
-    **dict.fromkeys(("settings", "figures", "machine"), settings_of_a_run),
+    **dict.fromkeys(("settings", "figures"), settings_of_a_run),
+    "machine": machine_of_a_run,
     **dict.fromkeys(("date", "commit"), text),
     "seconds": number,
     "threads": count,
@@ -104,24 +124,31 @@ def main(study, argv=None):
             raise ValueError(f"--run must be one of {', '.join(runs)}, got {args.run!r}")
         if PARENT in os.environ:
             threading.Thread(target=end_with_parent, daemon=True).start()
-        do_run(study, args.run, runs[args.run], args)
+        if read_result(study, args.run, runs[args.run], args, {}) is None:
+            do_run(study, args.run, runs[args.run], args)
+        else:
+            print(f"{args.run} is done")
         return None
     chosen = [name for name in runs if any(fnmatch(name, pattern) for pattern in args.only)]
-    if not chosen:
-        raise ValueError(f"--only must fit some of the runs {', '.join(runs)}, got {' '.join(args.only)}")
+    if unknown := [pattern for pattern in args.only if not any(fnmatch(name, pattern) for name in chosen)]:
+        raise ValueError(f"--only must fit some of the runs {', '.join(runs)}, got {' '.join(unknown)}")
     kept = kept_runs(study, args)
-    missing = [name for name in chosen if read_result(study, name, runs[name], args, kept) is None]
+    found = {name: read_result(study, name, runs[name], args, kept) for name in runs}
+    missing = [name for name in chosen if found[name] is None]
     reasons = {name: study.absent(runs[name], args.data_root) for name in missing}
     for name, reason in reasons.items():
         if reason is not None:
             print(f"{name} is skipped: {reason}", flush=True)
     missing = [name for name in missing if reasons[name] is None]
+    check_kept(study, args, kept, {name for name, result in found.items() if result is not None}.union(missing))
+    for file in files_of(study, args):
+        check_writable(file)
     cost = sum(study.minutes(runs[name]) for name in missing) / args.jobs
     print(f"{study.name}: {len(chosen)} runs, {len(missing)} to do, about {cost:.3g} minutes", flush=True)
     failed = do_runs(study, missing, runs, args)
     found = {name: read_result(study, name, runs[name], args, kept) for name in runs}
     results = {name: result for name, result in found.items() if result is not None}
-    if results:
+    if results and results.keys() >= kept.keys():  # a failed run may have been to replace one that is kept
         write_results(study, results, args)
     if failed:
         raise ValueError(
@@ -138,13 +165,17 @@ def target_of(study, args):
     return args.output / study.name if args.results is None else args.results
 
 
+def files_of(study, args):
+    return [target_of(study, args) / f"{study.name}.{kind}" for kind in ("json", "md", "png")]
+
+
 def command_of(study, args):
     return f"python examples/studies/{study.name}.py" + " --quick" * args.quick
 
 
 def kept_runs(study, args):
     """Return the runs in the file of --results; raise `ValueError` if those of another command would be replaced."""
-    file = target_of(study, args) / f"{study.name}.json"
+    file = files_of(study, args)[0]
     if not file.exists():
         return {}
     content = read_json(file)
@@ -157,18 +188,28 @@ def kept_runs(study, args):
     return content["runs"]
 
 
+def check_kept(study, args, kept, there):
+    """Raise `ValueError` if a run that is kept is neither `there` nor to be done, and would vanish from the results."""
+    if lost := sorted(kept.keys() - there):
+        raise ValueError(
+            f"{files_of(study, args)[0]} has runs that are unknown or have other settings now, and would be lost: "
+            f"{', '.join(lost)}; repeat them with --only, remove them from the file, or pass another --results"
+        )
+
+
 def read_result(study, name, settings, args, kept):
     """Return the result of a run, or None if it is not finished; raise `ValueError` if it had other settings.
 
-    Without a folder of its own, a run of these settings among those `kept` counts as finished.
+    A run of these settings among those `kept` counts as finished, and replaces an older one in the folder of runs.
     """
     file = folder_of(study.name, name, args.output) / "result.json"
+    other = kept[name] if name in kept and kept[name]["settings"] == in_json(settings) else None
     if not file.exists():
-        return kept[name] if name in kept and kept[name]["settings"] == in_json(settings) else None
+        return other
     result = read_json(file)
     check_entries(file, result, KINDS)
     check_settings(file, result["settings"], settings)
-    return result
+    return result if other is None or result["date"] >= other["date"] else other
 
 
 def in_json(settings):
@@ -194,19 +235,33 @@ def do_run(study, name, settings, args):
     """Do one run in this process and write its result, atomically and last of all its files."""
     folder = folder_of(study.name, name, args.output)
     claim(folder, settings)
-    code = commit()  # when the code was read, not when the run ends
-    start = time.perf_counter()
-    figures = study.measure(settings, folder, args.data_root)
+    with counted(folder) as work:
+        figures = study.measure(settings, folder, args.data_root)
     result = {
         "settings": settings,
         "figures": figures,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(work["seconds"], 1),
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
-        "commit": code,
+        "commit": ", ".join(work["commits"]),
     }
     write_json(folder / "result.json", result)
+
+
+@contextlib.contextmanager
+def counted(folder):
+    """Keep the commits and seconds of a run over interrupts in work.json; those of a killed process have no seconds."""
+    file, start = folder / "work.json", time.perf_counter()
+    work = read_json(file) if file.exists() else {"commits": [], "seconds": 0.0}
+    check_entries(file, work, {"commits": texts, "seconds": number})
+    work["commits"] = list(dict.fromkeys([*work["commits"], commit()]))
+    write_json(file, work)
+    try:
+        yield work
+    finally:
+        work["seconds"] += time.perf_counter() - start
+        write_json(file, work)
 
 
 def do_runs(study, names, runs, args):
@@ -231,18 +286,31 @@ def do_in_processes(study, names, args, bar):
     try:
         while waiting or at_work:
             while waiting and len(at_work) < args.jobs:
-                at_work[name] = start(study, name := waiting.pop(0), args)
+                name = waiting.pop(0)
+                try:
+                    at_work[name] = start(study, name, args)
+                except OSError as error:
+                    failed.append(f"{name}: error: {error}")
+                    bar.update()
             time.sleep(0.2)
             for name in [name for name, process in at_work.items() if process.poll() is not None]:
-                if at_work.pop(name).returncode:
+                process = at_work.pop(name)
+                process.stdin.close()
+                if code := process.returncode:
                     log = folder_of(study.name, name, args.output) / "log.txt"
-                    failed.append(f"{name}: {''.join(log.read_text().strip().splitlines()[-1:])} ({log})")
+                    said = "".join(log.read_text().strip().splitlines()[-1:])
+                    failed.append(f"{name}: {said if code > 0 else killed_by(-code)} ({log})")
                 bar.update()
                 bar.set_postfix_str(", ".join(at_work))
     finally:
         for process in at_work.values():
             process.kill()
+            process.stdin.close()
     return failed
+
+
+def killed_by(number):
+    return f"killed by signal {number}, {signal.strsignal(number)}" + ", perhaps for want of memory" * (number == 9)
 
 
 def start(study, name, args):
@@ -270,13 +338,16 @@ def write_results(study, results, args):
     target = target_of(study, args)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(result)}" for name, result in results.items())
     about = f'"study": "{study.name}", "command": "{command_of(study, args)}"'
-    write_text(target / f"{study.name}.json", f'{{{about}, "runs": {{\n{lines}\n}}}}\n')  # a run a line
-    write_text(target / f"{study.name}.md", study.table(results) + "\n\n" + provenance(study, results, args) + "\n")
-    write_figure(target / f"{study.name}.png", study.draw(results), dpi=120)
+    # All is made before any file is replaced, so that a damaged result leaves them as they are.
+    told, figure = study.table(results) + "\n\n" + provenance(study, results, args) + "\n", study.draw(results)
+    content, table, picture = files_of(study, args)
+    write_text(content, f'{{{about}, "runs": {{\n{lines}\n}}}}\n')  # a run a line
+    write_text(table, told)
+    write_figure(picture, figure, dpi=120)
     for run, picture in itertools.product(results, study.pictures):
         if (drawn := folder_of(study.name, run, args.output) / f"{picture}.png").exists():
             shutil.copyfile(drawn, target / f"{study.name}-{run}-{picture}.png")
-    print(f"{(target / study.name).with_suffix('.md').read_text()}\nwritten: {target / study.name}.json, .md, .png")
+    print(f"{told}\nwritten: {target / study.name}.json, .md, .png")
 
 
 def provenance(study, results, args):
@@ -285,11 +356,11 @@ def provenance(study, results, args):
     def several(values):
         return ", ".join(sorted(set(values)))
 
-    found = results.values()
-    planned = len(study.runs(args.quick))
+    found, planned = results.values(), len(study.runs(args.quick))
+    commits = several(name for r in found for name in r["commit"].split(", "))
     return (
         f"`{command_of(study, args)}{' --data-root FOLDER' * (args.data_root is not None)}`; "
-        f"commit {several(r['commit'] for r in found)}; {several(r['date'] for r in found)}; "
+        f"commit {commits}; {several(r['date'] for r in found)}; "
         f"{several(r['machine']['words'] for r in found)}; seeds {several(str(r['settings']['seed']) for r in found)}; "
         f"{len(results)} of {planned} runs, {sum(r['seconds'] for r in found) / 60:.0f} minutes in all, "
         f"threads of a run: {several(str(r['threads']) for r in found)}."
