@@ -58,7 +58,11 @@ def add_data(parser, datasets):
 
 
 def add_data_root(parser):
-    parser.add_argument("--data-root", type=path, help="folder that contains MNIST/raw or FashionMNIST/raw")
+    parser.add_argument(
+        "--data-root",
+        type=path,
+        help="folder of MNIST/raw, FashionMNIST/raw and other data; default: VSC_PYRO_DATA, else a cache",
+    )
 
 
 def add_finished_run(parser):

@@ -16,6 +16,7 @@ from math import ceil
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pyro.distributions.util import scale_and_mask
 from study import Study, fitted, main, markdown, read_json, run_main, write_json
 from torch.distributions import kl_divergence
@@ -245,9 +246,9 @@ def table(results):
         f"{settings['held_out']:,} images held out of the training data; the best by it is bold, and nothing was "
         f"chosen on test images. Bound: {settings['draws']} draws. Hard spikes throughout, dynamic binarisation; "
         f"networks D-{hidden}-J-{hidden}-D, Adam {settings['lr']:g} that falls over the last quarter (late disarm: "
-        f"the last fifth), batches of {settings['batch_size']}, {settings['epochs']} epochs, concrete gate. Used: "
+        f"the last fifth), batches of {settings['batch_size']}, {settings['epochs']} epochs, concrete gate. Ever on: "
         "latents whose inclusion exceeds 1/2 for some test image, whether they tell images apart (informative, see "
-        "the glossary) or not. Off at the end: latents used for no held-out image; of these, those that were "
+        "the glossary) or not. Off at the end: latents on for no held-out image; of these, those that were "
         "already off after a tenth of the epochs, and those that were on after no epoch. E[L0] sums the inclusion "
         "of all latents, unused ones at their idle rate. One seed."
     )
@@ -275,7 +276,7 @@ def row(remedy, figures, plain, is_best):
         "test": cell("elbo", -1),
         "bound": cell("iwae", -1),
         "E[L0]": cell("expected_l0", digits=1),
-        "used": cell("used_latents", digits=0),
+        "ever on": cell("used_latents", digits=0),
         "active": figures["active_units"],
         "informative": figures["informative_latents"],
         "Hoyer": f"{figures['hoyer']:.2f}",
@@ -300,8 +301,9 @@ def draw(results):
         axes.set(
             title=f"{NAMES[dataset]}, {prior}",
             xlabel="epoch",
-            ylabel=f"of {latents} latents, on for a held-out image",
+            ylabel=f"latents on for at least one held-out image, of {latents}",
         )
+        axes.get_yaxis().set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     names = [remedy for remedy in REMEDIES if remedy in lines]
     figure.legend([lines[name] for name in names], names, loc="outside right upper", fontsize=9)

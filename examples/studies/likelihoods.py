@@ -45,7 +45,7 @@ PUBLISHED = {
     ("mnist-static", None): {"VAE, pythae, its networks": 88.71, "VampPrior, pythae, its networks": 85.79},
 }
 COLUMNS = (
-    *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "latents used, active"),
+    *("network", "system", "NLL", "-ELBO", "KL", "E[L0]", "Hoyer", "ever on, active"),
     *("validation -ELBO", "epochs (best)", "warm-up", "kept", "target"),
 )
 MARKERS = {"tanh": "o", "gated": "s"}
@@ -132,12 +132,27 @@ def load(dataset, held_out, data_root):
     The file of the fixed binarisation has its own.
     """
     if dataset == "mnist-static":
-        with np.load(static_file(data_root)) as arrays:
-            parts = [torch.from_numpy(arrays[name]).float() for name in ("train", "valid", "test")]
+        parts = read_static(static_file(data_root))
         return [vsc.Dataset(part.reshape(-1, 1, 28, 28), binarize="static", name="mnist") for part in parts]
     train, test = vsc.datasets.load(dataset, data_root, binarize="dynamic")
     first = len(train) - round(held_out * len(train))
     return train[:first], train[first:], test
+
+
+def read_static(file):
+    """Return training, validation and test images, shape (N, 784), of zeros and ones; raise `ValueError` if not."""
+    try:
+        with np.load(file) as arrays:
+            parts = {name: torch.from_numpy(arrays[name]).float() for name in ("train", "valid", "test")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} must be an npz file of the arrays train, valid and test ({error})") from error
+    for name, part in parts.items():
+        if part.dim() != 2 or part.shape[1] != 784 or not ((part == 0) | (part == 1)).all():
+            raise ValueError(
+                f"{file} must have rows of 784 zeros and ones in {name}, got shape {tuple(part.shape)}, values from "
+                f"{part.min():g} to {part.max():g}"
+            )
+    return list(parts.values())
 
 
 def build(settings, shape):
@@ -215,8 +230,10 @@ def table(results):
         f"Nats per test image; NLL is the bound of {some['draws']:,} draws with hard spikes; -ELBO is that of one, "
         "which under pseudo-inputs pays for the assignment, too. Widths "
         f"of the layers: {by('network', 'hidden', results)}; latents: {by('network', 'latent_dim', results)}. E[L0]: "
-        f"expected number of latents on; the VAE has all on. {some['pseudo_inputs']} pseudo-inputs, to which a "
-        "classifier assigns data, or (optimal) the best assignment. Inclusion at which encoders start, 0.1 unless "
+        "expected number of latents on; the VAE has all on. Ever on: latents with an inclusion above 1/2 for some test "
+        "image; active: latents whose posterior mean has a variance above .01 over test images. "
+        f"{some['pseudo_inputs']} pseudo-inputs, to which a classifier assigns data, or (optimal) the best assignment. "
+        "Inclusion at which encoders start, 0.1 unless "
         f"told: {by('system', 'initial_inclusion', results)}. Target of the sparsity term, of weight 1 for each datum: "
         f"{by('system', 'inclusion', results)}. Networks in {precision}. Adam, batches of {some['batch_size']}, a rate "
         f"of {by('network', 'lr', results)} that falls to 0 over the most epochs shown. "
@@ -318,7 +335,7 @@ def draw(results):
             label = f"{settings['network']}, {settings['system']}"
             style = {"color": f"C{SYSTEMS.index(settings['system'])}"}
             on = figures["expected_l0"] / settings["latent_dim"]
-            left.plot([on], [figures["nll"]], MARKERS[settings["network"]], label=label, **style)
+            left.plot([on], [figures["nll"]], MARKERS[settings["network"]], **style)
             shown = math.ceil(0.1 * settings["epochs"]["relaxed"])  # the bounds before are far off
             epochs = range(shown + 1, len(figures["curve"]) + 1)
             right.plot(
@@ -335,6 +352,9 @@ def draw(results):
         left.axvline(1 / 3, color="0.8", lw=0.8)
         left.set(xlabel="share of latents on, E[L0] / J", ylabel="NLL, nats", xlim=(0, 1.05), title=NAMES[dataset])
         right.set(xlabel="epoch", ylabel="validation -ELBO, nats", title="training, at its end with DisARM")
+        for network, marker in MARKERS.items():
+            left.plot([], [], marker, color="0.5", label=network)
+        left.legend(fontsize=7)
         for axes in (left, right):
             axes.grid(alpha=0.3)
         right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -31,6 +31,7 @@ from linear_rate_distortion import lasso_points, omp_errors, point, refit  # on 
 
 # Loss on MNIST test images (Vafaii et al., 2024), and R2 and share of zeros (Vafaii et al., 2025).
 PUBLISHED = {"Gaussian": 40.6, "Poisson": 41.5, "Laplace": 42.1, "Poisson, straight-through": 44.8}
+NAMES = {"mnist": "MNIST", "digits": "digits"}
 PUBLISHED_ZEROS, PUBLISHED_R2 = 0.844, 0.951
 VARIANCE = 0.5
 DENSE = {"gaussian": (vsc.NormalEncoder, vsc.NormalPrior), "laplace": (vsc.LaplaceEncoder, vsc.LaplacePrior)}
@@ -237,6 +238,15 @@ def of_kind(results, kind):
     return {name: r for name, r in results.items() if r["settings"]["kind"] == kind}
 
 
+def title(results, kind):
+    return ", ".join({NAMES[r["settings"]["dataset"]]: None for r in of_kind(results, kind).values()})
+
+
+def published(results, kind):
+    """Return the published losses if the runs are of the data that these are of."""
+    return PUBLISHED if title(results, kind) == NAMES["mnist"] else {}
+
+
 def curves_of(results):
     """Return the points of each coder of patches: atoms on and share of energy left, sorted."""
     curves = {}
@@ -256,7 +266,7 @@ def loss_table(results):
     found = of_kind(results, "loss")
     if not found:
         return None
-    rows = [{"": f"{name}, published", "loss": value} for name, value in PUBLISHED.items()]
+    rows = [{"": f"{name}, published", "loss": value} for name, value in published(results, "loss").items()]
     for result in found.values():
         settings, figures = result["settings"], result["figures"]
         rows.append(
@@ -283,7 +293,8 @@ def r2_table(results):
     found = of_kind(results, "r2")
     if not found:
         return None
-    rows = [{"": "iterative Poisson VAE, published", "zeros": f"{PUBLISHED_ZEROS:.1%}", "R2": f"{PUBLISHED_R2:.3f}"}]
+    cells = {"": "iterative Poisson VAE, published", "zeros": f"{PUBLISHED_ZEROS:.1%}", "R2": f"{PUBLISHED_R2:.3f}"}
+    rows = [cells] if published(results, "r2") else []
     for result in found.values():
         settings, figures = result["settings"], result["figures"]
         cells = {"": f"ours, noise {settings['noise']:g}", "zeros": f"{1 - figures['l0'] / settings['latent_dim']:.1%}"}
@@ -294,8 +305,8 @@ def r2_table(results):
         f"SparseDictionary of {s['latent_dim']} features, {s['refine_steps']} closed-form updates in training; Adam "
         f"{s['lr']:g}, batches of {s['batch_size']}, {s['epochs']} epochs. Hard codes of {s['num_test']} test "
         f"images: slab means of latents with inclusion above 1/2 after `refine` with {s['further']} steps, or least "
-        "squares on their atoms (refitted). R2: squared error over that of the mean image, summed over pixels and "
-        "images. Published: Vafaii et al. (2025), whose codes are counts."
+        "squares on their atoms (refitted). R2: 1 minus squared error over that of the mean image, summed over pixels "
+        "and images. Published: Vafaii et al. (2025), whose codes are counts."
     )
 
 
@@ -324,11 +335,17 @@ def patches_table(results):
 
 
 def at(l0, curve):
-    """Return a curve's share of energy left at so many atoms, on a straight line between its points."""
-    if curve is None or not curve[0][0] <= l0 <= curve[-1][0]:
-        return ""
+    """Return a curve's share of energy left at so many atoms in words, or nothing beyond its points."""
+    share = between(l0, curve)
+    return "" if math.isnan(share) else f"{share:.1%}"
+
+
+def between(l0, curve):
+    """Return a curve's share of energy left on a straight line between its points, NaN beyond them."""
+    if curve is None:
+        return math.nan
     l0s, shares, _ = zip(*curve, strict=True)
-    return f"{np.interp(l0, l0s, shares):.1%}"
+    return float(np.interp(l0, l0s, shares, left=math.nan, right=math.nan))
 
 
 def draw(results):
@@ -342,20 +359,21 @@ def draw(results):
 
 
 def draw_loss(axes, results):
-    for index, (name, value) in enumerate(PUBLISHED.items()):
+    for index, (name, value) in enumerate(published(results, "loss").items()):
         label = None if index else "published"
         axes.axhline(value, color="grey", lw=1, ls="--", label=label)
-        axes.annotate(name, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+        axes.annotate(name, (0.6, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
     for result in of_kind(results, "loss").values():
         figures, system = result["figures"], result["settings"]["system"]
         label, colour = None if result["settings"]["seed"] else system, f"C{list(SYSTEMS).index(system)}"
         axes.plot(figures["expected_l0"], figures["loss"], "o", color=colour, label=label)
-    axes.set(xscale="log", xlabel="latents on, E[L0]", ylabel="squared error + KL, test images", title="MNIST")
+    axes.set(xscale="log", xlabel="E[L0]", ylabel="squared error + KL, test images", title=title(results, "loss"))
     axes.get_xaxis().set_major_formatter("{x:g}")
 
 
 def draw_r2(axes, results):
-    axes.plot(PUBLISHED_ZEROS, PUBLISHED_R2, "kx", label="iterative Poisson VAE, published")
+    if published(results, "r2"):
+        axes.plot(PUBLISHED_ZEROS, PUBLISHED_R2, "kx", label="iterative Poisson VAE, published")
     found = [
         (1 - r["figures"]["l0"] / r["settings"]["latent_dim"], r["figures"]) for r in of_kind(results, "r2").values()
     ]
@@ -363,16 +381,21 @@ def draw_r2(axes, results):
         points = sorted((zeros, 1 - figures[key] / figures["spread"]) for zeros, figures in found)
         if points:
             axes.plot(*zip(*points, strict=True), "o-", label=f"ours, {name}")
-    axes.set(xlabel="share of zeros", ylabel="R2 of hard codes", title="MNIST")
+    axes.set(xlabel="share of zeros", ylabel="R2 of hard codes", title=title(results, "r2"))
 
 
 def draw_patches(axes, results):
-    for coder, curve in curves_of(results).items():
+    """Draw the energy that hard codes leave over that of OMP with as many atoms; the LASSO, far above, is left out."""
+    curves = curves_of(results)
+    for coder, curve in sorted(curves.items(), key=lambda item: item[0] in OURS):  # ours on top
         style = {"color": "black", "lw": 2} if coder in OURS else {"lw": 1}
-        l0s, shares, _ = zip(*curve, strict=True)
-        axes.plot(l0s, shares, "--" if coder.endswith("refitted") else "-", marker="o", ms=3, label=coder, **style)
-    axes.axhline(1, color="grey", lw=1, ls=":", label="no atom on")
-    axes.set(xlabel="atoms per patch", ylabel="share of energy left", ylim=(0, None), title="natural patches")
+        ratios = [(l0, share / between(l0, curves.get(BESIDE["OMP"]))) for l0, share, _ in curve]
+        if not coder.startswith("LASSO"):
+            line = "--" if coder.endswith("refitted") else "-"
+            axes.plot(*zip(*ratios, strict=True), line, marker="o", ms=3, label=coder, **style)
+    most = max((l0 for coder in OURS for l0, _, _ in curves.get(coder, [])), default=20)
+    axes.set(xlabel="atoms per patch", ylabel="energy left, over that of OMP", title="natural patches")
+    axes.set_xlim(0, 1.5 * most)
 
 
 STUDY = Study(__file__, __doc__, runs, measure, minutes, table, draw)
