@@ -17,7 +17,7 @@ def prior(cls, **settings):
 
 
 def pseudo_input(**settings):
-    return lambda encoder: vsc.PseudoInputPrior(encoder, 4, hidden=(8,), **settings)
+    return lambda encoder: vsc.PseudoInputPrior(encoder, 4, **settings)
 
 
 ENCODERS = {
@@ -55,9 +55,9 @@ PRIORS = {
     "log-normal": prior(vsc.SpikeSlabPrior, slab="log-normal", learn_slab=True),
     "exponential": prior(vsc.SpikeSlabPrior, slab="exponential", slab_scale=2),
     "gamma": prior(vsc.SpikeSlabPrior, slab="gamma", learn_slab="global", slab_scale=0.7),
-    "pseudo-input": pseudo_input(),
+    "pseudo-input": pseudo_input(hidden=(8,)),
     "pseudo-input-optimal": pseudo_input(assignment="optimal"),
-    "pseudo-input-paper": pseudo_input(assignment="paper"),
+    "pseudo-input-paper": pseudo_input(assignment="paper", hidden=(8,)),
 }
 SPIKES = ("spike-slab", "learned", "learned-slab", "global", "beta", "global-beta")
 POSITIVE = ("half-normal", "truncated-normal", "log-normal", "exponential", "gamma")
