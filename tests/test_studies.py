@@ -241,3 +241,31 @@ def test_a_figure_of_one_system_has_numbers_on_its_axes():
     figure = bounds.draw({"digits-vae-8": {"settings": settings, "figures": {"elbo": -27.0, "expected_l0": 8.0}}})
     low, high = figure.axes[0].get_ylim()
     assert 20 < low < 27 < high < 30
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"train": np.ones((2, 784)), "test": np.ones((2, 784))},
+            r"binarized_mnist\.npz must be an npz file of .*valid",
+        ),
+        (
+            dict.fromkeys(("train", "valid", "test"), np.ones((2, 392))),
+            r"784 zeros and ones in train, got .*\(2, 392\)",
+        ),
+        (
+            dict.fromkeys(("train", "valid", "test"), np.full((2, 784), 0.5)),
+            r"zeros and ones in train, .* 0\.5 to 0\.5",
+        ),
+        (None, r"binarized_mnist\.npz must be an npz file"),
+    ],
+)
+def test_a_fixed_binarisation_of_other_images_is_refused(arrays, message, tmp_path):
+    file = tmp_path / "binarized_mnist.npz"
+    if arrays is None:
+        file.write_text("no archive")
+    else:
+        np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module("likelihoods").read_static(file)
