@@ -1,8 +1,10 @@
 """Every study runs with --quick, leaves what it promises, does nothing twice and goes on after an interrupt."""
 
+import dataclasses
 import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -141,9 +143,60 @@ def test_a_kept_run_does_not_vanish(tmp_path):
     for name, settings in (("digits-vae-8", result["settings"] | {"lr": 0.5}), ("digits-old-8", result["settings"])):
         keep(tmp_path / "results", **{name: result | {"settings": settings}})
         before = (tmp_path / "results" / "bounds.json").read_text()
-        with pytest.raises(ValueError, match=rf"would be lost: {name}; repeat them with --only, remove them"):
+        with pytest.raises(ValueError, match=rf"and would lose: {name}; repeat with --only"):
             call("bounds", "--output", tmp_path, "--results", tmp_path / "results", "--only", "digits-learned-8")
         assert (tmp_path / "results" / "bounds.json").read_text() == before
+
+
+def test_a_kept_run_stays_where_its_repetition_fails(tmp_path):
+    keep(tmp_path / "results", **{"digits-vae-8": finished(settings=finished()["settings"] | {"lr": 0.5})})
+    before = files(tmp_path / "results")
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="1 of 1 runs failed"):
+        call("bounds", "--output", tmp_path, "--results", tmp_path / "results", "--only", "digits-vae-8")
+    assert files(tmp_path / "results") == before
+
+
+def test_results_that_another_process_writes_meanwhile_stay(tmp_path, monkeypatch):
+    study = importlib.import_module("study")
+    do_runs = study.do_runs
+
+    def meanwhile(*arguments):
+        other = finished(settings=importlib.import_module("bounds").runs(True)["digits-learned-8"], commit="meanwhile")
+        keep(tmp_path / "results", **{"digits-learned-8": other})
+        return do_runs(*arguments)
+
+    monkeypatch.setattr(study, "do_runs", meanwhile)
+    results = call("bounds", "--output", tmp_path, "--results", tmp_path / "results", "--only", "digits-vae-8")
+    assert results["digits-learned-8"]["commit"] == "meanwhile"
+    assert results.keys() == {"digits-vae-8", "digits-learned-8"}
+
+
+def test_pictures_are_those_of_the_results(tmp_path):
+    study, bounds = importlib.import_module("study"), importlib.import_module("bounds").STUDY
+    drawing = dataclasses.replace(bounds, pictures=("one",))
+    folder = tmp_path / "quick" / "bounds" / "digits-vae-8"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(finished()))
+    (folder / "one.png").write_text("a picture")
+    options = "--quick", "--quiet", "--only", "digits-vae-8", "--output", tmp_path, "--results", tmp_path / "results"
+    for date, there in (("2026-01-02", False), ("2025-12-31", True)):
+        keep(tmp_path / "results", **{"digits-vae-8": finished(date=date)})
+        study.main(drawing, [*map(str, options)])
+        assert (tmp_path / "results" / "bounds-digits-vae-8-one.png").exists() == there
+
+
+def test_an_interrupt_ends_runs_in_processes_and_counts_their_seconds(tmp_path):
+    process = subprocess.Popen(command("--output", tmp_path, "--jobs", 2), stdout=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("checkpoint.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    begun = [json.loads(file.read_text()) for file in tmp_path.rglob("work.json")]
+    assert begun
+    assert all(work["seconds"] > 0 for work in begun)
 
 
 def test_a_newer_result_replaces_an_older_one(tmp_path):
@@ -243,29 +296,34 @@ def test_a_figure_of_one_system_has_numbers_on_its_axes():
     assert 20 < low < 27 < high < 30
 
 
+PARTS = ("train", "valid", "test")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (
-            {"train": np.ones((2, 784)), "test": np.ones((2, 784))},
-            r"binarized_mnist\.npz must be an npz file of .*valid",
-        ),
-        (
-            dict.fromkeys(("train", "valid", "test"), np.ones((2, 392))),
-            r"784 zeros and ones in train, got .*\(2, 392\)",
-        ),
-        (
-            dict.fromkeys(("train", "valid", "test"), np.full((2, 784), 0.5)),
-            r"zeros and ones in train, .* 0\.5 to 0\.5",
-        ),
-        (None, r"binarized_mnist\.npz must be an npz file"),
+        ({"train": np.ones((2, 784)), "test": np.ones((2, 784))}, r"must be an npz file of .*\(.*valid is not"),
+        (dict.fromkeys(PARTS, np.ones((2, 392))), r"rows of 784 pixels in train, got shape \(2, 392\)"),
+        (dict.fromkeys(PARTS, np.ones(0)), r"rows of 784 pixels in train, got shape \(0,\)"),
+        (dict.fromkeys(PARTS, np.full((2, 784), 0.5)), r"zeros and ones in train, got 0\.5 to 0\.5"),
+        ("no archive", r"binarized_mnist\.npz must be an npz file"),
+        ("PK\3\4 cut off", r"binarized_mnist\.npz must be an npz file"),
+        ("", r"binarized_mnist\.npz must be an npz file"),
     ],
 )
 def test_a_fixed_binarisation_of_other_images_is_refused(arrays, message, tmp_path):
     file = tmp_path / "binarized_mnist.npz"
-    if arrays is None:
-        file.write_text("no archive")
+    if isinstance(arrays, str):
+        file.write_text(arrays)
     else:
         np.savez(file, **arrays)
     with pytest.raises(ValueError, match=message):
         importlib.import_module("likelihoods").read_static(file)
+
+
+def test_a_fixed_binarisation_is_read(tmp_path):
+    arrays = {name: np.eye(number, 784) for name, number in zip(PARTS, (3, 2, 1), strict=True)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    parts = importlib.import_module("likelihoods").read_static(tmp_path / "a.npz")
+    assert [tuple(part.shape) for part in parts] == [(3, 784), (2, 784), (1, 784)]
+    assert all((part.sum(1) == 1).all() for part in parts)

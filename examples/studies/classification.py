@@ -8,6 +8,7 @@ of the dense VAEs of bounds.py, which this study reads from the folder of that o
 the same protocol (Higgins et al., 2017), beta 4. Do not run bounds.py at the same time.
 """
 
+import contextlib
 import statistics
 
 import bounds
@@ -19,7 +20,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from study import Study, claim, folder_of, main, markdown, run_main
+from study import Study, claim, counted, folder_of, main, markdown, run_main
 
 import vsc_pyro as vsc
 
@@ -71,12 +72,14 @@ def name_of(settings):
 
 
 def measure(settings, folder, data_root):
-    place = folder
+    place, work = folder, contextlib.nullcontext()
     if settings["system"] != "beta-vae":  # a model of bounds, trained for both
         name = name_of(settings)
         place = folder_of("bounds", name, folder.parents[1])
         claim(place, (bounds.runs(quick=True) | bounds.runs(quick=False))[name])
-    model, train, test = bounds.trained(settings, place, data_root)
+        work = work if (place / "model").exists() else counted(place)
+    with work:
+        model, train, test = bounds.trained(settings, place, data_root)
     goal = features(model, test)
     found = [classify(model, train, test, goal, settings, seed) for seed in settings["choices"]]
     return {key: [one[key] for one in found] for key in found[0]}

@@ -16,6 +16,7 @@ the best held-out bound is evaluated.
 """
 
 import math
+import zipfile
 
 import numpy as np
 import torch
@@ -142,16 +143,15 @@ def load(dataset, held_out, data_root):
 def read_static(file):
     """Return training, validation and test images, shape (N, 784), of zeros and ones; raise `ValueError` if not."""
     try:
-        with np.load(file) as arrays:
+        with open(file, "rb") as opened, np.load(opened) as arrays:
             parts = {name: torch.from_numpy(arrays[name]).float() for name in ("train", "valid", "test")}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} must be an npz file of the arrays train, valid and test ({error})") from error
     for name, part in parts.items():
-        if part.dim() != 2 or part.shape[1] != 784 or not ((part == 0) | (part == 1)).all():
-            raise ValueError(
-                f"{file} must have rows of 784 zeros and ones in {name}, got shape {tuple(part.shape)}, values from "
-                f"{part.min():g} to {part.max():g}"
-            )
+        if part.dim() != 2 or not len(part) or part.shape[1] != 784:
+            raise ValueError(f"{file} must have rows of 784 pixels in {name}, got shape {tuple(part.shape)}")
+        if not ((part == 0) | (part == 1)).all():
+            raise ValueError(f"{file} must have zeros and ones in {name}, got {part.min():g} to {part.max():g}")
     return list(parts.values())
 
 

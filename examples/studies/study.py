@@ -146,8 +146,11 @@ def main(study, argv=None):
     cost = sum(study.minutes(runs[name]) for name in missing) / args.jobs
     print(f"{study.name}: {len(chosen)} runs, {len(missing)} to do, about {cost:.3g} minutes", flush=True)
     failed = do_runs(study, missing, runs, args)
+    kept = kept_runs(study, args)  # another process may have written meanwhile
     found = {name: read_result(study, name, runs[name], args, kept) for name in runs}
     results = {name: result for name, result in found.items() if result is not None}
+    if not failed:
+        check_kept(study, args, kept, results)
     if results and results.keys() >= kept.keys():  # a failed run may have been to replace one that is kept
         write_results(study, results, args)
     if failed:
@@ -192,8 +195,9 @@ def check_kept(study, args, kept, there):
     """Raise `ValueError` if a run that is kept is neither `there` nor to be done, and would vanish from the results."""
     if lost := sorted(kept.keys() - there):
         raise ValueError(
-            f"{files_of(study, args)[0]} has runs that are unknown or have other settings now, and would be lost: "
-            f"{', '.join(lost)}; repeat them with --only, remove them from the file, or pass another --results"
+            f"{files_of(study, args)[0]} has runs that the study does not have, or has with other settings, and would "
+            f"lose: {', '.join(lost)}; repeat with --only those it has, remove the others from the file, or pass "
+            "another --results"
         )
 
 
@@ -304,7 +308,13 @@ def do_in_processes(study, names, args, bar):
                 bar.set_postfix_str(", ".join(at_work))
     finally:
         for process in at_work.values():
-            process.kill()
+            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)  # it counts its seconds
+        for process in at_work.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             process.stdin.close()
     return failed
 
@@ -345,7 +355,9 @@ def write_results(study, results, args):
     write_text(table, told)
     write_figure(picture, figure, dpi=120)
     for run, picture in itertools.product(results, study.pictures):
-        if (drawn := folder_of(study.name, run, args.output) / f"{picture}.png").exists():
+        folder = folder_of(study.name, run, args.output)
+        drawn, own = folder / f"{picture}.png", folder / "result.json"
+        if drawn.exists() and own.exists() and read_json(own) == results[run]:  # not a newer one that was kept
             shutil.copyfile(drawn, target / f"{study.name}-{run}-{picture}.png")
     print(f"{told}\nwritten: {target / study.name}.json, .md, .png")
 
@@ -401,6 +413,7 @@ def fitted(model, data, folder, **options):
 __all__ = [
     "Study",
     "claim",
+    "counted",
     "fitted",
     "folder_of",
     "main",
