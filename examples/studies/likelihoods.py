@@ -84,7 +84,7 @@ EPOCHS = {
     ("mnist-static", "gated"): {"relaxed": 100, "disarm": 15},
     "quick": {"relaxed": 4, "disarm": 1},
 }
-# On Fashion-MNIST the bounds of tanh units stall until the rate is low.
+# On Fashion-MNIST the bound of tanh units may get worse for long while the rate is high.
 PATIENCE = {("fashion-mnist", "tanh"): 500}
 
 
