@@ -189,7 +189,10 @@ def test_pictures_are_those_of_the_results(tmp_path):
 
 
 def test_an_interrupt_ends_runs_in_processes_and_counts_their_seconds(tmp_path):
-    process = subprocess.Popen(command("--output", tmp_path, "--jobs", 2), stdout=subprocess.DEVNULL)
+    python, *arguments = command("--output", tmp_path, "--jobs", 2)
+    # A shell's background job ignores the signal, and so would this process and its own.
+    heeds = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([python, "-c", heeds, python, *arguments], stdout=subprocess.DEVNULL)
     while not list(tmp_path.rglob("checkpoint.pt")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
